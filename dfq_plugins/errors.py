@@ -1,0 +1,70 @@
+"""Every error that the host raises, with the exit code that the command line gives it.
+
+A message states the rule, the value that broke it, and the next step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class DfqError(Exception):
+    """Base of all errors raised on purpose by dfq-plugins."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(DfqError, ValueError):
+    """An argument, option, recipe or count that cannot be used as given."""
+
+    exit_code = 2
+
+
+class PluginError(DfqError):
+    """A plugin that is unknown, broken, ambiguous, or whose framework is not installed."""
+
+    exit_code = 3
+
+
+class ModelError(DfqError):
+    """A model that cannot be loaded, inverted, traced or quantized."""
+
+    exit_code = 4
+
+
+class DataError(DfqError):
+    """A data set or folder that is damaged, foreign, unreadable or unwritable."""
+
+    exit_code = 5
+
+
+class DivergedError(DfqError):
+    """An optimisation whose loss is no longer finite."""
+
+    exit_code = 6
+
+
+class ArtifactError(DfqError):
+    """An exported artefact that failed its checks, and was not handed over."""
+
+    exit_code = 7
+
+
+INTERRUPTED_EXIT_CODE = 130
+"""Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint naming the known name nearest to `name`, or an empty string.
+
+    >>> nearest("brevitsa", ["brevitas", "torch-ao"])
+    " Did you mean 'brevitas'?"
+    >>> nearest("xyz", ["brevitas"])
+    ''
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,56 @@
+"""The hooks through which every generator, calibrator and listener is found, the built-in ones included.
+
+Hooks only name things: they return small frozen records, and the host calls what stands behind a record by its name.
+A complete plugin is a module named by an entry point in the group ``dfq_plugins``::
+
+    # pyproject.toml
+    [project.entry-points.dfq_plugins]
+    my-noise = "my_noise.plugin"
+
+    # my_noise/plugin.py (imports no torch)
+    from dfq_plugins import hookimpl
+    from dfq_plugins.types import GeneratorEntry
+
+    @hookimpl
+    def dfq_generators():
+        yield GeneratorEntry("uniform", "Uniform noise in the valid range", "my_noise.uniform:UniformGenerator")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+    from dfq_plugins.types import CalibratorEntry, GeneratorEntry, InputSpec, ProgressListenerEntry
+
+PROJECT = "dfq_plugins"
+"""Name of the pluggy project and of the entry-point group."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def dfq_generators() -> Iterable[GeneratorEntry]:  # type: ignore[empty-body]
+    """Return the data generators that this plugin provides; see `dfq_plugins.types.DataGenerator`."""
+
+
+@hookspec
+def dfq_calibrators() -> Iterable[CalibratorEntry]:  # type: ignore[empty-body]
+    """Return the calibrators that this plugin provides; see `dfq_plugins.types.Calibrator`."""
+
+
+@hookspec
+def dfq_progress_listeners() -> Iterable[ProgressListenerEntry]:  # type: ignore[empty-body]
+    """Return the progress listeners that this plugin provides. Every ready listener hears every run."""
+
+
+@hookspec(firstresult=True)
+def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
+    """Return the input specification of a model that this plugin recognises, else None."""

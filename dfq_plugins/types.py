@@ -1,0 +1,258 @@
+"""The records and protocols that the host, generators and calibrators share. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from dfq_plugins.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What one input of the network looks like.
+
+    The network takes `(raw - mean) / std` per channel, where `raw` lies in `value_range`.
+
+    Args:
+        shape: shape of one sample, channels first, without the batch axis: `(3, 32, 32)`.
+        mean: mean subtracted from the raw values, one per channel; None if the normalisation is not known.
+        std: standard deviation that the raw values are divided by, one per channel; None together with `mean`.
+        value_range: lowest and highest raw value (in network units where mean is None); None if unbounded or unknown.
+        num_classes: width of the class logits; None if the network is no classifier.
+
+    Raises:
+        UsageError: a size is not positive, mean and std do not fit the channels, or the range is empty.
+
+    >>> InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0)).bounds
+    ((-2.0,), (2.0,))
+    """
+
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.shape or any(size < 1 for size in self.shape):
+            raise UsageError(f"An input shape needs positive sizes, channels first, got {self.shape}. Give e.g. (3, 32, 32).")
+        if (self.mean is None) != (self.std is None):
+            raise UsageError("mean and std go together: give both or neither.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.channels:
+                raise UsageError(f"{name} needs one value per channel ({self.channels}), got {len(values)}: {values}.")
+        if self.std is not None and min(self.std) <= 0:
+            raise UsageError(f"std must be positive, got {self.std}.")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise UsageError(f"value_range must rise, got {self.value_range}. Give (lowest, highest), e.g. (0, 1).")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels: the first size of the shape."""
+        return self.shape[0]
+
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Lowest and highest network input per channel, or None where the range is unknown."""
+        if self.value_range is None:
+            return None
+        mean = self.mean or (0.0,) * self.channels
+        std = self.std or (1.0,) * self.channels
+        low, high = ([(edge - m) / s for m, s in zip(mean, std, strict=True)] for edge in self.value_range)
+        return tuple(low), tuple(high)
+
+    @property
+    def extremes(self) -> tuple[float, float] | None:
+        """Lowest and highest network input over all channels: the range of the input quantizer."""
+        return None if self.bounds is None else (min(self.bounds[0]), max(self.bounds[1]))
+
+
+class Batch(NamedTuple):
+    """Inputs `(batch, *shape)` with class labels `(batch,)` and teacher logits `(batch, classes)` where known.
+
+    A single sample of a data set is the same record without the batch axis.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One step of a run: `completed` of `total` units of `stage`, with the latest metrics."""
+
+    stage: str
+    completed: int
+    total: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+
+
+class DataGenerator(Protocol):
+    """Synthesises inputs from a trained model. Built by its entry's factory from an options record."""
+
+    def generate(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        *,
+        num_samples: int,
+        batch_size: int,
+        rng: torch.Generator,
+        report: Callable[[ProgressEvent], None],
+    ) -> Iterator[Batch]:
+        """Yield batches that hold exactly `num_samples` samples in all.
+
+        Args:
+            model: a private frozen copy in eval mode; may be changed.
+            spec: the input to synthesise.
+            num_samples: how many samples to yield in all, at least 1.
+            batch_size: the largest batch to yield.
+            rng: the only source of randomness.
+            report: call it after each step.
+        """
+        ...
+
+
+@runtime_checkable
+class Calibrator(Protocol):
+    """Takes a float model through one framework's own quantization, in torch.ao's own verbs."""
+
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
+        """Return a copy of `model` with the framework's observers or fake quantizers inserted."""
+        ...
+
+    def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+        """Let the framework record the ranges of every batch, in place."""
+        ...
+
+    def convert(self, prepared: nn.Module) -> nn.Module:
+        """Return the framework's native quantized model."""
+        ...
+
+    def describe(self, converted: nn.Module) -> Coverage:
+        """Say which tensors are quantized and how, and which modules stay in float."""
+        ...
+
+    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        """Write the framework's artefacts into the folder `path`, run each, and compare it with the torch model.
+
+        Raises:
+            ArtifactError: an artefact does not agree with the torch model; the file is removed first.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Bit widths of weights and activations.
+
+    >>> Recipe.parse("w4a8")
+    Recipe(weight_bits=4, activation_bits=8)
+    >>> str(Recipe(8, 8))
+    'w8a8'
+    """
+
+    weight_bits: int
+    activation_bits: int
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        """Read `w<bits>a<bits>`, each from 1 to 32.
+
+        Raises:
+            UsageError: the text is not of that form.
+        """
+        match = re.fullmatch(r"w(\d{1,2})a(\d{1,2})", text.strip().lower())
+        if match is None or not all(1 <= int(bits) <= 32 for bits in match.groups()):  # noqa: PLR2004
+            raise UsageError(f"A recipe is w<bits>a<bits>, e.g. w8a8 or w4a8, got {text!r}.")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """How one module computes: its weight's and its input's number format, in words; None means float."""
+
+    name: str
+    kind: str
+    weight: str | None
+    activation: str | None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which layers are quantized, and which modules stay in float with the reason."""
+
+    quantized: tuple[QuantizedLayer, ...]
+    floating: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check that an artefact passed, with the figures that it was judged by."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that was written, with the checks that it passed before it was handed over."""
+
+    path: Path
+    format: str
+    size_bytes: int
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A generator, calibrator or listener without settings."""
+
+
+@dataclass(frozen=True)
+class PluginEntry:
+    """What a plugin registers: a name and how to build the object behind it when it is asked for.
+
+    Args:
+        name: what the user types.
+        summary: one line for listings.
+        factory: `"package.module:Class"`, imported on first use and called with one options record.
+        requires: import names that must be installed; a missing one makes the entry unavailable, not broken.
+        install: the pip arguments that bring them, e.g. `"dfq-plugins[brevitas]"`.
+        options: frozen dataclass of the settings, each field with a default, `annotated_types` constraints and
+            `field(metadata={"help": ...})`.
+    """
+
+    name: str
+    summary: str
+    factory: str
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    options: type[Any] = NoOptions
+
+
+class GeneratorEntry(PluginEntry):
+    """Registers a `DataGenerator`."""
+
+
+class CalibratorEntry(PluginEntry):
+    """Registers a `Calibrator`."""
+
+
+class ProgressListenerEntry(PluginEntry):
+    """Registers a listener: an object called with every `ProgressEvent`."""
