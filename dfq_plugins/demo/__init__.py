@@ -1,0 +1,1 @@
+"""The embedded default: a small digit classifier, its data, and the run behind `dfq demo`."""
