@@ -1,0 +1,64 @@
+"""Quantize a trained PyTorch network without its data, inside the framework you already use.
+
+Public names are imported on first use, so that `import dfq_plugins` costs milliseconds and leaves torch alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.hookspecs import hookimpl
+    from dfq_plugins.pipeline import quantize, run_quantization, synthesize
+    from dfq_plugins.types import Batch, InputSpec, Recipe
+
+    __version__: str
+
+__all__ = [
+    "Batch",
+    "InputSpec",
+    "Recipe",
+    "SyntheticDataset",
+    "__version__",
+    "hookimpl",
+    "quantize",
+    "run_quantization",
+    "synthesize",
+]
+
+_HOMES = {
+    "Batch": "types",
+    "InputSpec": "types",
+    "Recipe": "types",
+    "SyntheticDataset": "dataset",
+    "hookimpl": "hookspecs",
+    "quantize": "pipeline",
+    "run_quantization": "pipeline",
+    "synthesize": "pipeline",
+}
+"""The module that defines each public name."""
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        value: object = _version()
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dfq-plugins")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path that was never installed
+        return "0+uninstalled"

@@ -1,0 +1,197 @@
+"""Loads plugins from the entry-point group `dfq_plugins` and calls their hooks, one plugin at a time.
+
+A plugin that cannot be imported, or whose hook fails, is set aside and never stops the others. A plugin whose hooks
+do not fit the specifications is an error, because it would otherwise be silently ignored.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from dfq_plugins import hookspecs
+from dfq_plugins.errors import PluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from importlib.metadata import EntryPoint
+
+STRICT_VARIABLE = "DFQ_STRICT_PLUGINS"
+"""Environment variable: 1 turns every broken plugin into an error, for plugin authors and their CI."""
+
+OWN_DISTRIBUTION = "dfq-plugins"
+
+
+class PluginWarning(UserWarning):
+    """A plugin was set aside because it is broken."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plugin comes from.
+
+    >>> str(Origin("gan", "dfq-gan", "0.2"))
+    'dfq-gan 0.2'
+    """
+
+    entry_point: str
+    distribution: str
+    version: str
+
+    @classmethod
+    def of(cls, entry_point: EntryPoint) -> Origin:
+        """Read name and version from the metadata of the distribution that the entry point belongs to."""
+        name = None if entry_point.dist is None else entry_point.dist.name
+        if entry_point.dist is None or name is None:
+            return cls(entry_point.name, f"module {entry_point.value}", "")
+        return cls(entry_point.name, name, entry_point.dist.version or "")
+
+    @property
+    def key(self) -> str:
+        """The name to register under: two distributions may well use equal entry-point names."""
+        return f"{self.distribution}:{self.entry_point}"
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}".rstrip()
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that was set aside, and why."""
+
+    origin: Origin
+    error: str
+
+    @property
+    def entry_point(self) -> str:
+        """Name of the entry point."""
+        return self.origin.entry_point
+
+    @property
+    def distribution(self) -> str:
+        """Name of the distribution that provides the plugin."""
+        return self.origin.distribution
+
+    @property
+    def version(self) -> str:
+        """Version of that distribution."""
+        return self.origin.version
+
+    def __str__(self) -> str:
+        return f"plugin {self.entry_point!r} of {self.origin}: {self.error}"
+
+
+class PluginHost:
+    """The plugins of one pluggy manager, with their origins and those that were set aside.
+
+    Args:
+        entry_points: what to load; None loads every installed entry point of the group.
+        strict: raise for a broken plugin; None reads the environment variable `DFQ_STRICT_PLUGINS`.
+
+    Raises:
+        PluginError: a hook is misspelt or takes arguments that its specification lacks, two entry points name one
+            module, or, if strict, any plugin is broken.
+    """
+
+    def __init__(self, entry_points: Iterable[EntryPoint] | None = None, *, strict: bool | None = None) -> None:
+        self.strict = _strict_from_environment() if strict is None else strict
+        self.broken: list[BrokenPlugin] = []
+        self._origins: dict[str, Origin] = {}
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        for entry_point in _in_order(installed_entry_points() if entry_points is None else entry_points):
+            self._load(entry_point)
+        self._check_hook_names()
+
+    def call(self, hook: str, consume: Callable[[Any], Any], **arguments: Any) -> Iterator[tuple[Origin, Any]]:
+        """Call one hook plugin by plugin and yield each origin with what `consume` makes of the hook's result.
+
+        A hook, or an iterator that it returned, that raises breaks its own plugin alone. Plugins outside this
+        distribution come first, as pluggy calls the last registered first.
+        """
+        plugins = self._manager.get_plugins()
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            caller = self._manager.subset_hook_caller(hook, plugins - {implementation.plugin})
+            origin = self._origins[implementation.plugin_name]
+            try:
+                result = consume(caller(**arguments))
+            except Exception as error:  # noqa: BLE001  a plugin's code may raise anything
+                self.set_aside(origin, f"{hook} failed with {type(error).__name__}: {error}", error)
+            else:
+                yield origin, result
+
+    def set_aside(self, origin: Origin, reason: str, cause: BaseException | None = None) -> None:
+        """Record a broken plugin and warn, once per plugin and reason.
+
+        Raises:
+            PluginError: the host is strict.
+        """
+        broken = BrokenPlugin(origin, reason)
+        if self.strict:
+            raise PluginError(f"Broken {broken}. Mend or uninstall it, or unset {STRICT_VARIABLE}.") from cause
+        if broken not in self.broken:
+            self.broken.append(broken)
+            warnings.warn(f"Set aside the broken {broken}. `dfq plugins` lists it.", PluginWarning, stacklevel=3)
+
+    def _load(self, entry_point: EntryPoint) -> None:
+        origin = Origin.of(entry_point)
+        try:
+            plugin = entry_point.load()
+            hash(plugin)  # pluggy keeps plugins in sets
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything, or call sys.exit
+            self.set_aside(origin, f"{type(error).__name__}: {error}", error)
+            return
+        self._refuse_second_registration(plugin, origin)
+        try:
+            self._manager.register(plugin, name=origin.key)
+        except pluggy.PluginValidationError as error:
+            raise _invalid_hook(origin, error) from error
+        self._origins[origin.key] = origin
+        if not self._manager.get_hookcallers(plugin):
+            self.set_aside(origin, f"{entry_point.value} has no hook. Decorate its functions with dfq_plugins.hookimpl")
+
+    def _refuse_second_registration(self, plugin: object, origin: Origin) -> None:
+        first = self._manager.get_name(plugin) or (origin.key if self._manager.has_plugin(origin.key) else None)
+        if first is not None:
+            both = [f"{which} (entry point {which.entry_point!r})" for which in (self._origins[first], origin)]
+            raise PluginError(f"Two entry points name one plugin: {both[0]} and {both[1]}. Uninstall one of the two.")
+
+    def _check_hook_names(self) -> None:
+        try:
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            name = self._manager.get_name(error.plugin)
+            raise _invalid_hook(self._origins[str(name)], error) from error
+
+
+def installed_entry_points() -> tuple[EntryPoint, ...]:
+    """Return every installed entry point of the group, from all distributions on the path."""
+    return tuple(importlib.metadata.entry_points(group=hookspecs.PROJECT))
+
+
+def _in_order(entry_points: Iterable[EntryPoint]) -> list[EntryPoint]:
+    """Sort, so that what is installed and not the order on disk decides; ours come first, to be called last."""
+
+    def rank(entry_point: EntryPoint) -> tuple[bool, str]:
+        origin = Origin.of(entry_point)
+        return origin.distribution != OWN_DISTRIBUTION, origin.key
+
+    return sorted(entry_points, key=rank)
+
+
+def _invalid_hook(origin: Origin, error: pluggy.PluginValidationError) -> PluginError:
+    reason = " ".join(str(error).split())
+    known = ", ".join(name for name in dir(hookspecs) if name.startswith("dfq_"))
+    return PluginError(
+        f"Plugin {origin.entry_point!r} of {origin} has an invalid hook: {reason}. "
+        f"The hooks are {known}; mend the plugin or uninstall {origin.distribution}."
+    )
+
+
+def _strict_from_environment() -> bool:
+    return os.environ.get(STRICT_VARIABLE, "") not in {"", "0"}

@@ -1,0 +1,144 @@
+"""Loads a model from what a user types: a torchvision name, or a factory in a package or a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfq_plugins.errors import ModelError, UsageError, nearest
+from dfq_plugins.weights import load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from torch import nn
+
+_counter = itertools.count(1)
+
+
+def load_model(reference: str, weights: Path | None = None) -> nn.Module:
+    """Build a model and load its weights; the global random state stays as it was.
+
+    Args:
+        reference: `torchvision:resnet18`, `package.module:factory` or `path/to/file.py:factory`; a factory takes no
+            arguments and returns the model.
+        weights: state dict as .safetensors, or as .pth or .pt read with `weights_only=True`; None keeps what the
+            factory returned.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        UsageError: the reference or the suffix of the weights file has another form.
+        ModelError: the factory cannot be found or fails, or the weights do not fit or hold code.
+    """
+    from dfq_plugins.model_state import preserve_global_state  # noqa: PLC0415  imports torch
+
+    source, separator, name = reference.rpartition(":")
+    if not (separator and source and name):
+        raise UsageError(
+            f"A model is torchvision:NAME, package.module:factory or file.py:factory, got {reference!r}. "
+            "Give e.g. torchvision:resnet18."
+        )
+    with preserve_global_state():
+        model = _build(source, name, reference)
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def _build(source: str, name: str, reference: str) -> nn.Module:
+    from torch import nn
+
+    if source == "torchvision":
+        return _from_torchvision(name)
+    is_file = source.endswith(".py")
+    with _importable(Path(source).parent if is_file else Path.cwd()):
+        module = _module_from_file(Path(source)) if is_file else _import_module(source)
+        try:
+            model = _factory(module, name, source)()
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"The factory {reference} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"The factory {reference} must return a torch.nn.Module, got {type(model).__name__}. "
+            "A checkpoint goes into --weights."
+        )
+    return model
+
+
+def _from_torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise ModelError(f"torchvision has no model {name!r}.{nearest(name, known)} It has {len(known)} models.")
+    return torchvision.models.get_model(name, weights=None)  # type: ignore[no-any-return]  # torchvision has no types
+
+
+def _factory(module: ModuleType, name: str, source: str) -> Callable[[], Any]:
+    factory = getattr(module, name, None)
+    if factory is None:
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ModelError(
+            f"{source} has no factory {name!r}.{nearest(name, public)} It has {', '.join(public) or 'none'}."
+        )
+    if not callable(factory):
+        raise ModelError(
+            f"{source}:{name} must be a function or class without arguments, got {type(factory).__name__}."
+        )
+    return factory  # type: ignore[no-any-return]  # whatever the user's file defines
+
+
+def _import_module(source: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except Exception as error:
+        raise ModelError(
+            f"Cannot import {source!r} for the model: {type(error).__name__}: {error}. "
+            "Give an importable package.module:factory, or file.py:factory."
+        ) from error
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    """Run a file as a module of a name that nobody else has."""
+    if not path.is_file():
+        raise ModelError(f"The model file {path} does not exist.")
+    name = f"_dfq_model_{next(_counter)}_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ModelError(f"The model file {path} cannot be imported as Python source.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and torch.fx look a class's module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"The model file {path} failed with {type(error).__name__}: {error}") from error
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Put `folder` on the module search path; when the block fails, drop what was imported from it."""
+    place = str(folder.resolve())
+    before = set(sys.modules)
+    sys.path.insert(0, place)
+    try:
+        yield
+    except BaseException:
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(place):
+                del sys.modules[name]
+        raise
+    finally:
+        if place in sys.path:
+            sys.path.remove(place)

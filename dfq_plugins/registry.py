@@ -1,0 +1,330 @@
+"""Every generator, calibrator and listener that is installed, by name, and how to build it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import pkgutil
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from dfq_plugins.errors import PluginError, nearest
+from dfq_plugins.loading import BrokenPlugin, Origin, PluginHost
+from dfq_plugins.options import parse_options
+from dfq_plugins.types import CalibratorEntry, GeneratorEntry, InputSpec, PluginEntry, ProgressListenerEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from importlib.metadata import EntryPoint
+
+    from torch import nn
+
+    from dfq_plugins.types import Calibrator, DataGenerator, ProgressEvent
+
+Item = TypeVar("Item")
+Kind = Literal["generator", "calibrator", "listener"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the host asks of one kind of plugin: the hook, the entry that it returns, the methods of the object."""
+
+    hook: str
+    entry: type[PluginEntry]
+    methods: tuple[str, ...]
+
+
+KINDS: Mapping[Kind, Contract] = MappingProxyType(
+    {
+        "generator": Contract("dfq_generators", GeneratorEntry, ("generate",)),
+        "calibrator": Contract(
+            "dfq_calibrators", CalibratorEntry, ("prepare", "calibrate", "convert", "describe", "export")
+        ),
+        "listener": Contract("dfq_progress_listeners", ProgressListenerEntry, ("__call__",)),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Provided:
+    """One generator, calibrator or listener and who provides it.
+
+    Args:
+        kind: what it is.
+        entry: what the plugin registered.
+        origin: the distribution and entry point that it came from.
+        missing: import names that it requires and that are not installed.
+    """
+
+    kind: Kind
+    entry: PluginEntry
+    origin: Origin
+    missing: tuple[str, ...] = ()
+
+    @property
+    def distribution(self) -> str:
+        """Name of the distribution that provides it."""
+        return self.origin.distribution
+
+    @property
+    def version(self) -> str:
+        """Version of that distribution."""
+        return self.origin.version
+
+    @property
+    def state(self) -> Literal["ready", "unavailable"]:
+        """Whether everything that it requires is installed."""
+        return "unavailable" if self.missing else "ready"
+
+    @property
+    def install_line(self) -> str:
+        """The command that installs what is missing; empty if nothing is."""
+        if not self.missing:
+            return ""
+        return f'pip install "{self.entry.install}"' if self.entry.install else f"pip install {' '.join(self.missing)}"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.entry.name!r} from {self.origin}"
+
+
+class Registry:
+    """What the loaded plugins provide, by kind and name.
+
+    Raises:
+        PluginError: two plugins provide one name.
+    """
+
+    def __init__(self, host: PluginHost) -> None:
+        self._host = host
+        self._provided = {kind: _collect(host, kind) for kind in KINDS}
+
+    @property
+    def generators(self) -> Mapping[str, Provided]:
+        """Every generator by name, also the unavailable ones."""
+        return self.of("generator")
+
+    @property
+    def calibrators(self) -> Mapping[str, Provided]:
+        """Every calibrator by name, also the unavailable ones."""
+        return self.of("calibrator")
+
+    @property
+    def listeners(self) -> Mapping[str, Provided]:
+        """Every progress listener by name, also the unavailable ones."""
+        return self.of("listener")
+
+    @property
+    def broken(self) -> tuple[BrokenPlugin, ...]:
+        """The plugins that were set aside, and why."""
+        return tuple(self._host.broken)
+
+    def of(self, kind: Kind) -> Mapping[str, Provided]:
+        """Return everything of one kind by name."""
+        return MappingProxyType(self._provided[kind])
+
+    def find(self, kind: Kind, name: str) -> Provided:
+        """Return the ready plugin of that name.
+
+        Raises:
+            PluginError: there is none, or what it requires is not installed.
+        """
+        provided = self._provided[kind].get(name)
+        if provided is None:
+            raise PluginError(self._unknown(kind, name))
+        if provided.missing:
+            raise PluginError(
+                f"{kind.capitalize()} {name!r} needs {', '.join(provided.missing)}, not installed here. "
+                f"Run: {provided.install_line}"
+            )
+        return provided
+
+    def options(self, kind: Kind, name: str, options: object = None) -> Any:
+        """Return the options record of a plugin, from a mapping, from such a record, or with its defaults.
+
+        Raises:
+            PluginError: the plugin is unknown or unavailable.
+            UsageError: an option is unknown or its value breaks a rule.
+        """
+        provided = self.find(kind, name)
+        return parse_options(provided.entry.options, options, owner=f"{kind} {name!r}")
+
+    @overload
+    def create(self, kind: Literal["generator"], name: str, options: object = None) -> DataGenerator: ...
+    @overload
+    def create(self, kind: Literal["calibrator"], name: str, options: object = None) -> Calibrator: ...
+    @overload
+    def create(
+        self, kind: Literal["listener"], name: str, options: object = None
+    ) -> Callable[[ProgressEvent], None]: ...
+
+    def create(self, kind: Kind, name: str, options: object = None) -> Any:
+        """Build the object behind a name; only now is its framework imported.
+
+        Args:
+            kind: "generator", "calibrator" or "listener".
+            name: what the plugin registered.
+            options: a mapping (text values as typed on a command line are converted), an options record of the
+                plugin, or None for the defaults.
+
+        Raises:
+            PluginError: the plugin is unknown, unavailable, cannot be imported, or builds the wrong thing.
+            UsageError: an option is unknown or its value breaks a rule.
+        """
+        provided = self.find(kind, name)
+        record = self.options(kind, name, options)
+        factory = _resolve(provided)
+        with attributed(provided):
+            built = factory(record)
+        lacking = [method for method in KINDS[kind].methods if not callable(getattr(built, method, None))]
+        if lacking:
+            raise PluginError(
+                f"The {provided} builds a {type(built).__name__} without {', '.join(lacking)}(). "
+                f"See dfq_plugins.types for what a {kind} offers."
+            )
+        return built
+
+    def infer_input_spec(self, model: nn.Module) -> InputSpec | None:
+        """Ask the plugins for the input specification of `model`; outside plugins before the built-in ones."""
+        for _, spec in self._host.call("dfq_infer_input_spec", _spec_or_none, model=model):
+            if spec is not None:
+                return spec  # type: ignore[no-any-return]  # checked by _spec_or_none
+        return None
+
+    def _unknown(self, kind: Kind, name: str) -> str:
+        known = self._provided[kind]
+        ready = [key for key, provided in known.items() if not provided.missing]
+        absent = [f"{key} ({provided.install_line})" for key, provided in known.items() if provided.missing]
+        parts = [f"Unknown {kind} {name!r}.{nearest(name, known)}", f"Available: {', '.join(ready) or 'none'}."]
+        if absent:
+            parts.append(f"Not installed: {', '.join(absent)}.")
+        if self.broken:
+            parts.append(f"Broken: {'; '.join(map(str, self.broken))}.")
+        if not known and not self.broken:
+            parts.append("Even the built-in ones are found through installed metadata: run pip install dfq-plugins.")
+        return " ".join(parts)
+
+
+def build_registry(*, entry_points: Iterable[EntryPoint] | None = None, strict: bool | None = None) -> Registry:
+    """Load plugins into a fresh plugin manager.
+
+    Args:
+        entry_points: what to load; None loads every installed entry point of the group `dfq_plugins`.
+        strict: raise for a broken plugin; None reads the environment variable `DFQ_STRICT_PLUGINS`.
+
+    Raises:
+        PluginError: a hook is invalid, or two plugins provide one name.
+    """
+    return Registry(PluginHost(entry_points, strict=strict))
+
+
+@functools.cache
+def get_registry() -> Registry:
+    """Return the registry of all installed plugins, built once in a process."""
+    return build_registry()
+
+
+@contextmanager
+def attributed(provided: Provided) -> Iterator[None]:
+    """Add a note to an exception that leaves the block: `in generator 'gan' from dfq-gan 0.2`."""
+    try:
+        yield
+    except Exception as error:
+        note = f"in {provided}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        raise
+
+
+def attributed_iterator(items: Iterable[Item], provided: Provided) -> Iterator[Item]:
+    """Yield the items of a plugin's iterator, and attribute what it raises, but not what the consumer raises."""
+    iterator = iter(items)
+    try:
+        while True:
+            with attributed(provided):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def _collect(host: PluginHost, kind: Kind) -> dict[str, Provided]:
+    contract = KINDS[kind]
+    consume = functools.partial(_entries, contract)
+    found: dict[str, Provided] = {}
+    for origin, entries in reversed(list(host.call(contract.hook, consume))):  # ours first in listings
+        for entry in entries:
+            provided = Provided(kind, entry, origin, tuple(name for name in entry.requires if not _installed(name)))
+            first = found.setdefault(entry.name, provided)
+            if first is not provided:
+                raise PluginError(
+                    f"Two plugins provide the {kind} {entry.name!r}: {_place(first)} and {_place(provided)}. "
+                    "Uninstall one of them."
+                )
+    return found
+
+
+def _place(provided: Provided) -> str:
+    return f"{provided.origin} (entry point {provided.origin.entry_point!r})"
+
+
+def _entries(contract: Contract, results: list[Iterable[PluginEntry]]) -> list[PluginEntry]:
+    """Run through the iterables that a hook returned and check each entry."""
+    entries = [entry for result in results for entry in result]
+    for entry in entries:
+        _check_entry(contract, entry)
+    return entries
+
+
+def _check_entry(contract: Contract, entry: PluginEntry) -> None:
+    if not isinstance(entry, contract.entry):
+        raise TypeError(f"expected {contract.entry.__name__} objects, got {entry!r}")
+    if not isinstance(entry.name, str) or not re.fullmatch(r"\S+", entry.name):
+        raise ValueError(f"a name is one word, got {entry.name!r}")
+    if not re.fullmatch(r"[\w.]+:[\w.]+", entry.factory):
+        raise ValueError(f"a factory is 'package.module:Class', got {entry.factory!r} for {entry.name!r}")
+    if isinstance(entry.requires, str):
+        raise TypeError(f"requires is a tuple of import names, got the text {entry.requires!r} for {entry.name!r}")
+
+
+def _installed(name: str) -> bool:
+    """Tell whether a module can be found, without importing it or its parents."""
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    top, *children = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # in sys.modules without a specification: somebody put it there, so it can be imported
+        return True
+    for position, _ in enumerate(children, start=2):
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        path = ".".join(name.split(".")[:position])
+        spec = importlib.machinery.PathFinder.find_spec(path, spec.submodule_search_locations)
+    return spec is not None
+
+
+def _resolve(provided: Provided) -> Callable[[Any], Any]:
+    try:
+        factory = pkgutil.resolve_name(provided.entry.factory)
+    except Exception as error:
+        raise PluginError(
+            f"The {provided} cannot be loaded from {provided.entry.factory}: {type(error).__name__}: {error}. "
+            f"Reinstall or mend {provided.distribution}."
+        ) from error
+    return factory  # type: ignore[no-any-return]  # any object that a plugin names
+
+
+def _spec_or_none(result: object) -> InputSpec | None:
+    if result is None or isinstance(result, InputSpec):
+        return result
+    raise TypeError(f"expected an InputSpec or None, got {result!r}")
