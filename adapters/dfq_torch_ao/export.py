@@ -1,0 +1,102 @@
+"""Writes a converted model as a TorchScript program, and hands it over only if it computes the same when loaded.
+
+TorchScript is the only format of torch that holds torch.ao's packed int8 weights: `torch.export` refuses their class
+(no `__obj_flatten__`). The archive is loaded without the classes of this package.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from dfq_plugins.errors import ArtifactError, DataError
+from dfq_plugins.types import Artifact, Check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from dfq_plugins.types import InputSpec
+
+FILE_NAME = "model.torchscript.pt"
+_CHECKED_SAMPLES = 16
+_TOLERANCE = 1e-5
+
+
+def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path) -> Artifact:
+    """Write `converted` into `folder`, load the file, compare both on random inputs, and only then give it its name.
+
+    Raises:
+        ArtifactError: the model has no TorchScript form, or the loaded program computes something else.
+        DataError: the folder cannot be written.
+    """
+    inputs = _random_inputs(spec)
+    target = folder / FILE_NAME
+    temporary = folder / f".{FILE_NAME}.part"
+    program, how = _to_torchscript(converted, inputs)
+    buffer = io.BytesIO()
+    torch.jit.save(program, buffer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(buffer.getvalue())
+        check = compare_outputs(converted, torch.jit.load(str(temporary)), inputs)
+        temporary.replace(target)
+    except OSError as error:
+        raise DataError(f"{folder} must be a writable folder with free space: {error}. Give another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Artifact(target, "TorchScript", target.stat().st_size, (Check("program", how), check))
+
+
+def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, str]:
+    """Return the model's program, compiled from source, or recorded from a run where its source does not compile."""
+    try:
+        return torch.jit.script(converted), "torch.jit.script"
+    except (RuntimeError, OSError, TypeError, NotImplementedError) as unscriptable:
+        try:
+            return torch.jit.trace(converted, (inputs,)), "torch.jit.trace"
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"This model has no TorchScript form: {error}. Rewrite what it names, or keep the converted model in "
+                "Python and do without the export."
+            ) from unscriptable
+
+
+def _random_inputs(spec: InputSpec) -> torch.Tensor:
+    """Return inputs within the known range, else standard normal ones, from a generator of their own."""
+    rng = torch.Generator().manual_seed(0)
+    if spec.extremes is None:
+        return torch.randn(_CHECKED_SAMPLES, *spec.shape, generator=rng)
+    lowest, highest = spec.extremes
+    return lowest + (highest - lowest) * torch.rand(_CHECKED_SAMPLES, *spec.shape, generator=rng)
+
+
+def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: torch.Tensor) -> Check:
+    """Compare two models on all inputs at once and on a single one, and say by how much they differ.
+
+    Raises:
+        ArtifactError: they differ by more than 1e-5.
+    """
+    difference, agreement = 0.0, 1.0
+    with torch.no_grad():
+        for batch in (inputs, inputs[:1]):
+            for expected, got in zip(_tensors(converted(batch)), _tensors(loaded(batch)), strict=True):
+                difference = max(difference, (expected - got).abs().max().item())
+                agreement = min(
+                    agreement, (expected.flatten(1).argmax(1) == got.flatten(1).argmax(1)).float().mean().item()
+                )
+    figures = f"{len(inputs)} random inputs: top-1 agreement {agreement:.1%}, maximum difference {difference:.3g}"
+    if not difference <= _TOLERANCE:
+        raise ArtifactError(
+            f"The TorchScript program must compute what the torch model does, but on {figures}. It was removed; "
+            "please report the model."
+        )
+    return Check("loaded and run", figures)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf.float() for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,117 @@
+"""Gives the quantizer of the network's input the range that is known, instead of the one that was observed."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver, ObserverBase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.fx import GraphModule, Node
+
+_MOVING_MODULES = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+    nn.CircularPad1d,
+    nn.CircularPad2d,
+    nn.CircularPad3d,
+)
+_CONSTANT_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+_MOVING_FUNCTIONS = (
+    operator.getitem,
+    torch.flatten,
+    torch.reshape,
+    torch.permute,
+    torch.transpose,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.clone,
+    nn.functional.dropout,
+    nn.functional.max_pool1d,
+    nn.functional.max_pool2d,
+    nn.functional.max_pool3d,
+)
+_MOVING_METHODS = frozenset(
+    ("flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone", "expand")
+)
+
+
+def moves_values(node: Node, modules: dict[str, nn.Module]) -> bool:
+    """Tell whether a node only moves, repeats, drops or zero-pads values: the range, zero included, stays the same."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if isinstance(module, _CONSTANT_PADS):
+            return module.value == 0
+        return isinstance(module, _MOVING_MODULES)
+    if node.op == "call_function" and node.target is nn.functional.pad:
+        return not _argument(node, 3, "value")
+    if node.op == "call_function":
+        return node.target in _MOVING_FUNCTIONS
+    return node.op == "call_method" and node.target in _MOVING_METHODS
+
+
+def _argument(node: Node, position: int, name: str) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def fix_input_range(prepared: GraphModule, extremes: tuple[float, float]) -> int:
+    """Replace each observer of the network's input by one with the known range.
+
+    Args:
+        prepared: what `prepare_fx` returned; changed in place.
+        extremes: lowest and highest value of the input, e.g. `InputSpec.extremes`.
+
+    Returns:
+        How many observers were replaced: 0 where the network first computes with its input, e.g. normalises it.
+    """
+    modules = dict(prepared.named_modules())
+    observers = {
+        id(modules[str(node.target)]): modules[str(node.target)] for node in _input_observers(prepared, modules)
+    }
+    # Operations that keep the range, such as max pooling, share one observer under several names.
+    for name, module in list(prepared.named_modules(remove_duplicate=False)):
+        if id(module) in observers:
+            prepared.set_submodule(name, _known_range(module, extremes))
+    return len(observers)
+
+
+def _input_observers(prepared: GraphModule, modules: dict[str, nn.Module]) -> Iterator[Node]:
+    """Yield the nodes that observe the first input, directly or behind operations that only move its values."""
+    reached = [next(node for node in prepared.graph.nodes if node.op == "placeholder")]
+    while reached:
+        for node in reached.pop().users:
+            if node.op == "call_module" and isinstance(modules[str(node.target)], ObserverBase):
+                yield node
+            elif moves_values(node, modules):
+                reached.append(node)
+
+
+def _known_range(observer: Any, extremes: tuple[float, float]) -> FixedQParamsObserver:
+    """Return an observer with the number format of `observer` and the scale and zero point of the range."""
+    number_format = {name: getattr(observer, name) for name in ("dtype", "qscheme", "quant_min", "quant_max")}
+    reference = MinMaxObserver(**number_format)
+    reference(torch.tensor(extremes))
+    scale, zero_point = reference.calculate_qparams()
+    return FixedQParamsObserver(scale.item(), zero_point.item(), **number_format)

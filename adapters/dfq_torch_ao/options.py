@@ -1,0 +1,38 @@
+"""Settings of the torch.ao calibrator. Imports no torch, so that they can be listed without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Engine = Literal["auto", "x86", "onednn", "fbgemm", "qnnpack"]
+ActivationObserver = Literal["histogram", "minmax", "moving-average-minmax"]
+
+
+@dataclass(frozen=True)
+class TorchAoOptions:
+    """How torch.ao observes ranges, and for which kernels it packs the weights."""
+
+    engine: Engine = field(
+        default="auto",
+        metadata={"help": "kernels to pack the weights for; auto: torch.backends.quantized.engine (x86 on PCs)"},
+    )
+    activation_observer: ActivationObserver = field(
+        default="histogram",
+        metadata={"help": "how activation ranges are found; histogram clips outliers to the smallest squared error"},
+    )
+    per_channel: bool = field(
+        default=True,
+        metadata={"help": "one weight scale per output channel instead of one per tensor"},
+    )
+    reduce_range: bool | None = field(
+        default=None,
+        metadata={
+            "help": "keep 8-bit activations within 0..127, so that 16-bit sums of CPUs without VNNI cannot "
+            "overflow; not given: as torch.ao does for the engine (x86 and fbgemm yes)"
+        },
+    )
+    non_traceable: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "names of submodules that FX must not look into; they stay in float"},
+    )

@@ -1,0 +1,141 @@
+"""Translates a recipe and options into torch.ao's QConfigMapping."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.ao.quantization import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PerChannelMinMaxObserver,
+    PlaceholderObserver,
+    QConfig,
+    QConfigMapping,
+    get_default_qconfig_mapping,
+)
+
+from dfq_plugins.errors import UsageError
+from dfq_torch_ao.engines import reduces_range
+
+if TYPE_CHECKING:
+    from dfq_plugins.types import Recipe
+    from dfq_torch_ao.options import TorchAoOptions
+
+STORAGE_BITS = 8
+"""Width of the integers that the kernels of torch.ao read and write, whatever part of their range is used."""
+
+_LOWEST_BITS = 2
+_ACTIVATION_OBSERVERS: dict[str, Any] = {
+    "histogram": HistogramObserver,
+    "minmax": MinMaxObserver,
+    "moving-average-minmax": MovingAverageMinMaxObserver,
+}
+_TRANSPOSED = (
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.functional.conv_transpose1d,
+    nn.functional.conv_transpose2d,
+    nn.functional.conv_transpose3d,
+)
+_FLOAT_WEIGHT = (nn.LayerNorm, nn.functional.layer_norm)
+_FIXED_RANGE = (
+    nn.Hardsigmoid,
+    nn.functional.hardsigmoid,
+    "hardsigmoid",
+    "hardsigmoid_",
+    nn.Sigmoid,
+    torch.sigmoid,
+    "sigmoid",
+    "sigmoid_",
+    nn.Softmax,
+    nn.Tanh,
+    torch.tanh,
+    "tanh",
+    "tanh_",
+)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse widths that int8 storage cannot hold.
+
+    Raises:
+        UsageError: a width is not between 2 and 8 bits.
+    """
+    for what, bits in (("weights", recipe.weight_bits), ("activations", recipe.activation_bits)):
+        if not _LOWEST_BITS <= bits <= STORAGE_BITS:
+            raise UsageError(
+                f"torch.ao quantizes {what} to 2 to 8 bits (below 8 inside int8 storage), got {bits} in {recipe}. "
+                "Choose e.g. w8a8 or w4a8."
+            )
+
+
+def weight_range(bits: int) -> tuple[int, int]:
+    """Return the lowest and highest weight integer.
+
+    Eight bits keep torch.ao's own -128..127. Below, nothing cuts off what lies outside of the range, so that it must be
+    symmetric: the scale is max|w| / highest, and the largest weight then falls on the highest integer exactly.
+
+    >>> weight_range(8), weight_range(4)
+    ((-128, 127), (-7, 7))
+    """
+    highest = 2 ** (bits - 1) - 1
+    return (-highest - 1 if bits == STORAGE_BITS else -highest), highest
+
+
+def activation_range(recipe: Recipe, options: TorchAoOptions, engine: str) -> tuple[int, int]:
+    """Return the lowest and highest activation integer; 0..127 for 8 bits where the engine needs a reduced range."""
+    # Weights below 8 bits cannot overflow the 16-bit sums.
+    narrow = recipe.weight_bits == recipe.activation_bits == STORAGE_BITS and reduces_range(options, engine)
+    return 0, 2 ** (recipe.activation_bits - narrow) - 1
+
+
+def activation_observer(recipe: Recipe, options: TorchAoOptions, engine: str) -> Any:
+    """Return the constructor of the observers of activations."""
+    lowest, highest = activation_range(recipe, options, engine)
+    kind = _ACTIVATION_OBSERVERS[options.activation_observer]
+    return kind.with_args(dtype=torch.quint8, quant_min=lowest, quant_max=highest)
+
+
+def weight_observer(bits: int, *, per_channel: bool) -> Any:
+    """Return the constructor of the observers of weights: symmetric, per output channel or per tensor."""
+    lowest, highest = weight_range(bits)
+    kind, scheme = (
+        (PerChannelMinMaxObserver, torch.per_channel_symmetric)
+        if per_channel
+        else (MinMaxObserver, torch.per_tensor_symmetric)
+    )
+    return kind.with_args(dtype=torch.qint8, qscheme=scheme, quant_min=lowest, quant_max=highest)
+
+
+def make_qconfig_mapping(recipe: Recipe, options: TorchAoOptions, engine: str) -> QConfigMapping:
+    """Return torch.ao's default mapping of `engine` with the observers of the recipe: every layer is quantized.
+
+    Raises:
+        UsageError: torch.ao cannot quantize to the widths of the recipe.
+    """
+    check_recipe(recipe)
+    activation = activation_observer(recipe, options, engine)
+    per_tensor = QConfig(activation=activation, weight=weight_observer(recipe.weight_bits, per_channel=False))
+    weight = weight_observer(recipe.weight_bits, per_channel=options.per_channel)
+    mapping = get_default_qconfig_mapping(engine).set_global(QConfig(activation=activation, weight=weight))
+    for kind in _TRANSPOSED:  # no kernel takes one scale per channel
+        mapping.set_object_type(kind, per_tensor)
+    for kind in _FLOAT_WEIGHT:
+        mapping.set_object_type(kind, QConfig(activation=activation, weight=PlaceholderObserver))
+    slope = MinMaxObserver.with_args(dtype=torch.quint8, quant_min=0, quant_max=2**recipe.weight_bits - 1)
+    mapping.set_object_type(nn.PReLU, QConfig(activation=activation, weight=slope))
+    if recipe.activation_bits < STORAGE_BITS:
+        for kind in _FIXED_RANGE:  # their kernels always use all 256 levels
+            mapping.set_object_type(kind, None)
+    return mapping
+
+
+def match_histogram_levels(prepared: nn.Module) -> None:
+    """Let histogram observers weigh clipping against the number of levels in use; torch.ao assumes 256."""
+    for module in prepared.modules():
+        if isinstance(module, HistogramObserver) and module.quant_max < 2 ** (STORAGE_BITS - 1) - 1:
+            module.dst_nbins = module.quant_max - module.quant_min + 1
