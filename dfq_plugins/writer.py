@@ -1,0 +1,248 @@
+"""Writes a data set shard by shard, so that a run can stop at any moment and go on later to the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.manifest import MANIFEST_FILE, read_manifest, write_manifest
+from dfq_plugins.plan import DatasetPlan, ShardPlan, check_same_settings, library_versions
+from dfq_plugins.sample_checks import checked_batch
+from dfq_plugins.shards import inspect_shard, write_shard
+from dfq_plugins.storage import FolderLock, create_folder, is_own_leftover, remove_empty, remove_temporary_files
+
+if TYPE_CHECKING:
+    import tempfile
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    import torch
+
+    from dfq_plugins.manifest import Manifest, ShardRecord
+    from dfq_plugins.shards import Inspection
+
+
+class DatasetWriter:
+    """One run that writes into one folder, alone: begin it, write every pending shard, finish it.
+
+    A context manager that gives the folder back at the end, also after an exception. What was written stays::
+
+        with DatasetWriter.begin(folder, plan) as writer:
+            for shard in writer.pending():
+                writer.write(shard, *synthesise(shard.num_samples, seed=writer.shard_seed(shard)))
+            data = writer.finish(divergence)
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, lock: FolderLock) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._lock = lock
+        self._written: set[int] = set()
+        self._closed = False
+
+    @classmethod
+    def begin(cls, folder: Path | str, plan: DatasetPlan) -> Self:
+        """Take the folder for this run: a new one, one to resume, or a finished set to extend.
+
+        A folder with an unfinished run of the same settings goes on where that stopped. A set with fewer samples than
+        `plan` asks for gets new shards after its own, which keep every byte.
+
+        Raises:
+            DataError: the folder holds another model's data set, one of other settings, or files of something else;
+                another run is writing into it; or it cannot be written.
+            UsageError: it holds more samples than are asked for.
+        """
+        folder = Path(folder).absolute()
+        _refuse_foreign_files(folder)
+        created = create_folder(folder)
+        lock = FolderLock(folder)
+        try:
+            lock.acquire()
+            remove_temporary_files(folder)
+            return cls(folder, _agreed_manifest(folder, plan), lock)
+        except BaseException:
+            lock.release()
+            remove_empty(created)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the folder back to other runs; the shards that are written stay."""
+        self._closed = True
+        self._lock.release()
+
+    def pending(self) -> list[ShardPlan]:
+        """Return the shards that are still to be written: missing, or cut short in an unfinished run.
+
+        Raises:
+            DataError: a shard that was finished before is damaged; it is not overwritten unasked.
+        """
+        missing = [shard for shard in self.manifest.shards if self._examine(shard) is None]
+        return [ShardPlan(shard.index, shard.num_samples) for shard in missing]
+
+    def shard_seed(self, shard: ShardPlan) -> int:
+        """Return the 63-bit seed of a shard, which depends on model, settings, seed and index alone."""
+        return self.manifest.settings.shard_seed(shard.index)
+
+    def write(
+        self, shard: ShardPlan, inputs: torch.Tensor, labels: torch.Tensor | None, logits: torch.Tensor | None
+    ) -> None:
+        """Write one shard atomically.
+
+        Args:
+            shard: one of `pending()`.
+            inputs: `(shard.num_samples, *spec.shape)`, finite; any device and floating type, kept as float32.
+            labels: `(shard.num_samples,)` classes, or None.
+            logits: `(shard.num_samples, classes)`, finite, or None where the network gives no class logits.
+
+        Raises:
+            UsageError: the shard is not in the plan, or the writer is closed.
+            DataError: the tensors do not fit the plan, or the file cannot be written; nothing is left of it.
+        """
+        self._require_open()
+        record = self._record(shard)
+        batch = checked_batch(shard, self.manifest.input_spec, inputs, labels, logits)
+        identity = self.manifest.settings.identity(record.index, record.num_samples)
+        write_shard(self.folder / record.file, batch, index=record.index, identity=identity)
+        self._written.add(record.index)
+
+    def finish(
+        self,
+        divergence: Mapping[str, float] | None = None,
+        *,
+        versions: Mapping[str, str] | None = None,
+        owner: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> SyntheticDataset:
+        """Check every shard, write the complete manifest, give the folder back, and open the data set.
+
+        Where the set was complete already and nothing was written, the manifest stays as it is.
+
+        Args:
+            divergence: divergence of each layer's statistics, by layer name.
+            versions: more versions to record, besides those of Python, torch and this package.
+            owner: the temporary directory that `folder` is, removed when the data set is no longer used.
+
+        Raises:
+            UsageError: shards are still pending, or the writer is closed.
+            DataError: a shard is damaged or unlike the others, or the manifest cannot be written.
+        """
+        self._require_open()
+        inspections = self._inspect_all()
+        if self._written or self.manifest.state != "complete":
+            self.manifest = replace(
+                self.manifest,
+                state="complete",
+                shards=tuple(
+                    replace(shard, sha256=found.file_sha256)
+                    for shard, found in zip(self.manifest.shards, inspections, strict=True)
+                ),
+                versions={**library_versions(), **(versions or {})},
+                divergence={name: float(value) for name, value in (divergence or {}).items()},
+            )
+            write_manifest(self.folder, self.manifest)
+        self.close()
+        return SyntheticDataset.open(self.folder, owner=owner)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"The run in {self.folder} is closed. Begin it again with DatasetWriter.begin().")
+
+    def _record(self, shard: ShardPlan) -> ShardRecord:
+        if not 0 <= shard.index < len(self.manifest.shards):
+            raise UsageError(f"The plan has {len(self.manifest.shards)} shards, so none of index {shard.index}.")
+        record = self.manifest.shards[shard.index]
+        if shard.num_samples != record.num_samples:
+            raise UsageError(
+                f"Shard {shard.index} holds {record.num_samples} samples in the plan, not {shard.num_samples}. "
+                "Take the shards from pending()."
+            )
+        return record
+
+    def _examine(self, shard: ShardRecord) -> Inspection | None:
+        """Return what is in a shard's file, or None where it is still to be written."""
+        path = self.folder / shard.file
+        if not path.is_file():
+            return None
+        # A checksum in the manifest says that the shard was finished: damage since then is not repaired unasked.
+        finished = None if shard.index in self._written else shard.sha256
+        try:
+            found = inspect_shard(path, finished)
+        except DataError:
+            if finished is not None:
+                raise
+            return None
+        if found.proof.identity == self.manifest.settings.identity(shard.index, shard.num_samples):
+            return found
+        if finished is not None:
+            raise DataError(
+                f"{path} is not of the run that {MANIFEST_FILE} describes: one of the two was changed. "
+                "Restore both from a copy, or choose another output folder."
+            )
+        return None
+
+    def _inspect_all(self) -> list[Inspection]:
+        inspections = [self._examine(shard) for shard in self.manifest.shards]
+        pending = [shard.file for shard, found in zip(self.manifest.shards, inspections, strict=True) if found is None]
+        if pending:
+            raise UsageError(
+                f"{len(pending)} of {len(inspections)} shards in {self.folder} are not written yet, from {pending[0]} "
+                "on. Write every shard of pending() before finish()."
+            )
+        found = [inspection for inspection in inspections if inspection is not None]
+        for shard, inspection in zip(self.manifest.shards, found, strict=True):
+            if inspection.rows != found[0].rows:
+                raise DataError(
+                    f"{shard.file} holds {inspection.rows} in each sample, and the first shard {found[0].rows}. "
+                    "A generator must give the same tensors for every shard."
+                )
+        return found
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Refuse a folder that is not ours before anything is written into it."""
+    if not folder.is_dir() or (folder / MANIFEST_FILE).exists():
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if not is_own_leftover(path))
+    if foreign:
+        raise DataError(
+            f"{folder} holds files but no data set: there is {foreign[0]!r} and no {MANIFEST_FILE}. "
+            "Choose a new or empty output folder."
+        )
+
+
+def _agreed_manifest(folder: Path, plan: DatasetPlan) -> Manifest:
+    """Return the manifest that this run goes by, and write it where it is not the folder's own. The lock is held."""
+    present = read_manifest(folder) if (folder / MANIFEST_FILE).exists() else None
+    kept = () if present is None else _kept_shards(folder, present)
+    if present is not None and kept:  # a run that left no shard behind binds nobody to its settings
+        check_same_settings(folder, present.settings, plan.settings)
+        _check_enough(folder, plan, sum(shard.num_samples for shard in kept))
+    manifest = plan.manifest(kept)
+    if present is not None and (present.shards, present.settings.digest) == (manifest.shards, manifest.settings.digest):
+        return present
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _kept_shards(folder: Path, present: Manifest) -> tuple[ShardRecord, ...]:
+    """Return the shards up to the last that was ever written; an unfinished run's plan beyond them is free to change."""
+    written = [shard.index for shard in present.shards if shard.sha256 is not None or (folder / shard.file).exists()]
+    return present.shards[: max(written, default=-1) + 1]
+
+
+def _check_enough(folder: Path, plan: DatasetPlan, present: int) -> None:
+    if plan.num_samples < present:
+        raise UsageError(
+            f"{folder} holds {present} samples already, and {plan.num_samples} are asked. A set only grows: ask for "
+            f"{present} or more, or choose another output folder."
+        )
