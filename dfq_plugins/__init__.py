@@ -6,7 +6,6 @@ Public names are imported on first use, so that `import dfq_plugins` costs milli
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
+    import importlib.metadata  # noqa: PLC0415  a third of the time that `import dfq_plugins` may take
+
     try:
         return importlib.metadata.version("dfq-plugins")
     except importlib.metadata.PackageNotFoundError:  # a checkout on the path that was never installed

@@ -190,10 +190,10 @@ def jsonable(value: object) -> Any:
         UsageError: something in it has no JSON form.
     """
     # As late as pydantic itself, of which it is the compiled part.
-    from pydantic_core import PydanticSerializationError, to_jsonable_python  # noqa: PLC0415
+    from pydantic_core import PydanticSerializationError, to_json  # noqa: PLC0415
 
     try:
-        return to_jsonable_python(value, inf_nan_mode="strings")
+        return json.loads(to_json(value, inf_nan_mode="strings"))
     except PydanticSerializationError as error:
         raise UsageError(
             f"Options are kept in {MANIFEST_FILE} and need values that JSON can hold: {error}. "

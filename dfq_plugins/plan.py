@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.manifest import GeneratorRecord, Manifest, Settings, ShardRecord, shard_file
-from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from dfq_plugins.types import InputSpec
 
 
 _LIBRARIES = ("dfq-plugins", "torch", "torchvision", "numpy", "safetensors")
@@ -68,6 +69,7 @@ class DatasetPlan:
     def manifest(self, kept: tuple[ShardRecord, ...] = ()) -> Manifest:
         """Return the manifest of an unfinished run: the shards `kept`, then new ones up to the samples asked for.
 
+        >>> from dfq_plugins.types import InputSpec
         >>> plan = DatasetPlan("digest", GeneratorRecord("uniform", "dfq-x", "1.0"), 0, InputSpec((3,)), 300, 128)
         >>> [shard.num_samples for shard in plan.manifest().shards]
         [128, 128, 44]

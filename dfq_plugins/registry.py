@@ -8,88 +8,25 @@ import importlib.util
 import pkgutil
 import re
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from dfq_plugins.errors import PluginError, nearest
-from dfq_plugins.loading import BrokenPlugin, Origin, PluginHost
+from dfq_plugins.loading import PluginHost
 from dfq_plugins.options import parse_options
-from dfq_plugins.types import CalibratorEntry, GeneratorEntry, InputSpec, PluginEntry, ProgressListenerEntry
+from dfq_plugins.provided import KINDS, Contract, Kind, Provided, attributed, attributed_iterator
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from importlib.metadata import EntryPoint
 
     from torch import nn
 
-    from dfq_plugins.types import Calibrator, DataGenerator, ProgressEvent
+    from dfq_plugins.loading import BrokenPlugin
+    from dfq_plugins.types import Calibrator, DataGenerator, PluginEntry, ProgressEvent
 
-Item = TypeVar("Item")
-Kind = Literal["generator", "calibrator", "listener"]
-
-
-@dataclass(frozen=True)
-class Contract:
-    """What the host asks of one kind of plugin: the hook, the entry that it returns, the methods of the object."""
-
-    hook: str
-    entry: type[PluginEntry]
-    methods: tuple[str, ...]
-
-
-KINDS: Mapping[Kind, Contract] = MappingProxyType(
-    {
-        "generator": Contract("dfq_generators", GeneratorEntry, ("generate",)),
-        "calibrator": Contract(
-            "dfq_calibrators", CalibratorEntry, ("prepare", "calibrate", "convert", "describe", "export")
-        ),
-        "listener": Contract("dfq_progress_listeners", ProgressListenerEntry, ("__call__",)),
-    }
-)
-
-
-@dataclass(frozen=True)
-class Provided:
-    """One generator, calibrator or listener and who provides it.
-
-    Args:
-        kind: what it is.
-        entry: what the plugin registered.
-        origin: the distribution and entry point that it came from.
-        missing: import names that it requires and that are not installed.
-    """
-
-    kind: Kind
-    entry: PluginEntry
-    origin: Origin
-    missing: tuple[str, ...] = ()
-
-    @property
-    def distribution(self) -> str:
-        """Name of the distribution that provides it."""
-        return self.origin.distribution
-
-    @property
-    def version(self) -> str:
-        """Version of that distribution."""
-        return self.origin.version
-
-    @property
-    def state(self) -> Literal["ready", "unavailable"]:
-        """Whether everything that it requires is installed."""
-        return "unavailable" if self.missing else "ready"
-
-    @property
-    def install_line(self) -> str:
-        """The command that installs what is missing; empty if nothing is."""
-        if not self.missing:
-            return ""
-        return f'pip install "{self.entry.install}"' if self.entry.install else f"pip install {' '.join(self.missing)}"
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.entry.name!r} from {self.origin}"
+__all__ = ["Kind", "Provided", "Registry", "attributed", "attributed_iterator", "build_registry", "get_registry"]
 
 
 class Registry:
@@ -226,35 +163,6 @@ def build_registry(*, entry_points: Iterable[EntryPoint] | None = None, strict: 
 def get_registry() -> Registry:
     """Return the registry of all installed plugins, built once in a process."""
     return build_registry()
-
-
-@contextmanager
-def attributed(provided: Provided) -> Iterator[None]:
-    """Add a note to an exception that leaves the block: `in generator 'gan' from dfq-gan 0.2`."""
-    try:
-        yield
-    except Exception as error:
-        note = f"in {provided}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-        raise
-
-
-def attributed_iterator(items: Iterable[Item], provided: Provided) -> Iterator[Item]:
-    """Yield the items of a plugin's iterator, and attribute what it raises, but not what the consumer raises."""
-    iterator = iter(items)
-    try:
-        while True:
-            with attributed(provided):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
-    finally:
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
 
 
 def _collect(host: PluginHost, kind: Kind) -> dict[str, Provided]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -69,6 +70,24 @@ class InputSpec:
         std = self.std or (1.0,) * self.channels
         low, high = ([(edge - m) / s for m, s in zip(mean, std, strict=True)] for edge in self.value_range)
         return tuple(low), tuple(high)
+
+    @property
+    def standardized(self) -> bool:
+        """Whether normalised data has mean 0 and variance 1, so that the input itself has known statistics.
+
+        A std above that of a uniform distribution over `value_range` cannot be the data's own: it is arithmetic
+        scaling such as `x / 127.5 - 1`.
+
+        >>> InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)).standardized
+        True
+        >>> InputSpec((1, 8), (127.5,), (127.5,), (0.0, 255.0)).standardized
+        False
+        """
+        if self.std is None:
+            return False
+        if self.value_range is None:
+            return True
+        return max(self.std) < (self.value_range[1] - self.value_range[0]) / math.sqrt(12)
 
     @property
     def extremes(self) -> tuple[float, float] | None:

@@ -235,7 +235,7 @@ def _agreed_manifest(folder: Path, plan: DatasetPlan) -> Manifest:
 
 
 def _kept_shards(folder: Path, present: Manifest) -> tuple[ShardRecord, ...]:
-    """Return the shards up to the last that was ever written; an unfinished run's plan beyond them is free to change."""
+    """Return the shards up to the last that was ever written; beyond them an unfinished plan is free to change."""
     written = [shard.index for shard in present.shards if shard.sha256 is not None or (folder / shard.file).exists()]
     return present.shards[: max(written, default=-1) + 1]
 

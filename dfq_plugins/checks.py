@@ -1,0 +1,152 @@
+"""What a model must be for its data to be synthesised, and what can be read off it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.statistics import statistics_layers
+from dfq_plugins.types import InputSpec
+
+if TYPE_CHECKING:
+    from dfq_plugins.registry import Registry
+
+CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
+"""Square image sizes tried where the network may accept only one."""
+
+INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or give real samples."
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model with NaN or infinite parameters or buffers.
+
+    Raises:
+        ModelError: names the first few tensors that are not finite.
+    """
+    wrong = [
+        name
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if wrong:
+        raise ModelError(f"Weights and statistics must be finite, but NaN or infinity is in {wrong[:5]}. Load a sound checkpoint.")
+
+
+def require_batch_norm(model: nn.Module) -> None:
+    """Refuse a model without trained BatchNorm statistics: there is nothing to invert.
+
+    Raises:
+        ModelError: no BatchNorm, folded BatchNorm, or statistics that were never trained or are not valid.
+    """
+    layers = statistics_layers(model)
+    if not layers:
+        raise ModelError(_no_batch_norm(model))
+    if all(_untrained(layer) for layer in layers.values()):
+        raise ModelError(
+            f"All {len(layers)} BatchNorm layers still hold their initial statistics (mean 0, variance 1): the model "
+            f"was never trained, or its weights were not loaded. Load trained weights. {INSTEAD}"
+        )
+    negative = [name for name, layer in layers.items() if bool((layer.running_var < 0).any())]  # type: ignore[operator]
+    if negative:
+        raise ModelError(f"A variance cannot be negative, but running_var is in {negative[:5]}. Load a sound checkpoint.")
+
+
+def _untrained(layer: nn.Module) -> bool:
+    return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())  # type: ignore[union-attr,operator]
+
+
+def _no_batch_norm(model: nn.Module) -> str:
+    convolutions = [module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    if convolutions and all(module.bias is not None for module in convolutions):
+        return (
+            f"{type(model).__name__} has no BatchNorm layer, and all its convolutions have a bias: BatchNorm seems to "
+            f"have been folded into them. Give the model as it was before folding. {INSTEAD}"
+        )
+    return f"{type(model).__name__} has no BatchNorm layer with running statistics, so there is nothing to invert. {INSTEAD}"
+
+
+def complete_spec(
+    model: nn.Module,
+    *,
+    shape: tuple[int, ...] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+    num_classes: int | None = None,
+    registry: Registry | None = None,
+) -> InputSpec:
+    """Complete an input specification by what the model tells.
+
+    A plugin that recognises the model (hook `dfq_infer_input_spec`) is asked first; then the shape is read off the
+    first layer, the spatial size is found if the network accepts just one, and the classes off a trial run.
+
+    Raises:
+        UsageError: the shape cannot be known and was not given.
+        ModelError: the model does not accept the shape.
+    """
+    known = registry.infer_input_spec(model) if registry is not None else None
+    if known is not None and shape is not None and shape != known.shape and shape[0] != known.channels:
+        known = None
+    if known is not None:
+        mean, std = (mean, std) if mean is not None else (known.mean, known.std)
+        value_range = value_range or known.value_range
+    shape = shape or (known.shape if known is not None else infer_shape(model))
+    outputs = trial_run(model, shape)
+    if num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
+        num_classes = outputs.shape[1]
+    return InputSpec(shape, mean, std, value_range, num_classes)
+
+
+def infer_shape(model: nn.Module) -> tuple[int, ...]:
+    """Return the shape of one input sample where the model leaves no choice.
+
+    Raises:
+        UsageError: several sizes, or none, would do.
+    """
+    first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))), None)
+    if isinstance(first, nn.Linear):
+        return (first.in_features,)
+    if isinstance(first, nn.Conv2d):
+        fits = [size for size in CANDIDATE_SIZES if _accepts(model, (first.in_channels, size, size))]
+        if len(fits) == 1:
+            return (first.in_channels, fits[0], fits[0])
+    channels = f"{first.in_channels}" if first is not None else "channels"
+    raise UsageError(
+        f"The spatial size of the input cannot be read off {type(model).__name__}. Say it: "
+        f"InputSpec(shape=({channels}, height, width)), or --shape {channels},HEIGHT,WIDTH on the command line."
+    )
+
+
+def _accepts(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    try:
+        trial_run(model, shape)
+    except ModelError:
+        return False
+    return True
+
+
+def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """Run the model on two blank samples and return its output.
+
+    Raises:
+        ModelError: the model does not accept that shape, or returns no tensor.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    try:
+        with torch.no_grad():
+            outputs = model(torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype))
+    except Exception as error:
+        message = (
+            f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}. "
+            "Give the shape of one sample as the network takes it."
+        )
+        raise ModelError(message) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise ModelError(
+            f"The model must return one tensor, got {type(outputs).__name__}. Wrap it in a module that returns the logits."
+        )
+    return outputs

@@ -1,0 +1,52 @@
+"""Divergences between stored and observed per-channel statistics, as pure functions on tensors of equal shape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DivergenceName: TypeAlias = Literal["kl", "l2"]
+
+
+def gaussian_kl(stored_mean: Tensor, stored_var: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of two Gaussians per channel, the stored one first.
+
+    `KL(N(mu, var) || N(m, v)) = 0.5 * log(v / var) - 0.5 * (1 - (var + (mu - m)^2) / v)`.
+    The observed variance stands in the denominator, so collapsed samples are punished hard.
+    Source: Haroush et al. 2020 (The Knowledge Within), BN-statistics scheme.
+
+    Args:
+        stored_mean: mean recorded in training, shape `(channels,)`.
+        stored_var: variance recorded in training, positive; add the layer's eps to both variances.
+        mean: observed mean.
+        var: observed variance, positive.
+
+    Returns:
+        Divergence in nats, shape `(channels,)`, zero where both agree.
+
+    >>> zero, one = torch.zeros(1), torch.ones(1)
+    >>> gaussian_kl(zero, one, zero, one).item()
+    0.0
+    >>> gaussian_kl(zero, one, one, one).item()
+    0.5
+    """
+    return 0.5 * (torch.log(var / stored_var) - 1 + (stored_var + (stored_mean - mean).square()) / var)
+
+
+def squared_distance(stored_mean: Tensor, stored_var: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """Squared distance of the means plus that of the standard deviations, per channel.
+
+    Source: the BN-statistics loss of ZeroQ (Cai et al. 2020).
+
+    >>> squared_distance(torch.zeros(1), torch.ones(1), torch.ones(1), torch.full((1,), 4.0)).item()
+    2.0
+    """
+    return (stored_mean - mean).square() + (stored_var.sqrt() - var.sqrt()).square()
+
+
+DIVERGENCES = {"kl": gaussian_kl, "l2": squared_distance}
+"""Divergences by the name that options use."""

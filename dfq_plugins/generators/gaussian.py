@@ -1,0 +1,49 @@
+"""Gaussian noise: the baseline that costs nothing, and the only scheme that needs nothing of the network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dfq_plugins.generators.base import even_split
+from dfq_plugins.generators.start import input_moments, noise
+from dfq_plugins.types import Batch, ProgressEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+    from torch import nn
+
+    from dfq_plugins.generators.options import GaussianOptions
+    from dfq_plugins.types import InputSpec
+
+
+class GaussianGenerator:
+    """Draws `x ~ N(mean, std)` of the input normalisation, clamped to the valid range.
+
+    Source: Haroush et al. 2020, Gaussian scheme.
+    """
+
+    def __init__(self, options: GaussianOptions) -> None:
+        self.options = options
+
+    def generate(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        *,
+        num_samples: int,
+        batch_size: int,
+        rng: torch.Generator,
+        report: Callable[[ProgressEvent], None],
+    ) -> Iterator[Batch]:
+        """Yield exactly `num_samples` noise inputs."""
+        del model  # noise does not look at the network
+        centre, scale = input_moments(spec)
+        bounded = spec if self.options.clamp else replace(spec, value_range=None)
+        done = 0
+        for size in even_split(num_samples, batch_size):
+            yield Batch(noise(bounded, size, centre, scale, rng, rng.device))
+            done += size
+            report(ProgressEvent("synthesize", done, num_samples))

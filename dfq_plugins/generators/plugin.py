@@ -1,0 +1,45 @@
+"""Registers the built-in generators, through the same hook as everybody's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dfq_plugins.generators import options
+from dfq_plugins.hookspecs import hookimpl
+from dfq_plugins.types import GeneratorEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_HERE = "dfq_plugins.generators"
+
+
+@hookimpl
+def dfq_generators() -> Iterable[GeneratorEntry]:
+    """Name the generators of this package."""
+    return (
+        GeneratorEntry(
+            "gaussian",
+            "noise with the mean and deviation of the input normalisation",
+            f"{_HERE}.gaussian:GaussianGenerator",
+            options=options.GaussianOptions,
+        ),
+        GeneratorEntry(
+            "inception",
+            "class logits raised from noise under a smoothness prior",
+            f"{_HERE}.inception:InceptionGenerator",
+            options=options.InceptionOptions,
+        ),
+        GeneratorEntry(
+            "bns",
+            "inputs that match the stored BatchNorm statistics",
+            f"{_HERE}.bns:BatchNormGenerator",
+            options=options.BatchNormOptions,
+        ),
+        GeneratorEntry(
+            "bns+inception",
+            "BatchNorm statistics matched and class logits raised together",
+            f"{_HERE}.bns_inception:BatchNormInceptionGenerator",
+            options=options.BatchNormInceptionOptions,
+        ),
+    )

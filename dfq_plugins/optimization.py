@@ -1,0 +1,117 @@
+"""The one loop that optimises inputs: every inversion generator runs on it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.augmentation import Augmentation, augment
+from dfq_plugins.errors import DivergedError
+from dfq_plugins.types import ProgressEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from dfq_plugins.generators.options import InversionOptions
+    from dfq_plugins.inversion import InversionObjective
+    from dfq_plugins.types import InputSpec
+
+SNAPSHOT_INTERVAL = 25
+"""Iterations between two looks at the loss: the last good inputs are kept, progress is reported."""
+
+
+def learning_rate_at(step: int, options: InversionOptions) -> float:
+    """Return the learning rate of one step: constant, or a half cosine down to zero.
+
+    >>> from dfq_plugins.generators.options import InversionOptions
+    >>> [round(learning_rate_at(i, InversionOptions(iterations=4, learning_rate=1.0)), 2) for i in range(4)]
+    [1.0, 0.85, 0.5, 0.15]
+    """
+    if options.schedule == "constant":
+        return options.learning_rate
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.iterations))
+
+
+def clamp_(inputs: Tensor, spec: InputSpec) -> Tensor:
+    """Clamp a batch `(batch, *shape)` to the valid range of each channel, in place."""
+    if spec.bounds is None:
+        return inputs
+    view = (1, -1) + (1,) * (inputs.ndim - 2)
+    low, high = (inputs.new_tensor(edge).view(view) for edge in spec.bounds)
+    return inputs.clamp_(low, high)
+
+
+def optimize_inputs(
+    batches: list[Tensor],
+    labels: list[Tensor],
+    objective: InversionObjective,
+    spec: InputSpec,
+    options: InversionOptions,
+    rng: torch.Generator,
+    report: Callable[[ProgressEvent], None],
+    *,
+    scale: float,
+) -> None:
+    """Lower the objective on all batches together, in place.
+
+    Each iteration takes one Adam step on every batch. With `options.statistics == "set"` a batch is judged by the
+    statistics of all batches pooled, the others as they were at their last step.
+
+    Args:
+        batches: float32 inputs `(batch, *shape)`.
+        labels: wanted classes of each batch, `(batch,)`.
+        objective: the loss to lower.
+        spec: its valid range is kept after every step when `options.clamp` is set.
+        options: weights, schedule and augmentation.
+        rng: draws of the augmentation.
+        report: hears of progress every few iterations.
+        scale: standard deviation of the inputs; the learning rate is in its units.
+
+    Raises:
+        DivergedError: the loss is not finite; the batches hold the last good inputs.
+    """
+    settings = Augmentation(options.jitter, options.flip, options.crop)
+    variables = [batch.requires_grad_() for batch in batches]
+    optimizers = [torch.optim.Adam([variable], lr=options.learning_rate, fused=True) for variable in variables]
+    pools = [objective.empty_pool() for _ in batches]
+    good = [variable.detach().clone() for variable in variables]
+    for step in range(options.iterations):
+        losses = []
+        for index, (variable, optimizer) in enumerate(zip(variables, optimizers, strict=True)):
+            optimizer.param_groups[0]["lr"] = learning_rate_at(step, options) * scale
+            rest = objective.rest_of(pools, index) if options.statistics == "set" else None
+            optimizer.zero_grad()
+            loss, pools[index] = objective(augment(variable, settings, rng), labels[index], rest)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if options.clamp:
+                clamp_(variable.data, spec)
+            losses.append(loss.detach())
+        if step % SNAPSHOT_INTERVAL == 0 or step == options.iterations - 1:
+            _snapshot(step, float(torch.stack(losses).mean()), variables, good, options)
+            report(ProgressEvent("synthesize", step + 1, options.iterations, {"loss": float(losses[-1])}))
+    for variable in variables:
+        variable.requires_grad_(requires_grad=False)
+
+
+def _snapshot(
+    step: int, loss: float, variables: list[Tensor], good: list[Tensor], options: InversionOptions
+) -> None:
+    """Keep the inputs if they and the loss are finite; otherwise bring the last good ones back and stop."""
+    finite = math.isfinite(loss) and all(bool(variable.isfinite().all()) for variable in variables)
+    for variable, kept in zip(variables, good, strict=True):
+        if finite:
+            kept.copy_(variable.detach())
+        else:
+            variable.data.copy_(kept)
+    if not finite:
+        raise DivergedError(
+            f"The synthesis diverged: the loss was {loss} at iteration {step + 1} of {options.iterations} "
+            f"(learning rate {options.learning_rate}, precision {options.precision}). The inputs were put back to the "
+            "last good state and finished shards are kept. Lower the learning rate or the weights of the priors, or "
+            "choose precision=float32."
+        )
