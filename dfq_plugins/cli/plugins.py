@@ -1,0 +1,108 @@
+"""`dfq plugins`: what is installed, who provides it, whether it is ready, and its options."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dfq_plugins.cli.shared import console, json_option, print_json, print_table
+from dfq_plugins.errors import PluginError, nearest
+from dfq_plugins.loading import BrokenPlugin
+from dfq_plugins.options import OptionRow, describe_options
+from dfq_plugins.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dfq_plugins.registry import Provided, Registry
+
+HEAD = ("KIND", "NAME", "PROVIDER", "VERSION", "STATE")
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def plugins(name: str | None, as_json: bool) -> None:
+    """List every generator, calibrator and listener; with NAME, show its options in detail."""
+    registry = get_registry()
+    shown = [provided for provided in _all(registry) if name in {None, provided.entry.name}]
+    broken = [plugin for plugin in registry.broken if name in {None, plugin.entry_point, plugin.distribution}]
+    if name is not None and not shown and not broken:
+        known = [provided.entry.name for provided in _all(registry)]
+        raise PluginError(
+            f"No plugin is called {name!r}.{nearest(name, known)} There are {', '.join(known) or 'none'}."
+        )
+    if as_json:
+        print_json({"plugins": [*map(_as_dict, shown)], "broken": [*map(_broken_as_dict, broken)]})
+    else:
+        _print_overview(shown, broken, short=name is None)
+
+
+def _all(registry: Registry) -> list[Provided]:
+    return [*registry.generators.values(), *registry.calibrators.values(), *registry.listeners.values()]
+
+
+def _print_overview(shown: list[Provided], broken: list[BrokenPlugin], *, short: bool) -> None:
+    rows = [*map(_row, shown), *map(_row, broken)]
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+    details = [list(_details(provided, short=short)) for provided in shown] + [[plugin.error] for plugin in broken]
+    output = console()
+    output.print(_line(HEAD, widths), style="bold", soft_wrap=True)
+    for row, lines in zip(rows, details, strict=True):
+        output.print(_line(row, widths), soft_wrap=True, style="" if row[-1] == "ready" else "yellow")
+        for line in lines:
+            output.print(" " * (widths[0] + 2) + line, soft_wrap=True, style="dim")
+    if not short:
+        for provided in shown:
+            _print_options(describe_options(provided.entry.options))
+
+
+def _row(plugin: Provided | BrokenPlugin) -> tuple[str, ...]:
+    if isinstance(plugin, BrokenPlugin):
+        return "plugin", plugin.entry_point, plugin.distribution, plugin.version, "broken"
+    return plugin.kind, plugin.entry.name, plugin.distribution, plugin.version, plugin.state
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _details(provided: Provided, *, short: bool) -> Iterator[str]:
+    yield provided.entry.summary
+    if provided.missing:
+        yield f"needs {', '.join(provided.missing)}: {provided.install_line}"
+    options = describe_options(provided.entry.options)
+    if short and options:
+        yield "options: " + " ".join(f"{option.name}={option.default}" for option in options)
+
+
+def _print_options(options: tuple[OptionRow, ...]) -> None:
+    if not options:
+        click.echo("\nNo options.")
+        return
+    print_table(("Option", "Type", "Default", "What it does"), (tuple(asdict(option).values()) for option in options))
+
+
+def _as_dict(provided: Provided) -> dict[str, Any]:
+    return {
+        "kind": provided.kind,
+        "name": provided.entry.name,
+        "summary": provided.entry.summary,
+        "provider": provided.distribution,
+        "version": provided.version,
+        "state": provided.state,
+        "missing": provided.missing,
+        "install": provided.install_line,
+        "options": [asdict(option) for option in describe_options(provided.entry.options)],
+    }
+
+
+def _broken_as_dict(plugin: BrokenPlugin) -> dict[str, str]:
+    return {
+        "entry_point": plugin.entry_point,
+        "provider": plugin.distribution,
+        "version": plugin.version,
+        "error": plugin.error,
+    }

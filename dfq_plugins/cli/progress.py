@@ -1,0 +1,93 @@
+"""Progress on standard error: a bar with the time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from dfq_plugins.listeners.log import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import Progress, TaskID
+
+    from dfq_plugins.types import ProgressEvent
+
+LINE_INTERVAL = 5.0
+"""Seconds between two plain lines."""
+
+
+@contextmanager
+def reporting() -> Iterator[Callable[[ProgressEvent], None]]:
+    """Yield the listener that shows progress, and keep what frameworks print off standard output meanwhile."""
+    with contextlib.redirect_stdout(sys.stderr):
+        if not sys.stderr.isatty():
+            yield PlainLines()
+            return
+        with _progress() as bars:
+            yield Bars(bars)
+
+
+class PlainLines:
+    """Prints the first event, and then at most one line an interval, with the time that is left.
+
+    Args:
+        interval: seconds between two lines.
+        clock: seconds that never run backwards; a parameter so that tests need not wait.
+    """
+
+    def __init__(self, interval: float = LINE_INTERVAL, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = interval
+        self._clock = clock
+        self._last: float | None = None
+        self._starts: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, event: ProgressEvent) -> None:
+        """Print one event if a line is due."""
+        now = self._clock()
+        start, done = self._starts.setdefault(event.stage, (now, event.completed))
+        if self._last is not None and now - self._last < self._interval:
+            return
+        self._last = now
+        click.echo(describe(event) + _time_left(now - start, event.completed - done, event), err=True)
+
+
+class Bars:
+    """Shows one bar a stage, with the latest metrics beside it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, event: ProgressEvent) -> None:
+        """Move the stage's bar."""
+        if event.stage not in self._tasks:
+            self._tasks[event.stage] = self._progress.add_task(event.stage, metrics="")
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+        self._progress.update(self._tasks[event.stage], completed=event.completed, total=event.total, metrics=metrics)
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[metrics]}", markup=False),
+        console=Console(stderr=True),
+    )
+
+
+def _time_left(seconds: float, done: int, event: ProgressEvent) -> str:
+    if done <= 0 or event.completed >= event.total:
+        return ""
+    return f", about {seconds / done * (event.total - event.completed):.0f} s left"

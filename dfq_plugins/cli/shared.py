@@ -1,0 +1,152 @@
+"""What the commands share: arguments for the model, its input and plugin options, and output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dfq_plugins.errors import UsageError
+from dfq_plugins.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from click.shell_completion import CompletionItem
+    from rich.console import Console
+    from torch import nn
+
+    from dfq_plugins.registry import Kind
+    from dfq_plugins.types import InputSpec
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+PLAIN_WIDTH = 120
+"""Columns of a table that goes into a file or a pipe."""
+
+
+def numbers_option(flag: str, number: type[int | float], help_text: str) -> Callable[[Command], Command]:
+    """Return an option that takes numbers with commas between them, `3,32,32`, and arrives as a tuple."""
+
+    def convert(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+        try:
+            return None if text is None else tuple(number(part) for part in text.split(","))
+        except ValueError:
+            message = f"{text!r} is not a list of {number.__name__} numbers with commas, e.g. 3,32,32."
+            raise click.BadParameter(message, context, parameter) from None
+
+    return click.option(flag, metavar="N,N,...", callback=convert, help=help_text)
+
+
+def pairs_option(*flags: str, help_text: str) -> Callable[[Command], Command]:
+    """Return a repeatable `key=value` option that arrives as one dictionary of texts."""
+
+    def convert(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+        pairs: dict[str, str] = {}
+        for text in texts:
+            key, _, setting = text.partition("=")
+            name = key.strip().replace("-", "_")
+            if not name or "=" not in text:
+                raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.", context, parameter)
+            if name in pairs:
+                raise click.BadParameter(f"{name!r} is given twice.", context, parameter)
+            pairs[name] = setting.strip()
+        return pairs
+
+    return click.option(*flags, multiple=True, metavar="KEY=VALUE", callback=convert, help=help_text)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+plugin_options = pairs_option(
+    "--option", "-O", "options", help_text="A setting of the plugin, repeatable; `dfq plugins NAME` lists them."
+)
+
+
+def model_options(command: Command) -> Command:
+    """Add MODEL, --weights and --threads."""
+    weights = click.Path(dir_okay=False, path_type=Path)
+    return _decorate(
+        command,
+        click.argument("model_reference", metavar="MODEL"),
+        click.option("--weights", type=weights, help="State dict of the model: .safetensors, .pth or .pt."),
+        click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own."),
+    )
+
+
+def spec_options(command: Command) -> Command:
+    """Add the options that make up an `InputSpec`; what is not given is inferred from the model."""
+    return _decorate(
+        command,
+        numbers_option("--shape", int, "Shape of one input, channels first: 3,32,32."),
+        numbers_option("--mean", float, "Mean that is subtracted from each channel."),
+        numbers_option("--std", float, "Standard deviation that each channel is divided by."),
+        numbers_option("--value-range", float, "Lowest and highest raw value: 0,1."),
+        click.option("--num-classes", type=click.IntRange(min=1), help="Width of the class logits."),
+    )
+
+
+def name_option(kind: Kind, help_text: str, *, required: bool = False) -> Callable[[Command], Command]:
+    """Return `--generator` or `--calibrator`, completed by the shell from what is installed."""
+
+    def complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
+        return [name for name in get_registry().of(kind) if name.startswith(incomplete)]
+
+    return click.option(f"--{kind}", metavar="NAME", required=required, help=help_text, shell_complete=complete)
+
+
+def load_model(reference: str, weights: Path | None, threads: int | None) -> nn.Module:
+    """Load the model that the command line names, and set the number of threads."""
+    import torch
+
+    from dfq_plugins import models  # noqa: PLC0415  imports torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return models.load_model(reference, weights)
+
+
+def complete_spec(model: nn.Module, given: Mapping[str, Any]) -> InputSpec:
+    """Return the model's input specification from what was given and what can be inferred."""
+    from dfq_plugins import checks  # noqa: PLC0415  imports torch
+
+    pair = given["value_range"]
+    if pair is not None and len(pair) != 2:  # noqa: PLR2004  lowest and highest
+        raise UsageError(
+            f"--value-range takes the lowest and the highest value, got {len(pair)} numbers. Give e.g. 0,1."
+        )
+    return checks.complete_spec(model, **given, registry=get_registry())
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Print one JSON object."""
+    click.echo(json.dumps(result, indent=2, default=str))
+
+
+def console() -> Console:
+    """Return a console on standard output that prints text as it is; colours only on a terminal without NO_COLOR."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    return Console(width=width, markup=False, highlight=False, emoji=False)
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table whose cells are plain text."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def _decorate(command: Command, *decorators: Callable[[Command], Command]) -> Command:
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command

@@ -1,0 +1,60 @@
+"""`dfq similarity`: how near data sets are to what a model was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dfq_plugins.cli import progress
+from dfq_plugins.cli.shared import (
+    complete_spec,
+    json_option,
+    load_model,
+    model_options,
+    print_json,
+    print_table,
+    spec_options,
+)
+from dfq_plugins.errors import UsageError
+
+
+@click.command()
+@model_options
+@click.argument("sources", nargs=-1, required=True)
+@spec_options
+@json_option
+def similarity(
+    model_reference: str,
+    sources: tuple[str, ...],
+    weights: Path | None,
+    threads: int | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Rank SOURCES by the BatchNorm divergence of their pooled statistics under MODEL, the nearest first.
+
+    A source is a folder of images, an .npz file, or the folder of a synthetic set.
+    """
+    repeated = [source for source in dict.fromkeys(sources) if sources.count(source) > 1]
+    if repeated:
+        raise UsageError(f"Each source counts once, got {repeated[0]!r} more than once.")
+    with progress.reporting():
+        from dfq_plugins.similarity import load_source, rank  # noqa: PLC0415  imports torch
+
+        model = load_model(model_reference, weights, threads)
+        spec = complete_spec(model, given)
+        rows = rank(model, spec, {source: load_source(Path(source), spec) for source in sources})
+    if as_json:
+        print_json({"ranking": [asdict(row) for row in rows]})
+        return
+    columns = ("Rank", "Source", "Divergence", "Samples", "Worst layer")
+    print_table(
+        columns,
+        (
+            (str(place), row.name, f"{row.divergence:.4g}", str(row.num_samples), str(row.worst_layer))
+            for place, row in enumerate(rows, start=1)
+        ),
+    )

@@ -1,0 +1,121 @@
+"""`dfq synthesize`: make a data set from the model alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import dfq_plugins
+from dfq_plugins.cli import progress
+from dfq_plugins.cli.group import set_resume_hint
+from dfq_plugins.cli.shared import (
+    complete_spec,
+    json_option,
+    load_model,
+    model_options,
+    name_option,
+    plugin_options,
+    print_json,
+    spec_options,
+)
+from dfq_plugins.errors import UsageError
+from dfq_plugins.registry import get_registry
+
+if TYPE_CHECKING:
+    from dfq_plugins.dataset import SyntheticDataset
+
+
+@click.command()
+@model_options
+@click.option(
+    "--output", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the set."
+)
+@name_option("generator", "How to synthesise; default: the one that won the benchmark.")
+@click.option("--num-samples", "-n", type=int, help="How many samples; default 1024.")
+@click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Add N samples to the set in the folder.")
+@click.option("--seed", type=int, help="Same seed, same bytes; default 0.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Samples optimised together; default: the generator's.")
+@plugin_options
+@spec_options
+@json_option
+def synthesize(
+    model_reference: str,
+    weights: Path | None,
+    threads: int | None,
+    output: Path,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Synthesise inputs from MODEL alone and write them, with labels and logits, into a folder.
+
+    MODEL is torchvision:NAME, package.module:factory or file.py:factory. An interrupted run goes on where it stopped
+    when the same command is given again; --extend on a set that was interrupted only finishes it.
+    """
+    settings = {key: given.pop(key) for key in ("generator", "num_samples", "seed", "options", "batch_size")}
+    settings |= _continued(output, settings, given.pop("extend"))
+    _check_generator(settings)
+    set_resume_hint(f"What is finished is kept in {output}: run the same command again to go on.")
+    began = time.monotonic()
+    with progress.reporting() as listener:
+        model = load_model(model_reference, weights, threads)
+        dataset = dfq_plugins.synthesize(
+            model,
+            complete_spec(model, given),
+            **{key: value for key, value in settings.items() if value is not None},
+            output=output,
+            listeners=[listener],
+        )
+    summary = _summary(dataset, time.monotonic() - began)
+    if as_json:
+        print_json(summary)
+    else:
+        made = "{num_samples} samples by {generator} in {folder}, {seconds} s."
+        click.echo(made.format(**summary))
+
+
+def _continued(output: Path, settings: dict[str, Any], extend: int | None) -> dict[str, Any]:
+    """Return the settings that an extension takes over from the set in the folder."""
+    if extend is None:
+        return {}
+    from dfq_plugins.manifest import read_manifest  # noqa: PLC0415  only for --extend
+
+    if settings["num_samples"] is not None:
+        raise UsageError("--extend N adds N samples, --num-samples N makes it N in all: give one of the two.")
+    manifest = read_manifest(output)
+    earlier = {
+        "generator": manifest.generator.name,
+        "seed": manifest.seed,
+        "options": manifest.generator.options,
+        "num_samples": manifest.num_samples,
+    }
+    if manifest.state == "complete":
+        earlier["num_samples"] = manifest.num_samples + extend
+    else:
+        click.echo(f"The set was interrupted: finishing its {manifest.num_samples} samples, adding none.", err=True)
+    return {key: value for key, value in earlier.items() if not settings[key]}
+
+
+def _check_generator(settings: dict[str, Any]) -> None:
+    """Fail on a wrong name or option before torch and the model are loaded."""
+    if settings["generator"] is not None:
+        get_registry().options("generator", settings["generator"], settings["options"])
+
+
+def _summary(dataset: SyntheticDataset, seconds: float) -> dict[str, Any]:
+    manifest = dataset.manifest
+    return {
+        "folder": str(dataset.folder),
+        "num_samples": len(dataset),
+        "generator": manifest.generator.name,
+        "options": manifest.generator.options,
+        "seed": manifest.seed,
+        "input_spec": asdict(manifest.input_spec),
+        "labels": manifest.labels,
+        "model_digest": manifest.model_digest,
+        "divergence": manifest.divergence,
+        "seconds": round(seconds, 1),
+    }
