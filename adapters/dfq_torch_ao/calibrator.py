@@ -13,6 +13,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.fx import GraphModule
 
 from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_torch_ao.clipping import observe_clipped_values
 from dfq_torch_ao.coverage import describe_coverage
 from dfq_torch_ao.engines import active_engine, resolve_engine
 from dfq_torch_ao.export import export_torchscript
@@ -77,6 +78,7 @@ class TorchAoCalibrator:
             except Exception as error:
                 raise preparation_error(private, error) from error
         match_histogram_levels(prepared)
+        observe_clipped_values(prepared)
         if spec.extremes is not None:
             fix_input_range(prepared, spec.extremes)
         prepared.meta[_RUN_KEY] = _Run(spec, recipe, engine)

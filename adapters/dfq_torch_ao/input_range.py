@@ -86,12 +86,12 @@ def fix_input_range(prepared: GraphModule, extremes: tuple[float, float]) -> int
     Returns:
         How many observers were replaced: 0 where the network first computes with its input, e.g. normalises it.
     """
-    modules = dict(prepared.named_modules())
+    modules = dict(prepared.named_modules(remove_duplicate=False))
     observers = {
-        id(modules[str(node.target)]): modules[str(node.target)] for node in _input_observers(prepared, modules)
+        id(modules[str(node.target)]) for node in _input_observers(prepared, modules)
     }
     # Operations that keep the range, such as max pooling, share one observer under several names.
-    for name, module in list(prepared.named_modules(remove_duplicate=False)):
+    for name, module in modules.items():
         if id(module) in observers:
             prepared.set_submodule(name, _known_range(module, extremes))
     return len(observers)
