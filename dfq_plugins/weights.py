@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,10 @@ def _read_state(path: Path) -> Any:
             from safetensors.torch import load_file  # noqa: PLC0415  imports torch
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Other pickle protocols are read or refused as well; the caller can do nothing about them.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"The weights file {path} holds pickled code or is damaged, and is refused: tensors alone are loaded. "
