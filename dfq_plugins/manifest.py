@@ -65,9 +65,7 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings in JSON's types, the same for `(0, 1)` and `[0.0, 1.0]`."""
-        # Through the validated record and back: 1 and 1.0 in a field of floats are then one and the same.
-        record = _adapter(Settings).validate_python(jsonable(self))
-        return dict(jsonable(record))
+        return _canonical(self)
 
     def identity(self, index: int, num_samples: int) -> str:
         """Return the digest that a shard of these settings carries, in hexadecimal."""
@@ -179,7 +177,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    text = json.dumps(jsonable(manifest), sort_keys=True, indent=2, allow_nan=False)
+    text = json.dumps(_canonical(manifest), sort_keys=True, indent=2, allow_nan=False)
     write_atomically(folder / MANIFEST_FILE, f"{text}\n".encode())
 
 
@@ -199,6 +197,14 @@ def jsonable(value: object) -> Any:
             f"Options are kept in {MANIFEST_FILE} and need values that JSON can hold: {error}. "
             "Use numbers, text, true or false, lists and mappings."
         ) from error
+
+
+def _canonical(record: Settings | Manifest) -> dict[str, Any]:
+    """Return a record in JSON's types, the same before it was written and after it was read."""
+    # Through the validated record and back: 1 and 1.0 in a field of floats are then one and the same.
+    kind: type[Any] = type(record)
+    validated = _adapter(kind).validate_python(jsonable(record))
+    return dict(jsonable(validated))
 
 
 def _sha256(value: object) -> str:

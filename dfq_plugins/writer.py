@@ -11,12 +11,12 @@ from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from dfq_plugins.plan import DatasetPlan, ShardPlan, check_same_settings, library_versions
 from dfq_plugins.sample_checks import checked_batch
-from dfq_plugins.shards import inspect_shard, write_shard
+from dfq_plugins.shards import inspect_shard, load_shard, write_shard
 from dfq_plugins.storage import FolderLock, create_folder, is_own_leftover, remove_empty, remove_temporary_files
 
 if TYPE_CHECKING:
     import tempfile
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     import torch
@@ -116,6 +116,23 @@ class DatasetWriter:
         write_shard(self.folder / record.file, batch, index=record.index, identity=identity)
         self._written.add(record.index)
 
+    def written_inputs(self) -> Iterator[torch.Tensor]:
+        """Yield the inputs of every written shard `(samples, *shape)` in order, one shard in memory at a time.
+
+        Reads them from disk, so that what is computed from them is the same after any interruption.
+
+        Raises:
+            DataError: a shard is unreadable.
+        """
+        for shard in self.manifest.shards:
+            if (self.folder / shard.file).is_file():
+                yield load_shard(self.folder / shard.file).inputs
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the folder held the complete set from the beginning, so that `finish()` keeps its manifest."""
+        return self.manifest.state == "complete" and not self._written
+
     def finish(
         self,
         divergence: Mapping[str, float] | None = None,
@@ -138,7 +155,7 @@ class DatasetWriter:
         """
         self._require_open()
         inspections = self._inspect_all()
-        if self._written or self.manifest.state != "complete":
+        if not self.is_complete:
             self.manifest = replace(
                 self.manifest,
                 state="complete",
