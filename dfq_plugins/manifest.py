@@ -65,7 +65,7 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings in JSON's types, the same for `(0, 1)` and `[0.0, 1.0]`."""
-        return _canonical(self)
+        return _canonical(_adapter(Settings), self)
 
     def identity(self, index: int, num_samples: int) -> str:
         """Return the digest that a shard of these settings carries, in hexadecimal."""
@@ -177,7 +177,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    text = json.dumps(_canonical(manifest), sort_keys=True, indent=2, allow_nan=False)
+    text = json.dumps(_canonical(_adapter(Manifest), manifest), sort_keys=True, indent=2, allow_nan=False)
     write_atomically(folder / MANIFEST_FILE, f"{text}\n".encode())
 
 
@@ -199,12 +199,10 @@ def jsonable(value: object) -> Any:
         ) from error
 
 
-def _canonical(record: Settings | Manifest) -> dict[str, Any]:
+def _canonical(adapter: TypeAdapter[Any], record: Settings | Manifest) -> dict[str, Any]:
     """Return a record in JSON's types, the same before it was written and after it was read."""
     # Through the validated record and back: 1 and 1.0 in a field of floats are then one and the same.
-    kind: type[Any] = type(record)
-    validated = _adapter(kind).validate_python(jsonable(record))
-    return dict(jsonable(validated))
+    return dict(jsonable(adapter.validate_python(jsonable(record))))
 
 
 def _sha256(value: object) -> str:

@@ -119,7 +119,10 @@ class ProgressEvent:
 
 
 class DataGenerator(Protocol):
-    """Synthesises inputs from a trained model. Built by its entry's factory from an options record."""
+    """Synthesises inputs from a trained model. Built by its entry's factory from an options record.
+
+    A generator that makes inputs for given classes has an attribute `conditional` that is true, and yields labels.
+    """
 
     def generate(
         self,

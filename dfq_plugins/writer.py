@@ -133,6 +133,11 @@ class DatasetWriter:
         """Whether the folder held the complete set from the beginning, so that `finish()` keeps its manifest."""
         return self.manifest.state == "complete" and not self._written
 
+    def written_inputs(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
+        """Yield the inputs of every shard that is written, in order, for statistics of the whole set."""
+        for record in self.manifest.shards:
+            yield from load_shard(self.folder / record.file).inputs.split(batch_size)
+
     def finish(
         self,
         divergence: Mapping[str, float] | None = None,

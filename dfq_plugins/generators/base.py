@@ -39,6 +39,11 @@ class InversionGenerator:
         self.options = options
         self._objectives: WeakKeyDictionary[nn.Module, InversionObjective] = WeakKeyDictionary()
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the inputs are made for given classes, which come back as labels."""
+        return self.options.class_weight > 0
+
     def generate(
         self,
         model: nn.Module,
@@ -57,7 +62,7 @@ class InversionGenerator:
             DivergedError: the loss is not finite.
         """
         self._check(model, spec)
-        sizes = even_split(num_samples, batch_size)
+        sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
         objective = self._objective(model, spec, max(num_samples, SMALLEST_BATCH))
         centre, scale = input_moments(spec)
         if self.options.batch_norm_weight and not spec.standardized:
@@ -78,7 +83,7 @@ class InversionGenerator:
                 scale=scale,
             )
         for batch, wanted, size in zip(batches, labels, sizes, strict=True):
-            yield Batch(batch[:size].detach(), wanted[:size] if self.options.class_weight else None)
+            yield Batch(batch[:size].detach(), wanted[:size] if self.conditional else None)
 
     def _check(self, model: nn.Module, spec: InputSpec) -> None:
         if self.options.batch_norm_weight:

@@ -39,11 +39,11 @@ class GaussianGenerator:
         report: Callable[[ProgressEvent], None],
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` noise inputs."""
-        del model  # noise does not look at the network
+        device = next(model.parameters()).device
         centre, scale = input_moments(spec)
         bounded = spec if self.options.clamp else replace(spec, value_range=None)
         done = 0
         for size in even_split(num_samples, batch_size):
-            yield Batch(noise(bounded, size, centre, scale, rng, rng.device))
+            yield Batch(noise(bounded, size, centre, scale, rng, device))
             done += size
             report(ProgressEvent("synthesize", done, num_samples))

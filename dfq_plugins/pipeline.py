@@ -1,0 +1,306 @@
+"""Orchestration: model -> synthetic data set, and model + data -> quantized model. All the work is done elsewhere."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dfq_plugins.calibration_data import as_calibration_data
+from dfq_plugins.checks import check_finite, complete_spec, trial_run
+from dfq_plugins.digest import model_digest
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.listeners.broadcast import Broadcast
+from dfq_plugins.manifest import GeneratorRecord
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.plan import DatasetPlan, ShardPlan
+from dfq_plugins.provided import attributed, attributed_iterator
+from dfq_plugins.registry import get_registry
+from dfq_plugins.statistics import layer_divergences, statistics_layers
+from dfq_plugins.types import Batch, ProgressEvent, Recipe
+from dfq_plugins.writer import DatasetWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.calibration_data import CalibrationData
+    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.provided import Provided
+    from dfq_plugins.registry import Registry
+    from dfq_plugins.types import Artifact, Coverage, DataGenerator, InputSpec
+
+DEFAULT_GENERATOR = "bns"
+"""The generator that won the comparison in docs/benchmarks.md."""
+
+LARGEST_SHARD = 256
+SMALLEST_SHARD = 32
+VALUES_PER_SHARD = LARGEST_SHARD * 3 * 64 * 64
+"""Input values in one shard: 256 small images, fewer of the large, whose many pixels make the statistics sound."""
+
+AGREEMENT_SAMPLES = 512
+
+
+def synthesize(
+    model: nn.Module,
+    spec: InputSpec | None = None,
+    *,
+    generator: str = DEFAULT_GENERATOR,
+    num_samples: int = 1024,
+    seed: int = 0,
+    options: Mapping[str, object] | object | None = None,
+    output: Path | str | None = None,
+    batch_size: int | None = None,
+    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
+    registry: Registry | None = None,
+) -> SyntheticDataset:
+    """Synthesise inputs from a trained model alone.
+
+    Args:
+        model: trained classifier or other network with one input; stays as it is.
+        spec: what an input looks like; what can be read off the model is inferred where it is None.
+        generator: name of the generator, built-in or from a plugin.
+        num_samples: how many samples the set has in the end, exactly.
+        seed: same model, settings and seed give the same bytes on the same kind of machine.
+        options: settings of the generator, as a mapping or as its options record.
+        output: folder of the data set. An interrupted run of the same settings goes on there, a finished set with fewer
+            samples grows. None: a temporary folder that lives as long as the returned object.
+        batch_size: samples optimised together, which make one shard; None chooses by the size of an input.
+        listeners: called with every `ProgressEvent`, besides the listeners of plugins.
+        registry: where plugins are looked up; None takes those that are installed.
+
+    Returns:
+        The data set, with labels and teacher logits.
+
+    Raises:
+        UsageError: a count, option or name that cannot be used, or a shape that cannot be inferred.
+        PluginError: an unknown or unavailable generator.
+        ModelError: a model that cannot be inverted (no trained BatchNorm) or does not accept the shape.
+        DataError: an output folder that is not this run's, or cannot be written.
+        DivergedError: the optimisation ran away; finished shards stay, and the run can be resumed.
+    """
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}.")
+    registry = registry or get_registry()
+    provided = registry.find("generator", generator)
+    with preserve_global_state():
+        record = registry.options("generator", generator, options)
+        maker = registry.create("generator", generator, record)
+        teacher = frozen_copy(model)
+        check_finite(teacher)
+        spec = _checked_spec(teacher, spec, registry)
+        plan = DatasetPlan(
+            model_digest=model_digest(teacher),
+            generator=GeneratorRecord(generator, provided.distribution, provided.version, asdict(record)),
+            seed=seed,
+            spec=spec,
+            num_samples=num_samples,
+            shard_size=batch_size or default_shard_size(spec),
+            labels=_labels_kind(maker, spec),
+        )
+        broadcast = Broadcast(listeners, registry)
+        owner = tempfile.TemporaryDirectory(prefix="dfq-") if output is None else None
+        folder = Path(owner.name) if owner is not None else Path(output)  # type: ignore[arg-type]
+        return _write_dataset(folder, plan, teacher, maker, provided, broadcast, owner)
+
+
+def default_shard_size(spec: InputSpec) -> int:
+    """Return how many samples are optimised together by default.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> default_shard_size(InputSpec((3, 32, 32))), default_shard_size(InputSpec((3, 224, 224)))
+    (256, 32)
+    """
+    return max(SMALLEST_SHARD, min(LARGEST_SHARD, VALUES_PER_SHARD // math.prod(spec.shape)))
+
+
+def _checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) -> InputSpec:
+    if spec is None:
+        return complete_spec(model, registry=registry)
+    outputs = trial_run(model, spec.shape)
+    if spec.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
+        return replace(spec, num_classes=outputs.shape[1])
+    if spec.num_classes is not None and outputs.shape[1:] != (spec.num_classes,):
+        raise UsageError(
+            f"num_classes is {spec.num_classes}, but the model returns {tuple(outputs.shape[1:])} values a sample. "
+            "Leave num_classes out to have it read off the model."
+        )
+    return spec
+
+
+def _labels_kind(maker: DataGenerator, spec: InputSpec) -> str:
+    if getattr(maker, "conditional", False):
+        return "conditional"
+    return "none" if spec.num_classes is None else "teacher"
+
+
+def _write_dataset(
+    folder: Path,
+    plan: DatasetPlan,
+    teacher: nn.Module,
+    maker: DataGenerator,
+    provided: Provided,
+    broadcast: Broadcast,
+    owner: tempfile.TemporaryDirectory[str] | None,
+) -> SyntheticDataset:
+    with DatasetWriter.begin(folder, plan) as writer:
+        pending = writer.pending()
+        done = plan.num_samples - sum(shard.num_samples for shard in pending)
+        for shard in pending:
+            report = _overall(broadcast, done, shard.num_samples, plan.num_samples)
+            rng = torch.Generator().manual_seed(writer.shard_seed(shard))
+            batch = _make_shard(teacher, plan, shard, maker, provided, rng, report)
+            writer.write(shard, *batch)
+            done += shard.num_samples
+        divergence: Mapping[str, float] = {}
+        if pending and statistics_layers(teacher):
+            every = writer.written_inputs()
+            divergence = layer_divergences(teacher, every, plan.spec)
+        return writer.finish(divergence, owner=owner)
+
+
+def _overall(broadcast: Broadcast, done: int, size: int, total: int) -> Callable[[ProgressEvent], None]:
+    """Turn a shard's progress into samples of the whole run."""
+
+    def report(event: ProgressEvent) -> None:
+        samples = done + size * event.completed // max(event.total, 1)
+        broadcast(ProgressEvent("synthesize", samples, total, event.metrics))
+
+    return report
+
+
+def _make_shard(
+    teacher: nn.Module,
+    plan: DatasetPlan,
+    shard: ShardPlan,
+    maker: DataGenerator,
+    provided: Provided,
+    rng: torch.Generator,
+    report: Callable[[ProgressEvent], None],
+) -> Batch:
+    """Have the generator make one shard, and let the teacher say what it sees in it."""
+    size = shard.num_samples
+    with attributed(provided):
+        batches = maker.generate(teacher, plan.spec, num_samples=size, batch_size=size, rng=rng, report=report)
+    made = list(attributed_iterator(batches, provided))
+    count = sum(len(batch.inputs) for batch in made)
+    if count != size:
+        raise DataError(f"{size} samples were asked of the {provided}, and {count} came back. Report it to its author.")
+    inputs = torch.cat([batch.inputs.detach() for batch in made])
+    if plan.spec.num_classes is None:
+        return Batch(inputs)
+    with torch.no_grad():
+        logits = torch.cat([teacher(batch.inputs) for batch in made])
+    given = [batch.labels for batch in made if batch.labels is not None]
+    return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), logits)
+
+
+@dataclass(frozen=True)
+class QuantizationRun:
+    """A quantized model with everything that is known about it.
+
+    Args:
+        model: the framework's native object.
+        calibrator: name of the calibrator.
+        recipe: bit widths.
+        coverage: which layers are quantized and how, and what stays in float.
+        artifacts: exported files, each checked.
+        agreement: share of the calibration inputs on which float and quantized model name the same class; NaN where
+            the network is no classifier.
+    """
+
+    model: nn.Module
+    calibrator: str
+    recipe: Recipe
+    coverage: Coverage
+    artifacts: tuple[Artifact, ...]
+    agreement: float
+
+
+def quantize(model: nn.Module, data: CalibrationData, *, calibrator: str, **settings: Any) -> nn.Module:
+    """Quantize a model on the given data inside one framework, and return the framework's native object.
+
+    The arguments are those of `run_quantization`, which also tells what was quantized and exported.
+    """
+    return run_quantization(model, data, calibrator=calibrator, **settings).model
+
+
+def run_quantization(
+    model: nn.Module,
+    data: CalibrationData,
+    *,
+    calibrator: str,
+    recipe: str | Recipe = "w8a8",
+    spec: InputSpec | None = None,
+    options: Mapping[str, object] | object | None = None,
+    output: Path | str | None = None,
+    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
+    registry: Registry | None = None,
+) -> QuantizationRun:
+    """Quantize a model after training, with one framework's own observers, kernels and export.
+
+    Args:
+        model: trained float network; stays as it is.
+        data: a `SyntheticDataset`, a tensor `(samples, *shape)`, or an iterable of such tensors, of `Batch` records or
+            of (inputs, target) pairs.
+        calibrator: name of the framework's calibrator: "torch-ao", "pytorch-quantization", "brevitas", or a plugin's.
+        recipe: bit widths, such as "w8a8" or "w4a4".
+        spec: what an input looks like; a synthetic data set brings its own. Its valid range becomes the range of the
+            input quantizer.
+        options: settings of the calibrator, as a mapping or as its options record.
+        output: folder for the artefacts; None exports nothing.
+        listeners: called with every `ProgressEvent`.
+        registry: where plugins are looked up; None takes those that are installed.
+
+    Raises:
+        UsageError: a recipe, option or name that cannot be used.
+        PluginError: an unknown calibrator, or one whose framework is not installed.
+        ModelError: a model that the framework cannot trace or quantize.
+        DataError: data that is empty or of the wrong shape.
+        ArtifactError: an exported file that does not agree with the model; it was removed.
+    """
+    registry = registry or get_registry()
+    provided = registry.find("calibrator", calibrator)
+    recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    worker = registry.create("calibrator", calibrator, options)
+    broadcast = Broadcast(listeners, registry)
+    with preserve_global_state():
+        original = frozen_copy(model)
+        check_finite(original)
+        samples = as_calibration_data(data, spec)
+        spec = _checked_spec(original, samples.spec or complete_spec(original, shape=samples.shape), registry)
+        samples.check(spec)
+        with attributed(provided):
+            prepared = worker.prepare(original, spec, recipe, training=False)
+            with torch.no_grad():
+                worker.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
+            converted = worker.convert(prepared)
+            coverage = worker.describe(converted)
+            agreement = top1_agreement(original, converted, samples, AGREEMENT_SAMPLES)
+            artifacts = () if output is None else worker.export(converted, spec, Path(output))
+    return QuantizationRun(converted, calibrator, recipe, coverage, artifacts, agreement)
+
+
+def _calibrated(broadcast: Broadcast, done: int, total: int) -> None:
+    broadcast(ProgressEvent("calibrate", done, total))
+
+
+@torch.no_grad()
+def top1_agreement(reference: nn.Module, other: nn.Module, batches: Iterable[Tensor], limit: int) -> float:
+    """Return the share of inputs, up to `limit`, to which both models give the same class; NaN for no classifiers."""
+    same = seen = 0
+    for batch in batches:
+        expected, found = reference(batch), other(batch)
+        if expected.ndim != 2:  # noqa: PLR2004  (batch, classes)
+            return math.nan
+        same += int((expected.argmax(1) == found.argmax(1)).sum())
+        seen += len(batch)
+        if seen >= limit:
+            break
+    return same / seen
