@@ -1,0 +1,98 @@
+"""The demo's report: the sections that are its own, and the shared ones filled with what it measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from dfq_plugins.demo.network import DIGITS_SPEC
+from dfq_plugins.report import sections
+from dfq_plugins.report.record import Report, Samples, Section, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dfq_plugins.demo.result import DemoResult
+    from dfq_plugins.demo.sources import Source
+    from dfq_plugins.report.record import Cell
+
+WHY = (
+    "Small devices compute with whole numbers of 8 or 4 bits instead of 32-bit floating point. To turn a trained "
+    "network into such a form, a quantization framework has to see typical inputs once, to learn which range of values "
+    "each layer needs. This step is called calibration. Often the training data can no longer be used for it."
+)
+WHAT = (
+    "Here a small network that reads handwritten digits is calibrated on inputs that were synthesised from the network "
+    "alone, without a single real image, by each framework that is installed. The first table compares the result with "
+    "calibration on real training digits."
+)
+
+
+def demo_report(result: DemoResult, sources: Sequence[Source], calibrators: Mapping[str, object]) -> Report:
+    """Return the report of a demo run.
+
+    Args:
+        result: what was measured.
+        sources: what was calibrated on.
+        calibrators: the options record of each calibrator by its name.
+    """
+    layers = list(sources[0].divergences)
+    series = {source.name: [source.divergences[layer] for layer in layers] for source in sources}
+    caption = "Layers from input (top) to output (bottom)."
+    coverages = [
+        (f"{cell.calibrator} {cell.recipe.upper()}", cell.coverage)
+        for cell in result.measurements
+        if cell.source == result.default and cell.coverage is not None
+    ]
+    parts = (
+        Section("Accuracy", (_reading(result),), (_table(result),)),
+        sections.sample_section([_pictures(source, result.default) for source in sources]),
+        sections.divergence_section(layers, series, caption),
+        sections.coverage_section(coverages),
+        sections.artifact_section(result.artifacts, result.output),
+        sections.settings_section(_settings(sources, calibrators)),
+    )
+    footer = f"Made by dfq demo in {result.seconds:.0f} seconds."
+    return Report("A network quantized without its data", (WHY, WHAT), _figures(result), parts, footer)
+
+
+def _reading(result: DemoResult) -> str:
+    return (
+        f"Share of {result.held_out} handwritten digits that each network reads correctly; they took no part in "
+        f"training or calibration, and one digit is {100 / result.held_out:.2f} points. W8A8 means weights and "
+        "activations of 8 bits, W4A4 of 4 bits."
+    )
+
+
+def _table(result: DemoResult) -> Table:
+    columns = ("Calibrated on", *(recipe.upper() for _, recipe in result.columns))
+    whole: tuple[Cell, ...] = ("float network", *([result.float_accuracy] * len(result.columns)))
+    rows: tuple[tuple[Cell, ...], ...] = (whole, *((source, *result.row(source)) for source in result.sources))
+    highlighted = (1 + result.sources.index(result.default),)
+    caption = "Top-1 accuracy in percent. The highlighted row is the default generator."
+    return Table(columns, rows, result.groups, caption, tuple(result.refusals), highlighted)
+
+
+def _pictures(source: Source, default: str) -> Samples:
+    labels = () if source.samples.labels is None else tuple(str(label) for label in source.samples.labels.tolist())
+    title = f"{source.name} (default)" if source.name == default else source.name
+    return Samples(title, source.samples.inputs.numpy(), DIGITS_SPEC, labels, source.summary)
+
+
+def _settings(sources: Sequence[Source], calibrators: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
+    generators = {f"Generator {source.name}": source.settings for source in sources if source.settings}
+    frameworks = {f"Calibrator {name}": dataclasses.asdict(record) for name, record in calibrators.items()}  # type: ignore[call-overload]
+    return {"Network input": sections.input_facts(DIGITS_SPEC), **generators, **frameworks}
+
+
+def _figures(result: DemoResult) -> tuple[tuple[str, str], ...]:
+    """Return the float accuracy and, for each recipe, the range over frameworks on the default generator's data."""
+    figures = [(f"{result.float_accuracy:.1f} %", "float network on held-out digits")]
+    for recipe in dict.fromkeys(recipe for _, recipe in result.columns):
+        found = [result.accuracy(result.default, calibrator, recipe) for calibrator, r in result.columns if r == recipe]
+        values = [value for value in found if value is not None]
+        if values:
+            low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+            text = f"{low} %" if low == high else f"{low} to {high} %"
+            figures.append((text, f"{recipe.upper()}, calibrated on synthetic data"))
+    return (*figures, ("0", "real images used for the synthesis"))

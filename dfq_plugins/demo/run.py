@@ -1,0 +1,150 @@
+"""`dfq demo`: the digits network quantized with every installed framework on what every generator makes of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dfq_plugins import pipeline
+from dfq_plugins.demo import folder
+from dfq_plugins.demo.data import load_digits
+from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
+from dfq_plugins.demo.page import demo_report
+from dfq_plugins.demo.result import DemoResult, Measurement
+from dfq_plugins.demo.sources import real_source, synthetic_source
+from dfq_plugins.demo.train import accuracy
+from dfq_plugins.errors import ModelError, PluginError, UsageError
+from dfq_plugins.listeners import Broadcast
+from dfq_plugins.registry import get_registry
+from dfq_plugins.report.render import render_report
+from dfq_plugins.storage import write_atomically
+from dfq_plugins.types import ProgressEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from dfq_plugins.demo.data import Digits
+    from dfq_plugins.demo.sources import Source
+    from dfq_plugins.registry import Provided, Registry
+    from dfq_plugins.types import Artifact
+
+    Listeners = Sequence[Callable[[ProgressEvent], None]]
+
+RECIPES = ("w8a8", "w4a4")
+EXPORTED_RECIPE = "w8a8"
+"""Artefacts are written at this recipe, which every framework has, from the default generator's data."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What every cell of the table is measured with."""
+
+    network: nn.Module
+    held_out: Digits
+    artifact_folder: Path
+    registry: Registry
+
+
+def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: Registry | None = None) -> DemoResult:
+    """Synthesise, quantize, measure on held-out digits, and write a report.
+
+    Args:
+        output: folder for data sets, artefacts and report: new, empty, or an earlier demo's.
+        seed: of the synthesis; same seed, same data.
+        listeners: called with every progress event.
+        registry: where generators and calibrators come from; the installed plugins where None.
+
+    Raises:
+        DataError: the folder holds something that the demo did not write, or cannot be written.
+        PluginError: no framework is installed, or not scikit-learn, which ships the digits.
+    """
+    began, output, registry = time.monotonic(), output.absolute(), registry or get_registry()
+    training, held_out = load_digits()
+    columns = table_columns(registry)
+    folder.prepare_folder(output)
+    bench = Bench(digits_network(), held_out, output / folder.ARTIFACT_FOLDER, registry)
+    tell = Broadcast(listeners, registry)
+    sources = [real_source(bench.network, training)]
+    for name in ready(registry.generators):
+        data_folder = output / folder.DATA_FOLDER / name
+        sources.append(synthetic_source(bench.network, name, data_folder, seed, listeners, registry))
+    measurements, artifacts = measure_all(bench, sources, columns, tell)
+    result = DemoResult(
+        output=output,
+        float_accuracy=100 * accuracy(bench.network, held_out),
+        held_out=len(held_out.labels),
+        sources=tuple(source.name for source in sources),
+        columns=columns,
+        default=pipeline.DEFAULT_GENERATOR,
+        measurements=measurements,
+        artifacts=artifacts,
+        report=output / folder.REPORT_FILE,
+        seconds=time.monotonic() - began,
+    )
+    render_report(demo_report(result, sources, calibrator_settings(registry)), result.report)
+    write_atomically(output / folder.RESULT_FILE, json.dumps(result.as_dict(), indent=2).encode())
+    return replace(result, seconds=time.monotonic() - began)
+
+
+def ready(provided: Mapping[str, Provided]) -> tuple[str, ...]:
+    """Return the names of what is installed."""
+    return tuple(name for name, plugin in provided.items() if plugin.state == "ready")
+
+
+def table_columns(registry: Registry) -> tuple[tuple[str, str], ...]:
+    """Return each installed calibrator with each recipe.
+
+    Raises:
+        PluginError: no calibrator is ready.
+    """
+    columns = tuple((calibrator, recipe) for calibrator in ready(registry.calibrators) for recipe in RECIPES)
+    if not columns:
+        lines = " or ".join(plugin.install_line for plugin in registry.calibrators.values())
+        raise PluginError(f"The demo needs a quantization framework, and none is installed. Run: {lines}")
+    return columns
+
+
+def measure_all(
+    bench: Bench, sources: Sequence[Source], columns: Sequence[tuple[str, str]], tell: Callable[[ProgressEvent], None]
+) -> tuple[tuple[Measurement, ...], tuple[tuple[str, Artifact], ...]]:
+    """Quantize on every source for every column; return the cells, and the files that were written."""
+    cells = [(source, calibrator, recipe) for calibrator, recipe in columns for source in sources]
+    measurements: list[Measurement] = []
+    artifacts: list[tuple[str, Artifact]] = []
+    for number, (source, calibrator, recipe) in enumerate(cells):
+        tell(ProgressEvent("quantize and measure", number, len(cells)))
+        cell, written = measure(bench, source, calibrator, recipe)
+        measurements.append(cell)
+        artifacts += [(calibrator, artifact) for artifact in written]
+    tell(ProgressEvent("quantize and measure", len(cells), len(cells)))
+    return tuple(measurements), tuple(artifacts)
+
+
+def measure(bench: Bench, source: Source, calibrator: str, recipe: str) -> tuple[Measurement, tuple[Artifact, ...]]:
+    """Quantize on one source with one framework; a framework that refuses the recipe leaves the cell empty."""
+    exported = (source.name, recipe) == (pipeline.DEFAULT_GENERATOR, EXPORTED_RECIPE)
+    empty = Measurement(source.name, calibrator, recipe, accuracy=None)
+    try:
+        run = pipeline.run_quantization(
+            bench.network,
+            source.data,
+            calibrator=calibrator,
+            recipe=recipe,
+            spec=DIGITS_SPEC,
+            output=bench.artifact_folder / calibrator if exported else None,
+            registry=bench.registry,
+        )
+    except (UsageError, ModelError) as refusal:
+        return replace(empty, refusal=str(refusal)), ()
+    percent = 100 * accuracy(run.model, bench.held_out)
+    return replace(empty, accuracy=percent, coverage=run.coverage), run.artifacts
+
+
+def calibrator_settings(registry: Registry) -> dict[str, object]:
+    """Return the options record of each installed calibrator by its name."""
+    return {name: registry.options("calibrator", name) for name in ready(registry.calibrators)}
