@@ -28,11 +28,10 @@ def heavy_after(code: str) -> str:
     [
         "import dfq_plugins",
         "from dfq_plugins import hookimpl, InputSpec, Batch, Recipe, __version__",
-        "import dfq_plugins.registry, dfq_plugins.cli, dfq_plugins.options, dfq_plugins.models, dfq_plugins.listeners.log",
+        "import dfq_plugins.registry, dfq_plugins.cli, dfq_plugins.options, dfq_plugins.models",
         "import dfq_plugins.listeners.plugin",
         "from dfq_plugins.cli import cli\nfor name in ('--help', '--version'): cli([name], standalone_mode=False)",
-        "from dfq_plugins.cli import cli\n"
-        "for name in cli.list_commands(None): cli([name, '--help'], standalone_mode=False)",
+        "from dfq_plugins.cli import cli\nfor name in cli.list_commands(0): cli([name, '-h'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:

@@ -90,8 +90,7 @@ def test_defaults_and_records() -> None:
         ({"computed": 3}, r"Unknown option 'computed' of generator 'bns'."),
         (
             {"iterations": "0"},
-            r"Option 'iterations' of generator 'bns' cannot be '0': input should be greater than 0. "
-            r"Give int > 0; the default is 300.",
+            r"of generator 'bns' cannot be '0': input should be greater than 0. Give int > 0; the default is 300",
         ),
         ({"iterations": "many"}, "cannot be 'many': input should be a valid integer"),
         ({"iterations": 2.5}, "cannot be 2.5: input should be a valid integer"),
@@ -113,9 +112,9 @@ def test_a_wrong_option_names_option_value_and_rule(options: Any, message: str) 
 def test_rules_between_options_keep_their_own_message() -> None:
     with pytest.raises(UsageError, match=r"^13 is unlucky\.$"):
         parse_options(Picky, {"low": 13, "high": 20})
-    with pytest.raises(UsageError, match="The options of generator 'x' do not fit together: low is above high."):
+    with pytest.raises(UsageError, match=r"The options of generator 'x' do not fit together: low is above high."):
         parse_options(Picky, {"low": 3}, owner="generator 'x'")
-    with pytest.raises(UsageError, match="do not fit together: .*'path'"):
+    with pytest.raises(UsageError, match=r"do not fit together: .*'path'"):
         parse_options(Required)
 
 

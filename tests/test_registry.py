@@ -124,7 +124,7 @@ def test_create_refuses_wrong_options(registry: Registry, options: object, messa
 
 
 def test_options_are_refused_where_there_are_none(registry: Registry) -> None:
-    with pytest.raises(UsageError, match="Unknown option 'steps' of calibrator 'half'. It has no options."):
+    with pytest.raises(UsageError, match=r"Unknown option 'steps' of calibrator 'half'. It has no options."):
         registry.create("calibrator", "half", {"steps": 1})
 
 

@@ -56,7 +56,9 @@ def synthesize(
     when the same command is given again; --extend on a set that was interrupted only finishes it.
     """
     settings = {key: given.pop(key) for key in ("generator", "num_samples", "seed", "options", "batch_size")}
-    settings |= _continued(output, settings, given.pop("extend"))
+    extend = given.pop("extend")
+    if extend is not None:
+        _continue(output, extend, settings, given)
     _check_generator(settings)
     set_resume_hint(f"What is finished is kept in {output}: run the same command again to go on.")
     began = time.monotonic()
@@ -77,26 +79,20 @@ def synthesize(
         click.echo(made.format(**summary))
 
 
-def _continued(output: Path, settings: dict[str, Any], extend: int | None) -> dict[str, Any]:
-    """Return the settings that an extension takes over from the set in the folder."""
-    if extend is None:
-        return {}
+def _continue(output: Path, extend: int, settings: dict[str, Any], spec: dict[str, Any]) -> None:
+    """Take what was not given from the set in the folder, in place: a set has one generator, seed and input."""
     from dfq_plugins.manifest import read_manifest  # noqa: PLC0415  only for --extend
 
     if settings["num_samples"] is not None:
         raise UsageError("--extend N adds N samples, --num-samples N makes it N in all: give one of the two.")
     manifest = read_manifest(output)
-    earlier = {
-        "generator": manifest.generator.name,
-        "seed": manifest.seed,
-        "options": manifest.generator.options,
-        "num_samples": manifest.num_samples,
-    }
-    if manifest.state == "complete":
-        earlier["num_samples"] = manifest.num_samples + extend
-    else:
+    if manifest.state != "complete":
         click.echo(f"The set was interrupted: finishing its {manifest.num_samples} samples, adding none.", err=True)
-    return {key: value for key, value in earlier.items() if not settings[key]}
+        extend = 0
+    earlier = {"generator": manifest.generator.name, "options": manifest.generator.options, "seed": manifest.seed}
+    for target, source in ((settings, earlier), (spec, asdict(manifest.input_spec))):
+        target |= {key: value for key, value in source.items() if target[key] in (None, {})}
+    settings["num_samples"] = manifest.num_samples + extend
 
 
 def _check_generator(settings: dict[str, Any]) -> None:
