@@ -116,27 +116,24 @@ class DatasetWriter:
         write_shard(self.folder / record.file, batch, index=record.index, identity=identity)
         self._written.add(record.index)
 
-    def written_inputs(self) -> Iterator[torch.Tensor]:
-        """Yield the inputs of every written shard `(samples, *shape)` in order, one shard in memory at a time.
+    def written_inputs(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
+        """Yield the inputs of every written shard in order, `(at most batch_size, *shape)`, for whole-set statistics.
 
-        Reads them from disk, so that what is computed from them is the same after any interruption.
+        Reads them from disk, one shard at a time, so that what is computed from them is the same after any
+        interruption. No batch crosses from one shard to the next.
 
         Raises:
             DataError: a shard is unreadable.
         """
         for shard in self.manifest.shards:
             if (self.folder / shard.file).is_file():
-                yield load_shard(self.folder / shard.file).inputs
+                inputs = load_shard(self.folder / shard.file).inputs
+                yield from (inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size))
 
     @property
     def is_complete(self) -> bool:
         """Whether the folder held the complete set from the beginning, so that `finish()` keeps its manifest."""
         return self.manifest.state == "complete" and not self._written
-
-    def written_inputs(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
-        """Yield the inputs of every shard that is written, in order, for statistics of the whole set."""
-        for record in self.manifest.shards:
-            yield from load_shard(self.folder / record.file).inputs.split(batch_size)
 
     def finish(
         self,

@@ -101,7 +101,7 @@ from dfq_plugins.plan import DatasetPlan
 from dfq_plugins.types import InputSpec
 from dfq_plugins.writer import DatasetWriter
 
-folder, syncs = Path(sys.argv[1]), iter(range(100))
+folder, syncs = Path(sys.argv[1]), iter(range(10**6))
 sync = os.fsync
 def killing_sync(descriptor):
     if next(syncs) == int(sys.argv[2]):
@@ -324,7 +324,7 @@ def test_second_run_in_the_folder_refuses_until_the_first_ends(tmp_path: Path) -
 def test_second_process_in_the_folder_refuses(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, make_plan()):
         other = subprocess.run(
-            [sys.executable, "-c", KILLED_RUN, tmp_path, "99"], check=False, capture_output=True, text=True
+            [sys.executable, "-c", KILLED_RUN, tmp_path, "-1"], check=False, capture_output=True, text=True
         )
     assert other.returncode == 1
     assert "DataError: Another run is writing into" in other.stderr
@@ -472,6 +472,7 @@ def test_written_inputs_come_from_disk_in_order_of_the_shards(tmp_path: Path) ->
         found = [*writer.written_inputs()]
         assert [len(inputs) for inputs in found] == [4, 4, 2]
         assert all(torch.equal(inputs, made[index][0]) for index, inputs in enumerate(found))
+        assert [len(inputs) for inputs in writer.written_inputs(batch_size=3)] == [3, 1, 3, 1, 2]
 
 
 def test_writer_tells_a_set_that_was_complete_from_one_that_needs_a_manifest(tmp_path: Path) -> None:
