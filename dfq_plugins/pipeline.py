@@ -107,7 +107,12 @@ def synthesize(
         broadcast = Broadcast(listeners, registry)
         owner = tempfile.TemporaryDirectory(prefix="dfq-") if output is None else None
         folder = Path(owner.name) if owner is not None else Path(output)  # type: ignore[arg-type]
-        return _write_dataset(folder, plan, teacher, maker, provided, broadcast, owner)
+        try:
+            return _write_dataset(folder, plan, teacher, maker, provided, broadcast, owner)
+        except BaseException:
+            if owner is not None:
+                owner.cleanup()
+            raise
 
 
 def default_shard_size(spec: InputSpec) -> int:
@@ -159,9 +164,8 @@ def _write_dataset(
             writer.write(shard, *batch)
             done += shard.num_samples
         divergence: Mapping[str, float] = {}
-        if pending and statistics_layers(teacher):
-            every = writer.written_inputs()
-            divergence = layer_divergences(teacher, every, plan.spec)
+        if not writer.is_complete and statistics_layers(teacher):
+            divergence = layer_divergences(teacher, writer.written_inputs(), plan.spec)
         return writer.finish(divergence, owner=owner)
 
 

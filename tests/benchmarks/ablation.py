@@ -1,0 +1,152 @@
+"""Which settings of the inversion calibrate best: each setting changed alone, judged by W4A4 accuracy and divergence.
+
+One consumer for all: pytorch-quantization at W4A4, per-channel weights, MSE ranges, all layers.
+
+    python tests/benchmarks/ablation.py resnet20_cifar10            # or: digits
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from common import accuracy, load_case, read_result, summary, write_result
+
+import dfq_plugins
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dfq_plugins import InputSpec
+
+BASE: dict[str, Any] = {
+    "iterations": 300,
+    "learning_rate": 0.25,
+    "schedule": "cosine",
+    "divergence": "kl",
+    "statistics": "batch",
+    "step_samples": None,
+    "class_weight": 0.0,
+    "class_loss": "cross-entropy",
+    "blur_weight": 0.0,
+    "total_variation_weight": 0.0,
+    "l2_weight": 0.0,
+    "jitter": 0,
+    "flip": False,
+    "crop": 1.0,
+    "clamp": True,
+}
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "divergence l2": {"divergence": "l2"},
+    "not clamped": {"clamp": False},
+    "iterations 50": {"iterations": 50},
+    "iterations 100": {"iterations": 100},
+    "iterations 600": {"iterations": 600},
+    "learning rate 0.1": {"learning_rate": 0.1},
+    "learning rate 0.5": {"learning_rate": 0.5},
+    "schedule constant": {"schedule": "constant"},
+    "batches of 64": {"step_samples": 64},
+    "batches of 64, set statistics": {"step_samples": 64, "statistics": "set"},
+    "class cross-entropy 0.01": {"class_weight": 0.01},
+    "class cross-entropy 0.1": {"class_weight": 0.1},
+    "class cross-entropy 1": {"class_weight": 1.0},
+    "class logit 0.01": {"class_weight": 0.01, "class_loss": "logit"},
+    "total variation 0.01": {"total_variation_weight": 0.01},
+    "blur 0.1": {"blur_weight": 0.1},
+    "l2 0.01": {"l2_weight": 0.01},
+    "jitter 2, flip": {"jitter": 2, "flip": True},
+    "crop 0.8": {"crop": 0.8},
+    "float32": {"precision": "float32"},
+    "class 0.1, tv 0.01, jitter, flip": {
+        "class_weight": 0.1,
+        "total_variation_weight": 0.01,
+        "jitter": 2,
+        "flip": True,
+    },
+}
+
+
+def load_subject(name: str) -> tuple[InputSpec, nn.Module, Tensor, Tensor, Tensor]:
+    """Return specification, network, real inputs and test set of the digits network or one of the data pack."""
+    if name == "digits":
+        from dfq_plugins.demo.data import load_digits
+        from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
+
+        train, held_out = load_digits()
+        return DIGITS_SPEC, digits_network(), train.inputs, held_out.inputs, held_out.labels
+    case, network, real, inputs, labels = load_case(name)
+    return case.spec, network, real, inputs, labels
+
+
+def measure(subject: tuple[InputSpec, nn.Module, Tensor, Tensor, Tensor], data: Any) -> float:
+    """Return the W4A4 accuracy after calibration on `data`."""
+    spec, network, _, inputs, labels = subject
+    quantized = dfq_plugins.quantize(network, data, calibrator="pytorch-quantization", recipe="w4a4", spec=spec)
+    return accuracy(quantized, inputs, labels)
+
+
+def synthetic_row(subject: Any, generator: str, options: dict[str, Any] | None, samples: int, seed: int) -> dict[str, Any]:
+    """Synthesise one set and judge it."""
+    spec, network, *_ = subject
+    began = time.monotonic()
+    data = dfq_plugins.synthesize(
+        network, spec, generator=generator, options=options, num_samples=samples, seed=seed, batch_size=256
+    )
+    seconds = time.monotonic() - began
+    layers = data.manifest.divergence
+    return {
+        "accuracy": measure(subject, data),
+        "divergence": sum(layers.values()) / len(layers),
+        "seconds": seconds,
+    }
+
+
+def collect(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarise the rows of all seeds."""
+    return {key: summary([row[key] for row in rows]) for key in rows[0]}
+
+
+def real_row(subject: Any, samples: int, seed: int) -> dict[str, Any]:
+    """Calibrate on a random choice of real inputs."""
+    from dfq_plugins.statistics import layer_divergences
+
+    spec, network, real, *_ = subject
+    chosen = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:samples]]
+    layers = layer_divergences(network, chosen.split(64), spec)
+    return {"accuracy": measure(subject, chosen), "divergence": sum(layers.values()) / len(layers), "seconds": 0.0}
+
+
+def main() -> None:
+    """Measure every setting that the result file does not hold yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("subject", choices=["resnet20_cifar10", "digits"])
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    subject = load_subject(arguments.subject)
+    name = f"ablation-{arguments.subject}"
+    record = read_result(name) or {"rows": {}}
+    record |= {"samples": arguments.samples, "seeds": arguments.seeds, "base": BASE}
+    jobs: dict[str, Any] = {
+        "real data": lambda seed: real_row(subject, arguments.samples, seed),
+        "gaussian": lambda seed: synthetic_row(subject, "gaussian", None, arguments.samples, seed),
+    }
+    for label, change in CHANGES.items():
+        options = {**BASE, **change}
+        jobs[label] = lambda seed, options=options: synthetic_row(subject, "bns", options, arguments.samples, seed)
+    for label, job in jobs.items():
+        if label not in record["rows"] or len(record["rows"][label]["accuracy"]["values"]) < len(arguments.seeds):
+            record["rows"][label] = collect([job(seed) for seed in arguments.seeds])
+            figures = record["rows"][label]
+            print(f"{label:36s} {figures['accuracy']['mean']:6.2f} {figures['divergence']['mean']:.4f}", flush=True)
+            write_result(name, record)
+
+
+if __name__ == "__main__":
+    main()

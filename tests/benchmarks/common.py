@@ -1,0 +1,144 @@
+"""What the benchmarks share: the data pack's networks and images, accuracy, and JSON results that tell their origin."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dfq_plugins import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "torchvision", "pytorch-quantization", "brevitas", "onnxruntime", "dfq-plugins")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network of the data pack and how its real data is split: calibration first, evaluation on the rest."""
+
+    network: str
+    spec: InputSpec
+    calibration_split: str
+    calibration_samples: int
+    test_split: str
+    test_skip: int
+
+
+CASES = {
+    case.network: case
+    for case in (
+        Case(
+            "resnet20_cifar10",
+            InputSpec((3, 32, 32), IMAGENET_MEAN, IMAGENET_STD, (0.0, 1.0), 10),
+            "cifar10_train4096",
+            1024,
+            "cifar10_test",
+            0,
+        ),
+        Case(
+            "mobilenetv1_075_imagenet",
+            InputSpec((3, 224, 224), (127.5,) * 3, (127.5,) * 3, (0.0, 255.0), 1000),
+            "imagenet_sample1000_224",
+            256,
+            "imagenet_sample1000_224",
+            256,
+        ),
+        Case(
+            # The feature extractor's own range: int8 with scale 0.5847 and zero point 83.
+            "dscnn_kws_mlperftiny",
+            InputSpec((1, 49, 10), value_range=(-123.37, 25.73), num_classes=12),
+            "kws_test1000",
+            200,
+            "kws_test1000",
+            200,
+        ),
+    )
+}
+
+
+def data_folder() -> Path:
+    """Return the data pack's folder, which must lie beside the project."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        sys.exit(f"The benchmarks need the data pack in {folder}.")
+    return folder
+
+
+def networks() -> Any:
+    """Import the data pack's network definitions."""
+    location = importlib.util.spec_from_file_location("data_pack_networks", data_folder() / "networks.py")
+    assert location is not None
+    assert location.loader is not None
+    module = importlib.util.module_from_spec(location)
+    location.loader.exec_module(module)
+    return module
+
+
+def load_case(name: str) -> tuple[Case, nn.Module, Tensor, Tensor, Tensor]:
+    """Return the case, its network, real calibration inputs, and the test inputs with labels."""
+    case, pack = CASES[name], networks()
+    calibration, _ = pack.load_split(case.calibration_split, name)
+    inputs, labels = pack.load_split(case.test_split, name)
+    return case, pack.build(name), calibration, inputs[case.test_skip :], labels[case.test_skip :]
+
+
+@torch.inference_mode()
+def accuracy(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, batch_size: int = 100) -> float:
+    """Return the top-1 accuracy in percent."""
+    pairs = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
+    right = sum(int((model(batch).argmax(1) == wanted).sum()) for batch, wanted in pairs)
+    return 100 * right / len(labels)
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, sample standard deviation and the values themselves."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "stdev": spread, "values": list(values)}
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, for the head of every result file."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = lines[0].split(":", 1)[1].strip() if lines else processor
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "processor": processor,
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_result(name: str, record: dict[str, Any]) -> None:
+    """Write a result file, with its origin, in one step."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"environment": environment(), **record}, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+    print(f"wrote {path.name}", flush=True)
+
+
+def read_result(name: str) -> dict[str, Any] | None:
+    """Return a result that an earlier run wrote, or None."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
