@@ -32,7 +32,9 @@ def observe_clipped_values(prepared: GraphModule) -> int:
         How many observers now see clipped values.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    places: dict[nn.Module, list[Node]] = {}  # one observer may stand in several places, and then sets one scale for all
+    places: dict[
+        nn.Module, list[Node]
+    ] = {}  # one observer may stand in several places, and then sets one scale for all
     for node in prepared.graph.nodes:
         if node.op == "call_module" and isinstance(modules[str(node.target)], ObserverBase):
             places.setdefault(modules[str(node.target)], []).append(node)
@@ -61,9 +63,9 @@ def _bounds_before(node: Node, modules: dict[str, nn.Module]) -> Bounds | None:
         node = node.all_input_nodes[0]
         if (bounds := clipping_bounds(node, modules)) is not None:
             return bounds
-        if node.op == "call_module" and isinstance(module := modules[str(node.target)], ObserverBase):
-            if module is not observer:
-                return None
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ObserverBase) and module is not observer:
+            return None
     return None
 
 

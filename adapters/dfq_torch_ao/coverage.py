@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,29 +17,26 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import GraphModule, Node
 
-    from dfq_plugins.types import Recipe
+    from dfq_torch_ao.run import Run
     from dfq_torch_ao.tensor_formats import TensorFormat
 
 
-def describe_coverage(
-    converted: GraphModule, formats: Mapping[Node, TensorFormat], recipe: Recipe, non_traceable: tuple[str, ...]
-) -> Coverage:
+def describe_coverage(converted: GraphModule, formats: Mapping[Node, TensorFormat], run: Run) -> Coverage:
     """List the layers that read integers, and those that read floating point with the reason.
 
     Args:
         converted: the graph that `convert_fx` returned.
         formats: number formats of its tensors.
-        recipe: widths that the integers keep to.
-        non_traceable: submodules that were left out on purpose.
+        run: the settings that it was converted with.
     """
-    modules = dict(converted.named_modules())
+    modules = dict(converted.named_modules(remove_duplicate=False))
     quantized, floating = [], []
     for node in filter(_is_operation, formats):
         inputs = [formats[argument] for argument in node.all_input_nodes if argument in formats]
         if any(form.quantized for form in inputs):
-            quantized.append(_quantized_layer(node, modules, recipe))
+            quantized.append(_quantized_layer(node, modules, run))
         else:
-            floating.append((_name(node), _float_reason(node, modules, non_traceable)))
+            floating.append((_name(node), _float_reason(node, modules, run.non_traceable)))
     return Coverage(tuple(quantized), tuple(floating))
 
 
@@ -61,17 +58,22 @@ def _kind(node: Node, modules: dict[str, nn.Module]) -> str:
     return str(node.target) if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
-def _quantized_layer(node: Node, modules: dict[str, nn.Module], recipe: Recipe) -> QuantizedLayer:
-    weight = "no weight"
-    if node.op == "call_module" and callable(read := getattr(modules[str(node.target)], "weight", None)):
-        weight = _weight_format(read(), recipe.weight_bits)
-    return QuantizedLayer(
-        _name(node), _kind(node, modules), weight, _stored("uint", recipe.activation_bits) + " per tensor"
-    )
+def _quantized_layer(node: Node, modules: dict[str, nn.Module], run: Run) -> QuantizedLayer:
+    weight: str | None = "no weight"
+    if node.op == "call_module":
+        weight = _weight_format(getattr(modules[str(node.target)], "weight", None), run.recipe.weight_bits)
+    activation = f"{_stored('uint', run.highest_activation.bit_length())} per tensor"
+    return QuantizedLayer(_name(node), _kind(node, modules), weight, activation)
 
 
-def _weight_format(weight: torch.Tensor, bits: int) -> str:
-    per_channel = weight.is_quantized and weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
+def _weight_format(weight: Any, bits: int) -> str | None:
+    """Say the format of what a module keeps as `weight`: a method where it is packed, a tensor where it is float."""
+    if weight is None:
+        return "no weight"
+    if not callable(weight):
+        return None
+    packed = weight()
+    per_channel = packed.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
     return f"{_stored('int', bits)} per {'channel' if per_channel else 'tensor'}, symmetric"
 
 

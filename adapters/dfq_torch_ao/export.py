@@ -27,7 +27,7 @@ _CHECKED_SAMPLES = 16
 _TOLERANCE = 1e-5
 
 
-def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path) -> Artifact:
+def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engine: str) -> Artifact:
     """Write `converted` into `folder`, load the file, compare both on random inputs, and only then give it its name.
 
     Raises:
@@ -35,6 +35,7 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path) -> A
         DataError: the folder cannot be written.
     """
     inputs = _random_inputs(spec)
+    load: Any = torch.jit.load  # untyped in torch
     target = folder / FILE_NAME
     temporary = folder / f".{FILE_NAME}.part"
     program, how = _to_torchscript(converted, inputs)
@@ -43,22 +44,28 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path) -> A
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(buffer.getvalue())
-        check = compare_outputs(converted, torch.jit.load(str(temporary)), inputs)
+        check = compare_outputs(converted, load(str(temporary)), inputs)
         temporary.replace(target)
     except OSError as error:
         raise DataError(f"{folder} must be a writable folder with free space: {error}. Give another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return Artifact(target, "TorchScript", target.stat().st_size, (Check("program", how), check))
+    return Artifact(
+        target,
+        "TorchScript",
+        target.stat().st_size,
+        (Check("program", f"{how}, for torch.backends.quantized.engine = {engine!r}"), check),
+    )
 
 
 def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, str]:
     """Return the model's program, compiled from source, or recorded from a run where its source does not compile."""
+    trace: Any = torch.jit.trace  # untyped in torch
     try:
         return torch.jit.script(converted), "torch.jit.script"
     except (RuntimeError, OSError, TypeError, NotImplementedError) as unscriptable:
         try:
-            return torch.jit.trace(converted, (inputs,)), "torch.jit.trace"
+            return trace(converted, (inputs,)), "torch.jit.trace"
         except RuntimeError as error:
             raise ArtifactError(
                 f"This model has no TorchScript form: {error}. Rewrite what it names, or keep the converted model in "
@@ -79,24 +86,33 @@ def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: torch.Tenso
     """Compare two models on all inputs at once and on a single one, and say by how much they differ.
 
     Raises:
-        ArtifactError: they differ by more than 1e-5.
+        ArtifactError: the loaded one fails, or they differ by more than 1e-5.
     """
     difference, agreement = 0.0, 1.0
-    with torch.no_grad():
-        for batch in (inputs, inputs[:1]):
-            for expected, got in zip(_tensors(converted(batch)), _tensors(loaded(batch)), strict=True):
-                difference = max(difference, (expected - got).abs().max().item())
-                agreement = min(
-                    agreement, (expected.flatten(1).argmax(1) == got.flatten(1).argmax(1)).float().mean().item()
-                )
+    for batch in (inputs, inputs[:1]):
+        for expected, got in zip(_outputs(converted, batch), _loaded_outputs(loaded, batch), strict=True):
+            difference = max(difference, (expected - got).abs().max().item())
+            same = expected.flatten(1).argmax(1) == got.flatten(1).argmax(1)
+            agreement = min(agreement, same.float().mean().item())
     figures = f"{len(inputs)} random inputs: top-1 agreement {agreement:.1%}, maximum difference {difference:.3g}"
     if not difference <= _TOLERANCE:
         raise ArtifactError(
-            f"The TorchScript program must compute what the torch model does, but on {figures}. It was removed; "
-            "please report the model."
+            f"The TorchScript program must compute what the torch model does, but on {figures}. The file was removed; "
+            "use the converted model in Python instead."
         )
     return Check("loaded and run", figures)
 
 
-def _tensors(output: Any) -> list[torch.Tensor]:
-    return [leaf.float() for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+def _loaded_outputs(loaded: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
+    try:
+        return _outputs(loaded, batch)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"The TorchScript program must run for every batch size, but fails with {len(batch)} samples: {error}. "
+            "The file was removed; use the converted model in Python instead."
+        ) from error
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
+    return [leaf.float() for leaf in pytree.tree_leaves(model(batch)) if isinstance(leaf, torch.Tensor)]

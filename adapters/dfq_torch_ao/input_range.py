@@ -87,9 +87,7 @@ def fix_input_range(prepared: GraphModule, extremes: tuple[float, float]) -> int
         How many observers were replaced: 0 where the network first computes with its input, e.g. normalises it.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    observers = {
-        id(modules[str(node.target)]) for node in _input_observers(prepared, modules)
-    }
+    observers = {id(modules[str(node.target)]) for node in _input_observers(prepared, modules)}
     # Operations that keep the range, such as max pooling, share one observer under several names.
     for name, module in modules.items():
         if id(module) in observers:

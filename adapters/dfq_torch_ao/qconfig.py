@@ -33,7 +33,7 @@ _ACTIVATION_OBSERVERS: dict[str, Any] = {
     "minmax": MinMaxObserver,
     "moving-average-minmax": MovingAverageMinMaxObserver,
 }
-_TRANSPOSED = (
+_TRANSPOSED: tuple[Any, ...] = (
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
@@ -41,8 +41,8 @@ _TRANSPOSED = (
     nn.functional.conv_transpose2d,
     nn.functional.conv_transpose3d,
 )
-_FLOAT_WEIGHT = (nn.LayerNorm, nn.functional.layer_norm)
-_FIXED_RANGE = (
+_FLOAT_WEIGHT: tuple[Any, ...] = (nn.LayerNorm, nn.functional.layer_norm)
+_FIXED_RANGE: tuple[Any, ...] = (
     nn.Hardsigmoid,
     nn.functional.hardsigmoid,
     "hardsigmoid",

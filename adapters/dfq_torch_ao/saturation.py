@@ -6,6 +6,8 @@ narrower range. What exceeds the observed range would take levels that the recip
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +41,7 @@ def saturate_activations(converted: GraphModule, formats: Mapping[Node, TensorFo
             clamp = converted.graph.create_node(
                 "call_function", torch.clamp, (node, *bounds), name=f"{SATURATION_PREFIX}{node.name}"
             )
-        node.replace_all_uses_with(clamp, delete_user_cb=lambda user, clamp=clamp: user is not clamp)
+        node.replace_all_uses_with(clamp, delete_user_cb=functools.partial(operator.is_not, clamp))
     converted.recompile()
 
 

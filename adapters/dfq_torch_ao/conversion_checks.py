@@ -1,0 +1,73 @@
+"""What must hold before and after a conversion, each broken rule with its own message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.ao.quantization import ObserverBase
+
+from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_torch_ao.tensor_formats import is_quantized_module, is_quantized_operation
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.fx import GraphModule
+
+    from dfq_plugins.types import InputSpec
+
+
+def check_batch(batch: torch.Tensor, spec: InputSpec) -> None:
+    """Refuse a calibration batch that the network cannot take.
+
+    Raises:
+        UsageError: its shape is not `(samples, *spec.shape)`.
+        DataError: it holds NaN or infinity.
+    """
+    if tuple(batch.shape[1:]) != spec.shape:
+        expected = ", ".join(map(str, ("samples", *spec.shape)))
+        raise UsageError(
+            f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
+            "Mend the data or the input specification."
+        )
+    if not torch.isfinite(batch).all():
+        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesise the data anew.")
+
+
+def require_calibrated(prepared: GraphModule) -> None:
+    """Refuse to convert while an observer has seen nothing; torch.ao would make up a scale of 1.
+
+    Raises:
+        UsageError: an observer has seen no data.
+    """
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and _is_empty(modules[str(node.target)]):
+            raise UsageError(
+                f"Observers must see data before conversion, {str(node.target)!r} saw none. Call calibrate() first."
+            )
+
+
+def _is_empty(module: nn.Module) -> bool:
+    lowest = getattr(module, "min_val", None)
+    if not isinstance(module, ObserverBase) or not isinstance(lowest, torch.Tensor):
+        return False
+    return lowest.numel() == 0 or bool(torch.isinf(lowest).any())
+
+
+def require_quantized(converted: GraphModule) -> None:
+    """Refuse a model in which torch.ao quantized nothing, so that a float model is never passed off as int8.
+
+    Raises:
+        ModelError: no int8 module and no int8 operation is in the graph.
+    """
+    if any(map(is_quantized_module, converted.modules())) or any(map(is_quantized_operation, converted.graph.nodes)):
+        return
+    calls = [node for node in converted.graph.nodes if node.op.startswith("call_")]
+    kinds = sorted(
+        {type(converted.get_submodule(n.target)).__name__ if n.op == "call_module" else n.name for n in calls}
+    )
+    raise ModelError(
+        f"torch.ao quantized no layer of this model (it computes: {', '.join(kinds) or 'nothing'}). "
+        "It has int8 kernels for convolutions, linear layers, additions and the like."
+    )
