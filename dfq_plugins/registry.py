@@ -136,7 +136,8 @@ class Registry:
         known = self._provided[kind]
         ready = [key for key, provided in known.items() if not provided.missing]
         absent = [f"{key} ({provided.install_line})" for key, provided in known.items() if provided.missing]
-        parts = [f"Unknown {kind} {name!r}.{nearest(name, known)}", f"Available: {', '.join(ready) or 'none'}."]
+        hint = nearest(name, [*known, *(plugin.entry_point for plugin in self.broken)])
+        parts = [f"Unknown {kind} {name!r}.{hint}", f"Available: {', '.join(ready) or 'none'}."]
         if absent:
             parts.append(f"Not installed: {', '.join(absent)}.")
         if self.broken:

@@ -64,7 +64,7 @@ def quantize(
 def _print_run(run: QuantizationRun) -> None:
     click.echo(f"Quantized by {run.calibrator} at {run.recipe}: {len(run.coverage.quantized)} layers.")
     for (weight, activation), count in _formats(run.coverage).items():
-        click.echo(f"  {count} with weights {weight or 'in float'}, inputs {activation or 'in float'}")
+        click.echo(f"  {count} x weights: {weight or 'float'}; inputs: {activation or 'float'}")
     for name, reason in run.coverage.floating:
         click.echo(f"  {name} stays in float: {reason}")
     click.echo(f"Top-1 agreement with the float model on the data: {run.agreement:.2%}")

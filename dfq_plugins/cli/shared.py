@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +15,7 @@ from dfq_plugins.errors import UsageError
 from dfq_plugins.registry import get_registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from click.shell_completion import CompletionItem
     from rich.console import Console
@@ -121,8 +123,8 @@ def complete_spec(model: nn.Module, given: Mapping[str, Any]) -> InputSpec:
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    """Print one JSON object."""
-    click.echo(json.dumps(result, indent=2, default=str))
+    """Print one JSON object; JSON knows no infinity, which becomes null."""
+    click.echo(json.dumps(_jsonable(result), indent=2, allow_nan=False))
 
 
 def console() -> Console:
@@ -144,6 +146,21 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
+
+
+def _jsonable(value: Any) -> Any:
+    """Return a value in JSON's own types.
+
+    >>> _jsonable({"file": Path("a"), "loss": (0.5, float("nan"))})
+    {'file': 'a', 'loss': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _decorate(command: Command, *decorators: Callable[[Command], Command]) -> Command:

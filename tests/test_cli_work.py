@@ -1,0 +1,307 @@
+"""The commands that work on a model: arguments, results, interruption and resumption."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import types
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import dfq_plugins
+from dfq_plugins import pipeline
+from dfq_plugins.cli import cli, progress
+from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.manifest import read_manifest, write_manifest
+from dfq_plugins.models import load_model
+from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, ProgressEvent, QuantizedLayer, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from click.testing import Result
+
+NETWORK = """
+import torch
+from torch import nn
+
+def network():
+    rng = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(4, 5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
+        model[1].running_mean += torch.rand(4, generator=rng)
+        model[1].running_var *= 0.5
+    return model
+"""
+SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "net.py"
+    path.write_text(NETWORK)
+    return f"{path}:network"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "set"
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def synthesize(model: str, folder: Path, *arguments: object, code: int = 0) -> Result:
+    return run("synthesize", model, "-o", folder, "--generator", "gaussian", *SPEC, *arguments, code=code)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Put a stand-in into the place of the synthesis, and return what it was asked for."""
+    seen: dict[str, Any] = {}
+
+    def stand_in(_model: object, spec: object, **settings: Any) -> object:
+        seen.update(settings, spec=spec)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dfq_plugins, "synthesize", stand_in)
+    return seen
+
+
+def test_synthesize_writes_a_set_and_says_so_in_json(model: str, folder: Path) -> None:
+    result = synthesize(model, folder, "-n", 10, "--seed", 3, "--json", "--batch-size", 4)
+    told = json.loads(result.stdout)
+    assert (told["num_samples"], told["generator"], told["seed"], told["folder"]) == (10, "gaussian", 3, str(folder))
+    assert told["input_spec"]["num_classes"] == 5
+    assert len(SyntheticDataset.open(folder)) == 10
+
+
+def test_synthesize_says_in_a_line_what_was_made(model: str, folder: Path) -> None:
+    assert f"10 samples by gaussian in {folder}, " in synthesize(model, folder, "-n", 10).stdout
+
+
+def test_extend_takes_everything_else_from_the_set(model: str, folder: Path) -> None:
+    synthesize(model, folder, "-n", 10, "--seed", 3, "-O", "clamp=false")
+    before = SyntheticDataset.open(folder).inputs(10)
+    run("synthesize", model, "-o", folder, "--extend", 5)
+    extended = SyntheticDataset.open(folder)
+    assert len(extended) == 15
+    assert (extended.manifest.seed, extended.manifest.generator.options) == (3, {"clamp": False})
+    assert torch.equal(extended.inputs(10), before)
+
+
+def test_extend_finishes_an_interrupted_set_first(model: str, folder: Path, asked: dict[str, Any]) -> None:
+    _interrupted_set(model, folder)
+    result = run("synthesize", model, "-o", folder, "--extend", 5, code=130)
+    assert asked["num_samples"] == 10
+    assert "The set was interrupted: finishing its 10 samples, adding none." in result.stderr
+
+
+def _interrupted_set(model: str, folder: Path) -> None:
+    spec = InputSpec((3, 8, 8), num_classes=5)
+    pipeline.synthesize(load_model(model), spec, generator="gaussian", num_samples=10, output=folder)
+    write_manifest(folder, replace(read_manifest(folder), state="incomplete"))
+
+
+def test_extend_without_a_set_is_a_data_error(model: str, folder: Path) -> None:
+    result = run("synthesize", model, "-o", folder, "--extend", 5, code=5)
+    assert f"Error: {folder} is no data set" in result.stderr
+
+
+def test_every_setting_reaches_the_pipeline(model: str, folder: Path, asked: dict[str, Any]) -> None:
+    arguments = ["-n", 7, "--seed", 3, "--batch-size", 2, "-O", "clamp=no", "--num-classes", 5]
+    run(
+        "synthesize", model, "-o", folder, "--generator", "gaussian", "--shape", "3,8,8", "--value-range", "-1,1",
+        *arguments, code=130,
+    )  # fmt: skip
+    assert (asked["generator"], asked["num_samples"], asked["seed"], asked["batch_size"], asked["output"]) == (
+        "gaussian",
+        7,
+        3,
+        2,
+        folder,
+    )
+    assert asked["options"] == {"clamp": "no"}
+    assert (asked["spec"].shape, asked["spec"].value_range) == ((3, 8, 8), (-1.0, 1.0))
+
+
+def test_what_is_not_given_is_left_to_the_pipeline(model: str, folder: Path, asked: dict[str, Any]) -> None:
+    result = run("synthesize", model, "-o", folder, "--shape", "3,8,8", code=130)
+    assert not {"generator", "num_samples", "seed", "batch_size"} & set(asked)
+    assert f"Interrupted. What is finished is kept in {folder}: run the same command again to go on." in result.stderr
+
+
+def test_an_interrupted_synthesis_goes_on_to_the_same_bytes(
+    model: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    synthesize(model, whole, "-n", 12, "--batch-size", 4)
+
+    @contextlib.contextmanager
+    def interrupting() -> Iterator[Callable[[ProgressEvent], None]]:
+        def listen(event: ProgressEvent) -> None:
+            if event.completed > 4:
+                raise KeyboardInterrupt
+
+        yield listen
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "reporting", interrupting)
+        synthesize(model, folder, "-n", 12, "--batch-size", 4, code=130)
+    assert read_manifest(folder).state == "incomplete"
+    synthesize(model, folder, "-n", 12, "--batch-size", 4)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in whole.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--generator", "gausian"], 3, "Unknown generator 'gausian'. Did you mean 'gaussian'?"),
+        (["--generator", "gaussian", "-O", "clam=1"], 2, "Unknown option 'clam' of generator 'gaussian'. Did you mean"),
+        (["--generator", "gaussian", "-O", "clamp=maybe"], 2, "Option 'clamp' of generator 'gaussian' cannot be 'ma"),
+        ([], 4, "The model file missing.py does not exist."),
+    ],
+)
+def test_slips_are_found_before_the_model_is_loaded(
+    folder: Path, arguments: list[str], code: int, message: str
+) -> None:
+    result = run("synthesize", "missing.py:network", "-o", folder, *arguments, code=code)
+    assert message in result.stderr
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-n", 0], 2, "num_samples must be at least 1, got 0."),
+        (["--mean", "0.5"], 2, "mean needs one value per channel (3), got 1"),
+        (["--value-range", "1"], 2, "--value-range takes the lowest and the highest value, got 1 numbers."),
+        (["--weights", "missing.pth"], 4, "The weights file missing.pth does not exist."),
+    ],
+)
+def test_wrong_settings_leave_no_folder(
+    model: str, folder: Path, arguments: list[object], code: int, message: str
+) -> None:
+    result = synthesize(model, folder, *arguments, code=code)
+    assert message in result.stderr
+    assert not folder.exists()
+
+
+def test_threads(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    synthesize(model, folder, "-n", 2, "--threads", 3)
+    assert 3 in threads
+
+
+RUN = types.SimpleNamespace(
+    calibrator="torch-ao",
+    recipe=Recipe(8, 8),
+    agreement=0.9876,
+    coverage=Coverage(
+        (QuantizedLayer("0", "Conv2d", "int8 per channel", "uint8"), QuantizedLayer("5", "Linear", "int8", None)),
+        (("3", "no integer kernel"),),
+    ),
+    artifacts=(Artifact(Path("out/model.pt"), "TorchScript", 2345, (Check("run", "agreement 100%"),)),),
+)
+
+
+@pytest.fixture
+def quantized(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+
+    def stand_in(_model: object, data: object, **settings: Any) -> object:
+        seen.update(settings, data=data)
+        return RUN
+
+    monkeypatch.setattr(dfq_plugins, "run_quantization", stand_in)
+    return seen
+
+
+def test_quantize_shows_coverage_agreement_and_artefacts(model: str, folder: Path, quantized: dict[str, Any]) -> None:
+    synthesize(model, folder, "-n", 4)
+    out = folder.parent / "out"
+    settings = ["--calibrator", "torch-ao", "--recipe", "w8a8", "-O", "engine=auto", "-o", out]
+    output = run("quantize", model, folder, *settings).stdout
+    for expected in (
+        "Quantized by torch-ao at w8a8: 2 layers.",
+        "1 x weights: int8 per channel; inputs: uint8",
+        "1 x weights: int8; inputs: float",
+        "3 stays in float: no integer kernel",
+        "Top-1 agreement with the float model on the data: 98.76%",
+    ):
+        assert expected in output
+    (row,) = [line.split() for line in output.splitlines() if "model.pt" in line]
+    assert row == ["out/model.pt", "TorchScript", "2.3", "kB", "run:", "agreement", "100%"]
+    assert isinstance(quantized.pop("data"), SyntheticDataset)
+    assert len(quantized.pop("listeners")) == 1
+    assert quantized == {"calibrator": "torch-ao", "recipe": "w8a8", "options": {"engine": "auto"}, "output": out}
+
+
+@pytest.mark.usefixtures("quantized")
+def test_quantize_in_json(model: str, folder: Path) -> None:
+    synthesize(model, folder, "-n", 4)
+    told = json.loads(run("quantize", model, folder, "--calibrator", "torch-ao", "--json").stdout)
+    assert (told["calibrator"], told["recipe"], told["agreement"]) == ("torch-ao", "w8a8", 0.9876)
+    assert told["coverage"]["floating"] == [["3", "no integer kernel"]]
+    assert told["artifacts"][0]["path"] == "out/model.pt"
+
+
+def test_quantize_refuses_a_folder_without_a_set(model: str, tmp_path: Path) -> None:
+    result = run("quantize", model, tmp_path / "nothing", "--calibrator", "torch-ao", code=5)
+    assert "is no data set" in result.stderr
+
+
+def test_quantize_names_the_nearest_calibrator(model: str, folder: Path) -> None:
+    result = run("quantize", model, folder, "--calibrator", "torch_ao", code=3)
+    assert "Unknown calibrator 'torch_ao'. Did you mean 'torch-ao'?" in result.stderr
+
+
+def test_similarity_ranks_sources(model: str, folder: Path, tmp_path: Path) -> None:
+    synthesize(model, folder, "-n", 16)
+    far = tmp_path / "far.npz"
+    np.savez(far, x=np.full((16, 3, 8, 8), 40, np.float32))
+    result = run("similarity", model, far, folder, *SPEC)
+    rows = [line.split() for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[:2] for row in rows] == [["1", str(folder)], ["2", str(far)]]
+    told = json.loads(run("similarity", model, far, folder, *SPEC, "--json").stdout)
+    assert [row["name"] for row in told["ranking"]] == [str(folder), str(far)]
+    assert [row["num_samples"] for row in told["ranking"]] == [16, 16]
+
+
+@dataclass(frozen=True)
+class Demo:
+    report: Path
+
+    def render_text(self) -> str:
+        return "the table"
+
+    def as_dict(self) -> dict[str, object]:
+        return {"report": self.report, "divergence": float("inf")}
+
+
+def test_demo_prints_the_table_and_where_the_report_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = {}
+
+    def run_demo(output: Path, seed: int, listeners: object) -> Demo:
+        seen.update(output=output, seed=seed, listeners=listeners)
+        return Demo(output / "report.html")
+
+    monkeypatch.setattr("dfq_plugins.demo.run.run_demo", run_demo)
+    assert run("demo", "-o", tmp_path, "--seed", 3).stdout == f"the table\n\nReport: {tmp_path / 'report.html'}\n"
+    assert (seen["output"], seen["seed"]) == (tmp_path, 3)
+    told = json.loads(run("demo", "--json").stdout)
+    assert told == {"report": "dfq-demo/report.html", "divergence": None}
