@@ -93,6 +93,6 @@ def _figures(result: DemoResult) -> tuple[tuple[str, str], ...]:
         values = [value for value in found if value is not None]
         if values:
             low, high = f"{min(values):.1f}", f"{max(values):.1f}"
-            text = f"{low} %" if low == high else f"{low} to {high} %"
+            text = f"{low} %" if low == high else f"{low}\N{EN DASH}{high} %"
             figures.append((text, f"{recipe.upper()}, calibrated on synthetic data"))
     return (*figures, ("0", "real images used for the synthesis"))

@@ -35,7 +35,8 @@ def sample_section(sets: Sequence[Samples]) -> Section:
     text = (
         "Each picture is one input of the network, shown as raw values. Synthetic samples are not meant to please the "
         "eye: they are made so that every layer sees values in the ranges it saw in training, which is what "
-        "calibration needs."
+        "calibration needs. A number below a picture is its class: the one that was asked for, or the one that the "
+        "network sees in it."
     )
     return Section("What the samples look like", (text,), tuple(sets))
 
@@ -67,8 +68,21 @@ def coverage_table(title: str, coverage: Coverage) -> Table:
         (layer.name, layer.kind, layer.weight or "float", layer.activation or "float") for layer in coverage.quantized
     )
     total = f"{len(rows)} layers quantized, {len(coverage.floating) or 'none'} left in float"
-    notes = tuple(f"Stays in float: {name} ({reason})" for name, reason in coverage.floating)
+    notes = tuple(f"In float: {', '.join(names)} ({reason})" for reason, names in floating_by_reason(coverage).items())
     return Table(("Layer", "Kind", "Weight", "Input"), rows, caption=f"{title}: {total}", notes=notes, folded=True)
+
+
+def floating_by_reason(coverage: Coverage) -> dict[str, list[str]]:
+    """Return the names of the modules that stay in float, by reason.
+
+    >>> from dfq_plugins.types import Coverage
+    >>> floating_by_reason(Coverage((), (("norm1", "folded"), ("pool", "no kernel"), ("norm2", "folded"))))
+    {'folded': ['norm1', 'norm2'], 'no kernel': ['pool']}
+    """
+    grouped: dict[str, list[str]] = {}
+    for name, reason in coverage.floating:
+        grouped.setdefault(reason, []).append(name)
+    return grouped
 
 
 def coverage_section(coverages: Sequence[tuple[str, Coverage]]) -> Section:
