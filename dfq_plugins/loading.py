@@ -46,10 +46,12 @@ class Origin:
     @classmethod
     def of(cls, entry_point: EntryPoint) -> Origin:
         """Read name and version from the metadata of the distribution that the entry point belongs to."""
-        name = None if entry_point.dist is None else entry_point.dist.name
-        if entry_point.dist is None or name is None:
+        if entry_point.dist is None:
             return cls(entry_point.name, f"module {entry_point.value}", "")
-        return cls(entry_point.name, name, entry_point.dist.version or "")
+        metadata = entry_point.dist.metadata
+        # get_all, because reading a missing key is None, a warning or an error, by the version of Python.
+        name = metadata.get_all("Name") or [f"module {entry_point.value}"]
+        return cls(entry_point.name, name[0], (metadata.get_all("Version") or [""])[0])
 
     @property
     def key(self) -> str:

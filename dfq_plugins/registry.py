@@ -8,12 +8,13 @@ import importlib.util
 import pkgutil
 import re
 import sys
+from dataclasses import is_dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from dfq_plugins.errors import PluginError, nearest
 from dfq_plugins.loading import PluginHost
-from dfq_plugins.options import parse_options
+from dfq_plugins.options import describe_options, parse_options
 from dfq_plugins.provided import KINDS, Contract, Kind, Provided, attributed, attributed_iterator
 from dfq_plugins.types import InputSpec
 
@@ -203,6 +204,9 @@ def _check_entry(contract: Contract, entry: PluginEntry) -> None:
         raise ValueError(f"a factory is 'package.module:Class', got {entry.factory!r} for {entry.name!r}")
     if isinstance(entry.requires, str):
         raise TypeError(f"requires is a tuple of import names, got the text {entry.requires!r} for {entry.name!r}")
+    if not is_dataclass(entry.options) or not isinstance(entry.options, type):
+        raise TypeError(f"options is a dataclass, got {entry.options!r} for {entry.name!r}")
+    describe_options(entry.options)  # raises here, with attribution, if its annotations cannot be resolved
 
 
 def _installed(name: str) -> bool:

@@ -218,6 +218,16 @@ def test_on_a_terminal_progress_goes_to_standard_error_with_the_time_left(monkey
     assert "\x1b[3" not in screen.getvalue()  # NO_COLOR
 
 
+def test_the_shell_completes_calibrators_from_what_is_installed() -> None:
+    environment = {
+        "_DFQ_COMPLETE": "bash_complete",
+        "COMP_WORDS": "dfq quantize m:f data --calibrator torch",
+        "COMP_CWORD": "5",
+    }
+    result = CliRunner().invoke(cli, prog_name="dfq", env=environment)
+    assert result.stdout == "plain,torch-ao\n"
+
+
 def test_python_m_runs_the_command() -> None:
     command = [sys.executable, "-m", "dfq_plugins", "quantise"]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)

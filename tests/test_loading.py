@@ -42,6 +42,12 @@ class Made:
 )
 
 
+ODD_OPTIONS = """
+    from dataclasses import make_dataclass
+    yield GeneratorEntry('gan', '', 'a:b', options=make_dataclass('Odd', [('x', 'Absent', 1)]))
+"""
+
+
 class Install(Protocol):
     def __call__(self, distribution: str, source: str, *, version: str = "0.2", entry_point: str = "gan") -> Path: ...
 
@@ -199,6 +205,14 @@ def test_two_entry_points_of_one_module_are_both_named(install: Install, tmp_pat
         ("    yield GeneratorEntry('two words', '', 'a:b')\n", "ValueError: a name is one word, got 'two words'"),
         ("    yield GeneratorEntry('gan', '', 'a.b')\n", "ValueError: a factory is 'package.module:Class', got 'a.b'"),
         ("    yield GeneratorEntry('gan', '', 'a:b', requires='torch')\n", "TypeError: requires is a tuple"),
+        (
+            "    yield GeneratorEntry('gan', '', 'a:b', options=dict)\n",
+            "TypeError: options is a dataclass, got <class 'd",
+        ),
+        (
+            ODD_OPTIONS,
+            "NameError: name 'Absent' is not defined",
+        ),
     ],
 )
 def test_a_hook_that_fails_breaks_its_own_plugin_alone(install: Install, body: str, error: str) -> None:

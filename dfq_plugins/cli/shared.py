@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dfq_plugins.errors import UsageError
+from dfq_plugins.errors import DfqError, UsageError
 from dfq_plugins.registry import get_registry
 
 if TYPE_CHECKING:
@@ -94,7 +96,10 @@ def name_option(kind: Kind, help_text: str, *, required: bool = False) -> Callab
     """Return `--generator` or `--calibrator`, completed by the shell from what is installed."""
 
     def complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
-        return [name for name in get_registry().of(kind) if name.startswith(incomplete)]
+        with warnings.catch_warnings(), contextlib.suppress(DfqError):  # nothing but names into the user's prompt
+            warnings.simplefilter("ignore")
+            return [name for name in get_registry().of(kind) if name.startswith(incomplete)]
+        return []
 
     return click.option(f"--{kind}", metavar="NAME", required=required, help=help_text, shell_complete=complete)
 
