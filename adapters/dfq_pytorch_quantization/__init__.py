@@ -1,0 +1,1 @@
+"""Calibrator for NVIDIA's pytorch-quantization, the road to TensorRT; importing this loads no framework."""

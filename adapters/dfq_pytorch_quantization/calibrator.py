@@ -1,0 +1,207 @@
+"""Takes a float model through NVIDIA pytorch-quantization: swap modules, calibrate, fake-quantize, export to ONNX."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_pytorch_quantization.coverage import describe_coverage
+from dfq_pytorch_quantization.framework import quiet
+from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input
+from dfq_pytorch_quantization.observers import observe
+from dfq_pytorch_quantization.options import PytorchQuantizationOptions
+from dfq_pytorch_quantization.ranges import (
+    calibrated_inputs,
+    load_activation_range,
+    load_weight_range,
+)
+from dfq_pytorch_quantization.swap import quantized_modules, reason_for_float, swap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from torch import nn
+
+    from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
+
+NARROWEST, WIDEST = 2, 8
+"""Widths in bits that can be exported: one bit has no level beside zero, more than eight no ONNX integer."""
+
+SAMPLES_KEPT = 64
+"""Calibration inputs that are kept to check an exported artefact on."""
+
+
+class _Session:
+    """What is remembered of a prepared module beside the module: its spec, and inputs to check artefacts on."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.spec = spec
+        self.samples: torch.Tensor | None = None
+
+
+class PytorchQuantizationCalibrator:
+    """Quantizes the inputs and weights of layers with symmetric ranges, as TensorRT does; see `Calibrator`.
+
+    Args:
+        options: how ranges are chosen.
+    """
+
+    def __init__(self, options: PytorchQuantizationOptions | None = None) -> None:
+        self._options = options or PytorchQuantizationOptions()
+        self._sessions: WeakKeyDictionary[nn.Module, _Session] = WeakKeyDictionary()
+
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
+        """Return a copy in eval mode with the framework's quantized modules; it computes in float until calibrated.
+
+        Raises:
+            UsageError: a width that cannot be exported, an input shape the model does not take, or training asked.
+            ModelError: the model has no layer that the framework can quantize, or weights that are not finite.
+        """
+        _require_supported(recipe, training=training)
+        with quiet():
+            prepared = swap(copy.deepcopy(model).eval(), recipe, self._options).eval()
+            _require_quantizable(prepared, model, self._options)
+            for name, module in quantized_modules(prepared):
+                observe(name, module.input_quantizer)
+                _each_quantizer(module, "disable_quant")
+            fix_ranges(prepared, spec, layers_on_input(prepared, spec), self._options)
+        self._sessions[prepared] = _Session(spec)
+        return prepared
+
+    def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+        """Collect the inputs of every layer over the batches, and let the framework compute each range.
+
+        Raises:
+            UsageError: the module does not come from `prepare()` of this calibrator.
+            DataError: no batch, a batch of another shape than the spec's, or one that is not finite.
+            ModelError: finite inputs become infinite or NaN on their way through the model.
+        """
+        session = self._session(prepared)
+        device = next(prepared.parameters()).device
+        with torch.no_grad(), quiet():
+            with _collecting(prepared):
+                for batch in _checked(batches, session):
+                    prepared(batch.to(device))
+            _load_ranges(prepared, self._options, device)
+            for _, module in quantized_modules(prepared):
+                _each_quantizer(module, "enable_quant")
+
+    def convert(self, prepared: nn.Module) -> nn.Module:
+        """Return the calibrated module itself: the framework's own fake-quantized modules compute it.
+
+        Raises:
+            UsageError: it has not been calibrated.
+        """
+        for name, module in quantized_modules(prepared):
+            if not module.input_quantizer._disabled and module.input_quantizer.amax is None:  # noqa: SLF001
+                raise UsageError(f"{name!r} has no range yet. Call calibrate() before convert().")
+        return prepared
+
+    def describe(self, converted: nn.Module) -> Coverage:
+        """Say which layers are quantized, with their ranges, and which modules stay in float."""
+        return describe_coverage(converted, pooling=self._options.pooling)
+
+    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        """Write `model_qdq.onnx` into the folder `path`, run it in ONNX Runtime, and compare it with `converted`.
+
+        Raises:
+            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; no file is left.
+            DataError: the folder cannot be written.
+        """
+        from dfq_pytorch_quantization.export import export_onnx  # noqa: PLC0415  (ONNX Runtime only when it is used)
+
+        session = self._sessions.get(converted)
+        return (export_onnx(converted, spec, path, samples=session.samples if session else None),)
+
+    def _session(self, prepared: nn.Module) -> _Session:
+        session = self._sessions.get(prepared)
+        if session is None:
+            raise UsageError(
+                "calibrate() takes the module that prepare() of the same calibrator returned. Call prepare()."
+            )
+        return session
+
+
+def _require_supported(recipe: Recipe, *, training: bool) -> None:
+    if training:
+        raise UsageError("Fine-tuning is not available yet with pytorch-quantization. Prepare with training=False.")
+    for tensor, bits in (("weights", recipe.weight_bits), ("activations", recipe.activation_bits)):
+        if not NARROWEST <= bits <= WIDEST:
+            raise UsageError(
+                f"pytorch-quantization takes {NARROWEST} to {WIDEST} bits, got {bits} bits for {tensor} ({recipe}). "
+                "Choose e.g. w8a8 or w4a4."
+            )
+
+
+def _require_quantizable(prepared: nn.Module, model: nn.Module, options: PytorchQuantizationOptions) -> None:
+    layers = [(name, module) for name, module in quantized_modules(prepared) if hasattr(module, "weight_quantizer")]
+    if not layers:
+        named = ((name, reason_for_float(module, pooling=options.pooling)) for name, module in model.named_modules())
+        reasons = (
+            "; ".join(f"{name or 'the model'}: {reason}" for name, reason in named if reason) or "it has no layers"
+        )
+        raise ModelError(
+            f"pytorch-quantization quantizes torch.nn convolutions and linear layers, and finds none in "
+            f"{type(model).__name__} ({reasons}). Build the model from torch.nn.Conv1d to Conv3d and Linear."
+        )
+    for name, module in layers:
+        if not module.weight.isfinite().all():
+            raise ModelError(f"The weight of {name!r} holds NaN or infinity. Load sound weights before quantizing.")
+
+
+def _each_quantizer(module: Any, method: str) -> None:
+    for quantizer in (module.input_quantizer, getattr(module, "weight_quantizer", None)):
+        if quantizer is not None:
+            getattr(quantizer, method)()
+
+
+@contextmanager
+def _collecting(prepared: nn.Module) -> Iterator[None]:
+    """Let the input quantizers collect what they see from scratch, with the network computing in float."""
+    quantizers = [module.input_quantizer for _, module in calibrated_inputs(prepared)]
+    for _, module in quantized_modules(prepared):
+        _each_quantizer(module, "disable_quant")
+    for quantizer in quantizers:
+        quantizer._calibrator.reset()  # noqa: SLF001  (no public access)
+        quantizer.enable_calib()
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.disable_calib()
+
+
+def _checked(batches: Iterable[torch.Tensor], session: _Session) -> Iterator[torch.Tensor]:
+    """Yield the batches, each checked against the spec, and keep the first samples for the check of artefacts."""
+    kept: list[torch.Tensor] = []
+    for index, batch in enumerate(batches):
+        if tuple(batch.shape[1:]) != session.spec.shape:
+            raise DataError(
+                f"Calibration batches have the shape (batch, {', '.join(map(str, session.spec.shape))}), "
+                f"batch {index} has {tuple(batch.shape)}. Give inputs as the InputSpec says."
+            )
+        if not batch.isfinite().all():
+            raise DataError(f"Calibration batch {index} holds NaN or infinity. Remove or repair these samples.")
+        kept += [batch[: SAMPLES_KEPT - sum(map(len, kept))].detach().cpu().clone()]
+        yield batch
+    if not sum(map(len, kept)):
+        raise DataError("Calibration needs at least one batch, got none. An iterator that was used up gives nothing.")
+    session.samples = torch.cat(kept)
+
+
+def _load_ranges(prepared: nn.Module, options: PytorchQuantizationOptions, device: torch.device) -> None:
+    calibrated = dict(calibrated_inputs(prepared))
+    for name, module in quantized_modules(prepared):
+        if name in calibrated and module.input_quantizer._calibrator.lowest == float("inf"):  # noqa: SLF001
+            _each_quantizer(module, "disable")  # its weights are used, if at all, without its forward
+            continue
+        if name in calibrated:
+            load_activation_range(module.input_quantizer, options, device)
+        if hasattr(module, "weight_quantizer"):
+            load_weight_range(module, options, device)

@@ -1,0 +1,93 @@
+"""The one place that imports pytorch-quantization, and the contexts that keep its side effects away from the process.
+
+Version 2.1.3 has four of them, read in its source:
+
+- `import pytorch_quantization` hangs absl's handler into the root logger and compiles with `torch.jit.script`, which
+  warns that it is deprecated;
+- every range that is loaded is logged as a warning;
+- `_compute_amax_mse` moves its histogram to a GPU with `.cuda()`, also where there is none;
+- `TensorQuantizer.use_fb_fake_quant`, the switch for ONNX export, is an attribute of the class.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_root_handlers = list(logging.root.handlers)
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+    from pytorch_quantization import calib, quant_modules
+    from pytorch_quantization import nn as quant_nn
+    from pytorch_quantization.tensor_quant import QuantDescriptor
+logging.root.handlers[:] = _root_handlers
+
+from absl import logging as absl_logging  # noqa: E402  (absl also looks at the root handlers when it is first imported)
+
+__all__ = [
+    "QuantDescriptor",
+    "calib",
+    "onnx_fake_quantization",
+    "quant_modules",
+    "quant_nn",
+    "quiet",
+    "without_cuda",
+]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the framework's progress messages, which it logs as warnings, off the terminal."""
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(verbosity)
+
+
+class _StayWhereYouAre(TorchFunctionMode):
+    """Turns `tensor.cuda()` into `tensor`."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.Tensor.cuda:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def without_cuda() -> TorchFunctionMode:
+    """Return a context in which `tensor.cuda()` gives the tensor itself, in this thread alone.
+
+    The framework's `mse` calibration and its `load_state_dict` call `.cuda()` on whatever machine they run; inside this
+    context they work on the CPU.
+
+    >>> with without_cuda():
+    ...     torch.ones(1).cuda().device.type
+    'cpu'
+    """
+    return _StayWhereYouAre()
+
+
+@contextmanager
+def onnx_fake_quantization() -> Iterator[None]:
+    """Let every `TensorQuantizer` compute with torch's own fake quantization, which torch.onnx can export."""
+    before = quant_nn.TensorQuantizer.use_fb_fake_quant
+    quant_nn.TensorQuantizer.use_fb_fake_quant = True
+    try:
+        yield
+    finally:
+        quant_nn.TensorQuantizer.use_fb_fake_quant = before

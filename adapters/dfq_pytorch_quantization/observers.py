@@ -1,0 +1,92 @@
+"""The framework's calibrators with three guards: they note the sign of what they see, survive zeros, and stay small."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from dfq_plugins.errors import ModelError
+from dfq_pytorch_quantization.framework import calib
+
+BINS = 2048
+"""Bins of a new histogram: the framework's own default."""
+
+MAX_BINS = 4 * BINS
+"""Bins of a grown histogram; before it would exceed them, neighbouring bins are merged."""
+
+
+class _Observer:
+    """Passes each tensor on to the framework's calibrator, the next class in the MRO, unless it is all zeros.
+
+    The histogram of a tensor of zeros has bins of width zero, by which the framework divides at the next tensor.
+    """
+
+    layer: str = ""
+    """Name of the module whose input is observed."""
+
+    lowest: float = math.inf
+    """Lowest value seen; infinity before the first tensor."""
+
+    highest: float = -math.inf
+    """Highest value seen; minus infinity before the first tensor."""
+
+    def collect(self, x: torch.Tensor) -> None:
+        low, high = (float(edge) for edge in torch.aminmax(x.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ModelError(
+                f"The input of {self.layer!r} is not finite for finite network inputs. Find the first layer of the "
+                "float model whose output is NaN or infinite; a range cannot be calibrated on it."
+            )
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
+        if low < 0 or high > 0:
+            super().collect(x)  # type: ignore[misc]  # the framework's calibrator
+
+    def reset(self) -> None:
+        self.lowest, self.highest = math.inf, -math.inf
+        super().reset()  # type: ignore[misc]  # the framework's calibrator
+
+
+class MaxObserver(_Observer, calib.MaxCalibrator):  # type: ignore[misc]  # the framework has no types
+    """Records the largest absolute value."""
+
+
+class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[misc]  # the framework has no types
+    """Records a histogram of absolute values, from which entropy, percentile and mse choose a range."""
+
+    _calib_hist: torch.Tensor | None
+    _calib_bin_edges: torch.Tensor
+
+    def collect(self, x: torch.Tensor) -> None:
+        """Add `x` to the histogram, which the framework extends by bins of its first width where `x` exceeds it."""
+        self._make_room(float(x.detach().abs().max()))
+        super().collect(x)
+        if self._calib_hist is not None:
+            # The framework finds the edges of an extended histogram with torch.arange, which can round to one too many.
+            self._calib_bin_edges = self._calib_bin_edges[: self._calib_hist.numel() + 1]
+
+    def reset(self) -> None:
+        """Forget everything, extra bins included."""
+        super().reset()
+        self._num_bins = BINS
+
+    def _make_room(self, highest: float) -> None:
+        """Merge bins so that `highest` needs no more than `MAX_BINS`; a first batch can be a thousand times smaller."""
+        if self._calib_hist is None:
+            return
+        width = float(self._calib_bin_edges[1])
+        factor = math.ceil(highest / width / MAX_BINS)
+        if factor > 1:
+            padding = -self._calib_hist.numel() % factor
+            merged = torch.nn.functional.pad(self._calib_hist, (0, padding)).view(-1, factor).sum(1)
+            self._calib_hist, self._num_bins = merged, merged.numel()
+            self._calib_bin_edges = torch.arange(merged.numel() + 1, device=merged.device) * (width * factor)
+
+
+def observe(layer: str, quantizer: Any) -> None:
+    """Give the input quantizer of `layer` a guarded calibrator in place of the framework's plain one of its kind."""
+    histogram = isinstance(quantizer._calibrator, calib.HistogramCalibrator)  # noqa: SLF001  (no public access)
+    observer = (HistogramObserver if histogram else MaxObserver)(quantizer.num_bits, None, quantizer.unsigned)
+    observer.layer = layer
+    quantizer._calibrator = observer  # noqa: SLF001  (as above)

@@ -1,0 +1,43 @@
+"""The settings of the pytorch-quantization calibrator. Imports neither torch nor the framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+
+ActivationMethod = Literal["max", "entropy", "percentile", "mse"]
+WeightMethod = Literal["auto", "max", "mse"]
+Unsigned = bool | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class PytorchQuantizationOptions:
+    """How ranges are chosen; every range is symmetric, `[-amax, amax]`, or `[0, amax]` where unsigned.
+
+    Args:
+        activations: the framework's calibration method for the inputs of layers.
+        percentile: percentage of absolute activations that lie inside the range; for `activations="percentile"` alone.
+        weights: the framework's calibration method for weights; `auto` is max at 8 bits and mse below.
+        per_channel: one weight range for each output channel rather than for the whole tensor.
+        unsigned: whether inputs that calibration never saw negative are quantized to unsigned integers; `auto` does so
+            below 8 bits alone, because TensorRT takes signed 8-bit integers only.
+        pooling: whether the inputs of average pooling modules are quantized too, as the framework does.
+    """
+
+    activations: ActivationMethod = field(
+        default="mse", metadata={"help": "calibration method for activations: max, entropy, percentile or mse"}
+    )
+    percentile: Annotated[float, Gt(0), Le(100)] = field(
+        default=99.99, metadata={"help": "percentage of activations inside the range, for the percentile method"}
+    )
+    weights: WeightMethod = field(
+        default="auto", metadata={"help": "calibration method for weights: max, mse, or auto (max at 8 bits, else mse)"}
+    )
+    per_channel: bool = field(default=True, metadata={"help": "one weight range for each output channel"})
+    unsigned: Unsigned = field(
+        default="auto",
+        metadata={"help": "unsigned integers for inputs never negative: true, false, or auto (below 8 bits)"},
+    )
+    pooling: bool = field(default=True, metadata={"help": "quantize the inputs of average pooling modules"})
