@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dfq_plugins.inversion import InversionObjective
     from dfq_plugins.types import InputSpec
 
-SNAPSHOT_INTERVAL = 25
+SNAPSHOT_INTERVAL = 10
 """Iterations between two looks at the loss: the last good inputs are kept, progress is reported."""
 
 
