@@ -10,12 +10,13 @@ from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_torch_ao.clipping import observe_clipped_values
 from dfq_torch_ao.conversion_checks import check_batch, require_calibrated, require_quantized
 from dfq_torch_ao.coverage import describe_coverage
 from dfq_torch_ao.engines import active_engine, resolve_engine
 from dfq_torch_ao.export import export_torchscript
+from dfq_torch_ao.float_operations import hide_from_lowering, show_again
 from dfq_torch_ao.input_range import fix_input_range
 from dfq_torch_ao.options import TorchAoOptions
 from dfq_torch_ao.qconfig import STORAGE_BITS, activation_range, make_qconfig_mapping, match_histogram_levels
@@ -61,13 +62,15 @@ class TorchAoCalibrator:
         engine = resolve_engine(self.options.engine)
         private = frozen_copy(model).float()
         exceptions = PrepareCustomConfig().set_non_traceable_module_names(list(self.options.non_traceable))
-        with framework_notices_silenced():
+        with framework_notices_silenced(), preserve_global_state():
             mapping = make_qconfig_mapping(recipe, self.options, engine)
             try:
                 prepared: GraphModule = prepare_fx(private, mapping, (torch.zeros(1, *spec.shape),), exceptions)
             except Exception as error:
                 raise preparation_error(private, error) from error
-        match_histogram_levels(prepared)
+        if recipe.activation_bits < STORAGE_BITS:
+            hide_from_lowering(prepared)
+            match_histogram_levels(prepared)
         observe_clipped_values(prepared)
         if spec.extremes is not None:
             fix_input_range(prepared, spec.extremes)
@@ -103,9 +106,11 @@ class TorchAoCalibrator:
         graph, run = Run.of(prepared)
         require_calibrated(graph)
         observed = copy.deepcopy(graph).cpu()  # int8 kernels exist for the CPU only
-        with framework_notices_silenced(), active_engine(run.engine):
+        with framework_notices_silenced(), preserve_global_state(), active_engine(run.engine):
             try:
                 converted: GraphModule = convert_fx(observed)
+                if run.recipe.activation_bits < STORAGE_BITS:
+                    show_again(converted)
                 formats = record_formats(converted, run.spec)
             except (RuntimeError, NotImplementedError) as error:
                 cause = str(error).strip().split("\n", maxsplit=1)[0]
@@ -134,5 +139,5 @@ class TorchAoCalibrator:
             DataError: the folder cannot be written.
         """
         graph, run = Run.of(converted)
-        with framework_notices_silenced(), active_engine(run.engine):
+        with framework_notices_silenced(), preserve_global_state(), active_engine(run.engine):
             return (export_torchscript(graph, spec, path, run.engine),)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_plugins.types import Coverage, QuantizedLayer
+from dfq_torch_ao.float_operations import stays_float
 from dfq_torch_ao.input_range import moves_values
+from dfq_torch_ao.qconfig import STORAGE_BITS
 from dfq_torch_ao.saturation import SATURATION_PREFIX
 from dfq_torch_ao.tensor_formats import is_quantized_module
 
@@ -36,7 +38,7 @@ def describe_coverage(converted: GraphModule, formats: Mapping[Node, TensorForma
         if any(form.quantized for form in inputs):
             quantized.append(_quantized_layer(node, modules, run))
         else:
-            floating.append((_name(node), _float_reason(node, modules, run.non_traceable)))
+            floating.append((_name(node), _float_reason(node, modules, run)))
     return Coverage(tuple(quantized), tuple(floating))
 
 
@@ -83,12 +85,14 @@ def _stored(kind: str, bits: int) -> str:
     >>> _stored("int", 8), _stored("uint", 4)
     ('int8', 'uint4 in uint8')
     """
-    return f"{kind}8" if bits == 8 else f"{kind}{bits} in {kind}8"  # noqa: PLR2004 - the storage width
+    return f"{kind}8" if bits == STORAGE_BITS else f"{kind}{bits} in {kind}8"
 
 
-def _float_reason(node: Node, modules: dict[str, nn.Module], non_traceable: tuple[str, ...]) -> str:
-    if node.op == "call_module" and node.target in non_traceable:
+def _float_reason(node: Node, modules: dict[str, nn.Module], run: Run) -> str:
+    if node.op == "call_module" and node.target in run.non_traceable:
         return "left out by the option non_traceable"
     if moves_values(node, modules):
         return "only moves values, in float, next to quantized layers"
+    if run.recipe.activation_bits < STORAGE_BITS and stays_float(node, modules):
+        return "in float below 8 bits: its int8 kernel would not keep to the levels"
     return f"torch.ao has no int8 kernel for {_kind(node, modules)} in this place"

@@ -19,6 +19,7 @@ from torch.ao.quantization import (
 
 from dfq_plugins.errors import UsageError
 from dfq_torch_ao.engines import reduces_range
+from dfq_torch_ao.float_operations import FLOAT_OPERATIONS
 
 if TYPE_CHECKING:
     from dfq_plugins.types import Recipe
@@ -42,21 +43,6 @@ _TRANSPOSED: tuple[Any, ...] = (
     nn.functional.conv_transpose3d,
 )
 _FLOAT_WEIGHT: tuple[Any, ...] = (nn.LayerNorm, nn.functional.layer_norm)
-_FIXED_RANGE: tuple[Any, ...] = (
-    nn.Hardsigmoid,
-    nn.functional.hardsigmoid,
-    "hardsigmoid",
-    "hardsigmoid_",
-    nn.Sigmoid,
-    torch.sigmoid,
-    "sigmoid",
-    "sigmoid_",
-    nn.Softmax,
-    nn.Tanh,
-    torch.tanh,
-    "tanh",
-    "tanh_",
-)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -129,7 +115,7 @@ def make_qconfig_mapping(recipe: Recipe, options: TorchAoOptions, engine: str) -
     slope = MinMaxObserver.with_args(dtype=torch.quint8, quant_min=0, quant_max=2**recipe.weight_bits - 1)
     mapping.set_object_type(nn.PReLU, QConfig(activation=activation, weight=slope))
     if recipe.activation_bits < STORAGE_BITS:
-        for kind in _FIXED_RANGE:  # their kernels always use all 256 levels
+        for kind in FLOAT_OPERATIONS:
             mapping.set_object_type(kind, None)
     return mapping
 
@@ -137,5 +123,5 @@ def make_qconfig_mapping(recipe: Recipe, options: TorchAoOptions, engine: str) -
 def match_histogram_levels(prepared: nn.Module) -> None:
     """Let histogram observers weigh clipping against the number of levels in use; torch.ao assumes 256."""
     for module in prepared.modules():
-        if isinstance(module, HistogramObserver) and module.quant_max < 2 ** (STORAGE_BITS - 1) - 1:
+        if isinstance(module, HistogramObserver):
             module.dst_nbins = module.quant_max - module.quant_min + 1
