@@ -1,0 +1,34 @@
+"""The demo with the plugins that are really installed, on fewer samples: the way that a newcomer's first run takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dfq_plugins.demo import sources
+from dfq_plugins.demo.run import ready, run_demo
+from dfq_plugins.registry import get_registry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def test_installed_frameworks_keep_the_digits_accuracy_at_eight_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sources, "NUM_SAMPLES", 64)
+    result = run_demo(tmp_path)
+    calibrators = ready(get_registry().calibrators)
+    assert {"gaussian", "inception", "bns", "bns+inception"} <= set(result.sources)
+    assert {name for name, _ in result.artifacts} == set(calibrators)
+    for source in result.sources:
+        for calibrator in calibrators:
+            accuracy = result.accuracy(source, calibrator, "w8a8")
+            assert accuracy is not None, result.refusals
+            assert accuracy > result.float_accuracy - 1, (source, calibrator)
+    for _, artifact in result.artifacts:
+        assert artifact.path.stat().st_size == artifact.size_bytes
+        assert artifact.checks
+    html = result.report.read_text(encoding="utf-8")
+    assert all(calibrator in html for calibrator in calibrators)
