@@ -59,7 +59,7 @@ def demo_report(result: DemoResult, sources: Sequence[Source], calibrators: Mapp
 def _reading(result: DemoResult) -> str:
     return (
         f"Share of {result.held_out} handwritten digits that each network reads correctly; they took no part in "
-        f"training or calibration. One digit is {100 / result.held_out:.2f} points, so that differences of a few digits "
+        f"training or calibration. One digit is {100 / result.held_out:.2f} points, so differences of a few digits "
         "mean little. W8A8 means weights and activations of 8 bits, W4A4 of 4 bits."
     )
 
