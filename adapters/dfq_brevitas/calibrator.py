@@ -1,0 +1,213 @@
+"""The calibrator "brevitas": trace, insert Brevitas's quantizers, calibrate, correct biases."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_brevitas.bias import correct_biases, is_weight_layer
+from dfq_brevitas.coverage import describe_coverage
+from dfq_brevitas.export import export_onnx
+from dfq_brevitas.framework import GraphModule, bias_correction_mode, calibration_mode
+from dfq_brevitas.graph import float_graph, quantized_graph
+from dfq_brevitas.input_range import fix_input_range, make_input_unsigned
+from dfq_brevitas.options import BrevitasOptions
+from dfq_brevitas.quantizers import quantizer_maps
+from dfq_brevitas.quiet import framework_notices_silenced
+from dfq_brevitas.weights import apply_gptq, learn_rounding
+from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.model_state import frozen_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from torch import nn
+
+    from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
+
+SUPPORTED_BITS = range(2, 9)
+_RUN_KEY = "dfq_brevitas"
+_KEPT_SAMPLES = 4  # qonnx runs node by node, about a second a sample
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What `prepare` was told, kept in the graph module's `meta` for the later steps.
+
+    `samples` are the first calibration inputs, on which exports are compared; None before calibration.
+    """
+
+    spec: InputSpec
+    recipe: Recipe
+    samples: torch.Tensor | None = None
+
+
+class BrevitasCalibrator:
+    """Calibrates a model with Brevitas's graph mode PTQ; the result is a graph of `brevitas.nn` layers.
+
+    Quantized are the weights and the inputs of every linear and convolution layer, the first and the last included, the
+    outputs of activations, and both inputs of every addition, which share one scale as FINN needs it. The network's
+    output keeps the accumulator's precision.
+    """
+
+    def __init__(self, options: BrevitasOptions | None = None) -> None:
+        self.options = options or BrevitasOptions()
+
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool = False) -> GraphModule:
+        """Return a copy of `model`, traced, with BatchNorm folded and Brevitas's quantizers inserted.
+
+        Raises:
+            UsageError: the recipe or `training` is not supported.
+            ModelError: the model cannot be traced, or holds nothing to quantize.
+        """
+        _require_supported(recipe, training=training)
+        private = frozen_copy(model).float()
+        with framework_notices_silenced():
+            graph = quantized_graph(float_graph(private, self.options), recipe, self.options)
+            _require_quantized(graph, model)
+            if spec.extremes is not None and self.options.known_input_range:
+                make_input_unsigned(graph, spec.extremes, quantizer_maps(recipe, self.options).identities["unsigned"])
+        graph.meta[_RUN_KEY] = _Run(spec, recipe)
+        return graph.eval()
+
+    def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+        """Let Brevitas record the ranges, then mend weights and biases as the options say, in place.
+
+        The later steps read the data again. A list or a data loader is iterated as often; a generator, which can be
+        iterated only once, is kept in memory.
+
+        Args:
+            prepared: what `prepare` returned.
+            batches: inputs `(samples, *shape)`.
+
+        Raises:
+            UsageError: there is no batch, or one has the wrong shape.
+            DataError: a batch holds NaN or infinity.
+        """
+        run, graph = _run_of(prepared)
+        data = _Batches(batches, run.spec, next(graph.parameters()).device)
+        with torch.no_grad(), framework_notices_silenced():
+            with calibration_mode(graph):
+                count = sum(1 for inputs in data if graph(inputs) is not None)
+            graph.eval()
+            if count == 0:
+                raise UsageError(
+                    "Calibration needs at least one batch, got none. Give inputs of shape (samples, *shape)."
+                )
+            if run.spec.extremes is not None and self.options.known_input_range:
+                fix_input_range(graph, run.spec.extremes)
+            self._refine(graph, data)
+        graph.meta[_RUN_KEY] = _Run(run.spec, run.recipe, next(iter(data))[:_KEPT_SAMPLES].cpu())
+
+    def _refine(self, graph: GraphModule, data: _Batches) -> None:
+        # The first run with quantization on computes the weights' scales, which stay from then on.
+        graph(next(iter(data))[:1])
+        if self.options.gptq:
+            apply_gptq(graph, data)
+        if self.options.learned_round:
+            learn_rounding(graph, data, self.options.learned_round_steps)
+        if self.options.bias_correction == "network":
+            correct_biases(graph, data)
+        elif self.options.bias_correction == "layer":
+            with bias_correction_mode(graph):
+                for inputs in data:
+                    graph(inputs)
+        graph.eval()
+
+    def convert(self, prepared: nn.Module) -> GraphModule:
+        """Return a copy in eval mode with quantization enabled: Brevitas's native model.
+
+        Raises:
+            UsageError: the model was not calibrated.
+        """
+        run, graph = _run_of(prepared)
+        if run.samples is None:
+            raise UsageError("Quantizers must see data before conversion. Call calibrate() first.")
+        converted: GraphModule = copy.deepcopy(graph)
+        return converted.eval()
+
+    def describe(self, converted: nn.Module) -> Coverage:
+        """List layers, activations and additions with the widths that their own quantizers report."""
+        _, graph = _run_of(converted)
+        with torch.no_grad(), framework_notices_silenced():
+            return describe_coverage(graph)
+
+    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        """Write `model.qonnx.onnx` (for FINN) and `model.qcdq.onnx` (for ONNX Runtime), run and compare both.
+
+        Raises:
+            ArtifactError: a file does not compute what the torch model does; it is removed first.
+            DataError: the folder cannot be written.
+        """
+        run, graph = _run_of(converted)
+        if run.samples is None:
+            raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
+        _require_same_shape(spec, run.spec)
+        return export_onnx(graph, run.samples, path)
+
+
+class _Batches:
+    """Checked batches on the model's device that can be iterated several times."""
+
+    def __init__(self, batches: Iterable[torch.Tensor], spec: InputSpec, device: torch.device) -> None:
+        once = iter(batches) is batches
+        self._batches: Iterable[torch.Tensor] = list(batches) if once else batches
+        self._spec, self._device = spec, device
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self._batches:
+            yield _checked(batch, self._spec).to(self._device)
+
+
+def _require_supported(recipe: Recipe, *, training: bool) -> None:
+    if training:
+        raise UsageError("With brevitas, fine-tuning is not available yet. Calibrate with training=False.")
+    if recipe.weight_bits not in SUPPORTED_BITS or recipe.activation_bits not in SUPPORTED_BITS:
+        raise UsageError(
+            f"brevitas takes weights and activations of {SUPPORTED_BITS[0]} to {SUPPORTED_BITS[-1]} bits, got {recipe}"
+            ". Choose e.g. w8a8, w4a8 or w4a4."
+        )
+
+
+def _require_quantized(graph: GraphModule, model: nn.Module) -> None:
+    if not any(map(is_weight_layer, graph.modules())):
+        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+        held = ", ".join(kinds) or "nothing"
+        raise ModelError(
+            f"Brevitas found no layer to quantize in {type(model).__name__} (it holds: {held}). "
+            "It quantizes linear, convolution and transposed convolution modules: write layers as such modules."
+        )
+
+
+def _require_same_shape(given: InputSpec, prepared: InputSpec) -> None:
+    if given.shape != prepared.shape:
+        raise UsageError(
+            f"Export needs the input shape that the model was prepared with, {prepared.shape}, got {given.shape}. "
+            "Give the same specification."
+        )
+
+
+def _run_of(module: nn.Module) -> tuple[_Run, GraphModule]:
+    run = getattr(module, "meta", {}).get(_RUN_KEY)
+    if not isinstance(module, GraphModule) or not isinstance(run, _Run):
+        raise UsageError(
+            f"brevitas works on models that its own prepare() returned, got {type(module).__name__}. Call prepare() "
+            "first; for a model from your own brevitas.graph.quantize.quantize, use calibration_mode yourself."
+        )
+    return run, module
+
+
+def _checked(batch: torch.Tensor, spec: InputSpec) -> torch.Tensor:
+    if tuple(batch.shape[1:]) != spec.shape:
+        expected = ", ".join(map(str, ("samples", *spec.shape)))
+        raise UsageError(
+            f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
+            "Mend the data or the input specification."
+        )
+    if not torch.isfinite(batch).all():
+        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesise the data anew.")
+    return batch.float()

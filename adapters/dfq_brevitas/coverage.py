@@ -1,0 +1,79 @@
+"""Says how each tensor of a quantized graph is stored, read back from the layers' own quantizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dfq_brevitas.bias import is_weight_layer
+from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, GraphModule, Node, quant_nn
+from dfq_brevitas.graph import Dequantize, OnGrid
+from dfq_plugins.types import Coverage, QuantizedLayer
+
+_ADDITION = "addition"
+_LOGITS = "the network's output keeps the accumulator's precision"
+
+
+def describe_coverage(graph: GraphModule) -> Coverage:
+    """List the layers and the quantizers of activations with their widths, and what stays in float and why."""
+    quantized, floating, seen = [], [], set()
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or node.target in seen:
+            continue
+        seen.add(node.target)
+        name, module = str(node.target), graph.get_submodule(str(node.target))
+        if is_weight_layer(module):
+            quantized.append(_layer_row(name, module, _reading_quantizer(graph, node)))
+        elif _own_quantizer(module) is not None:
+            quantized.append(QuantizedLayer(name, _kind(node, module), None, number_format(_own_quantizer(module))))
+        elif not isinstance(module, (Dequantize, OnGrid)):
+            floating.append((name, f"{type(module).__name__}: Brevitas has no quantizer for it in graph mode"))
+    return Coverage(tuple(quantized), (*floating, ("(output)", _LOGITS)))
+
+
+def _layer_row(name: str, layer: Any, reading: Any | None) -> QuantizedLayer:
+    weight = layer.weight_quant if layer.weight_quant.is_quant_enabled else None
+    activation = None if reading is None else number_format(reading)
+    return QuantizedLayer(name, type(layer).__name__, None if weight is None else number_format(weight), activation)
+
+
+def _own_quantizer(module: nn.Module) -> Any | None:
+    """Return the enabled activation quantizer of a module, if it has one."""
+    quantizer = getattr(module, "act_quant", None)
+    enabled = isinstance(quantizer, ActQuantProxyFromInjectorBase) and quantizer.is_quant_enabled
+    return quantizer if enabled else None
+
+
+def _reading_quantizer(graph: GraphModule, node: Node) -> Any | None:
+    """Return the quantizer whose output a layer reads, directly or through moves of values and max pooling."""
+    source = node.all_input_nodes[0]
+    while source.op == "call_module":
+        module = graph.get_submodule(str(source.target))
+        quantizer = _own_quantizer(module)
+        if quantizer is not None:
+            return quantizer
+        if not isinstance(module, (nn.Identity, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Dropout, nn.Flatten)):
+            return None
+        source = source.all_input_nodes[0]
+    if source.op in ("call_method", "call_function") and len(source.all_input_nodes) == 1:
+        return _reading_quantizer(graph, source)
+    return None
+
+
+def _kind(node: Node, module: nn.Module) -> str:
+    """Name the module, and say of an inserted quantizer what it feeds or reads."""
+    kind = type(module).__name__
+    if not isinstance(module, quant_nn.QuantIdentity):
+        return kind
+    if node.all_input_nodes[0].op == "placeholder":
+        return f"{kind} (network input)"
+    adds = any("add" in str(user.target) and user.op != "call_module" for user in node.users)
+    return f"{kind} ({_ADDITION})" if adds else kind
+
+
+def number_format(quantizer: Any) -> str:
+    """Return the format of a quantizer's integers in words, e.g. `'uint4 per tensor'`."""
+    bits, scale = int(quantizer.bit_width()), quantizer.scale()
+    sign = "int" if quantizer.is_signed else "uint"
+    return f"{sign}{bits} per {'channel' if scale.numel() > 1 else 'tensor'}, symmetric"

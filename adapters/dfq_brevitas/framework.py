@@ -1,0 +1,47 @@
+"""The parts of Brevitas that this adapter calls, imported in one place with their import notices silenced."""
+
+from __future__ import annotations
+
+from dfq_brevitas.quiet import framework_notices_silenced
+
+with framework_notices_silenced():
+    import brevitas.nn as quant_nn
+    from brevitas.core.scaling.standalone import (
+        ParameterFromRuntimeStatsScaling,
+        ParameterFromStatsFromParameterScaling,
+    )
+    from brevitas.export import export_onnx_qcdq, export_qonnx
+    from brevitas.fx import GraphModule, Node
+    from brevitas.graph.calibrate import bias_correction_mode, calibration_mode, quantization_status_manager
+    from brevitas.graph.gptq import gptq_mode
+    from brevitas.graph.quantize import preprocess_for_quantize, quantize
+    from brevitas.inject.enum import FloatToIntImplType, LearnedRoundImplType, StatsOp
+    from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+    from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
+    from brevitas.quant import scaled_int
+    from brevitas.quant.base import MSESymmetricScaleSubInjector
+    from brevitas.quant_tensor import QuantTensor
+
+__all__ = [
+    "ActQuantProxyFromInjectorBase",
+    "FloatToIntImplType",
+    "GraphModule",
+    "LearnedRoundImplType",
+    "MSESymmetricScaleSubInjector",
+    "Node",
+    "ParameterFromRuntimeStatsScaling",
+    "ParameterFromStatsFromParameterScaling",
+    "QuantTensor",
+    "QuantWeightBiasInputOutputLayer",
+    "StatsOp",
+    "bias_correction_mode",
+    "calibration_mode",
+    "export_onnx_qcdq",
+    "export_qonnx",
+    "gptq_mode",
+    "preprocess_for_quantize",
+    "quant_nn",
+    "quantization_status_manager",
+    "quantize",
+    "scaled_int",
+]

@@ -1,0 +1,226 @@
+"""From a float model to Brevitas's quantized graph, with what Brevitas leaves open settled around its own calls.
+
+Brevitas traces, folds BatchNorm, equalises and inserts the quantizers. Around that, this module
+
+- keeps slicing, padding and similar moves of values on the quantization grid (`OnGrid`), so that a shortcut which
+  slices (ResNets with option A) is aligned with the branch it is added to, and never meets a plain tuple;
+- takes the quantizer off the network's output, so that logits keep the accumulator's precision;
+- makes inserted quantizers unsigned where only ReLUs feed them: a sign bit would waste half the levels.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dfq_brevitas.framework import (
+    GraphModule,
+    Node,
+    QuantTensor,
+    preprocess_for_quantize,
+    quant_nn,
+    quantize,
+)
+from dfq_brevitas.quantizers import UNSIGNED_ACTIVATIONS, QuantizerMaps, quantizer_maps
+from dfq_brevitas.tracing import preparation_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dfq_brevitas.options import BrevitasOptions
+    from dfq_plugins.types import Recipe
+
+_POOLINGS = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.Dropout,
+    nn.Flatten,
+    nn.ZeroPad2d,
+)
+_SIGN_KEEPING_FUNCTIONS = (torch.flatten, torch.reshape, torch.mean, torch.sum, torch.cat)
+_SIGN_KEEPING_METHODS = frozenset(("flatten", "reshape", "view", "mean", "sum", "permute", "transpose", "contiguous"))
+
+
+class OnGrid(nn.Identity):
+    """Applies a function that only moves values or adds zeros, so that quantized values stay on their grid.
+
+    A subclass of Identity, because Brevitas looks through identities for the quantizer that feeds an addition.
+    """
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.function, self.args, self.kwargs = function, args, kwargs
+
+    def forward(self, inputs: Any) -> Any:
+        """Apply the function to a tensor, or to the values of a quantized tensor."""
+        if isinstance(inputs, QuantTensor):
+            return inputs.set(value=self.function(inputs.value, *self.args, **self.kwargs))
+        return self.function(inputs, *self.args, **self.kwargs)
+
+    def extra_repr(self) -> str:
+        """Name the function."""
+        return getattr(self.function, "__name__", str(self.function))
+
+
+class Dequantize(nn.Module):
+    """Takes the plain tensor out of Brevitas's quantized tensor, for operations that do not know it."""
+
+    def forward(self, inputs: Any) -> Any:
+        """Return the values."""
+        return inputs.value if isinstance(inputs, QuantTensor) else inputs
+
+
+def float_graph(model: nn.Module, options: BrevitasOptions) -> GraphModule:
+    """Trace a private copy of the model, fold BatchNorm and equalise, as the options say.
+
+    Raises:
+        ModelError: FX cannot trace the model.
+    """
+    equalize = options.equalization_iterations
+    try:
+        graph = preprocess_for_quantize(
+            model,
+            equalize_iters=equalize,
+            # Only equalisation moves biases; without it the layers stay comparable with the caller's.
+            equalize_merge_bias=equalize > 0,
+            merge_bn=options.merge_batch_norm,
+        )
+    except Exception as error:
+        raise preparation_error(model, error) from error
+    _wrap_moves(graph)
+    return graph
+
+
+def quantized_graph(graph: GraphModule, recipe: Recipe, options: BrevitasOptions) -> GraphModule:
+    """Insert Brevitas's quantizers into a float graph, in place.
+
+    Raises:
+        ModelError: Brevitas cannot handle the graph.
+    """
+    maps = quantizer_maps(recipe, options)
+    try:
+        quantized = quantize(
+            graph,
+            quant_identity_map=maps.identities,
+            compute_layer_map=maps.layers,
+            quant_act_map=maps.activations,
+            unsigned_act_tuple=UNSIGNED_ACTIVATIONS,
+        )
+    except Exception as error:
+        raise preparation_error(graph, error) from error
+    _use_unsigned_quantizers(quantized, maps)
+    _strip_output_quantizers(quantized)
+    _dequantize_foreign_operations(quantized)
+    return _refreshed(quantized)
+
+
+def _wrap_moves(graph: GraphModule) -> None:
+    """Replace slicing and zero padding by `OnGrid` modules."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not _moves_values(node):
+            continue
+        kwargs = dict(node.kwargs)
+        source, *rest = node.args or (kwargs.pop("input"),)
+        name = f"{node.name}_on_grid"
+        graph.add_module(name, OnGrid(node.target, tuple(rest), kwargs))
+        with graph.graph.inserting_before(node):
+            moved = graph.graph.call_module(name, (source,))
+        node.replace_all_uses_with(moved)
+        graph.graph.erase_node(node)
+    _refreshed(graph)
+
+
+def _moves_values(node: Node) -> bool:
+    """Tell whether a function node slices, or pads with zeros, one tensor by constants."""
+    if len(node.all_input_nodes) != 1:
+        return False
+    if node.target is operator.getitem:
+        index = node.args[1]
+        # A plain integer may take an element of a tuple of tensors: that is no tensor operation.
+        return isinstance(index, (tuple, slice)) and "size" not in node.all_input_nodes[0].name
+    if node.target is nn.functional.pad:
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)  # noqa: PLR2004  its position
+        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")  # noqa: PLR2004
+        return not value or mode != "constant"
+    return False
+
+
+def _use_unsigned_quantizers(graph: GraphModule, maps: QuantizerMaps) -> None:
+    """Replace inserted signed quantizers by unsigned ones where nothing negative can arrive."""
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.name.endswith("_input_quant") and _never_negative(graph, node.args[0]):
+            kind, arguments = maps.identities["unsigned"]
+            graph.set_submodule(str(node.target), kind(**arguments).eval())
+
+
+def _never_negative(graph: GraphModule, node: Node) -> bool:
+    """Tell whether a node's values come from ReLUs through operations that keep the sign."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        if isinstance(module, (quant_nn.QuantReLU, quant_nn.QuantSigmoid)):
+            return True
+        keeps = isinstance(module, (*_POOLINGS, OnGrid))
+    elif node.op == "call_function":
+        keeps = node.target in _SIGN_KEEPING_FUNCTIONS
+    else:
+        keeps = node.op == "call_method" and node.target in _SIGN_KEEPING_METHODS
+    sources = [source for source in node.all_input_nodes if source.target != "size"]
+    return keeps and bool(sources) and all(_never_negative(graph, source) for source in sources)
+
+
+def _strip_output_quantizers(graph: GraphModule) -> None:
+    for output in graph.graph.nodes:
+        if output.op == "output":
+            for source in output.all_input_nodes:
+                if source.name.endswith("_output_quant"):
+                    source.replace_all_uses_with(source.args[0])
+                    graph.graph.erase_node(source)
+                    graph.delete_submodule(str(source.target))
+
+
+def _dequantize_foreign_operations(graph: GraphModule) -> None:
+    """Put a `Dequantize` before each operation, and the output, that may meet a quantized tensor it does not know."""
+    graph.add_module("dequantize", Dequantize())
+    for node in list(graph.graph.nodes):
+        if not _is_foreign(node):
+            continue
+        for source in node.all_input_nodes:
+            if source.op == "call_module" and isinstance(graph.get_submodule(str(source.target)), _float_kinds()):
+                continue
+            with graph.graph.inserting_before(node):
+                plain = graph.graph.call_module("dequantize", (source,))
+            node.replace_input_with(source, plain)
+
+
+def _float_kinds() -> tuple[type[nn.Module], ...]:
+    """Return the layers that return plain tensors."""
+    return (quant_nn.QuantLinear, quant_nn.QuantConv1d, quant_nn.QuantConv2d, quant_nn.QuantConv3d)
+
+
+def _is_foreign(node: Node) -> bool:
+    if node.op == "call_method":
+        return str(node.target) not in _KNOWN_METHODS
+    if node.op == "call_function":
+        home = getattr(node.target, "__module__", "")
+        return home in ("_operator", "operator", "builtins") and node.target not in _KNOWN_OPERATORS
+    return str(node.op) == "output"
+
+
+_KNOWN_OPERATORS = (operator.add, operator.iadd, getattr)
+_KNOWN_METHODS = frozenset(("size", "dim", "add", "view", "reshape", "flatten", "transpose", "permute", "contiguous"))
+
+
+def _refreshed(graph: GraphModule) -> GraphModule:
+    graph.graph.lint()
+    graph.recompile()
+    return graph

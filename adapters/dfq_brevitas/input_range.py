@@ -1,0 +1,85 @@
+"""Gives the quantizer of the network's input the range that is known, instead of the one that was observed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, ParameterFromRuntimeStatsScaling, quant_nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dfq_brevitas.framework import GraphModule
+
+
+def input_quantizers(graph: GraphModule) -> Iterator[tuple[str, Any]]:
+    """Yield name and quantizer of each quantizer that reads the network's input as it comes."""
+    placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    for node in placeholder.users:
+        if node.op == "call_module":
+            module = graph.get_submodule(str(node.target))
+            if isinstance(module, quant_nn.QuantIdentity):
+                yield str(node.target), module
+
+
+def make_input_unsigned(
+    graph: GraphModule, extremes: tuple[float, float], unsigned: tuple[Any, dict[str, Any]]
+) -> None:
+    """Use an unsigned quantizer for an input that is known to be never negative. Call it before calibration."""
+    if extremes[0] < 0:
+        return
+    kind, arguments = unsigned
+    for name, quantizer in list(input_quantizers(graph)):
+        if not _is_shared(graph, quantizer):
+            graph.set_submodule(name, kind(**arguments).eval())
+
+
+def fix_input_range(graph: GraphModule, extremes: tuple[float, float]) -> int:
+    """Set the scale of the input's quantizer so that it just covers the known range. Call it after calibration.
+
+    Brevitas keeps a calibrated scale as a parameter `value`, the threshold: scale = value / 2**(bits - 1) where signed,
+    value / (2**bits - 1) where unsigned. A threshold that covers both ends of a symmetric signed grid is
+    `max(-lowest, highest * 2**(bits-1) / (2**(bits-1) - 1))`.
+
+    Returns:
+        How many quantizers were set: 0 where an addition shares its scale with another tensor, which stays calibrated.
+    """
+    fixed = 0
+    for _, quantizer in list(input_quantizers(graph)):
+        scaling = quantizer.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
+        if _is_shared(graph, quantizer) or not isinstance(scaling, ParameterFromRuntimeStatsScaling):
+            continue
+        bits = int(quantizer.act_quant.bit_width())
+        threshold = _threshold(extremes, bits, signed=bool(quantizer.act_quant.is_signed))
+        with torch.no_grad():
+            scaling.value.fill_(threshold)
+        fixed += 1
+    return fixed
+
+
+def _threshold(extremes: tuple[float, float], bits: int, *, signed: bool) -> float:
+    """Return the threshold of the smallest symmetric grid that covers the extremes.
+
+    >>> _threshold((-1.0, 1.0), 8, signed=True)
+    1.007874015748031
+    >>> _threshold((0.0, 1.0), 8, signed=False)
+    1.0
+    """
+    lowest, highest = extremes
+    if not signed:
+        return highest
+    half = float(2 ** (bits - 1))
+    return max(-lowest, highest * half / (half - 1))
+
+
+def _is_shared(graph: GraphModule, quantizer: Any) -> bool:
+    """Tell whether another quantizer uses the same scale."""
+    scaling = quantizer.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
+    proxies = {id(module): module for module in graph.modules() if isinstance(module, ActQuantProxyFromInjectorBase)}
+    sharing = 0
+    for proxy in proxies.values():
+        fused = proxy.fused_activation_quant_proxy
+        sharing += fused is not None and getattr(fused.tensor_quant, "scaling_impl", None) is scaling
+    return sharing > 1

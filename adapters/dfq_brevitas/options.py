@@ -1,0 +1,80 @@
+"""The settings of the Brevitas calibrator. Imports neither torch nor the framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+WeightScale = Literal["mse", "max"]
+ActivationScale = Literal["mse", "percentile", "max"]
+BiasCorrection = Literal["network", "layer", "none"]
+
+
+@dataclass(frozen=True)
+class BrevitasOptions:
+    """How Brevitas finds the scales of weights and activations, and what it mends before and after.
+
+    The defaults are the ones that won on a CIFAR-10 ResNet-20, see docs/how-to/brevitas.md.
+    """
+
+    weight_scale: WeightScale = field(
+        default="mse",
+        metadata={"help": "weight scales from the smallest squared error (mse) or from the largest weight (max)"},
+    )
+    per_channel: bool = field(
+        default=True,
+        metadata={"help": "one weight scale per output channel instead of one per tensor"},
+    )
+    narrow_range: bool = field(
+        default=False,
+        metadata={"help": "drop the lowest weight integer, e.g. -7..7 instead of -8..7 at 4 bits"},
+    )
+    activation_scale: ActivationScale = field(
+        default="mse",
+        metadata={"help": "activation scales from the smallest squared error, a percentile or the largest value"},
+    )
+    percentile: Annotated[float, Gt(0), Le(100)] = field(
+        default=99.9,
+        metadata={"help": "percentage of absolute activations inside the range, for the percentile scale"},
+    )
+    mse_candidates: Annotated[int, Ge(3), Le(1000)] = field(
+        default=20,
+        metadata={"help": "how many scales the mse search tries"},
+    )
+    known_input_range: bool = field(
+        default=True,
+        metadata={"help": "take the input quantizer's range from the input specification where that knows it"},
+    )
+    merge_batch_norm: bool = field(
+        default=True,
+        metadata={"help": "fold BatchNorm into the layer before it"},
+    )
+    equalization_iterations: Annotated[int, Ge(0), Le(1000)] = field(
+        default=0,
+        metadata={"help": "rounds of cross-layer equalisation; 20 mends depthwise networks with per-tensor weights"},
+    )
+    bias_correction: BiasCorrection = field(
+        default="network",
+        metadata={
+            "help": "give back the means that quantization shifted: against the float network (network), of each layer "
+            "on its own, as Brevitas does (layer), or not (none)"
+        },
+    )
+    quantize_bias: bool = field(
+        default=True,
+        metadata={"help": "quantize biases to 32-bit integers of the accumulator's scale"},
+    )
+    gptq: bool = field(
+        default=False,
+        metadata={"help": "choose weights layer by layer with GPTQ (one pass over the data per layer)"},
+    )
+    learned_round: bool = field(
+        default=False,
+        metadata={"help": "learn whether each weight is rounded up or down (slow)"},
+    )
+    learned_round_steps: Annotated[int, Ge(1), Le(100_000)] = field(
+        default=500,
+        metadata={"help": "optimisation steps per layer for learned_round"},
+    )

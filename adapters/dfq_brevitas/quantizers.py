@@ -1,0 +1,100 @@
+"""Brevitas's own quantizers, set to the recipe's widths and the options' statistics, mapped to torch's layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from dfq_brevitas.framework import (
+    MSESymmetricScaleSubInjector,
+    ParameterFromStatsFromParameterScaling,
+    StatsOp,
+    quant_nn,
+    scaled_int,
+)
+
+if TYPE_CHECKING:
+    from dfq_brevitas.options import BrevitasOptions
+    from dfq_plugins.types import Recipe
+
+LAYERS: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+"""The layers whose weights are quantized."""
+
+UNSIGNED_ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.Sigmoid)
+
+_WEIGHTS = {
+    ("max", True): scaled_int.Int8WeightPerChannelFloat,
+    ("max", False): scaled_int.Int8WeightPerTensorFloat,
+    ("mse", True): scaled_int.Int8WeightPerChannelFloatMSE,
+    ("mse", False): scaled_int.Int8WeightPerTensorFloatMSE,
+}
+
+
+@dataclass(frozen=True)
+class QuantizerMaps:
+    """What `brevitas.graph.quantize.quantize` replaces by what."""
+
+    layers: dict[type[nn.Module], tuple[Any, dict[str, Any]]]
+    activations: dict[type[nn.Module], tuple[Any, dict[str, Any]]]
+    identities: dict[str, tuple[Any, dict[str, Any]]]
+
+
+def quantizer_maps(recipe: Recipe, options: BrevitasOptions) -> QuantizerMaps:
+    """Return the maps of layers, activations and inserted quantizers for a recipe."""
+    bias = scaled_int.Int32Bias if options.quantize_bias else None
+    layer = {"weight_quant": weight_quantizer(recipe, options), "bias_quant": bias, "return_quant_tensor": False}
+    signed = {"act_quant": activation_quantizer(recipe, options, signed=True), "return_quant_tensor": True}
+    unsigned = {"act_quant": activation_quantizer(recipe, options, signed=False), "return_quant_tensor": True}
+    return QuantizerMaps(
+        layers={kind: (getattr(quant_nn, f"Quant{kind.__name__}"), layer) for kind in LAYERS},
+        activations={
+            nn.ReLU: (quant_nn.QuantReLU, unsigned),
+            nn.Sigmoid: (quant_nn.QuantSigmoid, unsigned),
+        },
+        identities={
+            "signed": (quant_nn.QuantIdentity, signed),
+            "unsigned": (quant_nn.QuantIdentity, unsigned),
+        },
+    )
+
+
+def weight_quantizer(recipe: Recipe, options: BrevitasOptions) -> Any:
+    """Return a symmetric weight quantizer whose scale is computed once and then stays a parameter."""
+    return _with_search(_WEIGHTS[options.weight_scale, options.per_channel], options, options.weight_scale).let(
+        bit_width=recipe.weight_bits,
+        narrow_range=options.narrow_range,
+        scaling_impl=ParameterFromStatsFromParameterScaling,
+    )
+
+
+def activation_quantizer(recipe: Recipe, options: BrevitasOptions, *, signed: bool) -> Any:
+    """Return a symmetric per-tensor quantizer whose scale is the mean over batches of the chosen statistic."""
+    if options.activation_scale == "mse":
+        chosen = scaled_int.Int8ActPerTensorFloatMSE if signed else scaled_int.Uint8ActPerTensorFloatMSE
+        chosen = _with_search(chosen, options, "mse")
+    else:
+        chosen = scaled_int.Int8ActPerTensorFloat if signed else scaled_int.Uint8ActPerTensorFloat
+        if options.activation_scale == "max":
+            chosen = chosen.let(scaling_stats_op=StatsOp.MAX)
+        else:
+            chosen = chosen.let(high_percentile_q=options.percentile)
+    return chosen.let(bit_width=recipe.activation_bits)
+
+
+def _with_search(quantizer: Any, options: BrevitasOptions, statistic: str) -> Any:
+    """Set how many candidates the MSE search of a quantizer tries."""
+    if statistic != "mse":
+        return quantizer
+    # The search has an injector of its own, which values given to the quantizer do not reach.
+    search = type("MSESearch", (MSESymmetricScaleSubInjector,), {"mse_iters": options.mse_candidates})
+    return quantizer.let(mse_scale=search)
