@@ -15,7 +15,7 @@ from dfq_torch_ao.clipping import observe_clipped_values
 from dfq_torch_ao.conversion_checks import check_batch, require_calibrated, require_quantized
 from dfq_torch_ao.coverage import describe_coverage
 from dfq_torch_ao.engines import active_engine, resolve_engine
-from dfq_torch_ao.export import export_torchscript
+from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript
 from dfq_torch_ao.float_operations import hide_from_lowering, show_again
 from dfq_torch_ao.input_range import fix_input_range
 from dfq_torch_ao.options import TorchAoOptions
@@ -121,6 +121,7 @@ class TorchAoCalibrator:
             require_quantized(converted)
             if run.recipe.activation_bits < STORAGE_BITS:
                 saturate_activations(converted, formats, run.highest_activation)
+        drop_tensor_annotations(converted)
         run.attach(converted)
         return converted
 

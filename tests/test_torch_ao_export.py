@@ -1,0 +1,192 @@
+"""The TorchScript file of torch.ao: checked before it is handed over, never half-written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from dfq_plugins.errors import ArtifactError, DataError
+from dfq_plugins.types import InputSpec, Recipe
+from dfq_torch_ao.calibrator import TorchAoCalibrator
+from dfq_torch_ao.options import TorchAoOptions
+from dfq_torch_ao.quiet import framework_notices_silenced
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.fx import GraphModule
+
+W8A8 = Recipe(8, 8)
+
+
+def quantize(
+    model: nn.Module, spec: InputSpec, batches: list[torch.Tensor], recipe: Recipe = W8A8, **options: object
+) -> GraphModule:
+    calibrator = TorchAoCalibrator(TorchAoOptions(**options))  # type: ignore[arg-type]
+    prepared = calibrator.prepare(model, spec, recipe)
+    calibrator.calibrate(prepared, batches)
+    return calibrator.convert(prepared)
+
+
+@pytest.mark.parametrize("recipe", [W8A8, Recipe(4, 4)])
+@pytest.mark.parametrize("engine", ["auto", "qnnpack"])
+def test_the_file_computes_what_the_model_does(
+    tiny_network: nn.Module,
+    tiny_spec: InputSpec,
+    tiny_batches: list[torch.Tensor],
+    tmp_path: Path,
+    recipe: Recipe,
+    engine: str,
+) -> None:
+    converted = quantize(tiny_network, tiny_spec, tiny_batches, recipe, engine=engine)
+    (artifact,) = TorchAoCalibrator().export(converted, tiny_spec, tmp_path / "new" / "folder")
+    assert artifact.path == tmp_path / "new" / "folder" / "model.torchscript.pt"
+    assert [path.name for path in artifact.path.parent.iterdir()] == ["model.torchscript.pt"]
+    assert artifact.size_bytes == artifact.path.stat().st_size
+    used = torch.backends.quantized.engine if engine == "auto" else engine
+    assert [check.detail for check in artifact.checks] == [
+        f"torch.jit.script, for torch.backends.quantized.engine = {used!r}",
+        "16 random inputs: top-1 agreement 100.0%, maximum difference 0",
+    ]
+
+
+def test_the_file_needs_torch_only(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
+) -> None:
+    converted = quantize(tiny_network, tiny_spec, tiny_batches, Recipe(4, 4))
+    (artifact,) = TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
+    torch.save(tiny_batches[0], tmp_path / "inputs.pt")
+    code = (
+        "import sys, torch; sys.modules['dfq_torch_ao'] = sys.modules['dfq_plugins'] = None\n"
+        f"model = torch.jit.load({str(artifact.path)!r})\n"
+        f"torch.save(model(torch.load({str(tmp_path / 'inputs.pt')!r})), {str(tmp_path / 'outputs.pt')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "outputs.pt"), converted(tiny_batches[0]))
+
+
+class TestAFailingCheck:
+    def test_removes_the_file_and_leaves_an_older_one(
+        self,
+        tiny_network: nn.Module,
+        tiny_spec: InputSpec,
+        tiny_batches: list[torch.Tensor],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        converted = quantize(tiny_network, tiny_spec, tiny_batches)
+        (artifact,) = TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
+        before = artifact.path.read_bytes()
+        monkeypatch.setattr(torch.jit, "load", lambda _: tiny_network)  # computes something else
+        engine = torch.backends.quantized.engine
+        with pytest.raises(ArtifactError) as caught:
+            TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
+        assert "must compute what the torch model does, but on 16 random inputs: top-1 agreement" in str(caught.value)
+        assert "The file was removed" in str(caught.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["model.torchscript.pt"]
+        assert artifact.path.read_bytes() == before
+        assert torch.backends.quantized.engine == engine
+
+    def test_nothing_is_left_in_a_new_folder(
+        self,
+        tiny_network: nn.Module,
+        tiny_spec: InputSpec,
+        tiny_batches: list[torch.Tensor],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def interrupted(_: str) -> nn.Module:
+            raise KeyboardInterrupt
+
+        converted = quantize(tiny_network, tiny_spec, tiny_batches)
+        monkeypatch.setattr(torch.jit, "load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_not_a_number_is_a_difference(
+        self,
+        tiny_network: nn.Module,
+        tiny_spec: InputSpec,
+        tiny_batches: list[torch.Tensor],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        converted = quantize(tiny_network, tiny_spec, tiny_batches)
+        monkeypatch.setattr(torch.jit, "load", lambda _: lambda inputs: converted(inputs) * float("nan"))
+        with pytest.raises(ArtifactError, match="maximum difference nan"):
+            TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
+) -> None:
+    converted = quantize(tiny_network, tiny_spec, tiny_batches)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"must be a writable folder with free space: .* Give another folder"):
+        TorchAoCalibrator().export(converted, tiny_spec, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+class Unscriptable(nn.Module):
+    """TorchScript's compiler knows no lambdas; a recorded run does not see it."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        double = lambda value: value * 2  # noqa: E731
+        return double(inputs)
+
+
+class Frozen(nn.Module):
+    """Neither compiles nor can it be recorded for other batch sizes."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        double = lambda value: torch.from_numpy(value.numpy()) * 2  # noqa: E731
+        return double(inputs)
+
+
+def network_around(middle: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), middle, nn.Conv2d(4, 4, 3)).eval()
+
+
+def test_code_that_does_not_compile_is_recorded(tiny_batches: list[torch.Tensor], tmp_path: Path) -> None:
+    spec = InputSpec((3, 8, 8))
+    converted = quantize(network_around(Unscriptable()), spec, tiny_batches, non_traceable=("1",))
+    (artifact,) = TorchAoCalibrator().export(converted, spec, tmp_path)
+    assert artifact.checks[0].detail.startswith("torch.jit.trace, for")
+    with framework_notices_silenced():
+        loaded = torch.jit.load(artifact.path)
+    assert torch.equal(loaded(tiny_batches[0]), converted(tiny_batches[0]))
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a NumPy array:torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:torch.from_numpy results are registered as constants:torch.jit.TracerWarning")
+def test_a_program_for_one_batch_size_only_is_not_handed_over(tiny_batches: list[torch.Tensor], tmp_path: Path) -> None:
+    spec = InputSpec((3, 8, 8))
+    converted = quantize(network_around(Frozen()), spec, tiny_batches, non_traceable=("1",))
+    with pytest.raises(ArtifactError) as caught:
+        TorchAoCalibrator().export(converted, spec, tmp_path)
+    assert "The file was removed" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_torchscript_form(
+    tiny_network: nn.Module,
+    tiny_spec: InputSpec,
+    tiny_batches: list[torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> nn.Module:
+        raise RuntimeError("no such operator")
+
+    converted = quantize(tiny_network, tiny_spec, tiny_batches)
+    monkeypatch.setattr(torch.jit, "script", fail)
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    with pytest.raises(ArtifactError, match=r"This model has no TorchScript form: no such operator\. Rewrite"):
+        TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
+    assert list(tmp_path.iterdir()) == []
