@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy in eval mode whose parameters take no gradients.
+    """Return a deep copy in eval mode and float32 whose parameters take no gradients.
 
     Raises:
         ModelError: the model cannot be copied.
@@ -32,17 +33,33 @@ def frozen_copy(model: nn.Module) -> nn.Module:
             "as it is: remove what cannot be copied (open files, locks, lambdas with state), or build a fresh model."
         )
         raise ModelError(message) from error
-    return copied.eval().requires_grad_(requires_grad=False)
+    return copied.eval().float().requires_grad_(requires_grad=False)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter or buffer; the processor where it has none.
+
+    >>> device_of(torch.nn.ReLU())
+    device(type='cpu')
+    """
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 @contextmanager
 def preserve_global_state() -> Iterator[None]:
-    """Restore random states (Python, NumPy, torch), default dtype, grad mode and thread count, also after an error."""
+    """Restore random states (Python, NumPy, torch), default dtype and grad mode, also after an error.
+
+    Inside, the default dtype is float32 and gradients are recorded, whatever the caller has set.
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the global state itself
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if started else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.inference_mode(mode=False), torch.random.fork_rng(devices=devices):
+            torch.set_default_dtype(torch.float32)
+            torch.set_grad_enabled(True)
             yield
     finally:
         random.setstate(python_state)

@@ -7,16 +7,20 @@ handful of vector operations instead of a few per layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeGuard
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dfq_plugins.divergences import gaussian_kl
+from dfq_plugins.errors import ModelError
+from dfq_plugins.model_state import device_of
+from dfq_plugins.moments import Moments, averaged_calls, batch_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from types import TracebackType
 
     from torch.utils.hooks import RemovableHandle
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 INPUT_LAYER = "input"
 """Name of the pseudo-layer at the network's input: normalised data has mean 0 and variance 1 there."""
+
+EPS = 1e-5
+"""What is added to the variances of the pseudo-layer, and of layers that name none of their own."""
 
 
 def stores_statistics(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
@@ -38,43 +45,41 @@ def stores_statistics(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     return vectors and not isinstance(module, _InstanceNorm)
 
 
-def statistics_layers(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    """Return the layers that hold running statistics, by qualified name; a shared module appears once."""
-    return {name: module for name, module in model.named_modules() if stores_statistics(module)}
+def statistics_layers(model: nn.Module, names: Collection[str] | None = None) -> dict[str, nn.BatchNorm2d]:
+    """Return the layers that hold running statistics, by qualified name; a shared module appears once.
 
-
-def batch_moments(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, in float32, of a tensor `(batch, channels, *spatial)`.
-
-    Computed from `values - shift` in one pass; a shift near the mean keeps the subtraction of squares exact.
-
-    >>> mean, var = batch_moments(torch.tensor([[1.0], [3.0]]), torch.tensor([2.5]))
-    >>> mean.item(), var.item()
-    (2.0, 1.0)
+    Args:
+        model: the network.
+        names: keep these layers alone; None keeps all.
     """
-    axes = [axis for axis in range(values.ndim) if axis != 1]
-    shape = [1, -1] + [1] * (values.ndim - 2)
-    centred = values.float() - shift.float().view(shape)
-    offset = centred.mean(axes)
-    return shift.float() + offset, (centred.square().mean(axes) - offset.square()).clamp_min(0)
+    layers = {name: module for name, module in model.named_modules() if stores_statistics(module)}
+    return layers if names is None else {name: layer for name, layer in layers.items() if name in names}
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and variance per channel, all layers in one vector; `count` samples were pooled."""
+@torch.no_grad()
+def reached_layers(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
+    """Return the names of the statistics layers that a forward pass of `inputs` calls.
 
-    mean: Tensor
-    var: Tensor
-    count: int = 1
+    Auxiliary classifiers, for one, rest in eval mode. What is not called cannot be observed, and is left out.
+    """
+    with StatisticsTaps(model) as taps:
+        model(inputs)
+        return taps.reached
 
-    def pooled(self, other: Moments) -> Moments:
-        """Return the exact moments of both sets together (Chan et al. 1979, pairwise update)."""
-        count = self.count + other.count
-        share = other.count / count
-        delta = other.mean - self.mean
-        mean = self.mean + delta * share
-        var = self.var + (other.var - self.var) * share + delta.square() * share * (1 - share)
-        return Moments(mean, var, count)
+
+def require_reached_layers(model: nn.Module, spec: InputSpec) -> tuple[str, ...]:
+    """Return the names of the statistics layers that a forward pass calls, at least one.
+
+    Raises:
+        ModelError: none is called.
+    """
+    names = reached_layers(model, torch.zeros(1, *spec.shape, device=device_of(model)))
+    if not names:
+        raise ModelError(
+            f"{type(model).__name__} holds BatchNorm layers, but a forward pass calls none of them, so their inputs "
+            "cannot be observed. Call the layers as modules, or give the model that uses them."
+        )
+    return names
 
 
 @dataclass(frozen=True)
@@ -99,23 +104,29 @@ class StoredStatistics:
 
     def per_layer(self, per_channel: Tensor) -> dict[str, float]:
         """Return the mean over the channels of each layer."""
-        parts = per_channel.detach().split(list(self.sizes))
+        parts = torch.split(per_channel.detach(), list(self.sizes))
         return {name: float(part.mean()) for name, part in zip(self.names, parts, strict=True)}
 
 
-def stored_statistics(model: nn.Module, spec: InputSpec | None = None) -> StoredStatistics:
+def stored_statistics(
+    model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None
+) -> StoredStatistics:
     """Collect the running statistics of `model`, the input pseudo-layer first where the input is standardized.
 
     Args:
         model: a network with at least one BatchNorm layer.
         spec: adds the pseudo-layer (mean 0, variance 1 per input channel) if its inputs are standardized.
+        names: the layers to take; None takes all.
     """
-    layers = statistics_layers(model)
+    layers = statistics_layers(model, names)
     device = next(iter(layers.values())).running_mean.device  # type: ignore[union-attr]
-    rows = [(name, layer.running_mean, layer.running_var, float(layer.eps)) for name, layer in layers.items()]
+    rows = [
+        (name, layer.running_mean, layer.running_var, float(getattr(layer, "eps", EPS)))
+        for name, layer in layers.items()
+    ]
     if spec is not None and spec.standardized:
         zeros = torch.zeros(spec.channels, device=device)
-        rows.insert(0, (INPUT_LAYER, zeros, torch.ones_like(zeros), 1e-5))
+        rows.insert(0, (INPUT_LAYER, zeros, torch.ones_like(zeros), EPS))
     sizes = tuple(len(mean) for _, mean, _, _ in rows)  # type: ignore[arg-type]
     return StoredStatistics(
         names=tuple(row[0] for row in rows),
@@ -130,28 +141,33 @@ def stored_statistics(model: nn.Module, spec: InputSpec | None = None) -> Stored
 class StatisticsTaps:
     """Observes the inputs of all statistics layers of a network while the context is open.
 
-    A layer that one forward pass calls several times (a shared module) contributes the moments pooled over its calls,
-    which is what its running statistics averaged in training.
+    A layer that one forward pass calls several times (a shared module) contributes the mean over its calls of mean and
+    of variance, for that is what its running statistics averaged in training: each call updated them by its own.
 
-    >>> network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
+    Args:
+        model: the network; hooks are attached to it while the context is open.
+        spec: adds the input pseudo-layer where the input is standardized.
+        names: the layers to observe; None observes all.
+
+    >>> network = nn.Sequential(nn.BatchNorm1d(1)).eval()
     >>> with StatisticsTaps(network) as taps:
-    ...     _ = network(torch.zeros(4, 1, 3, 3))
+    ...     _ = network(torch.tensor([[1.0], [3.0]]))
     ...     moments = taps.collect()
-    >>> moments.mean.shape, moments.var.tolist()
-    (torch.Size([2]), [0.0, 0.0])
+    >>> moments.mean.tolist(), moments.var.tolist()
+    ([2.0], [1.0])
     """
 
-    def __init__(self, model: nn.Module, spec: InputSpec | None = None) -> None:
+    def __init__(self, model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None) -> None:
         self.model = model
         self.spec = spec
-        self.layers = statistics_layers(model)
-        self._calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.layers = statistics_layers(model, names)
+        self._calls: dict[str, list[Moments]] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         """Attach a forward pre-hook to each layer."""
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._observer(name)))
+            self._handles.append(layer.register_forward_pre_hook(self._observer(name), with_kwargs=True))
         return self
 
     def __exit__(
@@ -163,15 +179,25 @@ class StatisticsTaps:
         self._handles.clear()
         self._calls.clear()
 
-    def _observer(self, name: str):  # noqa: ANN202  torch's own hook type
-        def observe(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            moments = batch_moments(arguments[0], layer.running_mean)  # type: ignore[arg-type]
-            self._calls.setdefault(name, []).append(moments)
+    def _observer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def observe(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            values = next(iter((*arguments, *keywords.values())))
+            moments = batch_moments(values, layer.running_mean)  # type: ignore[arg-type]
+            self._calls.setdefault(name, []).append(Moments(*moments, count=len(values)))
 
         return observe
 
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """Names of the layers that were called since the last collection."""
+        return tuple(name for name in self.layers if name in self._calls)
+
+    def forget(self) -> None:
+        """Drop what a forward pass left that did not come to its end."""
+        self._calls.clear()
+
     def collect(self, inputs: Tensor | None = None) -> Moments:
-        """Return the moments of all layers since the last call, and forget them.
+        """Return the moments of all layers since the last collection, and forget them.
 
         Args:
             inputs: the network input, for the pseudo-layer; needed where the specification is standardized.
@@ -179,38 +205,45 @@ class StatisticsTaps:
         Raises:
             RuntimeError: a layer was not reached by the forward pass.
         """
+        return averaged_calls(self.collect_calls(inputs))
+
+    def collect_calls(self, inputs: Tensor | None = None) -> list[list[Moments]]:
+        """Return the moments of every layer, call by call, and forget them; see `collect`."""
         missing = self.layers.keys() - self._calls.keys()
         if missing:
             raise RuntimeError(f"The forward pass did not reach the layers {sorted(missing)}.")
-        parts = [_pool_calls(self._calls[name]) for name in self.layers]
+        calls = [self._calls[name] for name in self.layers]
         if self.spec is not None and self.spec.standardized and inputs is not None:
-            parts.insert(0, batch_moments(inputs, inputs.new_zeros(inputs.shape[1])))
-        self._calls.clear()
-        mean, var = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Moments(mean, var, 1 if inputs is None else len(inputs))
+            moments = batch_moments(inputs, inputs.new_zeros(inputs.shape[1]))
+            calls.insert(0, [Moments(*moments, count=len(inputs))])
+        self._calls = {}
+        return calls
 
 
-def _pool_calls(calls: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    pooled = Moments(*calls[0])
-    for call in calls[1:]:
-        pooled = pooled.pooled(Moments(*call))
-    return pooled.mean, pooled.var
-
-
-def pooled_moments(model: nn.Module, batches: Iterable[Tensor], spec: InputSpec | None = None) -> Moments:
+def pooled_moments(
+    model: nn.Module, batches: Iterable[Tensor], spec: InputSpec | None = None, names: Collection[str] | None = None
+) -> Moments:
     """Run all batches through the network and return the moments of the whole set at every statistics layer.
 
     The statistics are those of the set, not an average over batches, so they do not depend on the batch size.
+
+    Raises:
+        ValueError: there is no sample.
     """
-    pooled: Moments | None = None
-    with torch.no_grad(), StatisticsTaps(model, spec) as taps:
+    pooled: list[list[Moments]] = []
+    with torch.no_grad(), StatisticsTaps(model, spec, names) as taps:
         for batch in batches:
-            model(batch)
-            moments = taps.collect(batch)
-            pooled = moments if pooled is None else pooled.pooled(moments)
-    if pooled is None:
-        raise ValueError("Statistics need at least one batch, got none.")
-    return pooled
+            if len(batch):
+                model(batch)
+                layers = taps.collect_calls(batch)
+                pooled = [_pooled_calls(*pair) for pair in zip(pooled, layers, strict=True)] if pooled else layers
+    if not pooled:
+        raise ValueError("Statistics need at least one sample, got none.")
+    return averaged_calls(pooled)
+
+
+def _pooled_calls(known: list[Moments], new: list[Moments]) -> list[Moments]:
+    return [former.pooled(latter) for former, latter in zip(known, new, strict=True)]
 
 
 def layer_divergences(
@@ -219,9 +252,25 @@ def layer_divergences(
     """Return the KL divergence of each layer between the stored statistics and those of all batches together.
 
     Its mean over layers is the measure of data similarity of Haroush et al. 2020: how far a data set is, in the eyes
-    of a trained network, from the data of its training.
+    of a trained network, from the data of its training. Layers that a forward pass does not call are left out; the
+    result is empty where it calls none.
+
+    Args:
+        model: a network with at least one BatchNorm layer, in eval mode.
+        batches: inputs `(batch, *shape)`, moved to the network's device one by one.
+        spec: adds the input pseudo-layer where the input is standardized.
+
+    Raises:
+        ValueError: there is no sample.
     """
-    stored = stored_statistics(model, spec)
-    moments = pooled_moments(model, batches, spec)
+    moved = (batch.to(device_of(model)) for batch in batches if len(batch))
+    first = next(moved, None)
+    if first is None:
+        raise ValueError("Statistics need at least one sample, got none.")
+    names = reached_layers(model, first[:1])
+    if not names:
+        return {}
+    stored = stored_statistics(model, spec, names)
+    moments = pooled_moments(model, chain([first], moved), spec, names)
     per_channel = gaussian_kl(stored.mean, stored.var + stored.eps, moments.mean, moments.var + stored.eps)
     return stored.per_layer(per_channel)

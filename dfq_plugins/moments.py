@@ -1,0 +1,49 @@
+"""Mean and variance per channel of batches, and how they pool: pure arithmetic on tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def batch_moments(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel, in float32, of a tensor `(batch, channels, *spatial)`.
+
+    Computed from `values - shift` in one pass; a shift near the mean keeps the subtraction of squares exact.
+
+    >>> mean, var = batch_moments(torch.tensor([[1.0], [3.0]]), torch.tensor([2.5]))
+    >>> mean.item(), var.item()
+    (2.0, 1.0)
+    """
+    axes = [axis for axis in range(values.ndim) if axis != 1]
+    shape = [1, -1] + [1] * (values.ndim - 2)
+    centred = values.float() - shift.float().view(shape)
+    offset = centred.mean(axes)
+    return shift.float() + offset, (centred.square().mean(axes) - offset.square()).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance per channel, all layers in one vector; `count` samples were pooled."""
+
+    mean: Tensor
+    var: Tensor
+    count: int = 1
+
+    def pooled(self, other: Moments) -> Moments:
+        """Return the exact moments of both sets together (Chan et al. 1979, pairwise update)."""
+        count = self.count + other.count
+        share = other.count / count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * share
+        var = self.var + (other.var - self.var) * share + delta.square() * share * (1 - share)
+        return Moments(mean, var, count)
+
+
+def averaged_calls(layers: list[list[Moments]]) -> Moments:
+    """Average each layer's moments over its calls, and put the layers into one vector."""
+    mean = torch.cat([torch.stack([call.mean for call in calls]).mean(0) for calls in layers])
+    var = torch.cat([torch.stack([call.var for call in calls]).mean(0) for calls in layers])
+    return Moments(mean, var, layers[0][0].count)
