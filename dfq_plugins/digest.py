@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def model_digest(model: nn.Module) -> str:
     """Return the SHA-256 over the names, shapes, types and bytes of the state dictionary, and the module structure.
 
-    `num_batches_tracked` counters are left out: they do not change what the network computes.
+    The settings that torch's own modules print (stride, padding, eps) count as structure. `num_batches_tracked`
+    counters are left out: they do not change what the network computes.
 
     >>> first, second = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     >>> _ = second.load_state_dict(first.state_dict())
@@ -23,7 +24,9 @@ def model_digest(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        digest.update(f"{name}:{type(module).__qualname__};".encode())
+        own = type(module).__module__.startswith("torch.nn.")  # others may print what changes from run to run
+        settings = module.extra_repr() if own else ""
+        digest.update(f"{name}:{type(module).__qualname__}({settings});".encode())
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, torch.Tensor) and not name.endswith("num_batches_tracked"):
             array = value.detach().cpu().contiguous()
