@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.model_state import device_of
 from dfq_plugins.statistics import statistics_layers
 from dfq_plugins.types import InputSpec
 
@@ -32,7 +34,9 @@ def check_finite(model: nn.Module) -> None:
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
     ]
     if wrong:
-        raise ModelError(f"Weights and statistics must be finite, but NaN or infinity is in {wrong[:5]}. Load a sound checkpoint.")
+        raise ModelError(
+            f"Weights and statistics must be finite, but NaN or infinity is in {wrong[:5]}. Load a sound checkpoint."
+        )
 
 
 def require_batch_norm(model: nn.Module) -> None:
@@ -49,13 +53,15 @@ def require_batch_norm(model: nn.Module) -> None:
             f"All {len(layers)} BatchNorm layers still hold their initial statistics (mean 0, variance 1): the model "
             f"was never trained, or its weights were not loaded. Load trained weights. {INSTEAD}"
         )
-    negative = [name for name, layer in layers.items() if bool((layer.running_var < 0).any())]  # type: ignore[operator]
+    negative = [name for name, layer in layers.items() if float(layer.running_var.min()) < 0]  # type: ignore[union-attr]
     if negative:
-        raise ModelError(f"A variance cannot be negative, but running_var is in {negative[:5]}. Load a sound checkpoint.")
+        raise ModelError(
+            f"A variance cannot be negative, but running_var is in {negative[:5]}. Load a sound checkpoint."
+        )
 
 
 def _untrained(layer: nn.Module) -> bool:
-    return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())  # type: ignore[union-attr,operator]
+    return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())  # type: ignore[union-attr]
 
 
 def _no_batch_norm(model: nn.Module) -> str:
@@ -65,7 +71,8 @@ def _no_batch_norm(model: nn.Module) -> str:
             f"{type(model).__name__} has no BatchNorm layer, and all its convolutions have a bias: BatchNorm seems to "
             f"have been folded into them. Give the model as it was before folding. {INSTEAD}"
         )
-    return f"{type(model).__name__} has no BatchNorm layer with running statistics, so there is nothing to invert. {INSTEAD}"
+    name = type(model).__name__
+    return f"{name} has no BatchNorm layer with running statistics, so there is nothing to invert. {INSTEAD}"
 
 
 def complete_spec(
@@ -88,10 +95,10 @@ def complete_spec(
         ModelError: the model does not accept the shape.
     """
     known = registry.infer_input_spec(model) if registry is not None else None
-    if known is not None and shape is not None and shape != known.shape and shape[0] != known.channels:
+    if known is not None and shape is not None and shape[0] != known.channels:
         known = None
     if known is not None:
-        mean, std = (mean, std) if mean is not None else (known.mean, known.std)
+        mean, std = (known.mean, known.std) if mean is None and std is None else (mean, std)
         value_range = value_range or known.value_range
     shape = shape or (known.shape if known is not None else infer_shape(model))
     outputs = trial_run(model, shape)
@@ -110,13 +117,16 @@ def infer_shape(model: nn.Module) -> tuple[int, ...]:
     if isinstance(first, nn.Linear):
         return (first.in_features,)
     if isinstance(first, nn.Conv2d):
-        fits = [size for size in CANDIDATE_SIZES if _accepts(model, (first.in_channels, size, size))]
+        shapes = ((first.in_channels, size, size) for size in CANDIDATE_SIZES)
+        fits = list(itertools.islice((shape for shape in shapes if _accepts(model, shape)), 2))
         if len(fits) == 1:
-            return (first.in_channels, fits[0], fits[0])
-    channels = f"{first.in_channels}" if first is not None else "channels"
+            return fits[0]
+    channels = "channels" if first is None else str(first.in_channels)
+    axes = {nn.Conv1d: ("length",), nn.Conv3d: ("depth", "height", "width")}
+    wanted = (channels, *axes.get(type(first), ("height", "width")))  # type: ignore[arg-type]
     raise UsageError(
         f"The spatial size of the input cannot be read off {type(model).__name__}. Say it: "
-        f"InputSpec(shape=({channels}, height, width)), or --shape {channels},HEIGHT,WIDTH on the command line."
+        f"InputSpec(shape=({', '.join(wanted)})), or --shape {','.join(wanted).upper()} on the command line."
     )
 
 
@@ -134,10 +144,10 @@ def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
     Raises:
         ModelError: the model does not accept that shape, or returns no tensor.
     """
-    parameter = next(model.parameters(), torch.empty(0))
+    kind = next(model.parameters(), torch.empty(0)).dtype
     try:
         with torch.no_grad():
-            outputs = model(torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype))
+            outputs = model(torch.zeros(2, *shape, device=device_of(model), dtype=kind))
     except Exception as error:
         message = (
             f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
@@ -147,6 +157,7 @@ def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
         raise ModelError(message) from error
     if not isinstance(outputs, torch.Tensor):
         raise ModelError(
-            f"The model must return one tensor, got {type(outputs).__name__}. Wrap it in a module that returns the logits."
+            f"The model must return one tensor, got {type(outputs).__name__}. "
+            "Wrap it in a module that returns the logits."
         )
     return outputs
