@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from dfq_plugins import objectives
 from dfq_plugins.divergences import DIVERGENCES
-from dfq_plugins.statistics import Moments, StatisticsTaps, stored_statistics
+from dfq_plugins.model_state import device_of
+from dfq_plugins.statistics import StatisticsTaps, require_reached_layers, stored_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfq_plugins.generators.options import InversionOptions
+    from dfq_plugins.moments import Moments
     from dfq_plugins.types import InputSpec
 
 logger = logging.getLogger(__name__)
@@ -32,21 +34,30 @@ class InversionObjective:
         model: frozen network; a copy is taken, and cast to the precision of the options.
         spec: the input; a standardized one adds the input pseudo-layer to the divergence.
         options: weights of the terms, precision.
+
+    Raises:
+        ModelError: the divergence has a weight, and a forward pass calls no BatchNorm layer.
     """
 
     def __init__(self, model: nn.Module, spec: InputSpec, options: InversionOptions) -> None:
         self.options = options
-        self.half = use_bfloat16(options.precision, next(model.parameters()).device)
+        self.device = device_of(model)
+        self.half = use_bfloat16(options.precision, self.device)
         self.model = _cast(copy.deepcopy(model), self.half)
         self.matches = options.batch_norm_weight > 0
-        self.taps = StatisticsTaps(self.model, spec)
         if self.matches:
-            self.stored = stored_statistics(model, spec)
+            names = require_reached_layers(model, spec)
+            self.stored = stored_statistics(model, spec, names)
+            self.taps = StatisticsTaps(self.model, spec, names)
             self.taps.__enter__()  # the copy is ours: its hooks live as long as it does
-        self._evaluate: Callable[..., tuple[Tensor, Tensor]] = self._loss
+        self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._compiles = False
+        self._compiler_works = True
 
-    def __call__(self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None) -> tuple[Tensor, Tensor]:
-        """Return the loss and the batch's raw moments `(2, channels)`, detached.
+    def __call__(
+        self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, its gradient `(batch, *shape)`, and the batch's raw moments `(2, channels)`, all detached.
 
         Args:
             inputs: `(batch, *shape)`, float32.
@@ -54,22 +65,30 @@ class InversionObjective:
             rest: raw moments of the other batches and this batch's share of the whole; None for the batch alone.
         """
         others, share = rest if rest is not None else (self.empty_pool(), 1.0)
-        loss, pool = self._evaluate(inputs, labels, others, torch.tensor(share, device=inputs.device))
-        return loss, pool.detach()
-
-    def compile(self) -> None:
-        """Compile the step; where that fails, go on uncompiled and say so once."""
-        compiled = torch.compile(self._loss, dynamic=False)
-
-        def evaluate(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        arguments = (labels, others, torch.tensor(share, device=inputs.device))
+        if self._compiles:
+            # The compiler works on both passes, the backward one when it is first asked for: guard them together.
             try:
-                return compiled(*arguments)
+                return _differentiated(self._compiled_loss(), inputs, *arguments)
             except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step is right
-                logger.warning("Compilation failed (%s: %s); going on uncompiled.", type(error).__name__, error)
-                self._evaluate = self._loss
-                return self._loss(*arguments)
+                reason = (str(error).strip().splitlines() or [""])[0]
+                logger.warning("Compilation failed (%s: %s); going on uncompiled.", type(error).__name__, reason)
+                self._compiler_works = self._compiles = False
+                self._forget_calls()
+        return _differentiated(self._loss, inputs, *arguments)
 
-        self._evaluate = evaluate
+    def use_compiled(self, wanted: bool) -> None:
+        """Choose between the compiled and the plain step; where compilation fails, the plain one goes on."""
+        self._compiles = wanted and self._compiler_works
+
+    def _forget_calls(self) -> None:
+        if self.matches:
+            self.taps.forget()
+
+    def _compiled_loss(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        if self._compiled is None:
+            self._compiled = torch.compile(self._loss, dynamic=False)
+        return self._compiled
 
     def evaluate_once(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of one batch without compiling anything."""
@@ -78,7 +97,7 @@ class InversionObjective:
 
     def empty_pool(self) -> Tensor:
         """Return raw moments of nothing, shape `(2, channels)`."""
-        return torch.zeros(2, len(self.stored.mean) if self.matches else 0, device=next(self.model.parameters()).device)
+        return torch.zeros(2, len(self.stored.mean) if self.matches else 0, device=self.device)
 
     def rest_of(self, pools: list[Tensor], index: int) -> tuple[Tensor, float] | None:
         """Return the mean raw moments of the other batches seen so far, and the share of batch `index`."""
@@ -118,19 +137,29 @@ class InversionObjective:
         return self.options.batch_norm_weight * (stored.weight * distance).sum(), raw
 
 
+def _differentiated(
+    function: Callable[..., tuple[Tensor, Tensor]], inputs: Tensor, *arguments: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the function's loss, the gradient of the inputs, and the function's second value."""
+    leaf = inputs.detach().requires_grad_()
+    loss, pool = function(leaf, *arguments)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient, pool.detach()
+
+
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Tell whether to compute in bfloat16: where asked for, or where the hardware has instructions for it."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001  no public test yet
 
 
 def _cast(model: nn.Module, half: bool) -> nn.Module:
     """Put the copy in channels-last and, for bfloat16, its convolution and linear weights in that type."""
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     if half:
         for module in model.modules():
             if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
@@ -138,13 +167,25 @@ def _cast(model: nn.Module, half: bool) -> nn.Module:
     return model
 
 
-def compile_pays(model: nn.Module, spec: InputSpec, samples: int, options: InversionOptions) -> bool:
-    """Tell whether compiling repays itself: decided by the work of one shard alone, so that it is reproducible."""
-    if options.compile != "auto":
-        return options.compile == "always"
+def step_work(model: nn.Module, spec: InputSpec) -> float:
+    """Return the multiply-accumulates of one sample in one step: the forward pass and the gradient of the input."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
-    passes = 2  # forward, and the gradient of the input
-    return counter.get_total_flops() / 2 * passes * samples * options.iterations > COMPILE_WORTH
+        model(torch.zeros(1, *spec.shape, device=device_of(model)))
+    return float(counter.get_total_flops())  # two operations a multiply-accumulate, and two passes
+
+
+def compile_pays(work: float, samples: int, options: InversionOptions) -> bool:
+    """Tell whether compiling repays itself for one shard.
+
+    A shard decides for itself alone: its bytes must not depend on which other shards the same run makes.
+
+    Args:
+        work: what `step_work` returned.
+        samples: samples of the shard.
+        options: number of iterations, and whether to compile always or never.
+    """
+    if options.compile != "auto":
+        return options.compile == "always"
+    return work * samples * options.iterations > COMPILE_WORTH

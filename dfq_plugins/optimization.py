@@ -84,23 +84,22 @@ def optimize_inputs(
         for index, (variable, optimizer) in enumerate(zip(variables, optimizers, strict=True)):
             optimizer.param_groups[0]["lr"] = learning_rate_at(step, options) * scale
             rest = objective.rest_of(pools, index) if options.statistics == "set" else None
+            augmented = augment(variable, settings, rng)
+            loss, gradient, pools[index] = objective(augmented, labels[index], rest)
             optimizer.zero_grad()
-            loss, pools[index] = objective(augment(variable, settings, rng), labels[index], rest)
-            loss.backward()  # type: ignore[no-untyped-call]
+            augmented.backward(gradient)  # type: ignore[no-untyped-call]
             optimizer.step()
             if options.clamp:
                 clamp_(variable.data, spec)
-            losses.append(loss.detach())
+            losses.append(loss)
         if step % SNAPSHOT_INTERVAL == 0 or step == options.iterations - 1:
             _snapshot(step, float(torch.stack(losses).mean()), variables, good, options)
             report(ProgressEvent("synthesize", step + 1, options.iterations, {"loss": float(losses[-1])}))
     for variable in variables:
-        variable.requires_grad_(requires_grad=False)
+        variable.requires_grad_(False)
 
 
-def _snapshot(
-    step: int, loss: float, variables: list[Tensor], good: list[Tensor], options: InversionOptions
-) -> None:
+def _snapshot(step: int, loss: float, variables: list[Tensor], good: list[Tensor], options: InversionOptions) -> None:
     """Keep the inputs if they and the loss are finite; otherwise bring the last good ones back and stop."""
     finite = math.isfinite(loss) and all(bool(variable.isfinite().all()) for variable in variables)
     for variable, kept in zip(variables, good, strict=True):

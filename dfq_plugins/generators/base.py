@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -12,7 +12,8 @@ import torch
 from dfq_plugins.checks import require_batch_norm
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.start import fitted_moments, input_moments, noise
-from dfq_plugins.inversion import InversionObjective, compile_pays
+from dfq_plugins.inversion import InversionObjective, compile_pays, step_work
+from dfq_plugins.model_state import device_of
 from dfq_plugins.optimization import optimize_inputs
 from dfq_plugins.types import Batch, ProgressEvent
 
@@ -28,6 +29,23 @@ SMALLEST_BATCH = 32
 """Fewer samples have no statistics to match: smaller requests are optimised at this size and cut."""
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What all shards of one model share.
+
+    Args:
+        objective: what is lowered.
+        centre: mean of the noise that the inputs start from.
+        scale: its standard deviation, the unit of the learning rate.
+        work: multiply-accumulates of one sample in one step.
+    """
+
+    objective: InversionObjective
+    centre: float
+    scale: float
+    work: float
+
+
 class InversionGenerator:
     """Optimises noise until the network's own records fit it.
 
@@ -37,7 +55,7 @@ class InversionGenerator:
 
     def __init__(self, options: InversionOptions) -> None:
         self.options = options
-        self._objectives: WeakKeyDictionary[nn.Module, InversionObjective] = WeakKeyDictionary()
+        self._preparations: WeakKeyDictionary[nn.Module, Preparation] = WeakKeyDictionary()
 
     @property
     def conditional(self) -> bool:
@@ -61,31 +79,40 @@ class InversionGenerator:
             UsageError: the objective has a class term and the network is no classifier.
             DivergedError: the loss is not finite.
         """
-        self._check(model, spec)
+        self.check_supported(model, spec)
+        ready = self._prepared(model, spec)
         sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
-        objective = self._objective(model, spec, max(num_samples, SMALLEST_BATCH))
-        centre, scale = input_moments(spec)
-        if self.options.batch_norm_weight and not spec.standardized:
-            centre, scale = fitted_moments(objective, spec, rng)
-        device = next(model.parameters()).device
-        batches = [noise(spec, max(size, SMALLEST_BATCH), centre, scale, rng, device) for size in sizes]
-        labels = [balanced_labels(len(batch), spec.num_classes, rng).to(device) for batch in batches]
+        padded = [max(size, self._fewest(len(sizes))) for size in sizes]
+        ready.objective.use_compiled(compile_pays(ready.work, sum(padded), self.options))
+        device = device_of(model)
+        batches = [noise(spec, size, ready.centre, ready.scale, rng, device) for size in padded]
+        labels = [part.to(device) for part in _split_labels(sizes, padded, spec.num_classes, rng)]
         groups = [list(range(len(batches)))] if self.options.statistics == "set" else [[i] for i in range(len(batches))]
         for number, group in enumerate(groups):
             optimize_inputs(
                 [batches[i] for i in group],
                 [labels[i] for i in group],
-                objective,
+                ready.objective,
                 spec,
                 self.options,
                 rng,
                 _within(report, number, len(groups)),
-                scale=scale,
+                scale=ready.scale,
             )
         for batch, wanted, size in zip(batches, labels, sizes, strict=True):
             yield Batch(batch[:size].detach(), wanted[:size] if self.conditional else None)
 
-    def _check(self, model: nn.Module, spec: InputSpec) -> None:
+    def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
+        """Refuse a model or specification that the objective cannot work on, before anything is written.
+
+        Raises:
+            ModelError: the objective matches BatchNorm statistics and the network has none that are usable.
+            UsageError: a class term without a classifier, or no term at all.
+        """
+        options = self.options
+        weights = (options.batch_norm_weight, options.class_weight, options.blur_weight, options.total_variation_weight)
+        if not any((*weights, options.l2_weight)):
+            raise UsageError("All weights of the objective are 0, so nothing is optimised. Set batch_norm_weight to 1.")
         if self.options.batch_norm_weight:
             require_batch_norm(model)
         if self.options.class_weight and spec.num_classes is None:
@@ -93,14 +120,19 @@ class InversionGenerator:
                 "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
             )
 
-    def _objective(self, model: nn.Module, spec: InputSpec, samples: int) -> InversionObjective:
-        """Return the objective for this model, built and compiled once for all shards."""
-        if model not in self._objectives:
+    def _prepared(self, model: nn.Module, spec: InputSpec) -> Preparation:
+        """Return what all shards share, made once: it depends on the model and the options, and on no shard's seed."""
+        if model not in self._preparations:
             objective = InversionObjective(model, spec, self.options)
-            if compile_pays(model, spec, samples, self.options):
-                objective.compile()
-            self._objectives[model] = objective
-        return self._objectives[model]
+            centre, scale = input_moments(spec)
+            if self.options.batch_norm_weight and not spec.standardized:
+                centre, scale = fitted_moments(objective, spec, torch.Generator().manual_seed(0))
+            self._preparations[model] = Preparation(objective, centre, scale, step_work(model, spec))
+        return self._preparations[model]
+
+    def _fewest(self, parts: int) -> int:
+        """Return the fewest samples of a step whose statistics are worth matching."""
+        return math.ceil(SMALLEST_BATCH / parts) if self.options.statistics == "set" else SMALLEST_BATCH
 
 
 def even_split(total: int, largest: int) -> list[int]:
@@ -122,10 +154,24 @@ def balanced_labels(count: int, num_classes: int | None, rng: torch.Generator) -
     >>> balanced_labels(6, 3, torch.Generator().manual_seed(0)).bincount().tolist()
     [2, 2, 2]
     """
-    labels = torch.arange(count) % (num_classes or 1)
-    return labels[torch.randperm(count, generator=rng)]
+    classes = num_classes or 1
+    rounds = [torch.randperm(classes, generator=rng) for _ in range(math.ceil(count / classes))]
+    return torch.cat([torch.empty(0, dtype=torch.long), *rounds])[:count]
+
+
+def _split_labels(sizes: list[int], padded: list[int], num_classes: int | None, rng: torch.Generator) -> list[Tensor]:
+    """Return balanced labels for the samples that are kept, part by part, and others for those that are cut off."""
+    kept = torch.split(balanced_labels(sum(sizes), num_classes, rng), sizes)
+    return [
+        torch.cat([part, balanced_labels(size - len(part), num_classes, rng)])
+        for part, size in zip(kept, padded, strict=True)
+    ]
 
 
 def _within(report: Callable[[ProgressEvent], None], part: int, parts: int) -> Callable[[ProgressEvent], None]:
     """Report the progress of one of several equal parts as progress of the whole."""
-    return lambda event: report(replace(event, completed=part * event.total + event.completed, total=parts * event.total))
+
+    def whole(event: ProgressEvent) -> None:
+        report(replace(event, completed=part * event.total + event.completed, total=parts * event.total))
+
+    return whole

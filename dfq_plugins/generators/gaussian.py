@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dfq_plugins.generators.base import even_split
 from dfq_plugins.generators.start import input_moments, noise
+from dfq_plugins.model_state import device_of
 from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class GaussianGenerator:
         report: Callable[[ProgressEvent], None],
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` noise inputs."""
-        device = next(model.parameters()).device
+        device = device_of(model)
         centre, scale = input_moments(spec)
         bounded = spec if self.options.clamp else replace(spec, value_range=None)
         done = 0

@@ -31,7 +31,7 @@ class InversionOptions:
     schedule: Literal["cosine", "constant"] = _setting("cosine", "how the learning rate falls")
     divergence: Literal["kl", "l2"] = _setting("kl", "distance between stored and synthetic statistics")
     step_samples: Annotated[int, Gt(0)] | None = _setting(None, "samples in one step; none: the whole shard at once")
-    statistics: Literal["batch", "set"] = _setting("batch", "match the statistics of each step's samples, or of the shard")
+    statistics: Literal["batch", "set"] = _setting("batch", "match the statistics of each step, or of the shard")
     batch_norm_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the BatchNorm divergence")
     class_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the class term")
     class_loss: Literal["logit", "cross-entropy"] = _setting("cross-entropy", "form of the class term")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 FIT_SAMPLES = 32
-CENTRES = (0.1, 0.3, 0.5, 0.7, 0.9)  # as shares of the valid range
+CENTRES = tuple((2 * step + 1) / 20 for step in range(10))  # 0.05, 0.15 ... 0.95, as shares of the valid range
 SPREADS = tuple(2.0**power for power in range(-6, 0))  # likewise
 UNBOUNDED_SPREADS = tuple(2.0**power for power in range(-4, 9))  # where no range is known
 
@@ -52,18 +53,32 @@ def fitted_moments(objective: InversionObjective, spec: InputSpec, rng: torch.Ge
     For inputs of unknown normalisation (audio features, raw sensor values): a search that starts orders of magnitude
     away from the right scale would not arrive.
     """
-    if spec.extremes is None:
-        grid = [(0.0, spread) for spread in UNBOUNDED_SPREADS]
-    else:
-        low, high = spec.extremes
-        width = high - low
-        grid = [(low + share * width, spread * width) for share in CENTRES for spread in SPREADS]
-    device = next(objective.model.parameters()).device
-    drawn = torch.randn(FIT_SAMPLES, *spec.shape, generator=rng).to(device)
-    labels = torch.zeros(FIT_SAMPLES, dtype=torch.long, device=device)
+    drawn = torch.randn(FIT_SAMPLES, *spec.shape, generator=rng).to(objective.device)
+    labels = torch.zeros(FIT_SAMPLES, dtype=torch.long, device=objective.device)
 
     def misfit(moments: tuple[float, float]) -> float:
         centre, scale = moments
-        return float(objective.evaluate_once(clamp_(drawn * scale + centre, spec), labels))
+        loss = float(objective.evaluate_once(clamp_(drawn * scale + centre, spec), labels))
+        return loss if math.isfinite(loss) else math.inf
 
-    return min(grid, key=misfit)
+    return min(candidate_moments(spec), key=misfit)
+
+
+def candidate_moments(spec: InputSpec) -> list[tuple[float, float]]:
+    """Return the pairs of mean and standard deviation that are tried.
+
+    Zero is a candidate of its own wherever it is a valid input: features often pile up there.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> candidate_moments(InputSpec((1, 8)))[:2]
+    [(0.0, 0.0625), (0.0, 0.125)]
+    >>> (0.0, 128.0) in candidate_moments(InputSpec((1, 8), value_range=(-120.0, 136.0)))
+    True
+    """
+    if spec.extremes is None:
+        return [(0.0, spread) for spread in UNBOUNDED_SPREADS]
+    low, high = spec.extremes
+    centres = [low + share * (high - low) for share in CENTRES]
+    if low <= 0 <= high:
+        centres.append(0.0)
+    return [(centre, spread * (high - low)) for centre in centres for spread in SPREADS]
