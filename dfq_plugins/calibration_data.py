@@ -48,13 +48,14 @@ class InputBatches:
         Raises:
             DataError: another shape, or values that are not finite.
         """
-        if self.shape != spec.shape:
-            raise DataError(
-                f"The network takes samples of shape {spec.shape}, and the data holds {self.shape}. "
-                "Give data as the network takes it, channels first."
-            )
-        if not all(bool(batch.isfinite().all()) for batch in self):
-            raise DataError("Calibration data must be finite, but holds NaN or infinity. Remove those samples.")
+        for batch in self:
+            if batch.shape[1:] != spec.shape:
+                raise DataError(
+                    f"The network takes samples of shape {spec.shape}, and the data holds {tuple(batch.shape[1:])}. "
+                    "Give data as the network takes it, channels first."
+                )
+            if not bool(batch.isfinite().all()):
+                raise DataError("Calibration data must be finite, but holds NaN or infinity. Remove those samples.")
 
     def observed(self, listener: Callable[[int], None]) -> ObservedBatches:
         """Return the same batches, telling `listener` the number of samples read so far."""
@@ -85,12 +86,13 @@ def as_calibration_data(data: CalibrationData, spec: InputSpec | None) -> InputB
 
     Raises:
         UsageError: something that is no calibration data.
-        DataError: no samples.
+        DataError: no samples, or samples of whole numbers.
     """
     if isinstance(data, SyntheticDataset):
         return InputBatches(data, spec or data.spec)
-    batches = list(data.split(BATCH_SIZE)) if isinstance(data, Tensor) else [_inputs(item) for item in _iterate(data)]
-    if not batches or not all(len(batch) for batch in batches):
+    items = torch.split(data, BATCH_SIZE) if isinstance(data, Tensor) else _iterate(data)
+    batches = [batch for batch in map(_inputs, items) if len(batch)]
+    if not batches:
         raise DataError("Calibration needs at least one sample, got none. Give a data set or batches of inputs.")
     return InputBatches(batches, spec)
 
@@ -108,4 +110,8 @@ def _inputs(item: object) -> Tensor:
     first = item[0] if isinstance(item, (tuple, list)) and item else item
     if not isinstance(first, torch.Tensor):
         raise UsageError(f"A batch is a tensor, or a tuple that begins with one, got {type(item).__name__}.")
-    return first
+    if not first.is_floating_point():
+        raise DataError(
+            f"Calibration data are network inputs, floating point, got {first.dtype}. Normalise them first."
+        )
+    return first.detach().float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from dfq_plugins.digest import model_digest
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.manifest import GeneratorRecord
-from dfq_plugins.model_state import frozen_copy, preserve_global_state
-from dfq_plugins.plan import DatasetPlan, ShardPlan
+from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.plan import DatasetPlan
 from dfq_plugins.provided import attributed, attributed_iterator
 from dfq_plugins.registry import get_registry
 from dfq_plugins.statistics import layer_divergences, statistics_layers
@@ -95,6 +96,7 @@ def synthesize(
         teacher = frozen_copy(model)
         check_finite(teacher)
         spec = _checked_spec(teacher, spec, registry)
+        _check_supported(maker, provided, teacher, spec)
         plan = DatasetPlan(
             model_digest=model_digest(teacher),
             generator=GeneratorRecord(generator, provided.distribution, provided.version, asdict(record)),
@@ -105,10 +107,12 @@ def synthesize(
             labels=_labels_kind(maker, spec),
         )
         broadcast = Broadcast(listeners, registry)
+        # The generator's model is its own: whatever it does to it, the teacher judges all samples as it was given.
+        generate = partial(maker.generate, frozen_copy(teacher), spec)
         owner = tempfile.TemporaryDirectory(prefix="dfq-") if output is None else None
         folder = Path(owner.name) if owner is not None else Path(output)  # type: ignore[arg-type]
         try:
-            return _write_dataset(folder, plan, teacher, maker, provided, broadcast, owner)
+            return _write_dataset(folder, plan, teacher, generate, provided, broadcast, owner)
         except BaseException:
             if owner is not None:
                 owner.cleanup()
@@ -139,6 +143,14 @@ def _checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) 
     return spec
 
 
+def _check_supported(maker: DataGenerator, provided: Provided, model: nn.Module, spec: InputSpec) -> None:
+    """Let a generator that can tell refuse the model before a folder is made for its samples."""
+    check = getattr(maker, "check_supported", None)
+    if check is not None:
+        with attributed(provided):
+            check(model, spec)
+
+
 def _labels_kind(maker: DataGenerator, spec: InputSpec) -> str:
     if getattr(maker, "conditional", False):
         return "conditional"
@@ -149,7 +161,7 @@ def _write_dataset(
     folder: Path,
     plan: DatasetPlan,
     teacher: nn.Module,
-    maker: DataGenerator,
+    generate: Callable[..., Iterable[Batch]],
     provided: Provided,
     broadcast: Broadcast,
     owner: tempfile.TemporaryDirectory[str] | None,
@@ -160,8 +172,10 @@ def _write_dataset(
         for shard in pending:
             report = _overall(broadcast, done, shard.num_samples, plan.num_samples)
             rng = torch.Generator().manual_seed(writer.shard_seed(shard))
-            batch = _make_shard(teacher, plan, shard, maker, provided, rng, report)
-            writer.write(shard, *batch)
+            size = shard.num_samples
+            with attributed(provided):
+                batches = generate(num_samples=size, batch_size=size, rng=rng, report=report)
+            writer.write(shard, *_judged(teacher, plan.spec, _exactly(size, batches, provided)))
             done += shard.num_samples
         divergence: Mapping[str, float] = {}
         if not writer.is_complete and statistics_layers(teacher):
@@ -179,28 +193,32 @@ def _overall(broadcast: Broadcast, done: int, size: int, total: int) -> Callable
     return report
 
 
-def _make_shard(
-    teacher: nn.Module,
-    plan: DatasetPlan,
-    shard: ShardPlan,
-    maker: DataGenerator,
-    provided: Provided,
-    rng: torch.Generator,
-    report: Callable[[ProgressEvent], None],
-) -> Batch:
-    """Have the generator make one shard, and let the teacher say what it sees in it."""
-    size = shard.num_samples
-    with attributed(provided):
-        batches = maker.generate(teacher, plan.spec, num_samples=size, batch_size=size, rng=rng, report=report)
-    made = list(attributed_iterator(batches, provided))
-    count = sum(len(batch.inputs) for batch in made)
+def _exactly(size: int, batches: Iterable[Batch], provided: Provided) -> list[Batch]:
+    """Run through a generator's batches, but not for ever where it yields too many.
+
+    Raises:
+        DataError: they hold another number of samples than asked for.
+    """
+    made: list[Batch] = []
+    count = 0
+    for batch in attributed_iterator(batches, provided):
+        made.append(batch)
+        count += len(batch.inputs)
+        if count > size:
+            break
     if count != size:
-        raise DataError(f"{size} samples were asked of the {provided}, and {count} came back. Report it to its author.")
-    inputs = torch.cat([batch.inputs.detach() for batch in made])
-    if plan.spec.num_classes is None:
+        found = f"at least {count}" if count > size else str(count)
+        raise DataError(f"{size} samples were asked of the {provided}, and {found} came back. Report it to its author.")
+    return made
+
+
+def _judged(teacher: nn.Module, spec: InputSpec, made: list[Batch]) -> Batch:
+    """Join a shard's batches, and let the teacher say what it sees in them."""
+    inputs = torch.cat([batch.inputs.detach().float() for batch in made]).to(device_of(teacher))
+    if spec.num_classes is None:
         return Batch(inputs)
     with torch.no_grad():
-        logits = torch.cat([teacher(batch.inputs) for batch in made])
+        logits = torch.cat([teacher(part) for part in torch.split(inputs, [len(batch.inputs) for batch in made])])
     given = [batch.labels for batch in made if batch.labels is not None]
     return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), logits)
 
@@ -300,7 +318,7 @@ def top1_agreement(reference: nn.Module, other: nn.Module, batches: Iterable[Ten
     """Return the share of inputs, up to `limit`, to which both models give the same class; NaN for no classifiers."""
     same = seen = 0
     for batch in batches:
-        expected, found = reference(batch), other(batch)
+        expected, found = (model(batch.to(device_of(model))).cpu() for model in (reference, other))
         if expected.ndim != 2:  # noqa: PLR2004  (batch, classes)
             return math.nan
         same += int((expected.argmax(1) == found.argmax(1)).sum())
