@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import zipfile
+import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image
 
-from dfq_plugins.checks import require_batch_norm
+from dfq_plugins.checks import check_finite, require_batch_norm
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError
 from dfq_plugins.manifest import MANIFEST_FILE
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
-from dfq_plugins.statistics import layer_divergences
+from dfq_plugins.statistics import layer_divergences, require_reached_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from dfq_plugins.types import InputSpec
 
@@ -53,35 +53,39 @@ def rank(model: nn.Module, spec: InputSpec, sources: Mapping[str, Iterable[Tenso
         sources: batches of inputs `(batch, *shape)` by the name of their data set.
 
     Raises:
-        ModelError: the model has no trained BatchNorm statistics.
-        DataError: a source holds no samples.
+        ModelError: the model has no trained BatchNorm statistics, or holds NaN.
+        DataError: a source holds no samples, or values that are not finite.
     """
     with preserve_global_state():
         network = frozen_copy(model)
+        check_finite(network)
         require_batch_norm(network)
+        require_reached_layers(network, spec)
         return sorted((_row(network, spec, *item) for item in sources.items()), key=lambda row: row.divergence)
 
 
 def _row(network: nn.Module, spec: InputSpec, name: str, batches: Iterable[Tensor]) -> SimilarityRow:
-    counted = _Counted(batches)
-    try:
-        layers = layer_divergences(network, counted, spec)
-    except ValueError:
-        raise DataError(f"{name} holds no samples. Give at least one.") from None
+    counted = _Counted(name, batches)
+    layers = layer_divergences(network, counted, spec)
     return SimilarityRow(name, sum(layers.values()) / len(layers), counted.samples, max(layers, key=layers.__getitem__))
 
 
 class _Counted:
-    """Counts the samples that pass."""
+    """Counts the samples that pass, and refuses what cannot be compared."""
 
-    def __init__(self, batches: Iterable[Tensor]) -> None:
+    def __init__(self, name: str, batches: Iterable[Tensor]) -> None:
+        self.name = name
         self.batches = batches
         self.samples = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches:
+            if not bool(batch.isfinite().all()):
+                raise DataError(f"{self.name} holds NaN or infinity. Remove those samples.")
             self.samples += len(batch)
             yield batch
+        if not self.samples:
+            raise DataError(f"{self.name} holds no samples. Give at least one.")
 
 
 def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
@@ -94,7 +98,9 @@ def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
         DataError: the path holds none of these, or samples that do not fit.
     """
     if (path / MANIFEST_FILE).is_file():
-        return SyntheticDataset.open(path).batches(BATCH_SIZE)
+        data = SyntheticDataset.open(path)
+        _check_shape(data.spec.shape, spec, path)
+        return data.batches(BATCH_SIZE)
     if path.suffix == ".npz" and path.is_file():
         return _array_batches(_read_array(path), spec, path)
     if path.is_dir():
@@ -108,36 +114,59 @@ def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
 
 
 def _read_array(path: Path) -> np.ndarray:
+    """Return the samples of an .npz file: bytes or floating point, the first axis over samples."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            known = [name for name in ARRAY_NAMES if name in archive.files]
-            name = known[0] if known else (archive.files[0] if len(archive.files) == 1 else None)
-            if name is None:
-                raise DataError(
-                    f"{path} holds the arrays {archive.files}: name the samples one of {', '.join(ARRAY_NAMES)}."
-                )
-            return np.asarray(archive[name])
-    except (OSError, ValueError) as error:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):  # a single array under an archive's name
+            array = loaded
+        else:
+            with loaded as archive:
+                array = np.asarray(archive[_array_name(archive.files, path)])
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file without pickled objects: {error}.") from error
+    if array.ndim == 0 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise DataError(
+            f"{path} holds {array.dtype} of shape {array.shape}. "
+            "Give images as uint8, or the network's own inputs as floating point."
+        )
+    return array
+
+
+def _array_name(names: list[str], path: Path) -> str:
+    known = [name for name in ARRAY_NAMES if name in names]
+    if known or len(names) == 1:
+        return (known or names)[0]
+    raise DataError(f"{path} holds the arrays {names}. Name the one of the samples {' or '.join(ARRAY_NAMES)}.")
 
 
 def _array_batches(array: np.ndarray, spec: InputSpec, path: Path) -> Iterator[Tensor]:
     for start in range(0, len(array), BATCH_SIZE):
         part = torch.from_numpy(array[start : start + BATCH_SIZE])
         batch = normalise(_channels_first(part, spec, path), spec) if part.dtype == torch.uint8 else part.float()
-        if tuple(batch.shape[1:]) != spec.shape:
-            raise DataError(f"{path} holds samples of shape {tuple(batch.shape[1:])}, the network takes {spec.shape}.")
+        _check_shape(tuple(batch.shape[1:]), spec, path)
         yield batch
+
+
+def _check_shape(shape: tuple[int, ...], spec: InputSpec, path: Path) -> None:
+    if shape != spec.shape:
+        raise DataError(
+            f"{path} holds samples of shape {shape}, and the network takes {spec.shape}. "
+            "Give samples as the network takes them, channels first."
+        )
 
 
 def _channels_first(images: Tensor, spec: InputSpec, path: Path) -> Tensor:
     """Bring bytes `(batch, height, width[, channels])` or `(batch, channels, height, width)` to the network's shape."""
+    shape = tuple(images.shape)
     if images.ndim == 3:  # noqa: PLR2004  grey images without a channel axis
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in {1, spec.channels}:  # noqa: PLR2004
         images = images.permute(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in {1, spec.channels} or len(spec.shape) != 3:  # noqa: PLR2004
-        raise DataError(f"{path} holds bytes of shape {tuple(images.shape)}, which are no images for {spec.shape}.")
+        raise DataError(
+            f"{path} holds bytes of shape {shape}, which are no images for a network that takes {spec.shape}. "
+            "Give (images, height, width), with channels first or last."
+        )
     images = images.expand(-1, spec.channels, -1, -1)
     resized = torch.nn.functional.interpolate(images.float(), size=spec.shape[1:], mode="bilinear", antialias=True)
     return resized.round().clamp(0, 255)
@@ -156,8 +185,8 @@ def _read_image(file: Path, spec: InputSpec) -> Tensor:
         with Image.open(file) as image:
             resized = image.convert(mode).resize((spec.shape[2], spec.shape[1]), Image.Resampling.BILINEAR)
             pixels = np.array(resized, dtype=np.float32)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{file} cannot be read as an image: {error}.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} cannot be read as an image: {error}. Mend or remove it.") from error
     return torch.from_numpy(pixels.reshape(*spec.shape[1:], spec.channels)).permute(2, 0, 1)
 
 
