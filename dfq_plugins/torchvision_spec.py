@@ -1,28 +1,69 @@
-"""Recognises torchvision's classification models: their weights share one normalisation and, mostly, one size."""
+"""Recognises torchvision's classification models: the presets of their published weights say what they take."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from dfq_plugins.hookspecs import hookimpl
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIDE, INCEPTION_SIDE = 224, 299
+PUBLISHED_CLASSES = 1000
+CHANNELS = 3
 
 
 @hookimpl
 def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
     """Return the input of a torchvision classification model with three channels, else None.
 
-    Source: the `transforms` presets of torchvision's weights (resize to 224, or 299 for Inception v3).
+    The variant (EfficientNet B0 takes 224 pixels, B4 takes 380) is told by the number of its parameters. None where
+    that is unknown and the variants of the family differ.
+
+    Source: `transforms` of torchvision's weights, where a variant has several the first.
     """
-    module = type(model).__module__
-    parts = module.split(".")
-    if parts[:2] != ["torchvision", "models"] or len(parts) != 3:  # noqa: PLR2004  detection has deeper modules
+    family = type(model).__module__
+    if not family.startswith("torchvision.models.") or family.count(".") != 2:  # noqa: PLR2004  detection lies deeper
         return None
-    side = INCEPTION_SIDE if parts[2] == "inception" else SIDE
-    return InputSpec((3, side, side), IMAGENET_MEAN, IMAGENET_STD, (0.0, 1.0))
+    if _input_channels(model) != CHANNELS:
+        return None
+    presets, size = list(_presets(family)), _published_parameters(model)
+    known = [spec for parameters, spec in presets if parameters == size]
+    alike = [presets[0][1]] if len({spec for _, spec in presets}) == 1 else []
+    return next(iter([*known, *alike]), None)
+
+
+def _presets(family: str) -> Iterator[tuple[int, InputSpec]]:
+    """Yield number of parameters and input of all weights that a module of torchvision publishes."""
+    from torchvision.models import WeightsEnum
+
+    for kind in vars(sys.modules[family]).values():
+        if isinstance(kind, type) and issubclass(kind, WeightsEnum):
+            published: Any = kind  # an enumeration, which torchvision's annotations do not say
+            for weights in published:
+                preset = weights.transforms()
+                side = preset.crop_size[0]
+                spec = InputSpec((CHANNELS, side, side), tuple(preset.mean), tuple(preset.std), (0.0, 1.0))
+                yield weights.meta["num_params"], spec
+
+
+def _input_channels(model: nn.Module) -> int | None:
+    from torch import nn
+
+    convolutions = (module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)))
+    return next((module.in_channels for module in convolutions), None)
+
+
+def _published_parameters(model: nn.Module) -> int:
+    """Return how many parameters the model would have with the classes of the published weights."""
+    from torch import nn
+
+    count = sum(parameter.numel() for parameter in model.parameters())
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        return count
+    return count + (PUBLISHED_CLASSES - linear[-1].out_features) * (linear[-1].in_features + 1)
