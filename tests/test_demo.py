@@ -157,7 +157,7 @@ def test_report_shows_table_reasons_coverage_files_and_settings(registry: Regist
         *(
             "identity W8A8: 1 layers quantized, 1 left in float",
             "artifacts/identity/model.txt",
-            "compared: same classes",
+            "checked: compared",
         ),
         *("Generator bns", "<dt>seed</dt><dd>5</dd>", "Calibrator eight", "reduce.1"),
     ):

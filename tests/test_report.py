@@ -116,7 +116,7 @@ def test_page_shows_everything_that_the_records_hold(report: Report) -> None:
     for expected in (
         *("99.50", "97.12", "\N{EN DASH}", "w4a4 was refused", "torch-ao", "Top-1 in percent."),
         *("torch-ao w8a8: 1 layers quantized, 1 left in float", "In float: pool (no kernel)", "int8"),
-        *("w8a8/model.onnx", "QCDQ", "2.0 KiB", "onnxruntime: top-1 agreement 100 %"),
+        *("w8a8/model.onnx", "QCDQ", "2.0 KiB", "checked: onnxruntime", "top-1 agreement 100 %"),
         *("1 \N{MULTIPLICATION SIGN} 8 \N{MULTIPLICATION SIGN} 8", "seed", "steps", "Versions", "torch", "a$x$_b"),
     ):
         assert expected in text

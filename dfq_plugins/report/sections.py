@@ -93,20 +93,18 @@ def coverage_section(coverages: Sequence[tuple[str, Coverage]]) -> Section:
 
 def artifact_section(artifacts: Sequence[tuple[str, Artifact]], root: Path) -> Section:
     """Return the section that lists the files written, by framework, with the checks that each one passed."""
-    rows = tuple(
-        (
-            artifact.path.relative_to(root).as_posix() if artifact.path.is_relative_to(root) else artifact.path.name,
-            framework,
-            artifact.format,
-            f"{artifact.size_bytes / KIBIBYTE:.1f} KiB",
-            "; ".join(f"{check.name}: {check.detail}" for check in artifact.checks),
-        )
-        for framework, artifact in artifacts
-    )
     text = "Each file was run and compared with the quantized model in PyTorch before it was kept."
-    return Section(
-        "Files for deployment", (text,), (Table(("File", "Framework", "Format", "Size", "Checks passed"), rows),)
-    )
+    return Section("Files for deployment", (text,), tuple(artifact_facts(*item, root) for item in artifacts))
+
+
+def artifact_facts(framework: str, artifact: Artifact, root: Path) -> Facts:
+    """Return what there is to say about one file, its path relative to `root` where it lies there."""
+    inside = artifact.path.is_relative_to(root)
+    path = artifact.path.relative_to(root).as_posix() if inside else artifact.path.name
+    size = f"{artifact.size_bytes / KIBIBYTE:.1f} KiB"
+    entries = (("framework", framework), ("format", artifact.format), ("size", size))
+    checks = tuple((f"checked: {check.name}", check.detail) for check in artifact.checks)
+    return Facts(entries + checks, path)
 
 
 def versions() -> Facts:
