@@ -378,7 +378,7 @@ class TestEngines:
             quantize(tiny_network, tiny_spec, tiny_batches, engine="qnnpack")
         assert torch.backends.quantized.engine == before
         assert str(caught.value) == (
-            "The engine 'qnnpack' of torch.ao cannot run this model in int8: no kernel "
+            "The engine 'qnnpack' of torch.ao cannot run this model in int8: no kernel. "
             "Try another engine, or keep the layer in float with the option non_traceable."
         )
 

@@ -115,7 +115,7 @@ class TorchAoCalibrator:
             except (RuntimeError, NotImplementedError) as error:
                 cause = str(error).strip().split("\n", maxsplit=1)[0]
                 raise ModelError(
-                    f"The engine {run.engine!r} of torch.ao cannot run this model in int8: {cause} "
+                    f"The engine {run.engine!r} of torch.ao cannot run this model in int8: {cause.rstrip('.')}. "
                     "Try another engine, or keep the layer in float with the option non_traceable."
                 ) from error
             require_quantized(converted)
