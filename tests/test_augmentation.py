@@ -1,0 +1,85 @@
+"""Augmentation: seeded, differentiable, for one to three spatial axes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dfq_plugins.augmentation import Augmentation, augment
+
+SHAPES = [(2, 3, 16), (2, 3, 8, 10), (2, 1, 6, 5, 7)]
+EVERYTHING = Augmentation(jitter=2, flip=True, crop=0.5)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape, generator=rng(99), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 7)])
+def test_nothing_happens_by_default_and_no_draw_is_made(shape: tuple[int, ...]) -> None:
+    generator = rng()
+    before = generator.get_state()
+    inputs = batch(shape)
+    assert augment(inputs, Augmentation(), generator) is inputs
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_seed_same_result_and_other_seeds_others(shape: tuple[int, ...]) -> None:
+    inputs = batch(shape)
+    first = augment(inputs, EVERYTHING, rng(3))
+    assert first.shape == inputs.shape
+    assert torch.equal(first, augment(inputs, EVERYTHING, rng(3)))
+    assert any(not torch.equal(first, augment(inputs, EVERYTHING, rng(seed))) for seed in range(4, 8))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_equal_finite_differences(shape: tuple[int, ...]) -> None:
+    inputs = batch((1, 1, *(min(size, 5) for size in shape[2:]))).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment(x, EVERYTHING, rng(5)), (inputs,))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_jitter_rolls_by_at_most_its_reach_on_each_axis(shape: tuple[int, ...]) -> None:
+    inputs = torch.zeros(1, 1, *shape[2:])  # every axis has five places or more
+    inputs[(0, 0, *(2 for _ in shape[2:]))] = 1
+    places = [augment(inputs, Augmentation(jitter=2), rng(seed))[0, 0].nonzero()[0] for seed in range(40)]
+    shifts = torch.stack(places) - 2
+    assert shifts.abs().max() == 2
+    assert (shifts.unique(dim=0).float().std(0) > 0).all()
+
+
+def test_flip_mirrors_the_last_axis_of_the_whole_batch_about_half_of_the_time() -> None:
+    inputs = batch((2, 1, 4, 6))
+    flipped = 0
+    for seed in range(60):
+        result = augment(inputs, Augmentation(flip=True), rng(seed))
+        mirrored = torch.equal(result, inputs.flip(-1))
+        assert mirrored or torch.equal(result, inputs)
+        flipped += mirrored
+    assert 15 < flipped < 45
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_crop_enlarges_a_part(shape: tuple[int, ...]) -> None:
+    ramp = torch.linspace(0, 1, shape[-1]).expand(1, 1, *shape[2:])
+    for seed in range(8):
+        cropped = augment(ramp, Augmentation(crop=0.5), rng(seed))
+        span = cropped.amax() - cropped.amin()
+        assert cropped.shape == ramp.shape
+        assert 0.3 < span <= 1
+
+
+def test_inputs_without_space_stay_as_they_are() -> None:
+    inputs = batch((4, 7))
+    assert torch.equal(augment(inputs, EVERYTHING, rng()), inputs)
+
+
+def test_the_global_generator_is_not_used() -> None:
+    before = torch.get_rng_state()
+    augment(batch((1, 1, 8, 8)), EVERYTHING, rng())
+    assert torch.equal(torch.get_rng_state(), before)
