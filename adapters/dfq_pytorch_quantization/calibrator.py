@@ -9,11 +9,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from dfq_plugins.checks import trial_run
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_pytorch_quantization.coverage import describe_coverage
 from dfq_pytorch_quantization.framework import quiet
 from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input
-from dfq_pytorch_quantization.observers import observe
+from dfq_pytorch_quantization.observers import observe, start_observing
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 from dfq_pytorch_quantization.ranges import (
     calibrated_inputs,
@@ -60,17 +61,23 @@ class PytorchQuantizationCalibrator:
         """Return a copy in eval mode with the framework's quantized modules; it computes in float until calibrated.
 
         Raises:
-            UsageError: a width that cannot be exported, an input shape the model does not take, or training asked.
-            ModelError: the model has no layer that the framework can quantize, or weights that are not finite.
+            UsageError: a width that cannot be exported, or training asked for.
+            ModelError: the model has no layer that the framework can quantize, weights that are not finite, or it does
+                not take inputs of the shape of the spec.
         """
         _require_supported(recipe, training=training)
         with quiet():
             prepared = swap(copy.deepcopy(model).eval(), recipe, self._options).eval()
             _require_quantizable(prepared, model, self._options)
-            for name, module in quantized_modules(prepared):
-                observe(name, module.input_quantizer)
+            for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "disable_quant")
-            fix_ranges(prepared, spec, layers_on_input(prepared, spec), self._options)
+            trial_run(prepared, spec.shape)
+            on_input = layers_on_input(prepared, spec)
+            for name, module in quantized_modules(prepared):
+                if name in on_input and self._options.input_bits is not None:
+                    module.input_quantizer.num_bits = self._options.input_bits
+                observe(name, module.input_quantizer)
+            fix_ranges(prepared, spec, on_input, self._options)
         self._sessions[prepared] = _Session(spec)
         return prepared
 
@@ -168,8 +175,7 @@ def _collecting(prepared: nn.Module) -> Iterator[None]:
     for _, module in quantized_modules(prepared):
         _each_quantizer(module, "disable_quant")
     for quantizer in quantizers:
-        quantizer._calibrator.reset()  # noqa: SLF001  (no public access)
-        quantizer.enable_calib()
+        start_observing(quantizer)
     try:
         yield
     finally:
@@ -181,6 +187,8 @@ def _checked(batches: Iterable[torch.Tensor], session: _Session) -> Iterator[tor
     """Yield the batches, each checked against the spec, and keep the first samples for the check of artefacts."""
     kept: list[torch.Tensor] = []
     for index, batch in enumerate(batches):
+        if not len(batch):
+            continue
         if tuple(batch.shape[1:]) != session.spec.shape:
             raise DataError(
                 f"Calibration batches have the shape (batch, {', '.join(map(str, session.spec.shape))}), "

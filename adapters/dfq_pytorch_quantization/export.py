@@ -67,16 +67,17 @@ def export_onnx(model: nn.Module, spec: InputSpec, folder: Path, *, samples: tor
     inputs = random_inputs(spec) if samples is None else samples
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(exportable_copy(model), inputs[:2], partial)
-        checks = (
-            _check_structure(partial, model),
-            _check_agreement(partial, model, inputs, classifies=spec.num_classes is not None),
-        )
-        partial.replace(path)
+        try:
+            _write(exportable_copy(model), inputs[:2], partial)
+            checks = (
+                _check_structure(partial, model),
+                _check_agreement(partial, model, inputs, classifies=spec.num_classes is not None),
+            )
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"Cannot write {path}: {error}. Choose a writable folder with free space.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return Artifact(path, "ONNX, QuantizeLinear/DequantizeLinear", path.stat().st_size, checks)
 
 
@@ -169,10 +170,11 @@ def _check_agreement(path: Path, model: nn.Module, inputs: torch.Tensor, *, clas
     """Require that ONNX Runtime computes what `model` does, one sample and all of them at once."""
     expected = _torch_output(model, inputs)
     outputs = _onnx_output(path, inputs)
-    if outputs.shape != expected.shape or _onnx_output(path, inputs[:1]).shape != expected[:1].shape:
+    shapes = (outputs.shape, _onnx_output(path, inputs[:1]).shape)
+    if shapes != (expected.shape, expected[:1].shape):
         raise ArtifactError(
-            f"The exported model gives outputs of shape {outputs.shape} where torch gives {expected.shape}. It was "
-            "removed; look for sizes that the model's forward takes as constants."
+            f"The exported model gives outputs of the shapes {shapes} for {len(inputs)} samples and for one, "
+            f"where torch gives {expected.shape}. The file was removed; look for sizes that the model's forward takes as constants."
         )
     difference = np.abs(outputs - expected)
     deviation = float(difference.mean() / max(float(expected.std()), np.finfo(np.float32).tiny))
@@ -193,17 +195,18 @@ def _torch_output(model: nn.Module, inputs: torch.Tensor) -> Any:
     device = next(model.parameters()).device
     with torch.no_grad():
         output = model(inputs.to(device))
-    if not isinstance(output, torch.Tensor):
-        raise ArtifactError(
-            f"Only a model with one output tensor can be compared after export, got {type(output).__name__}. "
-            "Wrap the model so that it returns its logits."
-        )
     return output.cpu().numpy()
 
 
 def _onnx_output(path: Path, inputs: torch.Tensor) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 3  # errors alone
-    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0]
+    settings.log_severity_level = 4  # not even errors, which are raised
+    try:
+        session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return session.run(None, {"input": inputs.numpy()})[0]
+    except Exception as error:  # its exceptions share no base but this
+        raise ArtifactError(
+            f"ONNX Runtime cannot run the exported model on a batch of {len(inputs)}: {error}. The file was removed; "
+            "look for sizes, such as the batch's, that the model's forward takes as constants."
+        ) from error

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfq_plugins.errors import UsageError
 from dfq_pytorch_quantization.ranges import load_activation_range
 from dfq_pytorch_quantization.swap import quantized_modules
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 
 GRID = 4097
-"""Values that stand for the known range of one channel of the network input."""
+"""Values that stand for one channel of the network input."""
 
 
 def layers_on_input(model: nn.Module, spec: InputSpec) -> dict[str, bool]:
@@ -28,22 +27,31 @@ def layers_on_input(model: nn.Module, spec: InputSpec) -> dict[str, bool]:
 
     Returns:
         name of each such module, with whether it sees negative values.
-
-    Raises:
-        UsageError: the model does not take inputs of the shape of the spec.
     """
     parameter = next(model.parameters())
     samples = random_inputs(spec, count=2).to(parameter.device, parameter.dtype)
     values = torch.cat([samples.flatten(), samples.new_zeros(1)])
     found: dict[str, bool] = {}
+    others: set[str] = set()
 
     def look(name: str, inputs: torch.Tensor) -> None:
         few = inputs.flatten()[:256]  # spares the whole comparison for nearly every module
         if inputs.any() and torch.isin(few, values).all() and torch.isin(inputs, values).all():
-            found[name] = bool(inputs.min() < 0)
+            found[name] = found.get(name, False) or bool(inputs.min() < 0)
+        else:
+            others.add(name)  # a shared module can see other tensors too, whose range is not known
 
-    _run_with_hooks(model, samples, look)
-    return found
+    handles = [
+        module.input_quantizer.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
+        for name, module in quantized_modules(model)
+    ]
+    try:
+        with torch.no_grad():
+            model(samples)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: negative for name, negative in found.items() if name not in others}
 
 
 def random_inputs(spec: InputSpec, count: int = 32) -> torch.Tensor:
@@ -57,29 +65,11 @@ def random_inputs(spec: InputSpec, count: int = 32) -> torch.Tensor:
     return samples * (high - low) + low
 
 
-def _run_with_hooks(model: nn.Module, samples: torch.Tensor, look: Any) -> None:
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
-        for name, module in quantized_modules(model)
-    ]
-    try:
-        with torch.no_grad():
-            model(samples)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UsageError(
-            f"The model does not take a batch of shape {tuple(samples.shape)}: {error}. "
-            "Give the shape of one sample in the InputSpec, channels first."
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def fix_ranges(model: nn.Module, spec: InputSpec, found: dict[str, bool], options: PytorchQuantizationOptions) -> None:
-    """Choose the ranges on the network input from the range of its values alone, where the spec knows it.
+    """Choose the ranges on the network input from what the spec says of its values, where it bounds them.
 
-    The calibration method sees each channel's values spread evenly over their range. Below 8 bits, `mse` cuts a little
-    off the ends, which pays: see the table in docs/how-to/pytorch-quantization.md.
+    The calibration method sees `known_values` in the place of data. Below 8 bits, `mse` cuts the ends off, which pays:
+    see the table in docs/how-to/pytorch-quantization.md.
 
     Args:
         model: the prepared model; calibration then skips the quantizers whose range is set.
@@ -89,10 +79,31 @@ def fix_ranges(model: nn.Module, spec: InputSpec, found: dict[str, bool], option
     """
     if spec.bounds is None:
         return
-    values = torch.cat([torch.linspace(low, high, GRID) for low, high in zip(*spec.bounds, strict=True)])
+    values = known_values(spec)
     for name, sees_negative in found.items():
         module: Any = model.get_submodule(name)
         quantizer = module.input_quantizer
         quantizer._calibrator.collect(values if sees_negative else values.clamp(min=0))  # noqa: SLF001  (no public access)
         load_activation_range(quantizer, options, next(model.parameters()).device)
         quantizer._calibrator = None  # noqa: SLF001  (the framework's own mark of a quantizer that is not calibrated)
+
+
+def known_values(spec: InputSpec) -> torch.Tensor:
+    """Return values as the spec has them, each channel's between its bounds and with both of them.
+
+    Normalised channels have mean 0 and variance 1: they are taken as Gaussian, cut off at the bounds. Others are spread
+    evenly.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> values = known_values(InputSpec((1, 8, 8), mean=(0.5,), std=(0.25,), value_range=(0.0, 1.0)))
+    >>> values.min().item(), values.max().item(), round(values.abs().median().item(), 2)
+    (-2.0, 2.0, 0.67)
+    """
+    bounds = spec.bounds or ((-1.0,) * spec.channels, (1.0,) * spec.channels)
+    quantiles = torch.linspace(0, 1, GRID)  # the ends become infinite as Gaussian values, and are cut off
+    return torch.cat(
+        [
+            low + quantiles * (high - low) if spec.mean is None else torch.special.ndtri(quantiles).clamp(low, high)
+            for low, high in zip(*bounds, strict=True)
+        ]
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dfq_plugins.errors import ModelError
 from dfq_pytorch_quantization.framework import calib
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BINS = 2048
 """Bins of a new histogram: the framework's own default."""
@@ -85,8 +88,30 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
 
 
 def observe(layer: str, quantizer: Any) -> None:
-    """Give the input quantizer of `layer` a guarded calibrator in place of the framework's plain one of its kind."""
+    """Give the input quantizer of `layer` a guarded calibrator in place of the framework's plain one of its kind.
+
+    Where the quantizer is unsigned, it will cut off what is below zero, as integer hardware does; the framework itself
+    raises a TypeError at the first negative value.
+    """
     histogram = isinstance(quantizer._calibrator, calib.HistogramCalibrator)  # noqa: SLF001  (no public access)
     observer = (HistogramObserver if histogram else MaxObserver)(quantizer.num_bits, None, quantizer.unsigned)
     observer.layer = layer
     quantizer._calibrator = observer  # noqa: SLF001  (as above)
+    quantizer.register_forward_pre_hook(_cut_off_negative)
+
+
+def _cut_off_negative(quantizer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return inputs[0].clamp(min=0) if quantizer.unsigned else inputs[0]
+
+
+def set_unsigned(quantizer: Any, *, unsigned: bool) -> None:
+    """Choose the sign of an input quantizer's integers, and of the levels that the searches of its calibrator count."""
+    quantizer.unsigned = unsigned
+    quantizer._calibrator._unsigned = unsigned  # noqa: SLF001  (no public access)
+
+
+def start_observing(quantizer: Any) -> None:
+    """Forget what the quantizer's calibrator saw, the sign included, and begin to collect."""
+    set_unsigned(quantizer, unsigned=False)
+    quantizer._calibrator.reset()  # noqa: SLF001  (no public access)
+    quantizer.enable_calib()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 
 ActivationMethod = Literal["max", "entropy", "percentile", "mse"]
-WeightMethod = Literal["auto", "max", "mse"]
+WeightMethod = Literal["max", "mse"]
 Unsigned = bool | Literal["auto"]
 
 
@@ -19,10 +19,11 @@ class PytorchQuantizationOptions:
     Args:
         activations: the framework's calibration method for the inputs of layers.
         percentile: percentage of absolute activations that lie inside the range; for `activations="percentile"` alone.
-        weights: the framework's calibration method for weights; `auto` is max at 8 bits and mse below.
+        weights: the framework's calibration method for weights. Its mse takes tens of milliseconds a channel.
         per_channel: one weight range for each output channel rather than for the whole tensor.
         unsigned: whether inputs that calibration never saw negative are quantized to unsigned integers; `auto` does so
             below 8 bits alone, because TensorRT takes signed 8-bit integers only.
+        input_bits: width of the quantizers on the network input, 2 to 8; None takes that of the recipe.
         pooling: whether the inputs of average pooling modules are quantized too, as the framework does.
     """
 
@@ -32,12 +33,13 @@ class PytorchQuantizationOptions:
     percentile: Annotated[float, Gt(0), Le(100)] = field(
         default=99.99, metadata={"help": "percentage of activations inside the range, for the percentile method"}
     )
-    weights: WeightMethod = field(
-        default="auto", metadata={"help": "calibration method for weights: max, mse, or auto (max at 8 bits, else mse)"}
-    )
+    weights: WeightMethod = field(default="max", metadata={"help": "calibration method for weights: max or mse"})
     per_channel: bool = field(default=True, metadata={"help": "one weight range for each output channel"})
     unsigned: Unsigned = field(
         default="auto",
         metadata={"help": "unsigned integers for inputs never negative: true, false, or auto (below 8 bits)"},
+    )
+    input_bits: Annotated[int, Ge(2), Le(8)] | None = field(
+        default=None, metadata={"help": "bits of the network input itself; none: as the recipe says for activations"}
     )
     pooling: bool = field(default=True, metadata={"help": "quantize the inputs of average pooling modules"})

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dfq_pytorch_quantization.framework import calib, without_cuda
+from dfq_pytorch_quantization.observers import set_unsigned
 from dfq_pytorch_quantization.swap import quantized_modules, weight_axis
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def load_activation_range(quantizer: Any, options: PytorchQuantizationOptions, d
     """Let the framework compute the range of an input quantizer from what its calibrator saw."""
     observer: MaxObserver | HistogramObserver = quantizer._calibrator  # noqa: SLF001  (no public access)
     if wants_unsigned(options, quantizer.num_bits) and observer.lowest >= 0:
-        make_unsigned(quantizer)
-        observer._unsigned = True  # noqa: SLF001  (the searches count the levels by it)
+        set_unsigned(quantizer, unsigned=True)
     if observer.lowest == observer.highest == 0:
         quantizer.amax = SMALLEST_AMAX
     else:
@@ -62,10 +62,7 @@ def _method_arguments(observer: Any, options: PytorchQuantizationOptions) -> dic
 def load_weight_range(layer: Any, options: PytorchQuantizationOptions, device: torch.device) -> None:
     """Let the framework compute the weight ranges of one layer, each channel's or the whole tensor's."""
     quantizer = layer.weight_quantizer
-    method = options.weights
-    if method == "auto":
-        method = "max" if quantizer.num_bits >= TENSORRT_BITS else "mse"
-    if method == "max":
+    if options.weights == "max":
         quantizer._calibrator.reset()  # noqa: SLF001  (no public access)
         quantizer._calibrator.collect(layer.weight)  # noqa: SLF001  (as above)
         quantizer.load_calib_amax()
@@ -101,17 +98,3 @@ def _settle(quantizer: Any, device: torch.device) -> None:
 def wants_unsigned(options: PytorchQuantizationOptions, bits: int) -> bool:
     """Whether inputs that are never negative are to be quantized to unsigned integers of this width."""
     return bits < TENSORRT_BITS if options.unsigned == "auto" else options.unsigned
-
-
-def make_unsigned(quantizer: Any) -> None:
-    """Quantize to unsigned integers, with what is below zero cut off, as integer hardware does.
-
-    The framework itself raises a TypeError at the first negative value.
-    """
-    quantizer.unsigned = True
-    quantizer.register_forward_pre_hook(cut_off_negative)
-
-
-def cut_off_negative(_quantizer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Replace what is below zero in the input of an unsigned quantizer by zero."""
-    return inputs[0].clamp(min=0)
