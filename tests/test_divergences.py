@@ -23,10 +23,12 @@ CASES = [
 def integrated_kl(stored_mean: float, stored_var: float, mean: float, var: float) -> float:
     """Integrate p log(p / q) numerically; knows nothing of the closed form."""
     p, q = stats.norm(stored_mean, np.sqrt(stored_var)), stats.norm(mean, np.sqrt(var))
-    reach = 12 * np.sqrt(stored_var)
-    value, error = integrate.quad(
-        lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), stored_mean - reach, stored_mean + reach, epsabs=1e-10, limit=200
-    )
+    low, high = stored_mean - 12 * np.sqrt(stored_var), stored_mean + 12 * np.sqrt(stored_var)
+
+    def integrand(x: float) -> float:
+        return float(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)))
+
+    value, error = integrate.quad(integrand, low, high, epsabs=1e-10, limit=200)
     assert error < 1e-7
     return float(value)
 

@@ -6,10 +6,13 @@ import doctest
 import importlib
 import importlib.util
 import pkgutil
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 ADAPTERS = {
     # what an adapter's modules import

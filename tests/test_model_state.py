@@ -56,6 +56,10 @@ def seed() -> None:
     torch.manual_seed(1)
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_random_states_default_dtype_and_grad_mode_are_restored(fails: bool) -> None:
     seed()
@@ -72,7 +76,7 @@ def test_random_states_default_dtype_and_grad_mode_are_restored(fails: bool) -> 
                     torch.set_default_dtype(torch.bfloat16)
                     torch.set_grad_enabled(False)
                     if fails:
-                        raise KeyboardInterrupt
+                        interrupt()
             except KeyboardInterrupt:
                 assert fails
             assert torch.get_default_dtype() == torch.float64

@@ -1,0 +1,224 @@
+"""What a model must be: every refusal with its text, and what is read off a model."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dfq_plugins.checks import check_finite, complete_spec, infer_shape, require_batch_norm, trial_run
+from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.types import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or give real samples."
+
+
+def refusal(message: str) -> str:
+    return "^" + re.escape(message) + "$"
+
+
+def convolutional(*, size: int | None = None, channels: int = 3, bias: bool = False) -> nn.Sequential:
+    """A small classifier; with `size` it has a fixed flatten width, so that only that input size fits."""
+    head: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
+    if size is not None:
+        head = [nn.Flatten(), nn.Linear(4 * (size // 2) ** 2, 5)]
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean += 0.5
+    return nn.Sequential(nn.Conv2d(channels, 4, 3, 2, 1, bias=bias), norm, nn.ReLU(), *head).eval()
+
+
+# ------------------------------------------------------------------------------------------------ finite weights
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean", "1.running_var", "1.weight", "5.bias"])
+def test_weights_and_statistics_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    network = convolutional()
+    with torch.no_grad():
+        network.state_dict()[name].view(-1)[0] = value
+    message = f"Weights and statistics must be finite, but NaN or infinity is in ['{name}']. Load a sound checkpoint."
+    with pytest.raises(ModelError, match=refusal(message)):
+        check_finite(network)
+
+
+def test_a_sound_model_passes(tiny_network: nn.Module) -> None:
+    check_finite(tiny_network)
+    require_batch_norm(tiny_network)
+
+
+# ------------------------------------------------------------------------------------------------ BatchNorm
+
+
+def test_a_model_without_batch_norm_is_refused() -> None:
+    message = f"Sequential has no BatchNorm layer with running statistics, so there is nothing to invert. {INSTEAD}"
+    for network in (
+        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU()),
+        nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)),
+        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False)),
+    ):
+        with pytest.raises(ModelError, match=refusal(message)):
+            require_batch_norm(network)
+
+
+def test_a_model_with_folded_batch_norm_is_refused() -> None:
+    network = convolutional()
+    folded = nn.Sequential(fuse_conv_bn_eval(network[0], network[1]), *network[2:])  # type: ignore[type-var]
+    message = (
+        "Sequential has no BatchNorm layer, and all its convolutions have a bias: BatchNorm seems to have been folded "
+        f"into them. Give the model as it was before folding. {INSTEAD}"
+    )
+    with pytest.raises(ModelError, match=refusal(message)):
+        require_batch_norm(folded)
+
+
+def test_batch_norm_that_was_never_trained_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    message = (
+        "All 2 BatchNorm layers still hold their initial statistics (mean 0, variance 1): the model was never trained, "
+        f"or its weights were not loaded. Load trained weights. {INSTEAD}"
+    )
+    with pytest.raises(ModelError, match=refusal(message)):
+        require_batch_norm(network)
+    network[2].running_var *= 2
+    require_batch_norm(network)
+
+
+def test_a_negative_variance_is_refused() -> None:
+    network = convolutional()
+    network[1].running_var[2] = -0.1
+    message = "A variance cannot be negative, but running_var is in ['1']. Load a sound checkpoint."
+    with pytest.raises(ModelError, match=refusal(message)):
+        require_batch_norm(network)
+
+
+# ------------------------------------------------------------------------------------------------ shapes
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((1, 8, 8), "expected input[2, 1, 8, 8] to have 3 channels, but got 1 channels instead"),
+        ((3, 8), "to have 3 channels, but got 2 channels"),  # torch takes the batch of two for the channels
+        ((8, 8, 3), "to have 3 channels, but got 8 channels"),
+    ],
+)
+def test_wrong_shapes_are_refused_with_torch_s_own_reason(shape: tuple[int, ...], reason: str) -> None:
+    start = f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
+    end = "Give the shape of one sample as the network takes it."
+    with pytest.raises(ModelError, match=f"^{re.escape(start)}.*{re.escape(reason)}.*{re.escape(end)}$") as caught:
+        trial_run(convolutional(), shape)
+    assert caught.value.__cause__ is not None
+
+
+def test_an_error_without_text_is_named_by_its_type() -> None:
+    class Silent(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError
+
+    with pytest.raises(ModelError, match=r"without the batch\): NotImplementedError\. Give"):
+        trial_run(Silent(), (3,))
+
+
+def test_models_that_return_no_tensor_are_refused() -> None:
+    class Several(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return {"logits": inputs}
+
+    message = "The model must return one tensor, got dict. Wrap it in a module that returns the logits."
+    with pytest.raises(ModelError, match=refusal(message)):
+        trial_run(Several(), (3,))
+
+
+# ------------------------------------------------------------------------------------------------ inference
+
+
+def test_channels_size_and_classes_are_read_off_a_network_that_leaves_no_choice() -> None:
+    assert complete_spec(convolutional(size=32, channels=1)) == InputSpec((1, 32, 32), num_classes=5)
+
+
+def test_a_linear_first_layer_says_the_shape() -> None:
+    network = nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
+    assert complete_spec(network) == InputSpec((12,), num_classes=3)
+
+
+def test_a_network_that_is_no_classifier_has_no_classes() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    assert complete_spec(network, shape=(3, 8, 8)).num_classes is None
+
+
+def test_what_is_given_is_kept() -> None:
+    spec = complete_spec(
+        convolutional(), shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.2,) * 3, value_range=(0.0, 1.0), num_classes=5
+    )
+    assert spec == InputSpec((3, 16, 16), (0.5,) * 3, (0.2,) * 3, (0.0, 1.0), 5)
+
+
+@pytest.mark.parametrize(
+    ("network", "wanted"),
+    [
+        (convolutional, "3, height, width"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2)), "3, height, width"),
+        (lambda: nn.Sequential(nn.Conv1d(2, 4, 3)), "2, length"),
+        (lambda: nn.Sequential(nn.Conv3d(1, 4, 3)), "1, depth, height, width"),
+        (lambda: nn.Sequential(nn.ReLU()), "channels, height, width"),
+    ],
+)
+def test_a_size_that_cannot_be_known_is_asked_for(network: Callable[[], nn.Module], wanted: str) -> None:
+    message = (
+        f"The spatial size of the input cannot be read off Sequential. Say it: InputSpec(shape=({wanted})), "
+        f"or --shape {wanted.replace(', ', ',').upper()} on the command line."
+    )
+    with pytest.raises(UsageError, match=refusal(message)):
+        infer_shape(network().eval())
+
+
+class Recogniser:
+    """Stands for a registry whose plugins know every model."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.spec = spec
+
+    def infer_input_spec(self, model: nn.Module) -> InputSpec:
+        assert isinstance(model, nn.Module)
+        return self.spec
+
+
+KNOWN = InputSpec((3, 24, 24), (0.4,) * 3, (0.2,) * 3, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, InputSpec((3, 24, 24), (0.4,) * 3, (0.2,) * 3, (0.0, 1.0), 5)),
+        ({"shape": (3, 16, 16)}, InputSpec((3, 16, 16), (0.4,) * 3, (0.2,) * 3, (0.0, 1.0), 5)),
+        (
+            {"mean": (0.0,) * 3, "std": (1.0,) * 3, "value_range": (0.0, 255.0)},
+            InputSpec((3, 24, 24), (0.0,) * 3, (1.0,) * 3, (0.0, 255.0), 5),
+        ),
+    ],
+)
+def test_a_plugin_that_knows_the_model_fills_in_what_is_not_given(given: dict[str, Any], expected: InputSpec) -> None:
+    registry: Any = Recogniser(KNOWN)
+    assert complete_spec(convolutional(), **given, registry=registry) == expected
+
+
+def test_what_a_plugin_says_of_other_channels_is_not_taken_over() -> None:
+    registry: Any = Recogniser(KNOWN)
+    assert complete_spec(convolutional(channels=1), shape=(1, 8, 8), registry=registry) == InputSpec(
+        (1, 8, 8), num_classes=5
+    )
+
+
+def test_half_a_normalisation_is_not_silently_completed() -> None:
+    registry: Any = Recogniser(KNOWN)
+    for given in ({"mean": (0.1,) * 3}, {"std": (0.1,) * 3}):
+        with pytest.raises(UsageError, match="mean and std go together: give both or neither"):
+            complete_spec(convolutional(), **given, registry=registry)  # type: ignore[arg-type]
