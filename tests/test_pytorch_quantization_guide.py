@@ -1,0 +1,55 @@
+"""The examples of docs/how-to/pytorch-quantization.md run as they stand there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dfq_pytorch_quantization.framework import quant_nn, quiet
+
+if TYPE_CHECKING:
+    import pytest
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "pytorch-quantization.md"
+SYNTHESIZE = "num_samples=256"
+
+
+def run_example(heading: str) -> dict[str, Any]:
+    """Run the Python block under a heading of the page, on quickly made data."""
+    section = PAGE.read_text(encoding="utf-8").split(f"## {heading}\n")[1]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    assert block[1].count(SYNTHESIZE) == 1
+    names: dict[str, Any] = {}
+    with quiet():
+        exec(block[1].replace(SYNTHESIZE, 'num_samples=96, generator="gaussian"'), names)  # noqa: S102  (our own page)
+    return names
+
+
+def agreement(network: nn.Module, model: nn.Module, inputs: torch.Tensor) -> float:
+    with torch.no_grad():
+        return (network(inputs).argmax(1) == model(inputs).argmax(1)).float().mean().item()
+
+
+def test_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_example("In one call")
+    assert (tmp_path / "quantized" / "model_qdq.onnx").is_file()
+    assert "same class for" in capsys.readouterr().out
+    assert names["run"].agreement > 0.9
+
+
+def test_own_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer in (quant_nn.QuantConv2d, quant_nn.QuantLinear, quant_nn.QuantAdaptiveAvgPool2d):
+        monkeypatch.setattr(layer, "default_quant_desc_input", layer.default_quant_desc_input)
+    with torch.random.fork_rng(devices=[]):
+        names = run_example("In your own flow")
+    assert nn.Conv2d is not quant_nn.QuantConv2d
+    assert len(names["quantizers"]) == 13  # the inputs of five convolutions, a linear layer and a pooling; six weights
+    assert all(quantizer.amax is not None and not quantizer._if_calib for quantizer in names["quantizers"])
+    inputs = torch.cat(list(names["data"].batches()))
+    assert agreement(names["network"], names["model"], inputs) > 0.9
