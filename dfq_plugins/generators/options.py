@@ -26,7 +26,7 @@ class InversionOptions:
     The class attributes' defaults are those of `bns`; the other generators override the weights.
     """
 
-    iterations: Annotated[int, Gt(0)] = _setting(300, "optimisation steps per batch")
+    iterations: Annotated[int, Gt(0)] = _setting(150, "optimisation steps")
     learning_rate: Annotated[float, Gt(0)] = _setting(0.25, "Adam step, in units of the input's standard deviation")
     schedule: Literal["cosine", "constant"] = _setting("cosine", "how the learning rate falls")
     divergence: Literal["kl", "l2"] = _setting("kl", "distance between stored and synthetic statistics")

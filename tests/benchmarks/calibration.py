@@ -19,12 +19,15 @@ import dfq_plugins
 from dfq_plugins.registry import get_registry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
 Column = tuple[str, str, dict[str, Any]]
 
 W8A8_EVERYWHERE: dict[str, Column] = {
-    "torch-ao w8a8": ("torch-ao", "w8a8", {}),
+    "torch-ao (x86) w8a8": ("torch-ao", "w8a8", {"engine": "x86"}),
+    "torch-ao (onednn) w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas w8a8": ("brevitas", "w8a8", {}),
 }
@@ -43,25 +46,27 @@ GENERATORS = {
     "mobilenetv1_075_imagenet": ("gaussian", "bns"),
     "dscnn_kws_mlperftiny": ("gaussian", "bns"),
 }
-SAMPLES = {"resnet20_cifar10": 1024, "mobilenetv1_075_imagenet": 256, "dscnn_kws_mlperftiny": 1024}
+SAMPLES = {"resnet20_cifar10": 1024, "mobilenetv1_075_imagenet": 64, "dscnn_kws_mlperftiny": 1024}
 
 
-def rows_of(case: Case, network: nn.Module, real: Tensor, seed: int, work: Path) -> dict[str, Any]:
-    """Return the data of each row for one seed; synthetic sets are made where the folder does not hold them."""
-    chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-    if case.calibration_split == case.test_split:  # the first images calibrate, in README's words
-        chosen = torch.arange(case.calibration_samples)
-    rows: dict[str, Any] = {"real data": real[chosen[: case.calibration_samples]]}
+def rows_of(
+    case: Case, network: nn.Module, real: Tensor, seed: int, work: Path
+) -> Iterator[tuple[str, Tensor | dfq_plugins.SyntheticDataset]]:
+    """Yield the data of each row for one seed; synthetic sets are made where the folder does not hold them."""
+    if case.calibration_split != case.test_split:
+        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+        yield "real data", real[order[: case.calibration_samples]]
+    elif seed == 0:  # a fixed part of the set calibrates, so that there is nothing to draw
+        yield "real data", real[: case.calibration_samples]
     for generator in GENERATORS[case.network]:
-        rows[generator] = dfq_plugins.synthesize(
-            network,
-            case.spec,
-            generator=generator,
-            num_samples=SAMPLES[case.network],
-            seed=seed,
-            output=work / f"{case.network}-{generator}-{seed}",
+        folder = work / f"{case.network}-{generator}-{seed}"
+        samples = SAMPLES[case.network]
+        yield (
+            generator,
+            dfq_plugins.synthesize(
+                network, case.spec, generator=generator, num_samples=samples, seed=seed, output=folder
+            ),
         )
-    return rows
 
 
 def describe(run: Any) -> dict[str, Any]:
@@ -73,10 +78,10 @@ def describe(run: Any) -> dict[str, Any]:
 
 
 def measure_cells(
-    record: dict[str, Any], name: str, case: Case, network: nn.Module, data: Any, row: str, seed: int, test: Any
+    record: dict[str, Any], columns: dict[str, Column], case: Case, network: nn.Module, data: Any, row: str, seed: int, test: Any
 ) -> None:
     """Fill the cells of one row and seed."""
-    for column, (calibrator, recipe, options) in COLUMNS[name].items():
+    for column, (calibrator, recipe, options) in columns.items():
         cells = record["cells"].setdefault(row, {}).setdefault(column, {})
         if str(seed) in cells:
             continue
@@ -93,7 +98,7 @@ def measure_cells(
             f"measured in {time.monotonic() - calibrated:.0f} s",
             flush=True,
         )
-        write_result(f"calibration-{name}", record)
+        write_result(f"calibration-{case.network}", record)
 
 
 def main() -> None:
@@ -103,6 +108,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calibrators", nargs="+", default=["torch-ao", "pytorch-quantization", "brevitas"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     name = arguments.network
@@ -110,9 +116,10 @@ def main() -> None:
     record = read_result(f"calibration-{name}") or {"cells": {}, "coverage": {}, "options": {}}
     record |= {"samples": SAMPLES[name], "real_samples": case.calibration_samples, "test_samples": len(labels)}
     record["float"] = accuracy(network, inputs, labels)
+    columns = {column: entry for column, entry in COLUMNS[name].items() if entry[0] in arguments.calibrators}
     for seed in arguments.seeds:
-        for row, data in rows_of(case, network, real, seed, arguments.work).items():
-            measure_cells(record, name, case, network, data, row, seed, (inputs, labels))
+        for row, data in rows_of(case, network, real, seed, arguments.work):
+            measure_cells(record, columns, case, network, data, row, seed, (inputs, labels))
 
 
 if __name__ == "__main__":

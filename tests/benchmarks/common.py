@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from dfq_plugins import InputSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor, nn
 
@@ -103,12 +102,6 @@ def accuracy(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, 
     pairs = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
     right = sum(int((model(batch).argmax(1) == wanted).sum()) for batch, wanted in pairs)
     return 100 * right / len(labels)
-
-
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, sample standard deviation and the values themselves."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "stdev": spread, "values": list(values)}
 
 
 def environment() -> dict[str, Any]:

@@ -118,13 +118,18 @@ def similarity_section() -> str:
     return "\n".join([text, table(header, rows), origin(record)])
 
 
+def mean_divergence(seeds: list[dict[str, float]]) -> str:
+    """Return the mean divergence over seeds."""
+    return f"{sum(one['divergence'] for one in seeds) / len(seeds):.4f}"
+
+
 def ablation_section(name: str) -> str:
     """Return the table of settings changed one at a time."""
     record = read_result(f"ablation-{name}")
     if record is None:
         return ""
     rows = [
-        [label, figure(row["accuracy"]["values"]), f"{row['divergence']['mean']:.4f}"]
+        [label, figure([one["accuracy"] for one in row.values()]), mean_divergence(list(row.values()))]
         for label, row in record["rows"].items()
     ]
     base = ", ".join(f"{key} {value}" for key, value in record["base"].items() if value not in (None, 0, False))
