@@ -305,7 +305,7 @@ def test_every_setting_changes_the_result(registry: Registry, network: nn.Module
     assert not torch.allclose(plain, changed, atol=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------ statistics of the set
+# ------------------------------------------------------------------------------------ statistics of the set
 
 
 def test_set_statistics_match_the_whole_shard_with_small_steps(registry: Registry, network: nn.Module) -> None:
@@ -332,7 +332,7 @@ def test_pools_of_equal_batches_are_the_moments_of_their_union(network: nn.Modul
     torch.testing.assert_close(together, whole, rtol=1e-4, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ unknown normalisation
+# ------------------------------------------------------------------------------------ unknown normalisation
 
 
 @pytest.mark.parametrize("value_range", [None, (-120.0, 136.0), (0.0, 400.0)])
@@ -366,7 +366,7 @@ def test_zero_is_a_candidate_wherever_it_is_a_valid_input() -> None:
     assert len(outside) == 60
 
 
-# ------------------------------------------------------------------------------------------------ precision, compilation
+# ------------------------------------------------------------------------------------ precision, compilation
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -494,7 +494,7 @@ def test_each_shard_is_compiled_or_not_by_its_own_size(
     assert compiled == [64, 96]
 
 
-# ------------------------------------------------------------------------------------------------ divergence to NaN
+# ------------------------------------------------------------------------------------ divergence to NaN
 
 
 class Steady:
