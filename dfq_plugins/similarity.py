@@ -116,12 +116,10 @@ def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
 def _read_array(path: Path) -> np.ndarray:
     """Return the samples of an .npz file: bytes or floating point, the first axis over samples."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):  # a single array under an archive's name
-            array = loaded
-        else:
-            with loaded as archive:
-                array = np.asarray(archive[_array_name(archive.files, path)])
+        with path.open("rb") as file:  # numpy leaves a file open that it finds damaged
+            loaded = np.load(file, allow_pickle=False)
+            single = isinstance(loaded, np.ndarray)  # an array by itself, under an archive's name
+            array = loaded if single else np.asarray(loaded[_array_name(loaded.files, path)])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file without pickled objects: {error}.") from error
     if array.ndim == 0 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
