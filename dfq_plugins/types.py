@@ -45,7 +45,9 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if not self.shape or any(size < 1 for size in self.shape):
-            raise UsageError(f"An input shape needs positive sizes, channels first, got {self.shape}. Give e.g. (3, 32, 32).")
+            raise UsageError(
+                f"An input shape needs positive sizes, channels first, got {self.shape}. Give e.g. (3, 32, 32)."
+            )
         if (self.mean is None) != (self.std is None):
             raise UsageError("mean and std go together: give both or neither.")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -114,8 +116,6 @@ class ProgressEvent:
     completed: int
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-
 
 
 class DataGenerator(Protocol):

@@ -87,7 +87,9 @@ def measure(subject: tuple[InputSpec, nn.Module, Tensor, Tensor, Tensor], data: 
     return accuracy(quantized, inputs, labels)
 
 
-def synthetic_row(subject: Any, generator: str, options: dict[str, Any] | None, samples: int, seed: int) -> dict[str, Any]:
+def synthetic_row(
+    subject: Any, generator: str, options: dict[str, Any] | None, samples: int, seed: int
+) -> dict[str, Any]:
     """Synthesise one set and judge it."""
     spec, network, *_ = subject
     began = time.monotonic()

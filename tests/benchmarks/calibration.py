@@ -78,7 +78,14 @@ def describe(run: Any) -> dict[str, Any]:
 
 
 def measure_cells(
-    record: dict[str, Any], columns: dict[str, Column], case: Case, network: nn.Module, data: Any, row: str, seed: int, test: Any
+    record: dict[str, Any],
+    columns: dict[str, Column],
+    case: Case,
+    network: nn.Module,
+    data: Any,
+    row: str,
+    seed: int,
+    test: Any,
 ) -> None:
     """Fill the cells of one row and seed."""
     for column, (calibrator, recipe, options) in columns.items():

@@ -1,6 +1,6 @@
 """What per-tensor weights without equalisation do to a depthwise network, and what mends it without data.
 
-    python tests/benchmarks/per_tensor.py --data FOLDER_OF_A_SYNTHETIC_SET
+python tests/benchmarks/per_tensor.py --data FOLDER_OF_A_SYNTHETIC_SET
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws the README's picture: real digits, synthetic ones, and how well each set fits the network's own records.
 
-    python tests/benchmarks/picture.py
+python tests/benchmarks/picture.py
 """
 
 from __future__ import annotations

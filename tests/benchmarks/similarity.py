@@ -1,6 +1,6 @@
 """Does the divergence rank data sets as a person would? Real CIFAR-10 and its synthetic twin against strangers.
 
-    python tests/benchmarks/similarity.py --synthetic FOLDER_OF_A_SYNTHETIC_SET
+python tests/benchmarks/similarity.py --synthetic FOLDER_OF_A_SYNTHETIC_SET
 """
 
 from __future__ import annotations
