@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
+@torch.no_grad()
 def correct_biases(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Correct the bias of every layer with quantized weights, in place; adds a bias where there is none.
 

@@ -6,6 +6,7 @@ same in standard QuantizeLinear, Clip and DequantizeLinear nodes; ONNX Runtime r
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,13 @@ def _export(
             "the converted model in Python and do without the export."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
     return Artifact(target, name, target.stat().st_size, (check,))
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # where the folder itself is no folder, the first error says so
+        path.unlink()
 
 
 def _write_qonnx(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:

@@ -6,6 +6,9 @@ from dfq_brevitas.quiet import framework_notices_silenced
 
 with framework_notices_silenced():
     import brevitas.nn as quant_nn
+    import brevitas.nn.quant_layer as nonlinear
+    from brevitas import config as brevitas_config
+    from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
     from brevitas.core.scaling.standalone import (
         ParameterFromRuntimeStatsScaling,
         ParameterFromStatsFromParameterScaling,
@@ -15,7 +18,7 @@ with framework_notices_silenced():
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode, quantization_status_manager
     from brevitas.graph.gptq import gptq_mode
     from brevitas.graph.quantize import preprocess_for_quantize, quantize
-    from brevitas.inject.enum import FloatToIntImplType, LearnedRoundImplType, StatsOp
+    from brevitas.inject.enum import StatsOp
     from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
     from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
     from brevitas.quant import scaled_int
@@ -24,9 +27,9 @@ with framework_notices_silenced():
 
 __all__ = [
     "ActQuantProxyFromInjectorBase",
-    "FloatToIntImplType",
     "GraphModule",
-    "LearnedRoundImplType",
+    "LearnedRoundHardSigmoid",
+    "LearnedRoundSte",
     "MSESymmetricScaleSubInjector",
     "Node",
     "ParameterFromRuntimeStatsScaling",
@@ -35,10 +38,12 @@ __all__ = [
     "QuantWeightBiasInputOutputLayer",
     "StatsOp",
     "bias_correction_mode",
+    "brevitas_config",
     "calibration_mode",
     "export_onnx_qcdq",
     "export_qonnx",
     "gptq_mode",
+    "nonlinear",
     "preprocess_for_quantize",
     "quant_nn",
     "quantization_status_manager",

@@ -20,6 +20,7 @@ from dfq_brevitas.framework import (
     GraphModule,
     Node,
     QuantTensor,
+    brevitas_config,
     preprocess_for_quantize,
     quant_nn,
     quantize,
@@ -93,6 +94,8 @@ def float_graph(model: nn.Module, options: BrevitasOptions) -> GraphModule:
             equalize_iters=equalize,
             # Only equalisation moves biases; without it the layers stay comparable with the caller's.
             equalize_merge_bias=equalize > 0,
+            # Equalisation scales activations, which ReLU6 does not allow: it clips at a fixed value.
+            relu6_to_relu=equalize > 0,
             merge_bn=options.merge_batch_norm,
         )
     except Exception as error:
@@ -108,6 +111,7 @@ def quantized_graph(graph: GraphModule, recipe: Recipe, options: BrevitasOptions
         ModelError: Brevitas cannot handle the graph.
     """
     maps = quantizer_maps(recipe, options)
+    ignored = brevitas_config.IGNORE_MISSING_KEYS
     try:
         quantized = quantize(
             graph,
@@ -118,6 +122,8 @@ def quantized_graph(graph: GraphModule, recipe: Recipe, options: BrevitasOptions
         )
     except Exception as error:
         raise preparation_error(graph, error) from error
+    finally:
+        brevitas_config.IGNORE_MISSING_KEYS = ignored  # Brevitas leaves it switched when it fails
     _use_unsigned_quantizers(quantized, maps)
     _strip_output_quantizers(quantized)
     _dequantize_foreign_operations(quantized)
@@ -182,10 +188,25 @@ def _strip_output_quantizers(graph: GraphModule) -> None:
     for output in graph.graph.nodes:
         if output.op == "output":
             for source in output.all_input_nodes:
-                if source.name.endswith("_output_quant"):
-                    source.replace_all_uses_with(source.args[0])
-                    graph.graph.erase_node(source)
-                    graph.delete_submodule(str(source.target))
+                _strip_quantizer(graph, source)
+
+
+def _strip_quantizer(graph: GraphModule, node: Node) -> None:
+    """Remove the quantizer that Brevitas put on what the network returns, also before a final reshape."""
+    while _only_reshapes(graph, node):
+        node = node.all_input_nodes[0]
+    if node.op == "call_module" and node.name.endswith("_output_quant"):
+        node.replace_all_uses_with(node.args[0])
+        graph.graph.erase_node(node)
+        graph.delete_submodule(str(node.target))
+
+
+def _only_reshapes(graph: GraphModule, node: Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), (nn.Flatten, nn.Unflatten))
+    if node.op == "call_function":
+        return node.target in (torch.flatten, torch.reshape, torch.squeeze)
+    return node.op == "call_method" and node.target in ("flatten", "reshape", "view", "squeeze")
 
 
 def _dequantize_foreign_operations(graph: GraphModule) -> None:

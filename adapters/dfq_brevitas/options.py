@@ -11,6 +11,9 @@ WeightScale = Literal["mse", "max"]
 ActivationScale = Literal["mse", "percentile", "max"]
 BiasCorrection = Literal["network", "layer", "none"]
 
+_PERCENTILES = ((4, 99.8), (6, 99.9))
+_WIDE_PERCENTILE = 99.999
+
 
 @dataclass(frozen=True)
 class BrevitasOptions:
@@ -20,24 +23,27 @@ class BrevitasOptions:
     """
 
     weight_scale: WeightScale = field(
-        default="mse",
-        metadata={"help": "weight scales from the smallest squared error (mse) or from the largest weight (max)"},
+        default="max",
+        metadata={"help": "weight scales from the largest weight (max) or from the smallest squared error (mse)"},
     )
     per_channel: bool = field(
         default=True,
         metadata={"help": "one weight scale per output channel instead of one per tensor"},
     )
     narrow_range: bool = field(
-        default=False,
+        default=True,
         metadata={"help": "drop the lowest weight integer, e.g. -7..7 instead of -8..7 at 4 bits"},
     )
     activation_scale: ActivationScale = field(
-        default="mse",
-        metadata={"help": "activation scales from the smallest squared error, a percentile or the largest value"},
+        default="percentile",
+        metadata={"help": "activation scales from a percentile, the smallest squared error or the largest value"},
     )
-    percentile: Annotated[float, Gt(0), Le(100)] = field(
-        default=99.9,
-        metadata={"help": "percentage of absolute activations inside the range, for the percentile scale"},
+    percentile: Annotated[float, Gt(0), Le(100)] | None = field(
+        default=None,
+        metadata={
+            "help": "percentage of absolute activations inside the range, for the percentile scale; not given: 99.8 up "
+            "to 4 bits, 99.9 up to 6 bits, 99.999 above"
+        },
     )
     mse_candidates: Annotated[int, Ge(3), Le(1000)] = field(
         default=20,
@@ -78,3 +84,13 @@ class BrevitasOptions:
         default=500,
         metadata={"help": "optimisation steps per layer for learned_round"},
     )
+
+    def percentile_for(self, bits: int) -> float:
+        """Return the percentile for activations of so many bits: fewer levels gain from clipping more.
+
+        >>> BrevitasOptions().percentile_for(4), BrevitasOptions().percentile_for(8)
+        (99.8, 99.999)
+        """
+        if self.percentile is not None:
+            return self.percentile
+        return next((percentile for highest, percentile in _PERCENTILES if bits <= highest), _WIDE_PERCENTILE)

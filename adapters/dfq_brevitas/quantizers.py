@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from dfq_brevitas.framework import (
     MSESymmetricScaleSubInjector,
     ParameterFromStatsFromParameterScaling,
     StatsOp,
+    nonlinear,
     quant_nn,
     scaled_int,
 )
@@ -40,6 +42,32 @@ _WEIGHTS = {
 }
 
 
+class ClippedReLU(nn.Module):
+    """What ReLU6 computes; no subclass of Hardtanh, whose clipping Brevitas leaves to the quantizer's own range."""
+
+    def __init__(self) -> None:  # without parameters, so that Brevitas's injector can build it
+        super().__init__()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Clip to 0..6."""
+        return nn.functional.relu6(inputs)
+
+
+class QuantReLU6(quant_nn.QuantReLU):  # type: ignore[misc]  # Brevitas is untyped
+    """A ReLU6 with Brevitas's quantizer: the statistics see what is left after clipping at 6."""
+
+    def __init__(self, act_quant: Any, *, return_quant_tensor: bool = False, **settings: Any) -> None:
+        nonlinear.QuantNonLinearActLayer.__init__(
+            self,
+            act_impl=ClippedReLU,
+            passthrough_act=True,
+            input_quant=None,
+            act_quant=act_quant,
+            return_quant_tensor=return_quant_tensor,
+            **settings,
+        )
+
+
 @dataclass(frozen=True)
 class QuantizerMaps:
     """What `brevitas.graph.quantize.quantize` replaces by what."""
@@ -59,6 +87,7 @@ def quantizer_maps(recipe: Recipe, options: BrevitasOptions) -> QuantizerMaps:
         layers={kind: (getattr(quant_nn, f"Quant{kind.__name__}"), layer) for kind in LAYERS},
         activations={
             nn.ReLU: (quant_nn.QuantReLU, unsigned),
+            nn.ReLU6: (QuantReLU6, unsigned),
             nn.Sigmoid: (quant_nn.QuantSigmoid, unsigned),
         },
         identities={
@@ -87,7 +116,7 @@ def activation_quantizer(recipe: Recipe, options: BrevitasOptions, *, signed: bo
         if options.activation_scale == "max":
             chosen = chosen.let(scaling_stats_op=StatsOp.MAX)
         else:
-            chosen = chosen.let(high_percentile_q=options.percentile)
+            chosen = chosen.let(high_percentile_q=options.percentile_for(recipe.activation_bits))
     return chosen.let(bit_width=recipe.activation_bits)
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from dfq_brevitas.bias import is_weight_layer
 from dfq_brevitas.framework import (
-    FloatToIntImplType,
     GraphModule,
-    LearnedRoundImplType,
+    LearnedRoundHardSigmoid,
+    LearnedRoundSte,
     QuantTensor,
     gptq_mode,
     quantization_status_manager,
@@ -68,7 +68,8 @@ def _record(model: nn.Module, layer: Any, batches: Iterable[torch.Tensor]) -> tu
 
 
 def _learn_layer(layer: Any, inputs: torch.Tensor, outputs: torch.Tensor, steps: int, rng: torch.Generator) -> None:
-    original, bias = layer.weight.detach().clone(), layer.bias
+    original, quantizer = layer.weight.detach().clone(), layer.weight_quant.tensor_quant.int_quant
+    plain_rounding = quantizer.float_to_int_impl
     rounding = _insert_rounding(layer)
     optimizer = torch.optim.Adam([rounding.value], lr=_LEARNING_RATE)
     with quantization_status_manager(layer, disable_bias_quant=True, is_training=False):
@@ -79,7 +80,7 @@ def _learn_layer(layer: Any, inputs: torch.Tensor, outputs: torch.Tensor, steps:
             (error + _rounding_penalty(rounding, step / steps)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     _bake(layer, original)
-    layer.bias = bias
+    quantizer.float_to_int_impl = plain_rounding
     layer.zero_grad(set_to_none=True)
 
 
@@ -89,13 +90,9 @@ def _insert_rounding(layer: Any) -> Any:
         scaled = layer.weight / layer.quant_weight().scale
         share = (scaled - scaled.floor()).clamp(1e-4, 1 - 1e-4)
         start = -torch.log((_ZETA - _GAMMA) / (share - _GAMMA) - 1)  # inverse of the hard sigmoid
-    _set_rounding(
-        layer,
-        float_to_int_impl_type=FloatToIntImplType.LEARNED_ROUND,
-        learned_round_impl_type=LearnedRoundImplType.HARD_SIGMOID,
-        learned_round_init=start,
-    )
-    return layer.weight_quant.tensor_quant.int_quant.float_to_int_impl
+    learned = LearnedRoundSte(LearnedRoundHardSigmoid(), start, nn.Identity())
+    layer.weight_quant.tensor_quant.int_quant.float_to_int_impl = learned
+    return learned
 
 
 def _rounding_penalty(rounding: Any, progress: float) -> torch.Tensor:
@@ -114,14 +111,6 @@ def _bake(layer: Any, original: torch.Tensor) -> None:
         learned = layer.quant_weight().value.clone()
         layer.weight.copy_(learned)
     layer.register_buffer("weight_orig", original, persistent=False)
-    _set_rounding(layer, float_to_int_impl_type=FloatToIntImplType.ROUND)
-
-
-def _set_rounding(layer: Any, **settings: Any) -> None:
-    proxy = layer.weight_quant
-    proxy.quant_injector = proxy.quant_injector.let(**settings)
-    proxy.init_tensor_quant(preserve_state_dict=True)
-    proxy.eval()
 
 
 def _float(layer: nn.Module) -> Any:

@@ -1,0 +1,52 @@
+"""The page docs/how-to/brevitas.md: its code runs, and its table lists the options there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from dfq_brevitas.options import BrevitasOptions
+from dfq_brevitas.quiet import framework_notices_silenced
+from dfq_plugins.registry import build_registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "brevitas.md"
+
+
+def agreement(network: nn.Module, model: nn.Module, inputs: torch.Tensor) -> float:
+    with torch.no_grad():
+        return (network(inputs).argmax(1) == model(inputs).argmax(1)).float().mean().item()
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = [point for point in entry_points(group="dfq_plugins") if point.name in ("brevitas", "builtin-generators")]
+    if len(mine) != 2:
+        pytest.skip("the entry points are found only where dfq-plugins is installed")
+    monkeypatch.setattr("dfq_plugins.pipeline.get_registry", lambda: build_registry(entry_points=mine))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    with framework_notices_silenced():  # in a flow of their own, users see the framework's notices
+        for block in blocks:
+            exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102  (the page's own examples)
+    run, data, network = names["run"], names["data"], names["network"]
+    inputs = data.inputs(64)
+    assert run.agreement > 0.8
+    assert {path.name for path in (tmp_path / "quantized").glob("*.onnx")} == {"model.qonnx.onnx", "model.qcdq.onnx"}
+    assert agreement(network, names["model"], inputs) > 0.9
+    assert (tmp_path / "mine.qonnx.onnx").is_file()
+    assert names["outputs"].shape == (16, 10)
+
+
+def test_every_option_is_explained() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert rows == [field.name for field in dataclasses.fields(BrevitasOptions)]

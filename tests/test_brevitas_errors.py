@@ -1,0 +1,96 @@
+"""What the calibrator "brevitas" refuses, and what it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from dfq_brevitas import graph
+from dfq_brevitas.calibrator import BrevitasCalibrator
+from dfq_brevitas.framework import brevitas_config
+from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.types import InputSpec, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv(inputs)
+        if hidden.sum() > 0:
+            return hidden
+        return -hidden
+
+
+def test_untraceable_model_names_the_line_and_the_way_round(tiny_spec: InputSpec) -> None:
+    network, cat = Branching(), torch.cat
+    with pytest.raises(ModelError, match="does not branch or loop on tensor values") as caught:
+        BrevitasCalibrator().prepare(network, tiny_spec, Recipe(8, 8))
+    assert "test_brevitas_errors.py:" in str(caught.value)
+    assert "`if hidden.sum() > 0:`" in str(caught.value)
+    assert "pytorch-quantization" in str(caught.value)
+    assert torch.cat is cat
+    assert network.training
+
+
+@pytest.mark.parametrize("recipe", ["w1a8", "w9a8", "w8a1", "w8a16"])
+def test_unsupported_widths(tiny_network: nn.Module, tiny_spec: InputSpec, recipe: str) -> None:
+    with pytest.raises(UsageError, match=f"2 to 8 bits, got {recipe}. Choose e.g. w8a8, w4a8 or w4a4."):
+        BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe.parse(recipe))
+
+
+def test_training_is_not_available_yet(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    with pytest.raises(UsageError, match="With brevitas, fine-tuning is not available yet"):
+        BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe(8, 8), training=True)
+
+
+def test_nothing_to_quantize(tiny_spec: InputSpec) -> None:
+    with pytest.raises(ModelError, match=r"Brevitas found no layer to quantize in Sequential \(it holds: ReLU\)"):
+        BrevitasCalibrator().prepare(nn.Sequential(nn.ReLU()), tiny_spec, Recipe(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        ([], UsageError, "Calibration needs at least one batch, got none"),
+        ([torch.zeros(2, 1, 8, 8)], UsageError, r"must have the shape \(samples, 3, 8, 8\), got \(2, 1, 8, 8\)"),
+        ([torch.full((2, 3, 8, 8), float("nan"))], DataError, "a batch holds NaN or infinity"),
+    ],
+    ids=["none", "shape", "nan"],
+)
+def test_unusable_batches(
+    tiny_network: nn.Module, tiny_spec: InputSpec, batches: Iterable[torch.Tensor], error: type[Exception], message: str
+) -> None:
+    calibrator = BrevitasCalibrator()
+    prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(8, 8))
+    with pytest.raises(error, match=message):
+        calibrator.calibrate(prepared, batches)
+
+
+def test_steps_out_of_order(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    calibrator = BrevitasCalibrator()
+    with pytest.raises(UsageError, match=r"Call calibrate\(\) first"):
+        calibrator.convert(calibrator.prepare(tiny_network, tiny_spec, Recipe(8, 8)))
+    with pytest.raises(UsageError, match=r"models that its own prepare\(\) returned, got TinyNetwork"):
+        calibrator.calibrate(tiny_network, [])
+
+
+def test_a_failure_inside_brevitas_is_explained_and_leaves_its_settings(
+    tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_model: nn.Module, **_maps: object) -> None:
+        brevitas_config.IGNORE_MISSING_KEYS = True
+        raise KeyError("scale")
+
+    monkeypatch.setattr(graph, "quantize", fail)
+    with pytest.raises(ModelError, match="Brevitas cannot prepare .*KeyError: 'scale'. Rewrite what it names"):
+        BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe(8, 8))
+    assert not brevitas_config.IGNORE_MISSING_KEYS

@@ -1,0 +1,104 @@
+"""QONNX and QCDQ files of the calibrator "brevitas": run by their own runtimes and compared, or not handed over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from dfq_brevitas import export
+from dfq_brevitas.calibrator import BrevitasCalibrator
+from dfq_plugins.errors import ArtifactError, DataError, UsageError
+from dfq_plugins.types import InputSpec, Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dfq_brevitas.framework import GraphModule
+
+
+@pytest.fixture
+def converted(tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]) -> GraphModule:
+    calibrator = BrevitasCalibrator()
+    prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(4, 4))
+    calibrator.calibrate(prepared, tiny_batches)
+    return calibrator.convert(prepared)
+
+
+def test_both_files_are_written_run_and_compared(
+    converted: GraphModule, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
+) -> None:
+    before = converted(tiny_batches[0])
+    qonnx, qcdq = BrevitasCalibrator().export(converted, tiny_spec, tmp_path / "new")
+    assert (qonnx.path.name, qonnx.format) == ("model.qonnx.onnx", "QONNX")
+    assert (qcdq.path.name, qcdq.format) == ("model.qcdq.onnx", "QCDQ ONNX")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"model.qonnx.onnx", "model.qcdq.onnx"}
+    for artifact in (qonnx, qcdq):
+        assert artifact.size_bytes == artifact.path.stat().st_size
+        assert artifact.checks[0].detail.startswith("4 samples: top-1 agreement 100.0%, maximum difference ")
+    torch.testing.assert_close(converted(tiny_batches[0]), before)
+
+
+def test_files_hold_the_quantizers_and_run_on_other_data(
+    converted: GraphModule, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
+) -> None:
+    qonnx, qcdq = BrevitasCalibrator().export(converted, tiny_spec, tmp_path)
+    inputs = tiny_batches[1][:3]
+    with torch.no_grad():
+        expected = converted(inputs)
+    for artifact, run in ((qonnx, export.run_qonnx), (qcdq, export.run_onnx_runtime)):
+        torch.testing.assert_close(torch.from_numpy(run(artifact.path, inputs.numpy())), expected, atol=1e-4, rtol=1e-4)
+    kinds = Counter(node.op_type for node in onnx.load(qonnx.path).graph.node)
+    assert kinds["Quant"] >= 3 + 5  # three weights; input, two ReLUs, addition, classifier input; and biases
+    assert {"QuantizeLinear", "DequantizeLinear", "Clip"} <= {node.op_type for node in onnx.load(qcdq.path).graph.node}
+
+
+def test_a_file_that_disagrees_is_removed(
+    converted: GraphModule, tiny_spec: InputSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "run_onnx_runtime", lambda _path, inputs: inputs.reshape(len(inputs), -1)[:, :4] * 1e3)
+    with pytest.raises(
+        ArtifactError, match="QCDQ ONNX file must compute what the torch model does, within 5%"
+    ) as caught:
+        BrevitasCalibrator().export(converted, tiny_spec, tmp_path)
+    assert "top-1 agreement" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.qonnx.onnx"]
+
+
+def test_a_wrong_shape_or_nan_never_passes() -> None:
+    with pytest.raises(ArtifactError, match=r"must return what the torch model does, \(2, 4\), but returns \(2, 5\)"):
+        export.compare_outputs(torch.zeros(2, 4), torch.zeros(2, 5), "QONNX")
+    with pytest.raises(ArtifactError, match="maximum difference nan"):
+        export.compare_outputs(torch.ones(2, 4), torch.full((2, 4), float("nan")), "QONNX")
+
+
+def test_an_operation_without_onnx_form(tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path) -> None:
+    class Unexportable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return torch.special.i0e(self.conv(inputs)).mean((2, 3))
+
+    calibrator = BrevitasCalibrator()
+    prepared = calibrator.prepare(Unexportable(), tiny_spec, Recipe(8, 8))
+    calibrator.calibrate(prepared, tiny_batches)
+    with pytest.raises(ArtifactError, match="This model has no QONNX form that runs"):
+        calibrator.export(calibrator.convert(prepared), tiny_spec, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(converted: GraphModule, tiny_spec: InputSpec, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="must be a writable folder with free space"):
+        BrevitasCalibrator().export(converted, tiny_spec, tmp_path / "file")
+
+
+def test_another_input_shape_is_refused(converted: GraphModule, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the model was prepared with, \(3, 8, 8\), got \(1, 8, 8\)"):
+        BrevitasCalibrator().export(converted, InputSpec((1, 8, 8)), tmp_path)
