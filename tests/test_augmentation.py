@@ -49,8 +49,9 @@ def test_jitter_rolls_by_at_most_its_reach_on_each_axis(shape: tuple[int, ...]) 
     inputs[(0, 0, *(2 for _ in shape[2:]))] = 1
     places = [augment(inputs, Augmentation(jitter=2), rng(seed))[0, 0].nonzero()[0] for seed in range(40)]
     shifts = torch.stack(places) - 2
-    assert shifts.abs().max() == 2
-    assert (shifts.unique(dim=0).float().std(0) > 0).all()
+    assert (shifts.amin(0) == -2).all()
+    assert (shifts.amax(0) == 2).all()
+    assert len(shifts.unique(dim=0)) > 4
 
 
 def test_flip_mirrors_the_last_axis_of_the_whole_batch_about_half_of_the_time() -> None:
@@ -65,13 +66,17 @@ def test_flip_mirrors_the_last_axis_of_the_whole_batch_about_half_of_the_time() 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_crop_enlarges_a_part(shape: tuple[int, ...]) -> None:
+def test_crop_enlarges_a_part_from_anywhere(shape: tuple[int, ...]) -> None:
     ramp = torch.linspace(0, 1, shape[-1]).expand(1, 1, *shape[2:])
-    for seed in range(8):
-        cropped = augment(ramp, Augmentation(crop=0.5), rng(seed))
-        span = cropped.amax() - cropped.amin()
-        assert cropped.shape == ramp.shape
-        assert 0.3 < span <= 1
+    crops = [augment(ramp, Augmentation(crop=0.5), rng(seed)) for seed in range(30)]
+    assert {crop.shape for crop in crops} == {ramp.shape}
+    spans = torch.stack([crop.amax() - crop.amin() for crop in crops])
+    assert spans.min() > 0.3
+    assert spans.max() > 0.9
+    assert spans.std() > 0.05
+    starts = torch.stack([crop.amin() for crop in crops])
+    assert starts.min() == 0
+    assert starts.max() > 0.2
 
 
 def test_inputs_without_space_stay_as_they_are() -> None:

@@ -359,9 +359,10 @@ def test_inputs_of_unknown_normalisation_start_at_the_right_scale(
 
 
 def test_zero_is_a_candidate_wherever_it_is_a_valid_input() -> None:
-    inside = candidate_moments(InputSpec((1, 8), value_range=(-100.0, 300.0)))
+    inside = candidate_moments(InputSpec((1, 8), value_range=(-120.0, 136.0)))
     outside = candidate_moments(InputSpec((1, 8), value_range=(100.0, 300.0)))
-    assert {centre for centre, _ in inside} >= {0.0, -80.0, 280.0}
+    assert (0.0, 64.0) in inside
+    assert len(inside) == 66
     assert all(100 < centre < 300 for centre, _ in outside)
     assert len(outside) == 60
 
@@ -512,7 +513,7 @@ class Steady:
         return torch.zeros(2, 0)
 
 
-def optimise(good_calls: int, iterations: int) -> Tensor:
+def optimise(good_calls: int, iterations: int, scale: float = 1.0) -> Tensor:
     batch = torch.zeros(4, 1, 2)
     objective: Any = Steady(good_calls)
     optimize_inputs(
@@ -523,7 +524,7 @@ def optimise(good_calls: int, iterations: int) -> Tensor:
         InversionOptions(iterations=iterations, schedule="constant"),
         torch.Generator(),
         lambda _: None,
-        scale=1.0,
+        scale=scale,
     )
     return batch
 
@@ -547,6 +548,12 @@ def test_a_run_that_diverges_stops_with_the_last_good_inputs(monkeypatch: pytest
         optimise(good_calls=8, iterations=30)
     assert torch.equal(kept[0].detach(), optimise(good_calls=100, iterations=6))
     assert kept[0].detach().abs().min() > 0
+
+
+def test_the_learning_rate_is_in_units_of_the_input() -> None:
+    small, large = (optimise(good_calls=100, iterations=6, scale=scale) for scale in (1.0, 50.0))
+    torch.testing.assert_close(small, torch.full_like(small, -6 * 0.25))
+    torch.testing.assert_close(large, 50 * small)
 
 
 def test_a_learning_rate_beyond_all_bounds_is_reported(registry: Registry, network: nn.Module) -> None:
