@@ -13,7 +13,7 @@ from common import read_result
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-README_ROWS = {"real data": "1,024 real images", "bns": "1,024 images synthesised from the network", "gaussian": "noise"}
+README_ROWS = {"real data": "1,024 real images", "bns": "1,024 images from the network alone", "gaussian": "noise"}
 
 HEAD = """# Benchmarks
 
