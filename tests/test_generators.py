@@ -464,6 +464,7 @@ def test_the_step_is_traced_as_one_graph_with_the_same_result(
 def test_compiling_is_decided_by_the_shard_s_own_work(network: nn.Module) -> None:
     macs = 8 * 8 * 9 * (3 * 8 + 8 * 8) + 8 * 4
     assert step_work(network, SPEC) == 2 * macs
+    assert not any(module._forward_hooks for module in network.modules())
     options = InversionOptions(iterations=100)
     samples = int(inversion.COMPILE_WORTH / (2 * macs * 100))
     assert compile_pays(2 * macs, samples + 1, options)
