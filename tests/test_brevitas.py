@@ -211,7 +211,9 @@ def test_operations_that_brevitas_does_not_know_get_plain_tensors(
 
 
 def test_relu6_clips_before_its_range_is_found(tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1), nn.Flatten()).eval()
     with torch.no_grad():
         network[0].weight.mul_(40)
         expected = network(tiny_batches[0])
@@ -402,5 +404,5 @@ def test_the_result_is_brevitas_own(
 
 def test_percentiles_follow_the_width() -> None:
     found = [BrevitasOptions().percentile_for(bits) for bits in range(2, 9)]
-    assert found == [99.8, 99.8, 99.8, 99.9, 99.9, 99.999, 99.999]
+    assert found == [99.75, 99.75, 99.75, 99.9, 99.9, 100.0, 100.0]
     assert BrevitasOptions(percentile=95.0).percentile_for(4) == 95.0

@@ -40,7 +40,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102  (the page's own examples)
     run, data, network = names["run"], names["data"], names["network"]
     inputs = data.inputs(64)
-    assert run.agreement > 0.8
+    assert run.agreement > 0.6  # 4 bits, on images made in 20 iterations; chance is 0.1
     assert {path.name for path in (tmp_path / "quantized").glob("*.onnx")} == {"model.qonnx.onnx", "model.qcdq.onnx"}
     assert agreement(network, names["model"], inputs) > 0.9
     assert (tmp_path / "mine.qonnx.onnx").is_file()

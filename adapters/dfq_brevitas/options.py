@@ -11,8 +11,8 @@ WeightScale = Literal["mse", "max"]
 ActivationScale = Literal["mse", "percentile", "max"]
 BiasCorrection = Literal["network", "layer", "none"]
 
-_PERCENTILES = ((4, 99.8), (6, 99.9))
-_WIDE_PERCENTILE = 99.999
+_PERCENTILES = ((4, 99.75), (6, 99.9))
+_WIDE_PERCENTILE = 100.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class BrevitasOptions:
     percentile: Annotated[float, Gt(0), Le(100)] | None = field(
         default=None,
         metadata={
-            "help": "percentage of absolute activations inside the range, for the percentile scale; not given: 99.8 up "
-            "to 4 bits, 99.9 up to 6 bits, 99.999 above"
+            "help": "percentage of absolute activations inside the range, for the percentile scale; not given: 99.75 "
+            "up to 4 bits, 99.9 up to 6 bits, 100 above"
         },
     )
     mse_candidates: Annotated[int, Ge(3), Le(1000)] = field(
@@ -89,7 +89,7 @@ class BrevitasOptions:
         """Return the percentile for activations of so many bits: fewer levels gain from clipping more.
 
         >>> BrevitasOptions().percentile_for(4), BrevitasOptions().percentile_for(8)
-        (99.8, 99.999)
+        (99.75, 100.0)
         """
         if self.percentile is not None:
             return self.percentile
