@@ -177,7 +177,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    text = json.dumps(_canonical(_adapter(Manifest), manifest), sort_keys=True, indent=2, allow_nan=False)
+    data = _canonical(_adapter(Manifest), manifest)
+    # Sorted, so that no mapping's order changes the bytes; but layers stay in the network's own order.
+    ordered = {**json.loads(json.dumps(data, sort_keys=True)), "divergence": data["divergence"]}
+    text = json.dumps(ordered, indent=2, allow_nan=False)
     write_atomically(folder / MANIFEST_FILE, f"{text}\n".encode())
 
 

@@ -16,8 +16,9 @@ from torch import nn
 from dfq_plugins import inversion, optimization
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
 from dfq_plugins.generators.base import SMALLEST_BATCH, balanced_labels, even_split
+from dfq_plugins.generators.noise import Noise, coloured, draw_noise
 from dfq_plugins.generators.options import BatchNormOptions, InversionOptions
-from dfq_plugins.generators.start import candidate_moments, fitted_moments
+from dfq_plugins.generators.start import colour_candidates, fitted_noise, scale_candidates
 from dfq_plugins.inversion import InversionObjective, compile_pays, step_work
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.optimization import learning_rate_at, optimize_inputs
@@ -35,6 +36,8 @@ CONDITIONAL = ("inception", "bns+inception")
 OPTIMISING = ("inception", "bns", "bns+inception")
 QUICK = {"iterations": 3, "precision": "float32"}
 SPEC = InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), num_classes=4)
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -299,8 +302,8 @@ def test_an_objective_without_any_term_is_refused(registry: Registry, network: n
     ],
 )
 def test_every_setting_changes_the_result(registry: Registry, network: nn.Module, settings: dict[str, object]) -> None:
-    plain = inputs_of(make(registry, "bns", network, 8))
-    changed = inputs_of(make(registry, "bns", network, 8, **settings))
+    plain = inputs_of(make(registry, "bns", network, 8, seed=1))
+    changed = inputs_of(make(registry, "bns", network, 8, seed=1, **settings))
     assert changed.isfinite().all()
     assert not torch.allclose(plain, changed, atol=1e-3)
 
@@ -350,20 +353,68 @@ def test_inputs_of_unknown_normalisation_start_at_the_right_scale(
     network = frozen_copy(model)
     spec = InputSpec((2, 16), value_range=value_range, num_classes=3)
     objective = InversionObjective(network, spec, InversionOptions(precision="float32"))
-    found_centre, found_spread = fitted_moments(objective, spec, torch.Generator().manual_seed(0))
-    assert found_centre == pytest.approx(centre, abs=20)
-    assert 15 <= found_spread <= 60
+    found = fitted_noise(objective, spec)
+    assert found.centre == pytest.approx(centre, abs=25)
+    assert 15 <= found.scale <= 60
     batches = make(registry, "bns", network, 32, spec=spec, iterations=30)
     assert mean_divergence(network, batches, spec) < 0.05
 
 
 def test_zero_is_a_candidate_wherever_it_is_a_valid_input() -> None:
-    inside = candidate_moments(InputSpec((1, 8), value_range=(-120.0, 136.0)))
-    outside = candidate_moments(InputSpec((1, 8), value_range=(100.0, 300.0)))
-    assert (0.0, 64.0) in inside
-    assert len(inside) == 66
-    assert all(100 < centre < 300 for centre, _ in outside)
-    assert len(outside) == 60
+    inside = scale_candidates(InputSpec((1, 8), value_range=(-120.0, 136.0)), Noise())
+    outside = scale_candidates(InputSpec((1, 8), value_range=(100.0, 300.0)), Noise(exponent=1.0))
+    assert Noise(0.0, 64.0) in inside
+    assert len(inside) == 48
+    assert all(100 < noise.centre < 300 and noise.exponent == 1 for noise in outside)
+    assert len(outside) == 42
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 16), (2, 9, 4), (1, 4, 5, 3)])
+@pytest.mark.parametrize("exponent", [0.5, 2.0])
+def test_coloured_noise_keeps_its_variance_and_favours_slow_waves(shape: tuple[int, ...], exponent: float) -> None:
+    white = torch.randn(4096, *shape, generator=torch.Generator().manual_seed(0))
+    shaped = coloured(white, exponent)
+    assert shaped.shape == white.shape
+    assert float(shaped.var()) == pytest.approx(1, abs=0.05)
+    for axis in range(2, white.ndim):
+        assert shaped.diff(dim=axis).square().mean() < 0.95 * white.diff(dim=axis).square().mean()
+
+
+def test_channels_are_as_correlated_as_asked() -> None:
+    spec = InputSpec((3, 8, 8))
+    drawn = draw_noise(spec, 512, Noise(correlation=0.9), torch.Generator().manual_seed(0), torch.device("cpu"))
+    found = torch.corrcoef(drawn.transpose(0, 1).flatten(1))
+    assert torch.allclose(found, torch.full((3, 3), 0.9) + 0.1 * torch.eye(3), atol=0.02)
+
+
+def test_the_start_has_the_colour_of_the_training_data(registry: Registry) -> None:
+    """A network trained on smooth images is fitted with smooth noise, and then converges from nearer."""
+    spec = InputSpec((3, 16, 16), (0.5,) * 3, (0.2,) * 3, num_classes=4)
+    smooth = draw_noise(spec, 128, Noise(exponent=2.0, correlation=0.9), torch.Generator().manual_seed(3), CPU)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = frozen_copy(settled(smooth))
+    found = fitted_noise(InversionObjective(network, spec, InversionOptions(precision="float32")), spec)
+    assert found.exponent >= 1.5
+    assert found.correlation == 0.9
+    fitted, white = (
+        mean_divergence(network, make(registry, "bns", network, 32, spec=spec, iterations=1, start=start), spec)
+        for start in ("fitted", "white")
+    )
+    assert fitted < 0.5 * white
+    assert len(colour_candidates(InputSpec((1, 8)), Noise())) == 5
+
+
+def settled(inputs: torch.Tensor) -> nn.Module:
+    """A small network whose BatchNorm saw `inputs`."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        for _ in range(60):
+            model(inputs)
+    return model
 
 
 # ------------------------------------------------------------------------------------ precision, compilation

@@ -60,9 +60,10 @@ def test_manifest_bytes_are_strict_json_and_independent_of_mapping_order(tmp_pat
         raise AssertionError(constant)
 
     written = []
-    for divergence in ({"a": 1.0, "b": math.nan}, {"b": math.nan, "a": 1.0}):
-        write_manifest(tmp_path, make_manifest(divergence=divergence))
+    for versions in ({"a": "1", "b": "2"}, {"b": "2", "a": "1"}):
+        write_manifest(tmp_path, make_manifest(versions=versions, divergence={"z": 1.0, "b": math.nan}))
         written.append((tmp_path / MANIFEST_FILE).read_bytes())
+    assert list(json.loads(written[0])["divergence"]) == ["z", "b"]  # layers keep the network's order
     assert written[0] == written[1]
     assert json.loads(written[0], parse_constant=refuse)["format_version"] == 1
     assert math.isnan(read_manifest(tmp_path).divergence["b"])

@@ -20,7 +20,8 @@ from torch import nn
 
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
-from dfq_plugins.generators.start import input_moments
+from dfq_plugins.generators.noise import Noise
+from dfq_plugins.generators.start import known_noise
 from dfq_plugins.pipeline import default_shard_size, quantize, run_quantization, synthesize, top1_agreement
 from dfq_plugins.registry import Registry, build_registry
 from dfq_plugins.statistics import layer_divergences
@@ -785,6 +786,6 @@ def test_quantization_leaves_the_caller_s_model_and_process_as_they_are(
 
 
 def test_noise_of_a_known_range_is_centred_in_it() -> None:
-    assert input_moments(InputSpec((1, 4), value_range=(-2.0, 6.0))) == (2.0, 2.0)
-    assert input_moments(InputSpec((1, 4))) == (0.0, 1.0)
-    assert input_moments(InputSpec((1, 4), (0.5,), (0.2,), (0.0, 1.0))) == (0.0, 1.0)
+    assert known_noise(InputSpec((1, 4), value_range=(-2.0, 6.0))) == Noise(2.0, 2.0)
+    assert known_noise(InputSpec((1, 4))) == Noise()
+    assert known_noise(InputSpec((1, 4), (0.5,), (0.2,), (0.0, 1.0))) == Noise()

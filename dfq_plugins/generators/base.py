@@ -11,7 +11,8 @@ import torch
 
 from dfq_plugins.checks import require_batch_norm
 from dfq_plugins.errors import UsageError
-from dfq_plugins.generators.start import fitted_moments, input_moments, noise
+from dfq_plugins.generators.noise import Noise, draw_noise
+from dfq_plugins.generators.start import fitted_noise, known_noise
 from dfq_plugins.inversion import InversionObjective, compile_pays, step_work
 from dfq_plugins.model_state import device_of
 from dfq_plugins.optimization import optimize_inputs
@@ -35,14 +36,12 @@ class Preparation:
 
     Args:
         objective: what is lowered.
-        centre: mean of the noise that the inputs start from.
-        scale: its standard deviation, the unit of the learning rate.
+        noise: what the inputs start from.
         work: multiply-accumulates of one sample in one step.
     """
 
     objective: InversionObjective
-    centre: float
-    scale: float
+    noise: Noise
     work: float
 
 
@@ -85,7 +84,7 @@ class InversionGenerator:
         padded = [max(size, self._fewest(len(sizes))) for size in sizes]
         ready.objective.use_compiled(compile_pays(ready.work, sum(padded), self.options))
         device = device_of(model)
-        batches = [noise(spec, size, ready.centre, ready.scale, rng, device) for size in padded]
+        batches = [draw_noise(spec, size, ready.noise, rng, device) for size in padded]
         labels = [part.to(device) for part in _split_labels(sizes, padded, spec.num_classes, rng)]
         groups = [list(range(len(batches)))] if self.options.statistics == "set" else [[i] for i in range(len(batches))]
         for number, group in enumerate(groups):
@@ -97,7 +96,7 @@ class InversionGenerator:
                 self.options,
                 rng,
                 _within(report, number, len(groups)),
-                scale=ready.scale,
+                scale=ready.noise.scale,
             )
         for batch, wanted, size in zip(batches, labels, sizes, strict=True):
             yield Batch(batch[:size].detach(), wanted[:size] if self.conditional else None)
@@ -124,10 +123,9 @@ class InversionGenerator:
         """Return what all shards share, made once: it depends on the model and the options, and on no shard's seed."""
         if model not in self._preparations:
             objective = InversionObjective(model, spec, self.options)
-            centre, scale = input_moments(spec)
-            if self.options.batch_norm_weight and not spec.standardized:
-                centre, scale = fitted_moments(objective, spec, torch.Generator().manual_seed(0))
-            self._preparations[model] = Preparation(objective, centre, scale, step_work(model, spec))
+            fitted = self.options.start == "fitted" and self.options.batch_norm_weight > 0
+            noise = fitted_noise(objective, spec) if fitted else known_noise(spec)
+            self._preparations[model] = Preparation(objective, noise, step_work(model, spec))
         return self._preparations[model]
 
     def _fewest(self, parts: int) -> int:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dfq_plugins.generators.base import even_split
-from dfq_plugins.generators.start import input_moments, noise
+from dfq_plugins.generators.noise import draw_noise
+from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import device_of
 from dfq_plugins.types import Batch, ProgressEvent
 
@@ -41,10 +42,10 @@ class GaussianGenerator:
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` noise inputs."""
         device = device_of(model)
-        centre, scale = input_moments(spec)
+        noise = known_noise(spec)
         bounded = spec if self.options.clamp else replace(spec, value_range=None)
         done = 0
         for size in even_split(num_samples, batch_size):
-            yield Batch(noise(bounded, size, centre, scale, rng, device))
+            yield Batch(draw_noise(bounded, size, noise, rng, device))
             done += size
             report(ProgressEvent("synthesize", done, num_samples))

@@ -28,6 +28,9 @@ class InversionOptions:
 
     iterations: Annotated[int, Gt(0)] = _setting(150, "optimisation steps")
     learning_rate: Annotated[float, Gt(0)] = _setting(0.25, "Adam step, in units of the input's standard deviation")
+    start: Literal["fitted", "white"] = _setting(
+        "fitted", "the noise to start from: of the colour and scale that fit the network best, or white"
+    )
     schedule: Literal["cosine", "constant"] = _setting("cosine", "how the learning rate falls")
     divergence: Literal["kl", "l2"] = _setting("kl", "distance between stored and synthetic statistics")
     step_samples: Annotated[int, Gt(0)] | None = _setting(None, "samples in one step; none: the whole shard at once")

@@ -1,6 +1,6 @@
 """Which settings of the inversion calibrate best: each setting changed alone, judged by W4A4 accuracy and divergence.
 
-One consumer for all: pytorch-quantization at W4A4, per-channel weights, MSE ranges, all layers.
+Two fixed consumers for all: pytorch-quantization and Brevitas at W4A4, with their adapters' defaults, all layers.
 
     python tests/benchmarks/ablation.py resnet20_cifar10            # or: digits
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins import InputSpec
+
+CONSUMERS = ("pytorch-quantization", "brevitas")
 
 BASE: dict[str, Any] = {
     "iterations": 150,
@@ -80,11 +82,14 @@ def load_subject(name: str) -> tuple[InputSpec, nn.Module, Tensor, Tensor, Tenso
     return case.spec, network, real, inputs, labels
 
 
-def measure(subject: tuple[InputSpec, nn.Module, Tensor, Tensor, Tensor], data: Any) -> float:
-    """Return the W4A4 accuracy after calibration on `data`."""
+def measure(subject: tuple[InputSpec, nn.Module, Tensor, Tensor, Tensor], data: Any) -> dict[str, float]:
+    """Return the W4A4 accuracy after calibration on `data`, by consumer."""
     spec, network, _, inputs, labels = subject
-    quantized = dfq_plugins.quantize(network, data, calibrator="pytorch-quantization", recipe="w4a4", spec=spec)
-    return accuracy(quantized, inputs, labels)
+    figures = {}
+    for consumer in CONSUMERS:
+        quantized = dfq_plugins.quantize(network, data, calibrator=consumer, recipe="w4a4", spec=spec)
+        figures[consumer] = accuracy(quantized, inputs, labels)
+    return figures
 
 
 def synthetic_row(
@@ -99,7 +104,7 @@ def synthetic_row(
     seconds = time.monotonic() - began
     layers = data.manifest.divergence
     return {
-        "accuracy": measure(subject, data),
+        **measure(subject, data),
         "divergence": sum(layers.values()) / len(layers),
         "seconds": seconds,
     }
@@ -112,7 +117,13 @@ def real_row(subject: Any, samples: int, seed: int) -> dict[str, Any]:
     spec, network, real, *_ = subject
     chosen = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:samples]]
     layers = layer_divergences(network, chosen.split(64), spec)
-    return {"accuracy": measure(subject, chosen), "divergence": sum(layers.values()) / len(layers)}
+    return {**measure(subject, chosen), "divergence": sum(layers.values()) / len(layers)}
+
+
+def rows_so_far(name: str) -> dict[str, Any]:
+    """Return the rows that the result file holds."""
+    rows: dict[str, Any] = (read_result(name) or {}).get("rows", {})
+    return rows
 
 
 def main() -> None:
@@ -122,12 +133,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", nargs="+", help="only these rows; another process may measure others meanwhile")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     subject = load_subject(arguments.subject)
     name = f"ablation-{arguments.subject}"
-    record = read_result(name) or {"rows": {}}
-    record |= {"samples": arguments.samples, "seeds": arguments.seeds, "base": BASE}
+    record = {"samples": arguments.samples, "seeds": arguments.seeds, "base": BASE}
     jobs: dict[str, Any] = {
         "real data": lambda seed: real_row(subject, arguments.samples, seed),
         "gaussian": lambda seed: synthetic_row(subject, "gaussian", None, arguments.samples, seed),
@@ -137,11 +148,13 @@ def main() -> None:
         jobs[label] = lambda seed, options=options: synthetic_row(subject, "bns", options, arguments.samples, seed)
     for seed in arguments.seeds:
         for label, job in jobs.items():
-            row = record["rows"].setdefault(label, {})
-            if str(seed) not in row:
-                row[str(seed)] = job(seed)
-                print(f"{seed} {label:36s} {row[str(seed)]}", flush=True)
-                write_result(name, record)
+            wanted = arguments.rows is None or label in arguments.rows
+            if wanted and str(seed) not in rows_so_far(name).get(label, {}):
+                figures = job(seed)
+                print(f"{seed} {label:36s} {figures}", flush=True)
+                rows = rows_so_far(name)  # read again: another process may have added its own
+                rows.setdefault(label, {})[str(seed)] = figures
+                write_result(name, {**record, "rows": rows})
 
 
 if __name__ == "__main__":

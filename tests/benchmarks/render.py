@@ -13,6 +13,7 @@ from common import read_result
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+CONSUMERS = ("pytorch-quantization", "brevitas")
 README_ROWS = {"real data": "1,024 real images", "bns": "1,024 images from the network alone", "gaussian": "noise"}
 
 HEAD = """# Benchmarks
@@ -133,17 +134,21 @@ def ablation_section(name: str) -> str:
     if record is None:
         return ""
     rows = [
-        [label, figure([one["accuracy"] for one in row.values()]), mean_divergence(list(row.values()))]
+        [
+            label,
+            *(figure([one[consumer] for one in row.values()]) for consumer in CONSUMERS),
+            mean_divergence(list(row.values())),
+        ]
         for label, row in record["rows"].items()
     ]
     base = ", ".join(f"{key} {value}" for key, value in record["base"].items() if value not in (None, 0, False))
     text = (
         f"### Settings of the inversion: {NAMES.get(name, 'digits network')}\n\n"
-        f"{record['samples']} samples, {len(record['seeds'])} seed(s), one consumer: pytorch-quantization at W4A4, all "
+        f"{record['samples']} samples, {len(record['seeds'])} seed(s), two consumers at W4A4, top-1 %, all "
         f"layers. Each row changes one setting of the base ({base}). The divergence is that of the whole set, its mean "
         "over layers.\n"
     )
-    return "\n".join([text, table(["setting", "W4A4 top-1", "divergence (nats)"], rows), origin(record)])
+    return "\n".join([text, table(["setting", *CONSUMERS, "divergence (nats)"], rows), origin(record)])
 
 
 def readme_table() -> str:

@@ -1,0 +1,80 @@
+"""Gaussian noise of a given colour: how its power falls with frequency, and how much the channels have in common.
+
+White noise is far from anything that networks were trained on. The power of natural images falls with the square of the
+frequency, and their channels move together (Field 1987, Relations between the statistics of natural images).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.optimization import clamp_
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dfq_plugins.types import InputSpec
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The distribution that inputs are drawn from.
+
+    Args:
+        centre: mean.
+        scale: standard deviation, and the unit of the learning rate.
+        exponent: amplitude falls with the spatial frequency to this power; 0 is white.
+        correlation: correlation of any two channels, 0 to 1.
+    """
+
+    centre: float = 0.0
+    scale: float = 1.0
+    exponent: float = 0.0
+    correlation: float = 0.0
+
+
+def draw_noise(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, device: torch.device) -> Tensor:
+    """Draw inputs `(count, *shape)`, clamped to the valid range; images come in channels-last.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> drawn = draw_noise(InputSpec((3, 8, 8)), 4, Noise(), torch.Generator().manual_seed(0), torch.device("cpu"))
+    >>> drawn.shape
+    torch.Size([4, 3, 8, 8])
+    """
+    drawn = torch.randn(count, *spec.shape, generator=rng)
+    if noise.correlation:
+        common = torch.randn(count, 1, *spec.shape[1:], generator=rng)
+        drawn = (1 - noise.correlation) ** 0.5 * drawn + noise.correlation**0.5 * common
+    drawn = coloured(drawn, noise.exponent).mul_(noise.scale).add_(noise.centre).to(device)
+    if drawn.ndim == 4:  # noqa: PLR2004  images
+        drawn = drawn.contiguous(memory_format=torch.channels_last)
+    return clamp_(drawn, spec)
+
+
+def coloured(white: Tensor, exponent: float) -> Tensor:
+    """Shape the spectrum of white noise `(batch, channels, *spatial)`; its variance stays what it was.
+
+    >>> smooth = coloured(torch.randn(8, 1, 64, generator=torch.Generator().manual_seed(0)), 2.0)
+    >>> bool(smooth.diff(dim=-1).square().mean() < 0.1 * smooth.square().mean())
+    True
+    """
+    sizes = white.shape[2:]
+    if not exponent or max(sizes, default=1) == 1:
+        return white
+    axes = tuple(range(2, white.ndim))
+    spectrum = torch.fft.rfftn(white, dim=axes) * _gain(sizes, exponent)
+    shaped: Tensor = torch.fft.irfftn(spectrum, s=list(sizes), dim=axes)
+    return shaped
+
+
+def _gain(sizes: torch.Size, exponent: float) -> Tensor:
+    """Return the gain at each frequency of `rfftn`, of mean square 1 over all frequencies."""
+    grids = torch.meshgrid(*(torch.fft.fftfreq(size) for size in sizes), indexing="ij")
+    frequency = torch.stack(grids).square().sum(0).sqrt()
+    # The mean of a sample has no frequency: it varies like the slowest wave.
+    frequency[(0,) * len(sizes)] = frequency[frequency > 0].min()
+    gain = frequency.pow(-exponent)
+    return (gain / gain.square().mean().sqrt())[..., : sizes[-1] // 2 + 1]
