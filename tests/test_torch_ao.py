@@ -108,7 +108,8 @@ class TestConversion:
         self, tiny_network: nn.Module, tiny_batches: list[torch.Tensor], engine: str
     ) -> None:
         per_channel = engine != "qnnpack"  # torch.ao's default for QNNPACK has one scale per tensor
-        converted = quantize(tiny_network, InputSpec((3, 8, 8)), tiny_batches, engine=engine, per_channel=per_channel)
+        settings = {"engine": engine, "per_channel": per_channel, "output_margin": 1.0}
+        converted = quantize(tiny_network, InputSpec((3, 8, 8)), tiny_batches, **settings)
         theirs = prepare_fx(tiny_network, get_default_qconfig_mapping(engine), (tiny_batches[0],))
         for batch in tiny_batches:
             theirs(batch)
@@ -590,3 +591,17 @@ class TestPlugin:
         results = doctest.testmod(importlib.import_module(f"dfq_torch_ao.{module}"))
         assert results.attempted
         assert not results.failed
+
+
+@pytest.mark.parametrize(("engine", "factor"), [("onednn", 2.0), ("x86", 1.0)])
+def test_the_output_has_room_above_what_calibration_saw(
+    engine: str, factor: float, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
+) -> None:
+    """Larger logits than any synthetic input gives must not all saturate; the reduced range has that room anyway."""
+    scales = []
+    for margin in (1.0, 2.0):
+        calibrator = TorchAoCalibrator(TorchAoOptions(engine=engine, output_margin=margin))
+        prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(8, 8))
+        calibrator.calibrate(prepared, tiny_batches)
+        scales.append(calibrator.convert(prepared).linear.scale)
+    assert scales[1] == pytest.approx(factor * scales[0], rel=0.02)

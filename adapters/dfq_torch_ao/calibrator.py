@@ -19,6 +19,7 @@ from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript
 from dfq_torch_ao.float_operations import hide_from_lowering, show_again
 from dfq_torch_ao.input_range import fix_input_range
 from dfq_torch_ao.options import TorchAoOptions
+from dfq_torch_ao.output_range import widen_output_range
 from dfq_torch_ao.qconfig import STORAGE_BITS, activation_range, make_qconfig_mapping, match_histogram_levels
 from dfq_torch_ao.quiet import framework_notices_silenced
 from dfq_torch_ao.run import Run
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
+
+FULL_RANGE = 2**STORAGE_BITS - 1
+"""Highest activation integer where the range is not reduced."""
 
 
 class TorchAoCalibrator:
@@ -106,6 +110,8 @@ class TorchAoCalibrator:
         graph, run = Run.of(prepared)
         require_calibrated(graph)
         observed = copy.deepcopy(graph).cpu()  # int8 kernels exist for the CPU only
+        if run.highest_activation == FULL_RANGE:
+            widen_output_range(observed, self.options.output_margin)
         with framework_notices_silenced(), preserve_global_state(), active_engine(run.engine):
             try:
                 converted: GraphModule = convert_fx(observed)

@@ -91,7 +91,7 @@ def fix_input_range(prepared: GraphModule, extremes: tuple[float, float]) -> int
     # Operations that keep the range, such as max pooling, share one observer under several names.
     for name, module in modules.items():
         if id(module) in observers:
-            prepared.set_submodule(name, _known_range(module, extremes))
+            prepared.set_submodule(name, known_range(module, extremes))
     return len(observers)
 
 
@@ -106,7 +106,7 @@ def _input_observers(prepared: GraphModule, modules: dict[str, nn.Module]) -> It
                 reached.append(node)
 
 
-def _known_range(observer: Any, extremes: tuple[float, float]) -> FixedQParamsObserver:
+def known_range(observer: Any, extremes: tuple[float, float]) -> FixedQParamsObserver:
     """Return an observer with the number format of `observer` and the scale and zero point of the range."""
     number_format = {name: getattr(observer, name) for name in ("dtype", "qscheme", "quant_min", "quant_max")}
     reference = MinMaxObserver(**number_format)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 Engine = Literal["auto", "x86", "onednn", "fbgemm", "qnnpack"]
 ActivationObserver = Literal["histogram", "minmax", "moving-average-minmax"]
@@ -30,6 +32,13 @@ class TorchAoOptions:
         metadata={
             "help": "keep 8-bit activations within 0..127, so that 16-bit sums of CPUs without VNNI cannot "
             "overflow; not given: as torch.ao does for the engine (x86 and fbgemm yes)"
+        },
+    )
+    output_margin: Annotated[float, Ge(1)] = field(
+        default=2.0,
+        metadata={
+            "help": "range of the network's output, as a multiple of what calibration saw, where all 8 bits are in "
+            "use: synthetic inputs seldom reach the largest logits of real ones"
         },
     )
     non_traceable: tuple[str, ...] = field(

@@ -26,7 +26,7 @@ class InversionOptions:
     The class attributes' defaults are those of `bns`; the other generators override the weights.
     """
 
-    iterations: Annotated[int, Gt(0)] = _setting(150, "optimisation steps")
+    iterations: Annotated[int, Gt(0)] = _setting(100, "optimisation steps")
     learning_rate: Annotated[float, Gt(0)] = _setting(0.25, "Adam step, in units of the input's standard deviation")
     start: Literal["fitted", "white"] = _setting(
         "fitted", "the noise to start from: of the colour and scale that fit the network best, or white"

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 CONSUMERS = ("pytorch-quantization", "brevitas")
 
 BASE: dict[str, Any] = {
-    "iterations": 150,
+    "iterations": 100,
     "learning_rate": 0.25,
+    "start": "fitted",
     "schedule": "cosine",
     "divergence": "kl",
     "statistics": "batch",
@@ -46,7 +47,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "divergence l2": {"divergence": "l2"},
     "not clamped": {"clamp": False},
     "iterations 50": {"iterations": 50},
-    "iterations 300": {"iterations": 300},
+    "white start": {"start": "white"},
+    "iterations 200": {"iterations": 200},
     "learning rate 0.1": {"learning_rate": 0.1},
     "learning rate 0.5": {"learning_rate": 0.5},
     "schedule constant": {"schedule": "constant"},

@@ -1,0 +1,59 @@
+"""Gives the quantizer of the network's output room above what calibration saw.
+
+Nothing in a synthetic input asks for logits as large as a real one's: where BatchNorm statistics alone are matched, the
+largest logits stay at less than half. Classes beyond the end of the range would saturate to one and the same integer,
+and the arg max among them be lost. The integer kernels of the x86 engine leave that room by themselves, because their
+reduced range ends at half of what the storage holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.ao.quantization import FixedQParamsObserver, ObserverBase
+
+from dfq_torch_ao.input_range import known_range, moves_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+    from torch.fx import GraphModule, Node
+
+
+def widen_output_range(calibrated: GraphModule, factor: float) -> int:
+    """Replace each observer of the network's output by one whose range is `factor` times as wide.
+
+    Args:
+        calibrated: a prepared module whose observers saw data; changed in place.
+        factor: at least 1; 1 changes nothing.
+
+    Returns:
+        How many observers were replaced: 0 where the output is computed in float.
+    """
+    modules = dict(calibrated.named_modules(remove_duplicate=False))
+    observers = {id(modules[str(node.target)]) for node in _output_observers(calibrated, modules)}
+    if factor == 1:
+        return 0
+    for name, module in modules.items():
+        if id(module) in observers:
+            calibrated.set_submodule(name, known_range(module, _range_of(module, factor)))
+    return len(observers)
+
+
+def _output_observers(calibrated: GraphModule, modules: dict[str, nn.Module]) -> Iterator[Node]:
+    """Yield the nodes that observe the output, directly or before operations that only move its values."""
+    reached = [node for node in calibrated.graph.nodes if node.op == "output"]
+    while reached:
+        for node in reached.pop().all_input_nodes:
+            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, ObserverBase) and not isinstance(module, FixedQParamsObserver):
+                yield node
+            elif moves_values(node, modules):
+                reached.append(node)
+
+
+def _range_of(observer: Any, factor: float) -> tuple[float, float]:
+    """Return the observed range, times `factor`."""
+    scale, zero_point = (float(value) for value in observer.calculate_qparams())
+    return (observer.quant_min - zero_point) * scale * factor, (observer.quant_max - zero_point) * scale * factor
