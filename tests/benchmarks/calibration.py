@@ -78,34 +78,33 @@ def describe(run: Any) -> dict[str, Any]:
 
 
 def measure_cells(
-    record: dict[str, Any],
-    columns: dict[str, Column],
-    case: Case,
-    network: nn.Module,
-    data: Any,
-    row: str,
-    seed: int,
-    test: Any,
+    columns: dict[str, Column], case: Case, network: nn.Module, data: Any, row: str, seed: int, test: Any
 ) -> None:
-    """Fill the cells of one row and seed."""
+    """Fill the cells of one row and seed that the result file does not hold yet."""
     for column, (calibrator, recipe, options) in columns.items():
-        cells = record["cells"].setdefault(row, {}).setdefault(column, {})
-        if str(seed) in cells:
+        if str(seed) in so_far(case.network)["cells"].get(row, {}).get(column, {}):
             continue
         began = time.monotonic()
         run = dfq_plugins.run_quantization(
             network, data, calibrator=calibrator, recipe=recipe, options=options, spec=case.spec
         )
         calibrated = time.monotonic()
-        cells[str(seed)] = accuracy(run.model, *test)
+        figure = accuracy(run.model, *test)
+        record = so_far(case.network)  # read again: another process may have measured other seeds meanwhile
+        record["cells"].setdefault(row, {}).setdefault(column, {})[str(seed)] = figure
         record["coverage"][column] = describe(run)
         record["options"][column] = str(get_registry().options("calibrator", calibrator, options))
         print(
-            f"{seed} {row:15s} {column:28s} {cells[str(seed)]:6.2f}  calibrated in {calibrated - began:.0f} s, "
+            f"{seed} {row:15s} {column:28s} {figure:6.2f}  calibrated in {calibrated - began:.0f} s, "
             f"measured in {time.monotonic() - calibrated:.0f} s",
             flush=True,
         )
         write_result(f"calibration-{case.network}", record)
+
+
+def so_far(network: str) -> dict[str, Any]:
+    """Return what the result file holds."""
+    return read_result(f"calibration-{network}") or {"cells": {}, "coverage": {}, "options": {}}
 
 
 def main() -> None:
@@ -120,13 +119,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     name = arguments.network
     case, network, real, inputs, labels = load_case(name)
-    record = read_result(f"calibration-{name}") or {"cells": {}, "coverage": {}, "options": {}}
-    record |= {"samples": SAMPLES[name], "real_samples": case.calibration_samples, "test_samples": len(labels)}
-    record["float"] = accuracy(network, inputs, labels)
+    about = {"samples": SAMPLES[name], "real_samples": case.calibration_samples, "test_samples": len(labels)}
+    write_result(f"calibration-{name}", {**so_far(name), **about, "float": accuracy(network, inputs, labels)})
     columns = {column: entry for column, entry in COLUMNS[name].items() if entry[0] in arguments.calibrators}
     for seed in arguments.seeds:
         for row, data in rows_of(case, network, real, seed, arguments.work):
-            measure_cells(record, columns, case, network, data, row, seed, (inputs, labels))
+            measure_cells(columns, case, network, data, row, seed, (inputs, labels))
 
 
 if __name__ == "__main__":
