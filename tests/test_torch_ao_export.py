@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -190,3 +191,22 @@ def test_a_model_without_torchscript_form(
     with pytest.raises(ArtifactError, match=r"This model has no TorchScript form: no such operator\. Rewrite"):
         TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_program_under_the_same_made_up_file_name_is_not_compiled(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
+) -> None:
+    """Brevitas's copy of FX hands out the same file names, so another model's source may lie under ours."""
+    converted = quantize(tiny_network, tiny_spec, tiny_batches, W8A8)
+    name = type(converted).forward.__code__.co_filename
+    foreign = (1, None, ["def forward(self, inputs : nonsense): return inputs\n"], name)
+    before = linecache.cache.get(name)
+    linecache.cache[name] = foreign
+    try:
+        (artifact,) = TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
+        assert linecache.cache[name] is foreign
+    finally:
+        linecache.cache.pop(name)
+        if before is not None:
+            linecache.cache[name] = before
+    assert artifact.checks[0].detail.startswith("torch.jit.script")

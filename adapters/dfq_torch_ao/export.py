@@ -7,6 +7,8 @@ TorchScript is the only format of torch that holds torch.ao's packed int8 weight
 from __future__ import annotations
 
 import io
+import linecache
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ from dfq_plugins.errors import ArtifactError, DataError
 from dfq_plugins.types import Artifact, Check
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import nn
@@ -77,7 +80,8 @@ def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, st
     """Return the model's program, compiled from source, or recorded from a run where its source does not compile."""
     trace: Any = torch.jit.trace  # untyped in torch
     try:
-        return torch.jit.script(converted), "torch.jit.script"
+        with _own_source(converted):
+            return torch.jit.script(converted), "torch.jit.script"
     except (RuntimeError, OSError, TypeError, FrontendError) as unscriptable:
         try:
             return trace(converted, (inputs,)), "torch.jit.trace"
@@ -86,6 +90,29 @@ def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, st
                 f"This model has no TorchScript form: {error}. Rewrite what it names, or keep the converted model in "
                 "Python and do without the export."
             ) from unscriptable
+
+
+@contextmanager
+def _own_source(converted: nn.Module) -> Iterator[None]:
+    """Let `torch.jit.script` read the source of this very graph.
+
+    Brevitas has a copy of FX that counts its made-up file names from zero as FX does, so where both are at work one may
+    hold the other's place in Python's cache of source lines, and another model's program would be compiled.
+    """
+    code = getattr(converted, "code", None)
+    name = type(converted).forward.__code__.co_filename
+    if code is None:
+        yield
+        return
+    former = linecache.cache.get(name)
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    try:
+        yield
+    finally:
+        if former is None:
+            del linecache.cache[name]
+        else:
+            linecache.cache[name] = former
 
 
 def _random_inputs(spec: InputSpec) -> torch.Tensor:

@@ -43,9 +43,9 @@ def main() -> None:
         sets[name] = dfq_plugins.synthesize(network, DIGITS_SPEC, generator=name, num_samples=256).inputs()
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.7))
-    draw_grid(panels[0], sets["real digits"], "real (for comparison only)")
-    draw_grid(panels[1], sets["bns+inception"], "from the network: bns+inception")
-    draw_grid(panels[2], sets["bns"], "from the network: bns")
+    draw_grid(panels[0], sets["real digits"], "real, for comparison")
+    draw_grid(panels[1], sets["bns+inception"], "synthetic: bns+inception")
+    draw_grid(panels[2], sets["bns"], "synthetic: bns")
     for name, inputs in sets.items():
         layers = layer_divergences(network, inputs.split(64), DIGITS_SPEC)
         panels[3].plot(range(len(layers)), list(layers.values()), "o-", label=name, color=COLOURS[name], ms=4)
