@@ -14,16 +14,15 @@ import torch
 from dfq_plugins.calibration_data import as_calibration_data
 from dfq_plugins.checks import check_finite, complete_spec, trial_run
 from dfq_plugins.digest import model_digest
-from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.errors import UsageError
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.manifest import GeneratorRecord
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.plan import DatasetPlan
-from dfq_plugins.provided import attributed, attributed_iterator
+from dfq_plugins.provided import attributed
 from dfq_plugins.registry import get_registry
-from dfq_plugins.statistics import layer_divergences, statistics_layers
-from dfq_plugins.types import Batch, ProgressEvent, Recipe
-from dfq_plugins.writer import DatasetWriter
+from dfq_plugins.synthesis import write_dataset
+from dfq_plugins.types import ProgressEvent, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -112,7 +111,7 @@ def synthesize(
         owner = tempfile.TemporaryDirectory(prefix="dfq-") if output is None else None
         folder = Path(owner.name) if owner is not None else Path(output)  # type: ignore[arg-type]
         try:
-            return _write_dataset(folder, plan, teacher, generate, provided, broadcast, owner)
+            return write_dataset(folder, plan, teacher, generate, provided, broadcast, owner)
         except BaseException:
             if owner is not None:
                 owner.cleanup()
@@ -155,72 +154,6 @@ def _labels_kind(maker: DataGenerator, spec: InputSpec) -> str:
     if getattr(maker, "conditional", False):
         return "conditional"
     return "none" if spec.num_classes is None else "teacher"
-
-
-def _write_dataset(
-    folder: Path,
-    plan: DatasetPlan,
-    teacher: nn.Module,
-    generate: Callable[..., Iterable[Batch]],
-    provided: Provided,
-    broadcast: Broadcast,
-    owner: tempfile.TemporaryDirectory[str] | None,
-) -> SyntheticDataset:
-    with DatasetWriter.begin(folder, plan) as writer:
-        pending = writer.pending()
-        done = plan.num_samples - sum(shard.num_samples for shard in pending)
-        for shard in pending:
-            report = _overall(broadcast, done, shard.num_samples, plan.num_samples)
-            rng = torch.Generator().manual_seed(writer.shard_seed(shard))
-            size = shard.num_samples
-            with attributed(provided):
-                batches = generate(num_samples=size, batch_size=size, rng=rng, report=report)
-            writer.write(shard, *_judged(teacher, plan.spec, _exactly(size, batches, provided)))
-            done += shard.num_samples
-        divergence: Mapping[str, float] = {}
-        if not writer.is_complete and statistics_layers(teacher):
-            divergence = layer_divergences(teacher, writer.written_inputs(), plan.spec)
-        return writer.finish(divergence, owner=owner)
-
-
-def _overall(broadcast: Broadcast, done: int, size: int, total: int) -> Callable[[ProgressEvent], None]:
-    """Turn a shard's progress into samples of the whole run."""
-
-    def report(event: ProgressEvent) -> None:
-        samples = done + size * event.completed // max(event.total, 1)
-        broadcast(ProgressEvent("synthesize", samples, total, event.metrics))
-
-    return report
-
-
-def _exactly(size: int, batches: Iterable[Batch], provided: Provided) -> list[Batch]:
-    """Run through a generator's batches, but not for ever where it yields too many.
-
-    Raises:
-        DataError: they hold another number of samples than asked for.
-    """
-    made: list[Batch] = []
-    count = 0
-    for batch in attributed_iterator(batches, provided):
-        made.append(batch)
-        count += len(batch.inputs)
-        if count > size:
-            break
-    if count != size:
-        found = f"at least {count}" if count > size else str(count)
-        raise DataError(f"{size} samples were asked of the {provided}, and {found} came back. Report it to its author.")
-    return made
-
-
-def _judged(teacher: nn.Module, spec: InputSpec, made: list[Batch]) -> Batch:
-    """Join a shard's batches, and let the teacher say what it sees in them."""
-    inputs = torch.cat([batch.inputs.detach().float() for batch in made]).to(device_of(teacher))
-    if spec.num_classes is None:
-        return Batch(inputs)
-    with torch.no_grad():
-        logits = torch.cat([teacher(part) for part in torch.split(inputs, [len(batch.inputs) for batch in made])])
-    given = [batch.labels for batch in made if batch.labels is not None]
-    return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), logits)
 
 
 @dataclass(frozen=True)
