@@ -115,3 +115,20 @@ def _inputs(item: object) -> Tensor:
             f"Calibration data are network inputs, floating point, got {first.dtype}. Normalise them first."
         )
     return first.detach().float()
+
+
+def check_batch(batch: Tensor, spec: InputSpec) -> None:
+    """Refuse a calibration batch that the network cannot take.
+
+    Raises:
+        UsageError: its shape is not `(samples, *spec.shape)`.
+        DataError: it holds NaN or infinity.
+    """
+    if tuple(batch.shape[1:]) != spec.shape:
+        expected = ", ".join(map(str, ("samples", *spec.shape)))
+        raise UsageError(
+            f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
+            "Mend the data or the input specification."
+        )
+    if not torch.isfinite(batch).all():
+        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesise the data anew.")

@@ -18,7 +18,8 @@ from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantizers import quantizer_maps
 from dfq_brevitas.quiet import framework_notices_silenced
 from dfq_brevitas.weights import apply_gptq, learn_rounding
-from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.calibration_data import check_batch
+from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import frozen_copy
 
 if TYPE_CHECKING:
@@ -202,12 +203,5 @@ def _run_of(module: nn.Module) -> tuple[_Run, GraphModule]:
 
 
 def _checked(batch: torch.Tensor, spec: InputSpec) -> torch.Tensor:
-    if tuple(batch.shape[1:]) != spec.shape:
-        expected = ", ".join(map(str, ("samples", *spec.shape)))
-        raise UsageError(
-            f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
-            "Mend the data or the input specification."
-        )
-    if not torch.isfinite(batch).all():
-        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesise the data anew.")
+    check_batch(batch, spec)
     return batch.float()

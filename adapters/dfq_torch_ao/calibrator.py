@@ -9,10 +9,11 @@ import torch
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
+from dfq_plugins.calibration_data import check_batch
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_torch_ao.clipping import observe_clipped_values
-from dfq_torch_ao.conversion_checks import check_batch, require_calibrated, require_quantized
+from dfq_torch_ao.conversion_checks import require_calibrated, require_quantized
 from dfq_torch_ao.coverage import describe_coverage
 from dfq_torch_ao.engines import active_engine, resolve_engine
 from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript

@@ -7,31 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.ao.quantization import ObserverBase
 
-from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.errors import ModelError, UsageError
 from dfq_torch_ao.tensor_formats import is_quantized_module, is_quantized_operation
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.fx import GraphModule
-
-    from dfq_plugins.types import InputSpec
-
-
-def check_batch(batch: torch.Tensor, spec: InputSpec) -> None:
-    """Refuse a calibration batch that the network cannot take.
-
-    Raises:
-        UsageError: its shape is not `(samples, *spec.shape)`.
-        DataError: it holds NaN or infinity.
-    """
-    if tuple(batch.shape[1:]) != spec.shape:
-        expected = ", ".join(map(str, ("samples", *spec.shape)))
-        raise UsageError(
-            f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
-            "Mend the data or the input specification."
-        )
-    if not torch.isfinite(batch).all():
-        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesise the data anew.")
 
 
 def require_calibrated(prepared: GraphModule) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver, ObserverBase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch.fx import GraphModule, Node
 
@@ -88,11 +88,18 @@ def fix_input_range(prepared: GraphModule, extremes: tuple[float, float]) -> int
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
     observers = {id(modules[str(node.target)]) for node in _input_observers(prepared, modules)}
-    # Operations that keep the range, such as max pooling, share one observer under several names.
-    for name, module in modules.items():
-        if id(module) in observers:
-            prepared.set_submodule(name, known_range(module, extremes))
+    replace_observers(prepared, observers, lambda observer: known_range(observer, extremes))
     return len(observers)
+
+
+def replace_observers(prepared: GraphModule, observers: set[int], replacement: Callable[[Any], nn.Module]) -> None:
+    """Replace the observers of these identities, in place, under every name that they have.
+
+    Operations that keep the range, such as max pooling, share one observer under several names.
+    """
+    for name, module in dict(prepared.named_modules(remove_duplicate=False)).items():
+        if id(module) in observers:
+            prepared.set_submodule(name, replacement(module))
 
 
 def _input_observers(prepared: GraphModule, modules: dict[str, nn.Module]) -> Iterator[Node]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.ao.quantization import FixedQParamsObserver, ObserverBase
 
-from dfq_torch_ao.input_range import known_range, moves_values
+from dfq_torch_ao.input_range import known_range, moves_values, replace_observers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,13 +31,11 @@ def widen_output_range(calibrated: GraphModule, factor: float) -> int:
     Returns:
         How many observers were replaced: 0 where the output is computed in float.
     """
-    modules = dict(calibrated.named_modules(remove_duplicate=False))
-    observers = {id(modules[str(node.target)]) for node in _output_observers(calibrated, modules)}
     if factor == 1:
         return 0
-    for name, module in modules.items():
-        if id(module) in observers:
-            calibrated.set_submodule(name, known_range(module, _range_of(module, factor)))
+    modules = dict(calibrated.named_modules(remove_duplicate=False))
+    observers = {id(modules[str(node.target)]) for node in _output_observers(calibrated, modules)}
+    replace_observers(calibrated, observers, lambda observer: known_range(observer, _range_of(observer, factor)))
     return len(observers)
 
 

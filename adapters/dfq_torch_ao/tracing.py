@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import ModelError
+from dfq_plugins.trace_errors import failing_line, first_line
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -20,27 +19,14 @@ _NOT_THE_MODEL = (Path(torch.__file__).parent, Path(__file__).parent)
 
 def preparation_error(model: nn.Module, error: Exception) -> ModelError:
     """Return the error to raise where `prepare_fx(model)` failed with `error`."""
-    cause = str(error).strip().split("\n", maxsplit=1)[0]
-    place = _innermost_model_frame(error)
+    cause = first_line(error)
+    place = failing_line(error, _NOT_THE_MODEL)
     if place is None:
         return ModelError(f"torch.ao cannot prepare this model: {type(error).__name__}: {cause}")
-    frame, line = place
-    path = frame.f_code.co_filename
-    code = linecache.getline(path, line).strip()
     return ModelError(
         f"FX graph mode needs a forward pass that does not branch or loop on tensor values, and stops at "
-        f"{path}:{line}: `{code}` ({cause}). {_way_round(model, frame)}"
+        f"{place.text} ({cause}). {_way_round(model, place.frame)}"
     )
-
-
-def _innermost_model_frame(error: Exception) -> tuple[FrameType, int] | None:
-    """Return the last frame of the traceback that belongs neither to torch nor to this adapter."""
-    found = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        path = Path(frame.f_code.co_filename)
-        if path.is_file() and not any(path.is_relative_to(folder) for folder in _NOT_THE_MODEL):
-            found = frame, line
-    return found
 
 
 def _way_round(model: nn.Module, frame: FrameType) -> str:

@@ -1,0 +1,47 @@
+"""Finds the line of the user's own model at which a framework's tracer gave up, for the adapters' error messages."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from types import FrameType
+
+
+class FailingLine(NamedTuple):
+    """The frame of the model's code in which tracing failed, and the line as text: `path:number: `code``."""
+
+    frame: FrameType
+    text: str
+
+
+def failing_line(error: Exception, not_the_model: Collection[Path]) -> FailingLine | None:
+    """Return the last line of the error's traceback that lies outside the given folders, or None.
+
+    Args:
+        error: what the tracer raised.
+        not_the_model: folders of torch, of the framework and of the adapter.
+    """
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in not_the_model):
+            found = frame, line
+    if found is None:
+        return None
+    frame, line = found
+    path_text = frame.f_code.co_filename
+    return FailingLine(frame, f"{path_text}:{line}: `{linecache.getline(path_text, line).strip()}`")
+
+
+def first_line(error: Exception) -> str:
+    r"""Return the first line of an error's message.
+
+    >>> first_line(ValueError("no such layer\nmore"))
+    'no such layer'
+    """
+    return str(error).strip().split("\n", maxsplit=1)[0]
