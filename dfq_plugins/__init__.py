@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dfq_plugins.dataset import SyntheticDataset
     from dfq_plugins.hookspecs import hookimpl
     from dfq_plugins.pipeline import quantize, run_quantization, synthesize
+    from dfq_plugins.quality.inspection import inspect
     from dfq_plugins.types import Batch, InputSpec, Recipe
 
     __version__: str
@@ -23,6 +24,7 @@ __all__ = [
     "SyntheticDataset",
     "__version__",
     "hookimpl",
+    "inspect",
     "quantize",
     "run_quantization",
     "synthesize",
@@ -34,6 +36,7 @@ _HOMES = {
     "Recipe": "types",
     "SyntheticDataset": "dataset",
     "hookimpl": "hookspecs",
+    "inspect": "quality.inspection",
     "quantize": "pipeline",
     "run_quantization": "pipeline",
     "synthesize": "pipeline",

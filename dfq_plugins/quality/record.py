@@ -1,0 +1,111 @@
+"""What an inspection finds, in plain data."""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Verdict = Literal["enough for W4A4", "enough for W8A8", "more samples or iterations needed", "no verdict"]
+
+
+@dataclass(frozen=True)
+class LayerQuality:
+    """One BatchNorm layer, or the input where that is standardized.
+
+    Args:
+        name: qualified name.
+        divergence: of the set's statistics from the recorded ones, in nats, mean over channels.
+        expected_range: width of the layer's output that its own record implies (see `ranges.QUANTILE`); None at the
+            input.
+        observed_range: the same of the set.
+    """
+
+    name: str
+    divergence: float
+    expected_range: float | None = None
+    observed_range: float | None = None
+
+    @property
+    def range_octaves(self) -> float | None:
+        """How many times the observed range is twice the expected one: 1 is twice as wide, -1 half as wide.
+
+        >>> LayerQuality("bn1", 0.0, 3.0, 6.0).range_octaves
+        1.0
+        """
+        if self.expected_range is None or self.observed_range is None:
+            return None
+        return math.log2(self.observed_range / self.expected_range)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """How good a calibration set is for a network, in the network's own eyes. None stands for 'cannot be said'.
+
+    Args:
+        num_samples: samples in the set.
+        layers: every layer that records statistics, from input to output.
+        divergence: mean over layers, in nats; 0 is the training data's own statistics.
+        range_error: mean over layers of the ranges' distance from the expected ones, in octaves, whatever the sign.
+        confidence: mean largest class probability.
+        label_balance: entropy of the label histogram over the largest possible, 0 to 1.
+        label_counts: samples of each class; empty where the network is no classifier.
+        diversity: mean nearest-neighbour distance in the network's feature space, over the features' own size.
+        clamped: share of input values at the edge of the valid range.
+        score: 0 (useless) to 100 (like the training data).
+        verdict: what the set is enough for.
+        reason: why.
+        notes: which figures could not be given, and why.
+    """
+
+    num_samples: int
+    layers: tuple[LayerQuality, ...]
+    divergence: float | None
+    range_error: float | None
+    confidence: float | None
+    label_balance: float | None
+    label_counts: tuple[int, ...]
+    diversity: float | None
+    clamped: float | None
+    score: float | None
+    verdict: Verdict
+    reason: str
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record in JSON's types; each layer with its range in octaves."""
+        layers = [asdict(layer) | {"range_octaves": layer.range_octaves} for layer in self.layers]
+        return asdict(self) | {"layers": layers}
+
+    def figures(self) -> tuple[tuple[str, str, str], ...]:
+        """Return name, value and meaning of each figure as text, a dash where it cannot be said."""
+        return (
+            ("samples", str(self.num_samples), ""),
+            ("BatchNorm divergence", _text(self.divergence, ".4f"), "nats, mean over layers; 0 is best"),
+            ("range error", _text(self.range_error, ".3f"), "octaves, mean over layers; 1 is a factor of two"),
+            ("teacher confidence", _text(self.confidence, ".1%"), "mean probability of the class that is named"),
+            ("label balance", _text(self.label_balance, ".2f"), "1 when every class is as frequent as any other"),
+            ("diversity", _text(self.diversity, ".3f"), "distance to the nearest neighbour; 0 means twins"),
+            ("values at the clamp", _text(self.clamped, ".1%"), "share at the edge of the valid range"),
+            ("score", _text(self.score, ".0f"), "0 to 100"),
+        )
+
+    def render_text(self) -> str:
+        """Return the figures, the verdict with its reason, and what is missing, as plain text."""
+        names = max(len(name) for name, _, _ in self.figures())
+        values = max(len(value) for _, value, _ in self.figures())
+        lines = [f"{name:<{names}}  {value:>{values}}  {text}".rstrip() for name, value, text in self.figures()]
+        lines += ["", f"Verdict: {self.verdict}. {self.reason}"]
+        return "\n".join([*lines, *(f"Not given: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{value}</td><td>{html.escape(text)}</td></tr>"
+            for name, value, text in self.figures()
+        )
+        return f"<table><caption>{html.escape(f'{self.verdict}. {self.reason}')}</caption>{rows}</table>"
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

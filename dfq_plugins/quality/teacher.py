@@ -1,0 +1,133 @@
+"""What the network sees in the samples: how sure it is, which classes it names, and how far samples lie apart."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
+
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+MATRIX = 2
+"""Axes of a batch of vectors: classes or features."""
+
+NEIGHBOURS_AMONG = 2048
+"""Samples whose mutual distances are measured; the work grows with the square."""
+
+
+def confidence(logits: Tensor) -> float:
+    """Return the mean over samples of the largest class probability, from logits `(samples, classes)`.
+
+    >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 0.0]]))
+    0.5
+    """
+    return float(logits.float().softmax(1).amax(1).mean())
+
+
+def label_balance(counts: Sequence[int]) -> float:
+    """Return the entropy of the label histogram, divided by the largest that as many samples can have.
+
+    Args:
+        counts: samples of each class.
+
+    Returns:
+        1 where every class (or, with fewer samples than classes, every sample's class) is as frequent as any other, 0
+        where all samples have the same.
+
+    >>> label_balance((2, 2, 2, 2)), label_balance((0, 4, 0, 0))
+    (1.0, 0.0)
+    """
+    samples = sum(counts)
+    largest = math.log(min(len(counts), samples))
+    if largest == 0:
+        return 1.0
+    shares = torch.tensor(counts, dtype=torch.float64) / samples
+    return float(torch.special.entr(shares).sum()) / largest
+
+
+def diversity(features: Tensor) -> float:
+    """Return the mean distance of a sample to its nearest neighbour, in units of the features' own size.
+
+    Args:
+        features: `(samples, features)`, at least two samples.
+
+    Returns:
+        The mean nearest-neighbour distance divided by the root mean square length of a feature vector; 0 where every
+        sample has a twin.
+
+    >>> diversity(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
+    0.0
+    """
+    some = features[:NEIGHBOURS_AMONG].float()
+    size = some.square().sum(1).mean().sqrt()
+    # Differences rather than products: twins are exactly 0 apart.
+    distances = torch.cdist(some, some, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distances.fill_diagonal_(math.inf).amin(1).mean()
+    return float(nearest / size) if float(size) > 0 else 0.0
+
+
+class TeacherTaps:
+    """Keeps, while the context is open, the network's outputs and what its last layer with weights reads.
+
+    Args:
+        model: the network; hooks are attached to it while the context is open.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._latest: Tensor | None = None
+        self._features: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        """Attach the hooks."""
+        for module in self._model.modules():
+            if isinstance(module, WEIGHTED):
+                self._handles.append(module.register_forward_pre_hook(self._remember))
+        self._handles.append(self._model.register_forward_hook(self._keep))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detach every hook."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _remember(self, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments:
+            self._latest = arguments[0]
+
+    def _keep(self, _module: nn.Module, _arguments: tuple[Any, ...], outputs: Any) -> None:
+        if isinstance(outputs, torch.Tensor):
+            self._outputs.append(outputs.detach().float().cpu())
+        if self._latest is not None:
+            values = self._latest.detach().float().cpu()
+            axes = list(range(MATRIX, values.ndim))
+            self._features.append(values.mean(axes) if axes else values)
+            self._latest = None
+
+    @property
+    def logits(self) -> Tensor | None:
+        """Class logits `(samples, classes)`, or None where the network is no classifier."""
+        return _joined(self._outputs)
+
+    @property
+    def features(self) -> Tensor | None:
+        """What the last layer with weights read, `(samples, features)`, the mean over positions; None without one."""
+        return _joined(self._features)
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    if not parts or any(part.ndim != MATRIX for part in parts):
+        return None
+    return torch.cat(parts)

@@ -1,0 +1,131 @@
+"""From figures to one score and one word, with the reason. The constants come from the study in docs/quality.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dfq_plugins.quality.record import Inspection
+from dfq_plugins.quality.teacher import label_balance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dfq_plugins.quality.record import LayerQuality, Verdict
+
+DIVERGENCE_UNIT = 0.1
+"""Nats of divergence that cost as much as `RANGE_UNIT`."""
+
+RANGE_UNIT = 0.2
+"""Octaves of range error that cost as much as `DIVERGENCE_UNIT`."""
+
+ENOUGH_FOR_W4A4 = 50.0
+ENOUGH_FOR_W8A8 = 25.0
+"""Scores from which a set is enough."""
+
+
+def score(divergence: float, range_error: float) -> float:
+    """Return 0 (useless) to 100 (like the training data): the worse of two errors decides.
+
+    `score = 100 / (1 + max(divergence / DIVERGENCE_UNIT, range_error / RANGE_UNIT))`
+
+    >>> score(0.0, 0.0), score(DIVERGENCE_UNIT, 0.0)
+    (100.0, 50.0)
+    """
+    return 100.0 / (1.0 + max(divergence / DIVERGENCE_UNIT, range_error / RANGE_UNIT))
+
+
+def mean_divergence(layers: Sequence[LayerQuality]) -> float | None:
+    """Return the mean over layers in nats; None without layers."""
+    return _mean([layer.divergence for layer in layers])
+
+
+def mean_range_error(layers: Sequence[LayerQuality]) -> float | None:
+    """Return the mean distance of the ranges from the expected ones in octaves; None without such layers."""
+    return _mean([abs(layer.range_octaves) for layer in layers if layer.range_octaves is not None])
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def judged(
+    *,
+    num_samples: int,
+    layers: tuple[LayerQuality, ...],
+    label_counts: tuple[int, ...],
+    confidence: float | None,
+    diversity: float | None,
+    clamped: float | None,
+    why_not: str,
+) -> Inspection:
+    """Return the whole record: the figures given, and what follows from them.
+
+    Args:
+        num_samples: see `Inspection`, like all but the last.
+        layers: empty where the network records no statistics.
+        label_counts: empty where the network is no classifier.
+        confidence: None where the network is no classifier.
+        diversity: None where the network has no layer with weights.
+        clamped: None where the valid range is unknown.
+        why_not: why the network's statistics cannot be compared with; empty where they can.
+    """
+    divergence, range_error = mean_divergence(layers), mean_range_error(layers)
+    points = None if divergence is None or range_error is None else score(divergence, range_error)
+    word, reason = _verdict(points, layers)
+    return Inspection(
+        num_samples=num_samples,
+        layers=layers,
+        divergence=divergence,
+        range_error=range_error,
+        confidence=confidence,
+        label_balance=label_balance(label_counts) if label_counts else None,
+        label_counts=label_counts,
+        diversity=diversity,
+        clamped=clamped,
+        score=points,
+        verdict=word,
+        reason=reason,
+        notes=_notes(label_counts, diversity, clamped, why_not),
+    )
+
+
+def _verdict(points: float | None, layers: Sequence[LayerQuality]) -> tuple[Verdict, str]:
+    if points is None:
+        return "no verdict", "Without recorded BatchNorm statistics there is nothing to compare the set with."
+    if points >= ENOUGH_FOR_W4A4:
+        return "enough for W4A4", f"The score {points:.0f} reaches {ENOUGH_FOR_W4A4:.0f}: {_worst(layers)}"
+    if points >= ENOUGH_FOR_W8A8:
+        return (
+            "enough for W8A8",
+            f"The score {points:.0f} reaches {ENOUGH_FOR_W8A8:.0f}, not {ENOUGH_FOR_W4A4:.0f}: {_worst(layers)}",
+        )
+    return (
+        "more samples or iterations needed",
+        f"The score {points:.0f} is below {ENOUGH_FOR_W8A8:.0f}: {_worst(layers)}",
+    )
+
+
+def _worst(layers: Sequence[LayerQuality]) -> str:
+    """Say where the set is farthest from the record, and in which direction."""
+    far = max(layers, key=lambda layer: layer.divergence)
+    ranged = [layer for layer in layers if layer.range_octaves is not None]
+    off = max(ranged, key=lambda layer: abs(layer.range_octaves or 0.0))
+    octaves = off.range_octaves or 0.0
+    direction = "wider" if octaves > 0 else "narrower"
+    return (
+        f"the farthest statistics are at {far.name} ({far.divergence:.3f} nats), the farthest range at {off.name} "
+        f"({2 ** abs(octaves):.2f} times {direction} than recorded)."
+    )
+
+
+def _notes(
+    label_counts: tuple[int, ...], diversity: float | None, clamped: float | None, why_not: str
+) -> tuple[str, ...]:
+    notes = [f"divergence, ranges, score. {why_not}"] if why_not else []
+    if not label_counts:
+        notes.append("teacher confidence and label balance. The network returns no class logits.")
+    if diversity is None:
+        notes.append("diversity. The network has no linear or convolution module whose input could be read.")
+    if clamped is None:
+        notes.append("values at the clamp. The valid range of the input is not known; give --value-range.")
+    return tuple(notes)
