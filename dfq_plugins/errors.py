@@ -54,6 +54,12 @@ class ArtifactError(DfqError):
     exit_code = 7
 
 
+class ContractError(DfqError):
+    """A plugin that does not keep the contract of its kind."""
+
+    exit_code = 8
+
+
 INTERRUPTED_EXIT_CODE = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
 

@@ -98,6 +98,7 @@ def test_bad_usage_exits_with_2(arguments: list[str], message: str) -> None:
         (errors.DataError, 5),
         (errors.DivergedError, 6),
         (errors.ArtifactError, 7),
+        (errors.ContractError, 8),
     ],
 )
 def test_each_error_has_its_exit_code_message_and_notes(

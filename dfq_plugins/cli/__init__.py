@@ -18,7 +18,8 @@ Shell completion, for bash, zsh and fish:
 \b
 Exit codes: 0 done, 1 unexpected error (DFQ_DEBUG=1 shows where), 2 bad usage,
 3 plugin unknown, broken or not installed, 4 bad model, 5 bad data or folder,
-6 diverged, 7 artefact failed its checks, 130 interrupted.
+6 diverged, 7 artefact failed its checks, 8 plugin failed its contract,
+130 interrupted.
 """
 
 

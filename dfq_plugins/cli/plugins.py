@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfq_plugins.cli.shared import console, json_option, print_json, print_table
-from dfq_plugins.errors import PluginError, nearest
+from dfq_plugins.cli.shared import console, json_option, plugin_options, print_json, print_table
+from dfq_plugins.errors import DfqError, PluginError, UsageError, nearest
 from dfq_plugins.loading import BrokenPlugin
 from dfq_plugins.options import OptionRow, describe_options
 from dfq_plugins.registry import get_registry
@@ -16,17 +18,40 @@ from dfq_plugins.registry import get_registry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from click.shell_completion import CompletionItem
+
     from dfq_plugins.registry import Provided, Registry
 
 HEAD = ("KIND", "NAME", "PROVIDER", "VERSION", "STATE")
 
 
+def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
+    with warnings.catch_warnings(), contextlib.suppress(DfqError):  # nothing but names into the user's prompt
+        warnings.simplefilter("ignore")
+        return [provided.entry.name for provided in _all(get_registry()) if provided.entry.name.startswith(incomplete)]
+    return []
+
+
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_complete)
+@click.option("--check", is_flag=True, help="Run the contract of its kind on NAME, and say what fails.")
+@plugin_options
 @json_option
-def plugins(name: str | None, as_json: bool) -> None:
-    """List every generator, calibrator and listener; with NAME, show its options in detail."""
+def plugins(name: str | None, check: bool, options: dict[str, str], as_json: bool) -> None:
+    """List every generator, calibrator and listener; with NAME, show its options in detail.
+
+    With --check, run on NAME the tests that every generator or calibrator must pass; --option settings apply to it.
+    """
     registry = get_registry()
+    if check:
+        from dfq_plugins.cli.contract import check_plugin  # noqa: PLC0415  imports torch and pytest later
+
+        check_plugin(registry, name, options, as_json=as_json)
+        return
+    if options:
+        raise UsageError(
+            "--option goes with --check NAME here. To use a plugin, give it to dfq synthesize or quantize."
+        )
     shown = [provided for provided in _all(registry) if name in {None, provided.entry.name}]
     broken = [plugin for plugin in registry.broken if name in {None, plugin.entry_point, plugin.distribution}]
     if name is not None and not shown and not broken:

@@ -1,0 +1,96 @@
+"""`dfq plugins --check NAME`: the contract of a generator or calibrator, run on an installed one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from dfq_plugins.cli.shared import console, print_json
+from dfq_plugins.errors import ContractError, PluginError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dfq_plugins.registry import Registry
+    from dfq_plugins.testing.check import ContractResult
+
+KINDS: tuple[Literal["generator", "calibrator"], ...] = ("generator", "calibrator")
+
+
+def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str], *, as_json: bool) -> None:
+    """Run the contract on the plugin of that name, and print what passed and what failed.
+
+    Raises:
+        UsageError: no name, or an option that it does not have.
+        PluginError: no generator or calibrator of that name is ready, or pytest is not installed.
+        ContractError: a test of the contract failed.
+    """
+    kinds = _kinds_of(registry, name)
+    for kind in kinds:
+        registry.options(kind, str(name), options)
+    if importlib.util.find_spec("pytest") is None:
+        raise PluginError('Contracts run on pytest, not installed here. Run: pip install "dfq-plugins[test]"')
+    from dfq_plugins.testing.check import run_contract  # noqa: PLC0415  imports torch and pytest
+
+    results = {}
+    for kind in kinds:
+        with contextlib.redirect_stdout(sys.stderr):  # what frameworks print is no result
+            results[kind] = run_contract(kind, lambda kind=kind: registry.create(kind, str(name), options))  # type: ignore[misc]
+    if as_json:
+        print_json({"name": name, "contracts": [_as_dict(kind, result) for kind, result in results.items()]})
+    else:
+        for kind, result in results.items():
+            _print_result(kind, str(name), result)
+    failed = sum(len(result.failed) for result in results.values())
+    if failed:
+        raise ContractError(
+            f"{name!r} must pass its contract, and fails {failed} of its tests. Mend the plugin and check again; "
+            "dfq_plugins.testing describes each test."
+        )
+
+
+def _kinds_of(registry: Registry, name: str | None) -> list[Literal["generator", "calibrator"]]:
+    if name is None:
+        raise UsageError("--check takes the NAME of a generator or calibrator: dfq plugins --check NAME.")
+    kinds = [kind for kind in KINDS if name in registry.of(kind)]
+    for kind in kinds:
+        registry.find(kind, name)  # raises where its framework is missing
+    if kinds:
+        return kinds
+    if name in registry.listeners:
+        raise PluginError(f"{name!r} is a listener, and only generators and calibrators have a contract.")
+    known = [*registry.generators, *registry.calibrators]
+    broken = "".join(f" Broken: {plugin}." for plugin in registry.broken)
+    raise PluginError(
+        f"No generator or calibrator is called {name!r}.{nearest(name, known)} There are {', '.join(known) or 'none'}."
+        f"{broken}"
+    )
+
+
+def _print_result(kind: str, name: str, result: ContractResult) -> None:
+    output = console()
+    for test in result.passed:
+        output.print(f"passed  {_words(test)}", soft_wrap=True, style="dim")
+    for test, reason in result.failed.items():
+        output.print(f"FAILED  {_words(test)}", soft_wrap=True, style="bold red")
+        output.print("        " + reason.replace("\n", "\n        "), soft_wrap=True)
+    total = len(result.passed) + len(result.failed)
+    click.echo(f"{kind} {name!r}: {len(result.passed)} of {total} tests passed.")
+
+
+def _words(test: str) -> str:
+    """Turn a test's name into a sentence.
+
+    >>> _words("test_same_seed_same_values"), _words("test_unusable_data_are_refused[no batch]")
+    ('same seed same values', 'unusable data are refused (no batch)')
+    """
+    name, _, case = test.removeprefix("test_").partition("[")
+    return name.replace("_", " ") + (f" ({case.rstrip(']')})" if case else "")
+
+
+def _as_dict(kind: str, result: ContractResult) -> dict[str, Any]:
+    return {"kind": kind, "passed": result.passed, "failed": result.failed}

@@ -1,0 +1,291 @@
+"""The contract of a calibrator."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
+from dfq_plugins.errors import UsageError
+from dfq_plugins.generators.noise import Noise, draw_noise
+from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.testing.expectations import outputs, refused
+from dfq_plugins.testing.snapshots import differing, model_state, process_state
+from dfq_plugins.types import Artifact, Calibrator, Coverage, InputSpec, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+SAMPLES = 64
+COLOUR = 1.5
+"""How the amplitude of the kit's inputs falls with the frequency: like that of natural images."""
+
+
+@functools.lru_cache(maxsize=4)
+def _samples(spec: InputSpec) -> torch.Tensor:
+    low, high = spec.extremes or (-2.0, 2.0)
+    noise = Noise((low + high) / 2, (high - low) / 3, COLOUR)
+    return draw_noise(spec, SAMPLES, noise, torch.Generator().manual_seed(0), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to quantize: a float model in eval mode, its input, bit widths, and samples `(samples, *shape)`."""
+
+    model: nn.Module
+    spec: InputSpec
+    recipe: Recipe
+    samples: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """A calibrator with the quantized model that it made."""
+
+    calibrator: Calibrator
+    converted: nn.Module
+
+
+_RUNS = pytest.StashKey[dict[tuple[type, str], Run]]()
+
+
+class CalibratorContract:
+    """Tests that every `Calibrator` passes. Subclass it, and give the fixture `calibrator`.
+
+    The network is the trained digits classifier of `dfq demo`, the inputs are smooth noise in its valid range. Override
+    `model`, `spec` and `samples` together for a framework that needs another kind of network, `recipe` for one without
+    8 bits.
+
+    Attributes:
+        least_agreement: share of samples on which the quantized network names the float network's class.
+    """
+
+    least_agreement: ClassVar[float] = 0.8
+
+    @pytest.fixture
+    def calibrator(self) -> Calibrator:
+        """Return the calibrator under test; every subclass gives its own."""
+        raise NotImplementedError(f"{type(self).__name__} needs a fixture 'calibrator' that returns the calibrator.")
+
+    @pytest.fixture
+    def model(self) -> nn.Module:
+        """Return a trained float network in eval mode."""
+        return digits_network()
+
+    @pytest.fixture
+    def spec(self) -> InputSpec:
+        """Return what the network takes."""
+        return DIGITS_SPEC
+
+    @pytest.fixture
+    def samples(self, spec: InputSpec) -> torch.Tensor:
+        """Return inputs `(samples, *shape)` to calibrate on and to compare with."""
+        return _samples(spec)
+
+    @pytest.fixture
+    def recipe(self) -> Recipe:
+        """Return bit widths at which the framework is close to float."""
+        return Recipe(8, 8)
+
+    @pytest.fixture
+    def unsupported_recipe(self) -> Recipe:
+        """Return bit widths that the framework does not have."""
+        return Recipe(1, 1)
+
+    @pytest.fixture
+    def task(self, model: nn.Module, spec: InputSpec, recipe: Recipe, samples: torch.Tensor) -> Task:
+        """Return the fixtures above as one record."""
+        return Task(model, spec, recipe, samples)
+
+    @pytest.fixture
+    def run(self, request: pytest.FixtureRequest, calibrator: Calibrator, task: Task) -> Run:
+        """Return one run's result; tests that only look at it share it."""
+        case = (type(self), request.node.callspec.id if hasattr(request.node, "callspec") else "")
+        runs = request.config.stash.setdefault(_RUNS, {})
+        if case not in runs:
+            runs[case] = Run(calibrator, self.quantized(calibrator, task))
+        return runs[case]
+
+    @pytest.fixture(autouse=True)
+    def _process_as_in_the_host(self) -> Iterator[None]:
+        """Put the process back after each test, whatever the calibrator did to it."""
+        with preserve_global_state():
+            yield
+
+    def quantized(self, calibrator: Calibrator, task: Task, batches: Iterable[torch.Tensor] | None = None) -> nn.Module:
+        """Prepare, calibrate and convert, as the host does."""
+        prepared = calibrator.prepare(task.model, task.spec, task.recipe, training=False)
+        with torch.no_grad():
+            calibrator.calibrate(prepared, [task.samples] if batches is None else batches)
+        return calibrator.convert(prepared)
+
+    def test_each_step_returns_what_the_next_one_takes(
+        self, calibrator: Calibrator, task: Task, tmp_path: Path
+    ) -> None:
+        """`prepare`, `calibrate`, `convert`, `describe`, `export`, in the host's order."""
+        prepared = calibrator.prepare(task.model, task.spec, task.recipe, training=False)
+        assert isinstance(prepared, nn.Module), f"prepare() returns an nn.Module, got {type(prepared).__name__}."
+        with torch.no_grad():
+            calibrator.calibrate(prepared, [task.samples])
+        converted = calibrator.convert(prepared)
+        assert isinstance(converted, nn.Module), f"convert() returns an nn.Module, got {type(converted).__name__}."
+        coverage = calibrator.describe(converted)
+        assert isinstance(coverage, Coverage), f"describe() returns a Coverage, got {type(coverage).__name__}."
+        artifacts = calibrator.export(converted, task.spec, tmp_path / "artefacts")
+        assert isinstance(artifacts, tuple), f"export() returns a tuple of Artifact, got {type(artifacts).__name__}."
+        assert all(isinstance(artifact, Artifact) for artifact in artifacts), "export() returns Artifact records."
+
+    def test_the_callers_model_stays_as_it_is(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
+        """Weights, buffers, classes, modes, hooks, requires_grad."""
+        before = model_state(task.model)
+        converted = self.quantized(calibrator, task)
+        calibrator.export(converted, task.spec, tmp_path / "artefacts")
+        changed = differing(before, model_state(task.model))
+        assert not changed, f"The caller's model stays as it is, but {changed[:5]} changed. Work on copy.deepcopy()."
+
+    def test_the_process_stays_as_it_is(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
+        """Default dtype, grad mode, quantized engine, and the names in `torch`, `torch.nn` and its functional.
+
+        The random states are the host's to keep: frameworks draw from them.
+        """
+        before = {name: value for name, value in process_state().items() if not name.endswith("random state")}
+        converted = self.quantized(calibrator, task)
+        calibrator.export(converted, task.spec, tmp_path / "artefacts")
+        changed = differing(before, process_state())
+        assert not changed, (
+            f"The process stays as it is, but {changed[:5]} changed. Put back what the framework patches."
+        )
+
+    def test_the_quantized_model_takes_any_batch_size(self, run: Run, task: Task) -> None:
+        """One sample and many, with finite outputs of the float model's shape."""
+        for inputs in (task.samples, task.samples[:1]):
+            expected, found = outputs(task.model, inputs), outputs(run.converted, inputs)
+            assert found.shape == expected.shape, (
+                f"The quantized model returns outputs of the float model's shape, {tuple(expected.shape)}, got "
+                f"{tuple(found.shape)}."
+            )
+            assert bool(found.isfinite().all()), "The quantized model's outputs are finite."
+
+    def test_the_quantized_model_agrees_with_the_float_model(self, run: Run, task: Task) -> None:
+        """The same class for most samples."""
+        same = outputs(task.model, task.samples).flatten(1).argmax(1) == outputs(run.converted, task.samples).flatten(
+            1
+        ).argmax(1)
+        agreement = same.float().mean().item()
+        assert agreement >= self.least_agreement, (
+            f"At {task.recipe} the quantized model names the float model's class for at least "
+            f"{self.least_agreement:.0%} of {len(task.samples)} samples, got {agreement:.0%}."
+        )
+
+    def test_the_quantized_model_is_no_float_model(self, run: Run, task: Task) -> None:
+        """Rounding shows in its outputs."""
+        same = torch.allclose(
+            outputs(task.model, task.samples), outputs(run.converted, task.samples), rtol=1e-4, atol=1e-5
+        )
+        assert not same, (
+            f"At {task.recipe} outputs differ by rounding, but they are the float model's: nothing is quantized."
+        )
+
+    def test_the_ranges_come_from_the_data(self, calibrator: Calibrator, task: Task) -> None:
+        """Inputs without contrast give other ranges, so another quantized network."""
+        first, second = (
+            outputs(self.quantized(calibrator, task, [batch]), task.samples)
+            for batch in (task.samples, task.samples * 0.02)
+        )
+        assert not torch.equal(first, second), "Ranges come from the data, but other batches gave the same network."
+
+    def test_the_same_data_give_the_same_model(self, calibrator: Calibrator, task: Task) -> None:
+        """One calibrator object may be used again, and keeps nothing of an earlier run."""
+        first = outputs(self.quantized(calibrator, task), task.samples)
+        self.quantized(calibrator, task, [task.samples * 0.02])
+        again = outputs(self.quantized(calibrator, task), task.samples)
+        assert torch.equal(first, again), (
+            "The same data give the same quantized model, also after another run. Keep nothing in the calibrator that "
+            "belongs to one model."
+        )
+
+    def test_batches_may_be_a_generator_of_uneven_sizes(self, calibrator: Calibrator, task: Task) -> None:
+        """Read once, and the last batch is smaller."""
+        converted = self.quantized(calibrator, task, iter(torch.split(task.samples, 24)))
+        assert bool(outputs(converted, task.samples).isfinite().all()), "The quantized model's outputs are finite."
+
+    @pytest.mark.parametrize("wrong", ["no batch", "another shape", "not finite"])
+    def test_unusable_data_are_refused(self, calibrator: Calibrator, task: Task, wrong: str) -> None:
+        """With an error of `dfq_plugins.errors`, rather than a network of meaningless ranges."""
+        batches = {
+            "no batch": [],
+            "another shape": [task.samples.new_zeros(4, task.spec.channels + 1, *task.spec.shape[1:])],
+            "not finite": [torch.full_like(task.samples, float("nan"))],
+        }[wrong]
+        with refused(f"Unusable data ({wrong})"):
+            self.quantized(calibrator, task, batches)
+
+    def test_an_uncalibrated_model_is_not_converted(self, calibrator: Calibrator, task: Task) -> None:
+        """`convert` before `calibrate` has no ranges."""
+        prepared = calibrator.prepare(task.model, task.spec, task.recipe, training=False)
+        with refused("convert() before calibrate()"):
+            calibrator.convert(prepared)
+
+    def test_an_unsupported_recipe_is_a_usage_error(
+        self, calibrator: Calibrator, task: Task, unsupported_recipe: Recipe
+    ) -> None:
+        """At once, in `prepare`, naming the widths."""
+        with refused(f"prepare() for {unsupported_recipe}", UsageError) as caught:
+            calibrator.prepare(task.model, task.spec, unsupported_recipe, training=False)
+        error = str(caught[0])
+        bits = str(unsupported_recipe.weight_bits)
+        assert bits in error, f"The error names the widths asked for, {unsupported_recipe}, got: {error}"
+
+    def test_describe_names_layers_that_exist(self, run: Run, task: Task) -> None:
+        """Layers with weights by their names in the float model, each with its number formats in words."""
+        quantized = run.calibrator.describe(run.converted).quantized
+        own = {name for name, _ in task.model.named_modules()}
+        assert any(layer.weight and layer.name in own for layer in quantized), (
+            "describe() lists at least one layer of the float model with the format of its weights, got "
+            f"{[layer.name for layer in quantized]}."
+        )
+        graph = getattr(run.converted, "graph", None)
+        known = (
+            own | {name for name, _ in run.converted.named_modules()} | {n.name for n in getattr(graph, "nodes", ())}
+        )
+        strange = [layer.name for layer in quantized if layer.name not in known]
+        assert not strange, f"describe() names modules or nodes that exist, but there is no {strange}."
+
+    def test_artifacts_are_checked_files_and_nothing_else_is_left(
+        self, calibrator: Calibrator, task: Task, tmp_path: Path
+    ) -> None:
+        """Each file has its size and passed a check; no temporary file stays; a second export replaces the first."""
+        folder = tmp_path / "new" / "artefacts"
+        converted = self.quantized(calibrator, task)
+        calibrator.export(converted, task.spec, folder)
+        artifacts = calibrator.export(converted, task.spec, folder)
+        assert artifacts, "export() writes at least one artefact, got none."
+        for artifact in artifacts:
+            assert artifact.path.is_file(), f"An artefact is a file, but there is no {artifact.path}."
+            size = artifact.path.stat().st_size
+            assert artifact.size_bytes == size, f"{artifact.path.name} has {size} bytes, not {artifact.size_bytes}."
+            assert artifact.checks, f"{artifact.path.name} was handed over unchecked. Run it, compare, and say so."
+            assert all(check.name and check.detail for check in artifact.checks), "A check has a name and figures."
+        found, named = {path for path in folder.rglob("*") if path.is_file()}, {a.path for a in artifacts}
+        assert found == named, (
+            f"The folder holds the artefacts and nothing else, but {sorted(p.name for p in found ^ named)} differ."
+        )
+
+    def test_a_failed_export_leaves_nothing_half_written(
+        self, calibrator: Calibrator, task: Task, tmp_path: Path
+    ) -> None:
+        """Where a name is taken by a folder, a DfqError says so and no file stays."""
+        converted = self.quantized(calibrator, task)
+        first, taken = tmp_path / "first", tmp_path / "taken"
+        for artifact in calibrator.export(converted, task.spec, first):
+            (taken / artifact.path.relative_to(first) / "taken").mkdir(parents=True)
+        with refused("export() to a name that a folder has"):
+            calibrator.export(converted, task.spec, taken)
+        left = [path.name for path in taken.rglob("*") if path.is_file()]
+        assert not left, f"A failed export leaves no file, but {left} stayed. Remove what was begun."

@@ -1,0 +1,109 @@
+"""Runs the contract of a generator or calibrator from a program, and returns what failed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CLASSES = {"generator": "InstalledGenerator", "calibrator": "InstalledCalibrator"}
+
+
+@dataclass(frozen=True)
+class ContractResult:
+    """What came of a contract.
+
+    Args:
+        passed: names of the tests that passed or did not apply.
+        failed: name of each test that failed, with the reason.
+    """
+
+    passed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run_contract(
+    kind: Literal["generator", "calibrator"], build: Callable[[], object], *, only: str = ""
+) -> ContractResult:
+    """Run the contract on fresh objects.
+
+    Args:
+        kind: whose contract.
+        build: called once for each test.
+        only: part of the names of the tests to run; all where empty.
+    """
+    result = ContractResult()
+    where = f"{Path(__file__).with_name('installed.py')}::{_CLASSES[kind]}"
+    # The user's own configuration and plugins have no say here.
+    settings = [
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(Path(__file__).parent),
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:terminal",
+    ]
+    settings += ["--import-mode=importlib", "--capture=sys", "-o", "python_classes=Installed*"]
+    with _no_other_plugins():
+        pytest.main([where, "-k", only, *settings], plugins=[_Collector(result), _Provider(build)])
+    return result
+
+
+class _Provider:
+    """Gives the contract its object."""
+
+    def __init__(self, build: Callable[[], object]) -> None:
+        self._build = build
+
+    @pytest.fixture
+    def plugin_under_check(self) -> object:
+        return self._build()
+
+
+class _Collector:
+    """Notes the outcome of each test."""
+
+    def __init__(self, result: ContractResult) -> None:
+        self._result = result
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.rpartition("::")[2]
+        if report.failed:
+            self._result.failed.setdefault(name, reason(report.longrepr))
+        elif report.when == "teardown" and name not in self._result.failed:
+            self._result.passed.append(name)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._result.failed["collection"] = str(report.longrepr)
+
+
+def reason(representation: Any) -> str:
+    """Return what an error said, without what pytest adds on its values."""
+    crash = getattr(representation, "reprcrash", None)
+    text = str(representation) if crash is None else str(crash.message)
+    return text.removeprefix("AssertionError: ").removeprefix("Failed: ").partition("\nassert ")[0]
+
+
+@contextmanager
+def _no_other_plugins() -> Iterator[None]:
+    """Keep pytest plugins and options of the environment out, and put the environment back."""
+    names = ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_CURRENT_TEST")
+    former = {name: os.environ.pop(name, None) for name in names}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

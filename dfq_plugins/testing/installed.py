@@ -1,0 +1,27 @@
+"""The contracts on a plugin that `run_contract` hands over; collected by it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dfq_plugins.testing import CalibratorContract, GeneratorContract
+
+
+class InstalledGenerator(GeneratorContract):
+    """The contract of the generator under check."""
+
+    @pytest.fixture
+    def generator(self, plugin_under_check: Any) -> Any:
+        """Return the plugin's own object."""
+        return plugin_under_check
+
+
+class InstalledCalibrator(CalibratorContract):
+    """The contract of the calibrator under check."""
+
+    @pytest.fixture
+    def calibrator(self, plugin_under_check: Any) -> Any:
+        """Return the plugin's own object."""
+        return plugin_under_check

@@ -1,0 +1,359 @@
+"""A generator and a calibrator that keep their contracts, and one that breaks each of its tests."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.types import (
+    Artifact,
+    Batch,
+    Check,
+    Coverage,
+    InputSpec,
+    ProgressEvent,
+    QuantizedLayer,
+    Recipe,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+
+class Uniform:
+    """Uniform noise in the valid range."""
+
+    def generate(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        *,
+        num_samples: int,
+        batch_size: int,
+        rng: torch.Generator,
+        report: Callable[[ProgressEvent], None],
+    ) -> Iterator[Batch]:
+        done = 0
+        while done < num_samples:
+            batch = self.batch(model, spec, min(batch_size, num_samples - done), rng)
+            done += len(batch[0])
+            report(ProgressEvent("synthesize", done, num_samples))
+            yield batch
+
+    def batch(self, _model: nn.Module, spec: InputSpec, size: int, rng: torch.Generator) -> Batch:
+        low, high = spec.extremes or (-1.0, 1.0)
+        return Batch(low + (high - low) * torch.rand(size, *spec.shape, generator=rng))
+
+
+class Remainderless(Uniform):
+    def generate(self, *arguments: Any, **settings: Any) -> Iterator[Batch]:
+        for batch in super().generate(*arguments, **settings):
+            if len(batch.inputs) == settings["batch_size"]:
+                yield batch
+
+
+class Greedy(Uniform):
+    def generate(self, *arguments: Any, **settings: Any) -> Iterator[Batch]:
+        yield from super().generate(*arguments, **settings | {"batch_size": settings["num_samples"]})
+
+
+class Pairs(Uniform):
+    def batch(self, *arguments: Any) -> Any:
+        return (super().batch(*arguments).inputs, None)
+
+
+class ChannelsLast(Uniform):
+    def batch(self, *arguments: Any) -> Batch:
+        return Batch(super().batch(*arguments).inputs.movedim(1, -1))
+
+
+class Attached(Uniform):
+    def batch(self, *arguments: Any) -> Batch:
+        return Batch(super().batch(*arguments).inputs.requires_grad_())
+
+
+class Double(Uniform):
+    def batch(self, *arguments: Any) -> Batch:
+        return Batch(super().batch(*arguments).inputs.double())
+
+
+class Undefined(Uniform):
+    def batch(self, *arguments: Any) -> Batch:
+        inputs = super().batch(*arguments).inputs
+        inputs[0] = float("nan")
+        return Batch(inputs)
+
+
+class Unclamped(Uniform):
+    def batch(self, *arguments: Any) -> Batch:
+        return Batch(super().batch(*arguments).inputs * 2)
+
+
+class Bounded(Uniform):
+    def batch(self, model: nn.Module, spec: InputSpec, size: int, rng: torch.Generator) -> Batch:
+        _low, _high = spec.bounds  # type: ignore[misc]  # None where the range is not known: the mistake
+        return super().batch(model, spec, size, rng)
+
+
+class Unlabelled(Uniform):
+    conditional = True
+
+
+class OneBasedLabels(Uniform):
+    def batch(self, model: nn.Module, spec: InputSpec, size: int, rng: torch.Generator) -> Batch:
+        return Batch(super().batch(model, spec, size, rng).inputs, torch.full((size,), spec.num_classes))
+
+
+class GloballyRandom(Uniform):
+    def batch(self, model: nn.Module, spec: InputSpec, size: int, rng: torch.Generator) -> Batch:
+        return super().batch(model, spec, size, rng.manual_seed(random.getrandbits(31)))
+
+
+class Seedless(Uniform):
+    def batch(self, model: nn.Module, spec: InputSpec, size: int, rng: torch.Generator) -> Batch:
+        return super().batch(model, spec, size, rng.manual_seed(0))
+
+
+class Ageing(Uniform):
+    """Spoils the model that it is given, and makes samples by it."""
+
+    def batch(self, model: nn.Module, *arguments: Any) -> Batch:
+        with torch.no_grad():
+            weight = next(model.parameters()).mul_(0.9)
+        return Batch(super().batch(model, *arguments).inputs * min(1.0, float(weight.abs().mean())))
+
+
+class LeakingNoGrad(Uniform):
+    """Yields inside `with torch.no_grad()`, which then holds in the caller's code."""
+
+    def generate(self, *arguments: Any, **settings: Any) -> Iterator[Batch]:
+        with torch.no_grad():
+            yield from super().generate(*arguments, **settings)
+
+
+class Silent(Uniform):
+    def generate(self, *arguments: Any, **settings: Any) -> Iterator[Batch]:
+        yield from super().generate(*arguments, **settings | {"report": lambda _: None})
+
+
+class NeverDone(Uniform):
+    def generate(self, *arguments: Any, report: Callable[[ProgressEvent], None], **settings: Any) -> Iterator[Batch]:
+        def late(event: ProgressEvent) -> None:
+            report(ProgressEvent(event.stage, event.completed, event.total + 1))
+
+        yield from super().generate(*arguments, report=late, **settings)
+
+
+BROKEN_GENERATORS: list[tuple[type[Uniform], str]] = [
+    (Remainderless, "test_makes_exactly_as_many_samples_as_asked_for"),
+    (Greedy, "test_no_batch_is_larger_than_asked_for"),
+    (Pairs, "test_yields_batch_records"),
+    (ChannelsLast, "test_inputs_have_the_shape_of_the_specification"),
+    (Attached, "test_inputs_are_plain_float32_tensors"),
+    (Double, "test_inputs_are_plain_float32_tensors"),
+    (Undefined, "test_inputs_are_finite"),
+    (Unclamped, "test_inputs_stay_in_the_valid_range"),
+    (Bounded, "test_an_input_of_unknown_range_is_made_or_refused"),
+    (Unlabelled, "test_labels_are_classes"),
+    (OneBasedLabels, "test_labels_are_classes"),
+    (GloballyRandom, "test_same_seed_same_values"),
+    (Seedless, "test_another_seed_other_values"),
+    (Ageing, "test_earlier_shards_leave_no_trace"),
+    (LeakingNoGrad, "test_the_process_stays_as_it_is"),
+    (Silent, "test_reports_progress"),
+    (NeverDone, "test_reports_progress"),
+]
+"""Each broken generator, and the test that catches it."""
+
+
+class RoundedLinear(nn.Module):
+    """A linear layer whose input is rounded to 255 levels of a range that calibration finds."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.range: float | None = None
+        self.observing = False
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.observing:
+            self.range = max(self.range or 0.0, float(inputs.abs().max()))
+        elif self.range is not None:
+            step = self.range / 127
+            inputs = (inputs / step).round().clamp(-127, 127) * step
+        result: torch.Tensor = self.layer(inputs)
+        return result
+
+
+class Rounding:
+    """Rounds the input of the classifier of the digits network: small, and honest in every step."""
+
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
+        if recipe != Recipe(8, 8) or training:
+            raise UsageError(f"Only w8a8 without training is there, got {recipe}. Choose w8a8.")
+        prepared: Any = copy.deepcopy(model)
+        prepared.classifier = RoundedLinear(prepared.classifier)
+        prepared.shape = spec.shape
+        return prepared  # type: ignore[no-any-return]
+
+    def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
+        prepared.classifier.observing = True
+        for batch in batches:
+            if tuple(batch.shape[1:]) != prepared.shape or not bool(batch.isfinite().all()):
+                raise DataError("A batch of another shape, or not finite. Give others.")
+            prepared(batch)
+        prepared.classifier.observing = False
+
+    def convert(self, prepared: Any) -> nn.Module:
+        if prepared.classifier.range is None:
+            raise UsageError("No data was seen. Calibrate first.")
+        return prepared  # type: ignore[no-any-return]
+
+    def describe(self, _converted: nn.Module) -> Coverage:
+        return Coverage((QuantizedLayer("classifier", "Linear", "float32", "int8"),))
+
+    def export(self, converted: Any, _spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        target, temporary = path / "range.txt", path / "range.tmp"
+        text = str(converted.classifier.range)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text)
+            temporary.replace(target)
+        except OSError as error:
+            raise DataError(f"Cannot write {target}: {error}. Choose another folder.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return (Artifact(target, "text", len(text), (Check("read", "it is there"),)),)
+
+
+class Anything(Rounding):
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
+        del recipe
+        return super().prepare(model, spec, Recipe(8, 8), training=training)
+
+
+class ListOfArtifacts(Rounding):
+    def export(self, *arguments: Any) -> Any:
+        return list(super().export(*arguments))
+
+
+class InPlace(Rounding):
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
+        model.train()
+        return super().prepare(model, spec, recipe, training=training)
+
+
+class Patching(Rounding):
+    def convert(self, prepared: nn.Module) -> nn.Module:
+        nn.Linear = RoundedLinear  # type: ignore[assignment, misc]
+        return super().convert(prepared)
+
+
+class FixedBatch(Rounding):
+    def convert(self, prepared: nn.Module) -> nn.Module:
+        converted: Any = super().convert(prepared)
+        converted.pool = nn.Sequential(converted.pool, nn.Unflatten(0, (-1, 64)), nn.Flatten(0, 1))
+        return converted  # type: ignore[no-any-return]
+
+
+class Shuffled(Rounding):
+    def convert(self, prepared: nn.Module) -> nn.Module:
+        converted: Any = super().convert(prepared)
+        layer = converted.classifier.layer
+        layer.weight.data, layer.bias.data = -layer.weight.data, -layer.bias.data
+        return converted  # type: ignore[no-any-return]
+
+
+class StillFloat(Rounding):
+    def convert(self, prepared: nn.Module) -> nn.Module:
+        converted: Any = copy.deepcopy(super().convert(prepared))
+        converted.classifier.range = None
+        return converted  # type: ignore[no-any-return]
+
+
+class Dataless(Rounding):
+    def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
+        super().calibrate(prepared, batches)
+        prepared.classifier.range = 8.0
+
+
+class Remembering(Rounding):
+    highest = 0.0
+
+    def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
+        super().calibrate(prepared, batches)
+        prepared.classifier.range += self.highest
+        self.highest = prepared.classifier.range
+
+
+class Indexing(Rounding):
+    def calibrate(self, prepared: Any, batches: Any) -> None:
+        super().calibrate(prepared, [batches[i] for i in range(len(batches))])
+
+
+class Trusting(Rounding):
+    def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
+        prepared.shape = None
+        prepared.classifier.observing = True
+        for batch in batches:
+            prepared(batch)
+        prepared.classifier.observing = False
+        prepared.classifier.range = prepared.classifier.range or 1.0
+
+
+class Optimistic(Rounding):
+    def convert(self, prepared: Any) -> nn.Module:
+        prepared.classifier.range = prepared.classifier.range or 1.0
+        return super().convert(prepared)
+
+
+class Inventing(Rounding):
+    def describe(self, converted: nn.Module) -> Coverage:
+        invented = QuantizedLayer("layer4.0.conv1", "Conv2d", "int8", "int8")
+        return Coverage((*super().describe(converted).quantized, invented))
+
+
+class Untidy(Rounding):
+    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        artifacts = super().export(converted, spec, path)
+        (path / "scratch.tmp").write_text("left")
+        return artifacts
+
+
+class Unchecked(Rounding):
+    def export(self, *arguments: Any) -> tuple[Artifact, ...]:
+        (artifact,) = super().export(*arguments)
+        return (Artifact(artifact.path, artifact.format, artifact.size_bytes, ()),)
+
+
+class HalfWriting(Rounding):
+    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        (path / "range.part").write_text("half") if (path / "range.txt").is_dir() else None
+        return super().export(converted, spec, path)
+
+
+BROKEN_CALIBRATORS: list[tuple[type[Rounding], str]] = [
+    (Anything, "test_an_unsupported_recipe_is_a_usage_error"),
+    (ListOfArtifacts, "test_each_step_returns_what_the_next_one_takes"),
+    (InPlace, "test_the_callers_model_stays_as_it_is"),
+    (Patching, "test_the_process_stays_as_it_is"),
+    (FixedBatch, "test_the_quantized_model_takes_any_batch_size"),
+    (Shuffled, "test_the_quantized_model_agrees_with_the_float_model"),
+    (StillFloat, "test_the_quantized_model_is_no_float_model"),
+    (Dataless, "test_the_ranges_come_from_the_data"),
+    (Remembering, "test_the_same_data_give_the_same_model"),
+    (Indexing, "test_batches_may_be_a_generator_of_uneven_sizes"),
+    (Trusting, "test_unusable_data_are_refused"),
+    (Optimistic, "test_an_uncalibrated_model_is_not_converted"),
+    (Inventing, "test_describe_names_layers_that_exist"),
+    (Untidy, "test_artifacts_are_checked_files_and_nothing_else_is_left"),
+    (Unchecked, "test_artifacts_are_checked_files_and_nothing_else_is_left"),
+    (HalfWriting, "test_a_failed_export_leaves_nothing_half_written"),
+]
+"""Each broken calibrator, and the test that catches it."""
