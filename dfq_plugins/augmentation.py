@@ -67,3 +67,30 @@ def _random_resized_crop(inputs: Tensor, smallest: float, rng: torch.Generator) 
     if inputs.ndim not in modes:
         return inputs
     return F.interpolate(cropped, size=inputs.shape[2:], mode=modes[inputs.ndim], align_corners=False)
+
+
+def pad_and_crop(inputs: Tensor, border: int, fill: Tensor, rng: torch.Generator) -> Tensor:
+    """Mirror half of the images, put a border round each, and cut each back to its size at a random place.
+
+    The usual augmentation of training on small images (He et al. 2016, section 4.2, with a border of 4 at 32 pixels).
+
+    Args:
+        inputs: `(batch, channels, height, width)`.
+        border: width of the border, in pixels.
+        fill: what the border holds, `(channels,)`.
+        rng: three draws an image, in their order, so that the split into batches makes no difference.
+
+    >>> image = torch.ones(1, 1, 4, 4)
+    >>> pad_and_crop(image, 0, torch.zeros(1), torch.Generator().manual_seed(0)).equal(image)
+    True
+    """
+    count, channels, height, width = inputs.shape
+    draws = torch.rand(count, 3, generator=rng)
+    mirrored = torch.where((draws[:, 0] < 0.5).view(-1, 1, 1, 1).to(inputs.device), inputs.flip(-1), inputs)  # noqa: PLR2004
+    level = fill.to(inputs).view(1, -1, 1, 1)
+    padded = F.pad(mirrored - level, (border,) * 4) + level
+    top, left = (draws[:, 1:] * (2 * border + 1)).long().to(inputs.device).unbind(1)
+    rows = (top[:, None] + torch.arange(height, device=inputs.device))[:, None, :, None]  # (batch, 1, height, 1)
+    columns = (left[:, None] + torch.arange(width, device=inputs.device))[:, None, None, :]  # (batch, 1, 1, width)
+    image = torch.arange(count, device=inputs.device)[:, None, None, None]
+    return padded[image, torch.arange(channels, device=inputs.device)[None, :, None, None], rows, columns]

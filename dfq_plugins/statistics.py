@@ -220,26 +220,53 @@ class StatisticsTaps:
         return calls
 
 
+class StatisticsPool:
+    """Pools the moments of batch after batch: the statistics are those of the set, whatever the batch size.
+
+    Args:
+        model: a network with at least one BatchNorm layer, in eval mode.
+        spec: adds the input pseudo-layer where the input is standardized.
+        names: the layers to observe; None observes all.
+    """
+
+    def __init__(self, model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None) -> None:
+        self._model = model
+        self._taps = StatisticsTaps(model, spec, names)
+        self._pooled: list[list[Moments]] = []
+
+    @torch.no_grad()
+    def add(self, batch: Tensor) -> None:
+        """Run one batch `(batch, *shape)` through the network; an empty one changes nothing."""
+        if len(batch):
+            with self._taps as taps:
+                self._model(batch)
+                new = taps.collect_calls(batch)
+            pairs = zip(self._pooled, new, strict=True)
+            self._pooled = [_pooled_calls(*pair) for pair in pairs] if self._pooled else new
+
+    def moments(self) -> Moments:
+        """Return the moments of all samples so far at every layer.
+
+        Raises:
+            ValueError: there was no sample.
+        """
+        if not self._pooled:
+            raise ValueError("Statistics need at least one sample, got none.")
+        return averaged_calls(self._pooled)
+
+
 def pooled_moments(
     model: nn.Module, batches: Iterable[Tensor], spec: InputSpec | None = None, names: Collection[str] | None = None
 ) -> Moments:
     """Run all batches through the network and return the moments of the whole set at every statistics layer.
 
-    The statistics are those of the set, not an average over batches, so they do not depend on the batch size.
-
     Raises:
         ValueError: there is no sample.
     """
-    pooled: list[list[Moments]] = []
-    with torch.no_grad(), StatisticsTaps(model, spec, names) as taps:
-        for batch in batches:
-            if len(batch):
-                model(batch)
-                layers = taps.collect_calls(batch)
-                pooled = [_pooled_calls(*pair) for pair in zip(pooled, layers, strict=True)] if pooled else layers
-    if not pooled:
-        raise ValueError("Statistics need at least one sample, got none.")
-    return averaged_calls(pooled)
+    pool = StatisticsPool(model, spec, names)
+    for batch in batches:
+        pool.add(batch)
+    return pool.moments()
 
 
 def _pooled_calls(known: list[Moments], new: list[Moments]) -> list[Moments]:
@@ -270,7 +297,10 @@ def layer_divergences(
     names = reached_layers(model, first[:1])
     if not names:
         return {}
-    stored = stored_statistics(model, spec, names)
-    moments = pooled_moments(model, chain([first], moved), spec, names)
-    per_channel = gaussian_kl(stored.mean, stored.var + stored.eps, moments.mean, moments.var + stored.eps)
-    return stored.per_layer(per_channel)
+    observed = pooled_moments(model, chain([first], moved), spec, names)
+    return divergence_of(stored_statistics(model, spec, names), observed)
+
+
+def divergence_of(stored: StoredStatistics, moments: Moments) -> dict[str, float]:
+    """Return the KL divergence of each layer's stored statistics from observed ones, a mean over channels in nats."""
+    return stored.per_layer(gaussian_kl(stored.mean, stored.var + stored.eps, moments.mean, moments.var + stored.eps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfq_plugins.augmentation import Augmentation, augment
+from dfq_plugins.augmentation import Augmentation, augment, pad_and_crop
 
 SHAPES = [(2, 3, 16), (2, 3, 8, 10), (2, 1, 6, 5, 7)]
 EVERYTHING = Augmentation(jitter=2, flip=True, crop=0.5)
@@ -88,3 +88,33 @@ def test_the_global_generator_is_not_used() -> None:
     before = torch.get_rng_state()
     augment(batch((1, 1, 8, 8)), EVERYTHING, rng())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# ------------------------------------------------------------------------------------- pad and crop
+
+
+def test_images_are_cut_from_a_border_of_the_fill_value() -> None:
+    images, fill = batch((40, 2, 6, 5)), torch.tensor([7.0, 9.0])
+    cut = pad_and_crop(images, 2, fill, rng(1))
+    padded = torch.nn.functional.pad(images - fill.view(1, 2, 1, 1), (2,) * 4) + fill.view(1, 2, 1, 1)
+    seen = set()
+    for image, original, border in zip(cut, images, padded, strict=True):
+        sources = {False: border, True: original.flip(-1)}
+        sources[True] = torch.nn.functional.pad(sources[True] - fill.view(2, 1, 1), (2,) * 4) + fill.view(2, 1, 1)
+        matches = [
+            (flipped, top, left)
+            for flipped, source in sources.items()
+            for top in range(5)
+            for left in range(5)
+            if torch.allclose(image, source[:, top : top + 6, left : left + 5])
+        ]
+        assert len(matches) >= 1
+        seen.add(matches[0])
+    assert len({flipped for flipped, _, _ in seen}) == 2
+    assert len({(top, left) for _, top, left in seen}) > 10
+
+
+def test_the_split_into_batches_makes_no_difference() -> None:
+    images, fill = batch((10, 1, 8, 8)), torch.zeros(1)
+    whole, generator = pad_and_crop(images, 1, fill, rng(2)), rng(2)
+    assert torch.equal(whole, torch.cat([pad_and_crop(part, 1, fill, generator) for part in images.split(3)]))

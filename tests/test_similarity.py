@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.augmentation import pad_and_crop
+from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.pipeline import synthesize
-from dfq_plugins.similarity import load_source, normalise, rank
+from dfq_plugins.similarity import AugmentationName, load_source, normalise, rank
 from dfq_plugins.statistics import layer_divergences
 from dfq_plugins.types import InputSpec
 
@@ -55,7 +56,7 @@ def test_data_are_ranked_by_their_distance_from_the_training_data(tiny_network: 
         "alike": list(noise(90, seed=1).split(32)),
         "wide": iter([noise(64, seed=2, std=2)]),
     }
-    rows = rank(tiny_network, SPEC, sources)
+    rows = rank(tiny_network, SPEC, sources, augmentation="none")
     assert [row.name for row in rows] == ["alike", "wide", "far"]
     assert [row.num_samples for row in rows] == [90, 64, 64]
     assert rows[0].divergence < 0.01
@@ -65,10 +66,13 @@ def test_data_are_ranked_by_their_distance_from_the_training_data(tiny_network: 
     assert rows[2].worst_layer == max(layers, key=lambda name: layers[name])
 
 
-def test_the_measure_is_of_the_whole_set_and_not_of_its_batches(tiny_network: nn.Module) -> None:
+@pytest.mark.parametrize("augmentation", ["none", "pad-and-crop"])
+def test_the_measure_is_of_the_whole_set_and_not_of_its_batches(
+    tiny_network: nn.Module, augmentation: AugmentationName
+) -> None:
     data = noise(96, seed=4) * torch.linspace(0.1, 2, 96).view(-1, 1, 1, 1)
     sources = {str(size): data.split(size) for size in (1, 7, 96)}
-    divergences = [row.divergence for row in rank(tiny_network, SPEC, sources)]
+    divergences = [row.divergence for row in rank(tiny_network, SPEC, sources, augmentation=augmentation)]
     assert max(divergences) == pytest.approx(min(divergences), rel=1e-3)
 
 
@@ -134,6 +138,38 @@ def test_other_errors_keep_their_own_text(tiny_network: nn.Module) -> None:
 
     with pytest.raises(ValueError, match=r"^my own loader$"):
         rank(tiny_network, SPEC, {"mine": failing()})
+
+
+# ------------------------------------------------------------------------------------- presentation
+
+
+def trained_on(images: torch.Tensor) -> nn.Module:
+    """A network whose stored statistics are those of the given images."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    network.train()(images)
+    return network.eval()
+
+
+def test_training_images_fit_best_as_training_showed_them() -> None:
+    images, bright = noise(256, seed=1, std=0.3), torch.tensor([-2.0, -2.5, -2.0])
+    shown = pad_and_crop(images, 1, bright, torch.Generator().manual_seed(5))
+    network = trained_on(shown)
+    (plain,) = rank(network, SPEC, {"a": [images]}, augmentation="none")
+    (best,) = rank(network, SPEC, {"a": [images]})
+    (synthetic,) = rank(network, SPEC, {"a": [shown]})
+    assert best.augmentation == "pad-and-crop"
+    assert best.divergence < plain.divergence / 5
+    assert (synthetic.augmentation, synthetic.divergence) == ("none", pytest.approx(0, abs=1e-2))
+
+
+@pytest.mark.parametrize("spec", [InputSpec((3, 8, 8)), InputSpec((3, 4, 4), value_range=(0, 1))])
+def test_only_images_of_a_known_range_have_a_border(spec: InputSpec) -> None:
+    network = trained_on(torch.rand(64, 3, 8, 8))
+    images = {"a": [torch.rand(8, *spec.shape)]}
+    assert rank(network, spec, images)[0].augmentation == "none"
+    with pytest.raises(UsageError, match="pad-and-crop needs images of at least 8 pixels a side with a known value"):
+        rank(network, spec, images, augmentation="pad-and-crop")
 
 
 # ------------------------------------------------------------------------------------- image folders

@@ -25,12 +25,21 @@ from dfq_plugins.errors import UsageError
 @model_options
 @click.argument("sources", nargs=-1, required=True)
 @spec_options
+@click.option(
+    "--augmentation",
+    type=click.Choice(["auto", "none", "pad-and-crop"]),
+    default="auto",
+    show_default=True,
+    help="How samples are shown to the model: plainly, mirrored and shifted over a border as in training on small "
+    "images, or whichever of the two fits a source better.",
+)
 @json_option
 def similarity(
     model_reference: str,
     sources: tuple[str, ...],
     weights: Path | None,
     threads: int | None,
+    augmentation: Any,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -46,15 +55,23 @@ def similarity(
 
         model = load_model(model_reference, weights, threads)
         spec = complete_spec(model, given)
-        rows = rank(model, spec, {source: load_source(Path(source), spec) for source in sources})
+        opened = {source: load_source(Path(source), spec) for source in sources}
+        rows = rank(model, spec, opened, augmentation=augmentation)
     if as_json:
         print_json({"ranking": [asdict(row) for row in rows]})
         return
-    columns = ("Rank", "Source", "Divergence", "Samples", "Worst layer")
+    columns = ("Rank", "Source", "Divergence", "Samples", "Shown", "Worst layer")
     print_table(
         columns,
         (
-            (str(place), row.name, f"{row.divergence:.4g}", str(row.num_samples), str(row.worst_layer))
+            (
+                str(place),
+                row.name,
+                f"{row.divergence:.4g}",
+                str(row.num_samples),
+                "plain" if row.augmentation == "none" else "padded",
+                row.worst_layer,
+            )
             for place, row in enumerate(rows, start=1)
         ),
     )
