@@ -30,6 +30,8 @@ Command = TypeVar("Command", bound="Callable[..., Any]")
 
 PLAIN_WIDTH = 120
 """Columns of a table that goes into a file or a pipe."""
+_UNBROKEN_WIDTH = 10_000
+"""For tables that go to a file or another program: a row stays one line, however long its paths are."""
 
 
 def numbers_option(flag: str, number: type[int | float], help_text: str) -> Callable[[Command], Command]:
@@ -132,11 +134,15 @@ def print_json(result: Mapping[str, Any]) -> None:
     click.echo(json.dumps(_jsonable(result), indent=2, allow_nan=False))
 
 
-def console() -> Console:
-    """Return a console on standard output that prints text as it is; colours only on a terminal without NO_COLOR."""
+def console(plain_width: int = PLAIN_WIDTH) -> Console:
+    """Return a console on standard output that prints text as it is; colours only on a terminal without NO_COLOR.
+
+    Args:
+        plain_width: columns where the output is no terminal.
+    """
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    width = None if sys.stdout.isatty() else plain_width
     return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
@@ -150,7 +156,7 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    console(_UNBROKEN_WIDTH).print(table)
 
 
 def _jsonable(value: Any) -> Any:
