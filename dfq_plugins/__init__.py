@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.distillation.loss import DistillationLoss
+    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.finetuning import finetune
     from dfq_plugins.hookspecs import hookimpl
     from dfq_plugins.pipeline import quantize, run_quantization, synthesize
     from dfq_plugins.quality.inspection import inspect
@@ -19,10 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "DistillationLoss",
+    "DistillationOptions",
     "InputSpec",
     "Recipe",
     "SyntheticDataset",
     "__version__",
+    "finetune",
     "hookimpl",
     "inspect",
     "quantize",
@@ -32,9 +38,12 @@ __all__ = [
 
 _HOMES = {
     "Batch": "types",
+    "DistillationLoss": "distillation.loss",
+    "DistillationOptions": "distillation.options",
     "InputSpec": "types",
     "Recipe": "types",
     "SyntheticDataset": "dataset",
+    "finetune": "finetuning",
     "hookimpl": "hookspecs",
     "inspect": "quality.inspection",
     "quantize": "pipeline",

@@ -90,11 +90,16 @@ def synthesize(
     registry = registry or get_registry()
     provided = registry.find("generator", generator)
     with preserve_global_state():
+    if provided.learns:
+        raise UsageError(
+            f"Generator {generator!r} learns against a student and makes no data set by itself. Give it to "
+            f"finetune(model, data, generator={generator!r}, ...)."
+        )
         record = registry.options("generator", generator, options)
         maker = registry.create("generator", generator, record)
         teacher = frozen_copy(model)
         check_finite(teacher)
-        spec = _checked_spec(teacher, spec, registry)
+        spec = checked_spec(teacher, spec, registry)
         _check_supported(maker, provided, teacher, spec)
         plan = DatasetPlan(
             model_digest=model_digest(teacher),
@@ -128,7 +133,13 @@ def default_shard_size(spec: InputSpec) -> int:
     return max(SMALLEST_SHARD, min(LARGEST_SHARD, VALUES_PER_SHARD // math.prod(spec.shape)))
 
 
-def _checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) -> InputSpec:
+def checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) -> InputSpec:
+    """Complete the specification, or make sure that the model takes and gives what it says.
+
+    Raises:
+        UsageError: the shape cannot be inferred, or the number of classes is another one.
+        ModelError: the model does not accept the shape.
+    """
     if spec is None:
         return complete_spec(model, registry=registry)
     outputs = trial_run(model, spec.shape)
@@ -196,6 +207,7 @@ def run_quantization(
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
+    finetune: Mapping[str, object] | object | None = None,
     registry: Registry | None = None,
 ) -> QuantizationRun:
     """Quantize a model after training, with one framework's own observers, kernels and export.
@@ -211,6 +223,8 @@ def run_quantization(
         options: settings of the calibrator, as a mapping or as its options record.
         output: folder for the artefacts; None exports nothing.
         listeners: called with every `ProgressEvent`.
+        finetune: train the quantized model as `dfq_plugins.finetune` does, with these settings, or the defaults where
+            True; the result is then its `FinetuningRun`.
         registry: where plugins are looked up; None takes those that are installed.
 
     Raises:
@@ -221,6 +235,21 @@ def run_quantization(
         ArtifactError: an exported file that does not agree with the model; it was removed.
     """
     registry = registry or get_registry()
+    if finetune not in (None, False):
+        from dfq_plugins import finetuning  # noqa: PLC0415  it builds on this module
+
+        return finetuning.finetune(
+            model,
+            data,
+            calibrator=calibrator,
+            recipe=recipe,
+            spec=spec,
+            options=options,
+            training=None if finetune is True else finetune,  # type: ignore[arg-type]  # checked there
+            output=output,
+            listeners=listeners,
+            registry=registry,
+        )
     provided = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     worker = registry.create("calibrator", calibrator, options)
@@ -229,7 +258,7 @@ def run_quantization(
         original = frozen_copy(model)
         check_finite(original)
         samples = as_calibration_data(data, spec)
-        spec = _checked_spec(original, samples.spec or complete_spec(original, shape=samples.shape), registry)
+        spec = checked_spec(original, samples.spec or complete_spec(original, shape=samples.shape), registry)
         samples.check(spec)
         with attributed(provided):
             prepared = worker.prepare(original, spec, recipe, training=False)

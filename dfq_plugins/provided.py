@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from dfq_plugins.types import CalibratorEntry, GeneratorEntry, PluginEntry, ProgressListenerEntry
+from dfq_plugins.types import (
+    CalibratorEntry,
+    GeneratorEntry,
+    LearningGeneratorEntry,
+    PluginEntry,
+    ProgressListenerEntry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +44,10 @@ KINDS: Mapping[Kind, Contract] = MappingProxyType(
 )
 
 
+LEARNING_METHODS = ("begin", "feedback", "batch", "state", "restore")
+"""What the host asks of a generator that learns against a student."""
+
+
 @dataclass(frozen=True)
 class Provided:
     """One generator, calibrator or listener and who provides it.
@@ -63,6 +73,16 @@ class Provided:
     def version(self) -> str:
         """Version of that distribution."""
         return self.origin.version
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is a generator that learns against a student, for `finetune` alone."""
+        return isinstance(self.entry, LearningGeneratorEntry)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that the object behind it must have."""
+        return LEARNING_METHODS if self.learns else KINDS[self.kind].methods
 
     @property
     def state(self) -> Literal["ready", "unavailable"]:

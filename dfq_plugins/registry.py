@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.loading import BrokenPlugin
-    from dfq_plugins.types import Calibrator, DataGenerator, PluginEntry, ProgressEvent
+    from dfq_plugins.types import Calibrator, DataGenerator, LearningGenerator, PluginEntry, ProgressEvent
 
 __all__ = ["Kind", "Provided", "Registry", "attributed", "attributed_iterator", "build_registry", "get_registry"]
 
@@ -118,13 +118,18 @@ class Registry:
         factory = _resolve(provided)
         with attributed(provided):
             built = factory(record)
-        lacking = [method for method in KINDS[kind].methods if not callable(getattr(built, method, None))]
+        lacking = [method for method in provided.methods if not callable(getattr(built, method, None))]
         if lacking:
             raise PluginError(
                 f"The {provided} builds a {type(built).__name__} without {', '.join(lacking)}(). "
                 f"See dfq_plugins.types for what a {kind} offers."
             )
         return built
+
+    def create_learning(self, name: str, options: object = None) -> LearningGenerator:
+        """Build a generator that learns against a student; raises as `create` does."""
+        built: Any = self.create("generator", name, options)
+        return built  # type: ignore[no-any-return]  # `create` checked its methods
 
     def infer_input_spec(self, model: nn.Module) -> InputSpec | None:
         """Ask the plugins for the input specification of `model`; outside plugins before the built-in ones."""

@@ -147,6 +147,40 @@ class DataGenerator(Protocol):
         ...
 
 
+class LearningGenerator(Protocol):
+    """Makes the inputs of a fine-tuning while it learns against the student; registered by a `LearningGeneratorEntry`.
+
+    Before each training step the loop calls `feedback(student)` and then `batch(size)`. The generator keeps its own
+    schedule: one that learns once in ten steps lets nine feedbacks pass and hands out the same inputs meanwhile.
+    """
+
+    def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
+        """Get ready for one run.
+
+        Args:
+            teacher: a private frozen copy in eval mode; gradients pass through it to its inputs.
+            spec: the input to make.
+            rng: the only source of randomness, in all calls.
+        """
+        ...
+
+    def feedback(self, student: nn.Module) -> None:
+        """Learn from the student as it is now. The student must not be changed; gradients left on it are cleared."""
+        ...
+
+    def batch(self, size: int) -> Batch:
+        """Return the inputs of the next step, `(size, *shape)`, with labels where they were made for given classes."""
+        ...
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """Return everything that the next calls depend on besides `rng`, for a checkpoint."""
+        ...
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` returned, after `begin`."""
+        ...
+
+
 @runtime_checkable
 class Calibrator(Protocol):
     """Takes a float model through one framework's own quantization, in torch.ao's own verbs."""
@@ -173,6 +207,22 @@ class Calibrator(Protocol):
         Raises:
             ArtifactError: an artefact does not agree with the torch model; the file is removed first.
         """
+        ...
+
+
+@runtime_checkable
+class TrainingCalibrator(Calibrator, Protocol):
+    """A calibrator that tells the training loop more of what `prepare(..., training=True)` returned.
+
+    Both methods are optional: one that is missing counts as if it named no scales and froze nothing.
+    """
+
+    def scale_parameters(self, prepared: nn.Module) -> Iterable[nn.Parameter]:
+        """Return the parameters that are learned quantizer scales, which have a learning rate of their own."""
+        ...
+
+    def freeze_ranges(self, prepared: nn.Module) -> None:
+        """Stop observing the ranges of activations, in place; called late in the training, perhaps twice."""
         ...
 
 
@@ -270,6 +320,10 @@ class PluginEntry:
 
 class GeneratorEntry(PluginEntry):
     """Registers a `DataGenerator`."""
+
+
+class LearningGeneratorEntry(GeneratorEntry):
+    """Registers a `LearningGenerator`, through the hook of the generators."""
 
 
 class CalibratorEntry(PluginEntry):

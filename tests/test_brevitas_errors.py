@@ -47,9 +47,9 @@ def test_unsupported_widths(tiny_network: nn.Module, tiny_spec: InputSpec, recip
         BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe.parse(recipe))
 
 
-def test_training_is_not_available_yet(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
-    with pytest.raises(UsageError, match="With brevitas, fine-tuning is not available yet"):
-        BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe(8, 8), training=True)
+def test_no_training_at_other_widths_either(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    with pytest.raises(UsageError, match="brevitas takes weights and activations of 2 to 8 bits, got w1a8"):
+        BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe(1, 8), training=True)
 
 
 def test_nothing_to_quantize(tiny_spec: InputSpec) -> None:

@@ -487,9 +487,9 @@ def test_other_widths_are_refused(tiny_network: nn.Module, tiny_spec: InputSpec,
         _prepare(tiny_network, tiny_spec, recipe)
 
 
-def test_training_is_refused(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
-    with pytest.raises(UsageError, match=r"Fine-tuning is not available yet.*training=False"):
-        _prepare(tiny_network, tiny_spec, training=True)
+def test_training_at_other_widths_is_refused(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    with pytest.raises(UsageError, match=r"takes 2 to 8 bits, got 1 bits for weights \(w1a8\)"):
+        _prepare(tiny_network, tiny_spec, "w1a8", training=True)
 
 
 def test_a_model_without_layers_to_quantize_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from dfq_brevitas.input_range import fix_input_range, make_input_unsigned
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantizers import quantizer_maps
 from dfq_brevitas.quiet import framework_notices_silenced
+from dfq_brevitas.training import learned_scales, take_gradients
 from dfq_brevitas.weights import apply_gptq, learn_rounding
 from dfq_plugins.calibration_data import check_batch
 from dfq_plugins.errors import ModelError, UsageError
@@ -44,6 +45,7 @@ class _Run:
 
     spec: InputSpec
     recipe: Recipe
+    training: bool = False
     samples: torch.Tensor | None = None
 
 
@@ -61,18 +63,21 @@ class BrevitasCalibrator:
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool = False) -> GraphModule:
         """Return a copy of `model`, traced, with BatchNorm folded and Brevitas's quantizers inserted.
 
+        For training, weights, biases and the scales of all quantizers take gradients once it is calibrated, but for the
+        scale of a network input whose range is known.
+
         Raises:
-            UsageError: the recipe or `training` is not supported.
+            UsageError: the recipe is not supported.
             ModelError: the model cannot be traced, or holds nothing to quantize.
         """
-        _require_supported(recipe, training=training)
+        _require_supported(recipe)
         private = frozen_copy(model).float()
         with framework_notices_silenced():
-            graph = quantized_graph(float_graph(private, self.options), recipe, self.options)
+            graph = quantized_graph(float_graph(private, self.options), recipe, self.options, training=training)
             _require_quantized(graph, model)
             if spec.extremes is not None and self.options.known_input_range:
                 make_input_unsigned(graph, spec.extremes, quantizer_maps(recipe, self.options).identities["unsigned"])
-        graph.meta[_RUN_KEY] = _Run(spec, recipe)
+        graph.meta[_RUN_KEY] = _Run(spec, recipe, training)
         return graph.eval()
 
     def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
@@ -102,7 +107,10 @@ class BrevitasCalibrator:
             if run.spec.extremes is not None and self.options.known_input_range:
                 fix_input_range(graph, run.spec.extremes)
             self._refine(graph, data)
-        graph.meta[_RUN_KEY] = _Run(run.spec, run.recipe, next(iter(data))[:_KEPT_SAMPLES].cpu())
+        if run.training:
+            known = run.spec.extremes is not None and self.options.known_input_range
+            take_gradients(graph, input_range_known=known)
+        graph.meta[_RUN_KEY] = replace(run, samples=next(iter(data))[:_KEPT_SAMPLES].cpu())
 
     def _refine(self, graph: GraphModule, data: _Batches) -> None:
         # The first run with quantization on computes the weights' scales, which stay from then on.
@@ -129,7 +137,11 @@ class BrevitasCalibrator:
         if run.samples is None:
             raise UsageError("Quantizers must see data before conversion. Call calibrate() first.")
         converted: GraphModule = copy.deepcopy(graph)
-        return converted.eval()
+        return converted.eval().requires_grad_(requires_grad=False)
+
+    def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
+        """Return the scales of weights and activations that the training learns."""
+        return learned_scales(_run_of(prepared)[1])
 
     def describe(self, converted: nn.Module) -> Coverage:
         """List layers, activations and additions with the widths that their own quantizers report."""
@@ -164,9 +176,7 @@ class _Batches:
             yield _checked(batch, self._spec).to(self._device)
 
 
-def _require_supported(recipe: Recipe, *, training: bool) -> None:
-    if training:
-        raise UsageError("With brevitas, fine-tuning is not available yet. Calibrate with training=False.")
+def _require_supported(recipe: Recipe) -> None:
     if recipe.weight_bits not in SUPPORTED_BITS or recipe.activation_bits not in SUPPORTED_BITS:
         raise UsageError(
             f"brevitas takes weights and activations of {SUPPORTED_BITS[0]} to {SUPPORTED_BITS[-1]} bits, got {recipe}"

@@ -9,6 +9,7 @@ with framework_notices_silenced():
     import brevitas.nn.quant_layer as nonlinear
     from brevitas import config as brevitas_config
     from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
+    from brevitas.core.scaling.runtime import StatsFromParameterScaling
     from brevitas.core.scaling.standalone import (
         ParameterFromRuntimeStatsScaling,
         ParameterFromStatsFromParameterScaling,
@@ -36,6 +37,7 @@ __all__ = [
     "ParameterFromStatsFromParameterScaling",
     "QuantTensor",
     "QuantWeightBiasInputOutputLayer",
+    "StatsFromParameterScaling",
     "StatsOp",
     "bias_correction_mode",
     "brevitas_config",

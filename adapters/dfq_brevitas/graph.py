@@ -104,13 +104,15 @@ def float_graph(model: nn.Module, options: BrevitasOptions) -> GraphModule:
     return graph
 
 
-def quantized_graph(graph: GraphModule, recipe: Recipe, options: BrevitasOptions) -> GraphModule:
+def quantized_graph(
+    graph: GraphModule, recipe: Recipe, options: BrevitasOptions, *, training: bool = False
+) -> GraphModule:
     """Insert Brevitas's quantizers into a float graph, in place.
 
     Raises:
         ModelError: Brevitas cannot handle the graph.
     """
-    maps = quantizer_maps(recipe, options)
+    maps = quantizer_maps(recipe, options, training=training)
     ignored = brevitas_config.IGNORE_MISSING_KEYS
     try:
         quantized = quantize(

@@ -46,17 +46,26 @@ def fix_input_range(graph: GraphModule, extremes: tuple[float, float]) -> int:
     Returns:
         How many quantizers were set: 0 where an addition shares its scale with another tensor, which stays calibrated.
     """
-    fixed = 0
-    for _, quantizer in list(input_quantizers(graph)):
-        scaling = quantizer.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
-        if _is_shared(graph, quantizer) or not isinstance(scaling, ParameterFromRuntimeStatsScaling):
-            continue
+    fixed = list(_own_scalings(graph))
+    for quantizer, scaling in fixed:
         bits = int(quantizer.act_quant.bit_width())
         threshold = _threshold(extremes, bits, signed=bool(quantizer.act_quant.is_signed))
         with torch.no_grad():
             scaling.value.fill_(threshold)
-        fixed += 1
-    return fixed
+    return len(fixed)
+
+
+def known_input_scalings(graph: GraphModule) -> list[Any]:
+    """Return the modules that hold the scales that `fix_input_range` sets."""
+    return [scaling for _, scaling in _own_scalings(graph)]
+
+
+def _own_scalings(graph: GraphModule) -> Iterator[tuple[Any, Any]]:
+    """Yield the quantizers of the input that share their scale with no other tensor, each with what holds the scale."""
+    for _, quantizer in list(input_quantizers(graph)):
+        scaling = quantizer.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
+        if isinstance(scaling, ParameterFromRuntimeStatsScaling) and not _is_shared(graph, quantizer):
+            yield quantizer, scaling
 
 
 def _threshold(extremes: tuple[float, float], bits: int, *, signed: bool) -> float:

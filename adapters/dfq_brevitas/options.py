@@ -72,6 +72,10 @@ class BrevitasOptions:
         default=True,
         metadata={"help": "quantize biases to 32-bit integers of the accumulator's scale"},
     )
+    learned_weight_scales: bool = field(
+        default=True,
+        metadata={"help": "in training, learn the weight scales; false: compute them from the weights at every step"},
+    )
     gptq: bool = field(
         default=False,
         metadata={"help": "choose weights layer by layer with GPTQ (one pass over the data per layer)"},

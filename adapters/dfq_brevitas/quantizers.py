@@ -11,6 +11,7 @@ from torch import nn
 from dfq_brevitas.framework import (
     MSESymmetricScaleSubInjector,
     ParameterFromStatsFromParameterScaling,
+    StatsFromParameterScaling,
     StatsOp,
     nonlinear,
     quant_nn,
@@ -77,10 +78,11 @@ class QuantizerMaps:
     identities: dict[str, tuple[Any, dict[str, Any]]]
 
 
-def quantizer_maps(recipe: Recipe, options: BrevitasOptions) -> QuantizerMaps:
-    """Return the maps of layers, activations and inserted quantizers for a recipe."""
+def quantizer_maps(recipe: Recipe, options: BrevitasOptions, *, training: bool = False) -> QuantizerMaps:
+    """Return the maps of layers, activations and inserted quantizers for a recipe, for training on request."""
     bias = scaled_int.Int32Bias if options.quantize_bias else None
-    layer = {"weight_quant": weight_quantizer(recipe, options), "bias_quant": bias, "return_quant_tensor": False}
+    weight = weight_quantizer(recipe, options, follow_weights=training and not options.learned_weight_scales)
+    layer = {"weight_quant": weight, "bias_quant": bias, "return_quant_tensor": False}
     signed = {"act_quant": activation_quantizer(recipe, options, signed=True), "return_quant_tensor": True}
     unsigned = {"act_quant": activation_quantizer(recipe, options, signed=False), "return_quant_tensor": True}
     return QuantizerMaps(
@@ -97,12 +99,15 @@ def quantizer_maps(recipe: Recipe, options: BrevitasOptions) -> QuantizerMaps:
     )
 
 
-def weight_quantizer(recipe: Recipe, options: BrevitasOptions) -> Any:
-    """Return a symmetric weight quantizer whose scale is computed once and then stays a parameter."""
+def weight_quantizer(recipe: Recipe, options: BrevitasOptions, *, follow_weights: bool = False) -> Any:
+    """Return a symmetric weight quantizer.
+
+    Its scale is computed once and then stays a parameter, or follows the weights wherever they go.
+    """
     return _with_search(_WEIGHTS[options.weight_scale, options.per_channel], options, options.weight_scale).let(
         bit_width=recipe.weight_bits,
         narrow_range=options.narrow_range,
-        scaling_impl=ParameterFromStatsFromParameterScaling,
+        scaling_impl=StatsFromParameterScaling if follow_weights else ParameterFromStatsFromParameterScaling,
     )
 
 

@@ -22,6 +22,7 @@ from dfq_pytorch_quantization.ranges import (
     load_weight_range,
 )
 from dfq_pytorch_quantization.swap import quantized_modules, reason_for_float, swap
+from dfq_pytorch_quantization.training import fix_ranges_after_training, learned_ranges, start_training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,8 +42,8 @@ SAMPLES_KEPT = 64
 class _Session:
     """What is remembered of a prepared module beside the module: its spec, and inputs to check artefacts on."""
 
-    def __init__(self, spec: InputSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: InputSpec, *, training: bool) -> None:
+        self.spec, self.training = spec, training
         self.samples: torch.Tensor | None = None
 
 
@@ -60,12 +61,14 @@ class PytorchQuantizationCalibrator:
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
         """Return a copy in eval mode with the framework's quantized modules; it computes in float until calibrated.
 
+        For training, its parameters take gradients once it is calibrated.
+
         Raises:
-            UsageError: a width that cannot be exported, or training asked for.
+            UsageError: a width that cannot be exported.
             ModelError: the model has no layer that the framework can quantize, weights that are not finite, or it does
                 not take inputs of the shape of the spec.
         """
-        _require_supported(recipe, training=training)
+        _require_supported(recipe)
         with quiet():
             prepared = swap(copy.deepcopy(model).eval(), recipe, self._options).eval()
             _require_quantizable(prepared, model, self._options)
@@ -78,7 +81,7 @@ class PytorchQuantizationCalibrator:
                     module.input_quantizer.num_bits = self._options.input_bits
                 observe(name, module.input_quantizer)
             fix_ranges(prepared, spec, on_input, self._options)
-        self._sessions[prepared] = _Session(spec)
+        self._sessions[prepared] = _Session(spec, training=training)
         return prepared
 
     def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
@@ -98,13 +101,23 @@ class PytorchQuantizationCalibrator:
             _load_ranges(prepared, self._options, device)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "enable_quant")
+        if session.training:
+            start_training(prepared, self._options)
+
+    def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
+        """Return the ends of the ranges that the training learns, if it does."""
+        return tuple(learned_ranges(prepared))
 
     def convert(self, prepared: nn.Module) -> nn.Module:
         """Return the calibrated module itself: the framework's own fake-quantized modules compute it.
 
+        After training, learned ranges become fixed ones.
+
         Raises:
             UsageError: it has not been calibrated.
         """
+        with quiet():
+            fix_ranges_after_training(prepared.eval())
         for name, module in quantized_modules(prepared):
             if not module.input_quantizer._disabled and module.input_quantizer.amax is None:  # noqa: SLF001
                 raise UsageError(f"{name!r} has no range yet. Call calibrate() before convert().")
@@ -135,9 +148,7 @@ class PytorchQuantizationCalibrator:
         return session
 
 
-def _require_supported(recipe: Recipe, *, training: bool) -> None:
-    if training:
-        raise UsageError("Fine-tuning is not available yet with pytorch-quantization. Prepare with training=False.")
+def _require_supported(recipe: Recipe) -> None:
     for tensor, bits in (("weights", recipe.weight_bits), ("activations", recipe.activation_bits)):
         if not NARROWEST <= bits <= WIDEST:
             raise UsageError(

@@ -27,12 +27,14 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
     from pytorch_quantization import calib, quant_modules
     from pytorch_quantization import nn as quant_nn
+    from pytorch_quantization.nn.modules.clip import Clip
     from pytorch_quantization.tensor_quant import QuantDescriptor
 logging.root.handlers[:] = _root_handlers
 
 from absl import logging as absl_logging  # noqa: E402  (absl also looks at the root handlers when it is first imported)
 
 __all__ = [
+    "Clip",
     "QuantDescriptor",
     "calib",
     "onnx_fake_quantization",

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 ActivationMethod = Literal["max", "entropy", "percentile", "mse"]
 WeightMethod = Literal["max", "mse"]
 Unsigned = bool | Literal["auto"]
+TrainingWeights = Literal["fixed", "follow"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class PytorchQuantizationOptions:
             below 8 bits alone, because TensorRT takes signed 8-bit integers only.
         input_bits: width of the quantizers on the network input, 2 to 8; None takes that of the recipe.
         pooling: whether the inputs of average pooling modules are quantized too, as the framework does.
+        learned_ranges: whether fine-tuning learns the ranges of activations, by the framework's own clipping.
+        training_weights: in fine-tuning, keep the calibrated weight ranges, or let them follow the largest weights.
     """
 
     activations: ActivationMethod = field(
@@ -43,3 +46,7 @@ class PytorchQuantizationOptions:
         default=None, metadata={"help": "bits of the network input itself; none: as the recipe says for activations"}
     )
     pooling: bool = field(default=True, metadata={"help": "quantize the inputs of average pooling modules"})
+    learned_ranges: bool = field(default=False, metadata={"help": "in training, learn the ranges of activations"})
+    training_weights: TrainingWeights = field(
+        default="fixed", metadata={"help": "in training, weight ranges: fixed, or follow the largest weights"}
+    )

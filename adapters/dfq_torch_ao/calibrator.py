@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 from dfq_plugins.calibration_data import check_batch
 from dfq_plugins.errors import ModelError, UsageError
@@ -27,6 +28,7 @@ from dfq_torch_ao.run import Run
 from dfq_torch_ao.saturation import saturate_activations
 from dfq_torch_ao.tensor_formats import record_formats
 from dfq_torch_ao.tracing import preparation_error
+from dfq_torch_ao.training import collecting_ranges, freeze_ranges, start_training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,21 +58,24 @@ class TorchAoCalibrator:
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool = False) -> GraphModule:
         """Return a copy of `model`, traced, with BatchNorm folded and observers inserted.
 
+        For training, BatchNorm stays beside its convolution, as torch.ao has it, and is folded by `convert`; fake
+        quantizers take the place of observers.
+
         Where the specification knows the range of the input, the input's quantizer takes it, whatever the data holds.
 
         Raises:
-            UsageError: the recipe, the engine or `training` is not supported.
+            UsageError: the recipe or the engine is not supported.
             ModelError: FX cannot trace the model.
         """
-        if training:
-            raise UsageError("With torch-ao, fine-tuning is not available yet. Calibrate with training=False.")
         engine = resolve_engine(self.options.engine)
         private = frozen_copy(model).float()
         exceptions = PrepareCustomConfig().set_non_traceable_module_names(list(self.options.non_traceable))
         with framework_notices_silenced(), preserve_global_state():
-            mapping = make_qconfig_mapping(recipe, self.options, engine)
+            mapping = make_qconfig_mapping(recipe, self.options, engine, training=training)
+            insert = prepare_qat_fx if training else prepare_fx
             try:
-                prepared: GraphModule = prepare_fx(private, mapping, (torch.zeros(1, *spec.shape),), exceptions)
+                sample = torch.zeros(1, *spec.shape)
+                prepared: GraphModule = insert(private.train(training), mapping, (sample,), exceptions).eval()
             except Exception as error:
                 raise preparation_error(private, error) from error
         if recipe.activation_bits < STORAGE_BITS:
@@ -80,7 +85,7 @@ class TorchAoCalibrator:
         if spec.extremes is not None:
             fix_input_range(prepared, spec.extremes)
         highest = activation_range(recipe, self.options, engine)[1]
-        Run(spec, recipe, engine, highest, self.options.non_traceable).attach(prepared)
+        Run(spec, recipe, engine, highest, self.options.non_traceable, training).attach(prepared)
         return prepared
 
     def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
@@ -93,13 +98,21 @@ class TorchAoCalibrator:
         graph, run = Run.of(prepared)
         device = next((parameter.device for parameter in graph.parameters()), torch.device("cpu"))
         seen = 0
-        with torch.no_grad():
+        with torch.no_grad(), collecting_ranges(graph) if run.training else nullcontext():
             for batch in batches:
                 check_batch(batch, run.spec)
                 graph(batch.to(device, torch.float32))
                 seen += len(batch)
         if seen == 0:
             raise UsageError("Calibration needs at least one sample, got none. Give batches of (samples, *shape).")
+        if run.training:
+            if run.highest_activation == FULL_RANGE:
+                widen_output_range(graph, self.options.output_margin)
+            start_training(graph, observe=self.options.training_ranges == "moving-average")
+
+    def freeze_ranges(self, prepared: nn.Module) -> None:
+        """Stop observing the ranges of activations; those of weights go on following the weights."""
+        freeze_ranges(Run.of(prepared)[0])
 
     def convert(self, prepared: nn.Module) -> GraphModule:
         """Return torch.ao's int8 model with its weights packed for the engine; `prepared` stays as it is.
@@ -110,8 +123,8 @@ class TorchAoCalibrator:
         """
         graph, run = Run.of(prepared)
         require_calibrated(graph)
-        observed = copy.deepcopy(graph).cpu()  # int8 kernels exist for the CPU only
-        if run.highest_activation == FULL_RANGE:
+        observed = copy.deepcopy(graph).cpu().eval()  # int8 kernels exist for the CPU only
+        if run.highest_activation == FULL_RANGE and not run.training:
             widen_output_range(observed, self.options.output_margin)
         with framework_notices_silenced(), preserve_global_state(), active_engine(run.engine):
             try:

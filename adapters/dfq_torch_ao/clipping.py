@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.ao.quantization import ObserverBase
+
+from dfq_torch_ao.observers import observer_of
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -36,7 +37,7 @@ def observe_clipped_values(prepared: GraphModule) -> int:
         nn.Module, list[Node]
     ] = {}  # one observer may stand in several places, and then sets one scale for all
     for node in prepared.graph.nodes:
-        if node.op == "call_module" and isinstance(modules[str(node.target)], ObserverBase):
+        if node.op == "call_module" and observer_of(modules[str(node.target)]) is not None:
             places.setdefault(modules[str(node.target)], []).append(node)
     clipped = {observer: _common_bounds(nodes, modules) for observer, nodes in places.items()}
     for observer, bounds in clipped.items():
@@ -64,7 +65,7 @@ def _bounds_before(node: Node, modules: dict[str, nn.Module]) -> Bounds | None:
         if (bounds := clipping_bounds(node, modules)) is not None:
             return bounds
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, ObserverBase) and module is not observer:
+        if observer_of(module) is not None and module is not observer:
             return None
     return None
 

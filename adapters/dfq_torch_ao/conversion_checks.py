@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.ao.quantization import ObserverBase
 
 from dfq_plugins.errors import ModelError, UsageError
+from dfq_torch_ao.observers import observer_of
 from dfq_torch_ao.tensor_formats import is_quantized_module, is_quantized_operation
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def require_calibrated(prepared: GraphModule) -> None:
 
 
 def _is_empty(module: nn.Module) -> bool:
-    lowest = getattr(module, "min_val", None)
-    if not isinstance(module, ObserverBase) or not isinstance(lowest, torch.Tensor):
+    lowest = getattr(observer_of(module), "min_val", None)
+    if not isinstance(lowest, torch.Tensor):
         return False
     return lowest.numel() == 0 or bool(torch.isinf(lowest).any())
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.ao.quantization import FixedQParamsObserver, MinMaxObserver, ObserverBase
+from torch.ao.quantization import MinMaxObserver
+
+from dfq_torch_ao.observers import fixed_like, observer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,16 +109,17 @@ def _input_observers(prepared: GraphModule, modules: dict[str, nn.Module]) -> It
     reached = [next(node for node in prepared.graph.nodes if node.op == "placeholder")]
     while reached:
         for node in reached.pop().users:
-            if node.op == "call_module" and isinstance(modules[str(node.target)], ObserverBase):
+            if node.op == "call_module" and observer_of(modules[str(node.target)]) is not None:
                 yield node
             elif moves_values(node, modules):
                 reached.append(node)
 
 
-def known_range(observer: Any, extremes: tuple[float, float]) -> FixedQParamsObserver:
-    """Return an observer with the number format of `observer` and the scale and zero point of the range."""
+def known_range(module: nn.Module, extremes: tuple[float, float]) -> nn.Module:
+    """Return an observer or fake quantizer like `module` with the scale and zero point of the range."""
+    observer: Any = observer_of(module)
     number_format = {name: getattr(observer, name) for name in ("dtype", "qscheme", "quant_min", "quant_max")}
     reference = MinMaxObserver(**number_format)
     reference(torch.tensor(extremes))
     scale, zero_point = reference.calculate_qparams()
-    return FixedQParamsObserver(scale.item(), zero_point.item(), **number_format)
+    return fixed_like(module, scale.item(), zero_point.item())

@@ -9,6 +9,7 @@ from annotated_types import Ge
 
 Engine = Literal["auto", "x86", "onednn", "fbgemm", "qnnpack"]
 ActivationObserver = Literal["histogram", "minmax", "moving-average-minmax"]
+TrainingRanges = Literal["calibrated", "moving-average"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,13 @@ class TorchAoOptions:
     activation_observer: ActivationObserver = field(
         default="histogram",
         metadata={"help": "how activation ranges are found; histogram clips outliers to the smallest squared error"},
+    )
+    training_ranges: TrainingRanges = field(
+        default="calibrated",
+        metadata={
+            "help": "activation ranges in training: calibrated before it, or followed by moving averages, as torch.ao "
+            "does, until they are frozen"
+        },
     )
     per_channel: bool = field(
         default=True,

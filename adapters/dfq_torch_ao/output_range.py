@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch.ao.quantization import FixedQParamsObserver, ObserverBase
+from torch.ao.quantization import FixedQParamsObserver
 
 from dfq_torch_ao.input_range import known_range, moves_values, replace_observers
+from dfq_torch_ao.observers import observer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,8 +45,8 @@ def _output_observers(calibrated: GraphModule, modules: dict[str, nn.Module]) ->
     reached = [node for node in calibrated.graph.nodes if node.op == "output"]
     while reached:
         for node in reached.pop().all_input_nodes:
-            module = modules.get(str(node.target)) if node.op == "call_module" else None
-            if isinstance(module, ObserverBase) and not isinstance(module, FixedQParamsObserver):
+            observer = observer_of(modules.get(str(node.target))) if node.op == "call_module" else None
+            if observer is not None and not isinstance(observer, FixedQParamsObserver):
                 yield node
             elif moves_values(node, modules):
                 reached.append(node)

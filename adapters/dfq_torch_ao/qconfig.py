@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.ao.quantization import (
+    FakeQuantize,
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
     QConfig,
     QConfigMapping,
+    get_default_qat_qconfig_mapping,
     get_default_qconfig_mapping,
 )
 
@@ -97,17 +100,43 @@ def weight_observer(bits: int, *, per_channel: bool) -> Any:
     return kind.with_args(dtype=torch.qint8, qscheme=scheme, quant_min=lowest, quant_max=highest)
 
 
-def make_qconfig_mapping(recipe: Recipe, options: TorchAoOptions, engine: str) -> QConfigMapping:
+def training_activation(recipe: Recipe, options: TorchAoOptions, engine: str) -> Any:
+    """Return the constructor of the fake quantizers of activations, around the observers of the options."""
+    lowest, highest = activation_range(recipe, options, engine)
+    follows = options.training_ranges == "moving-average"
+    kind = MovingAverageMinMaxObserver if follows else _ACTIVATION_OBSERVERS[options.activation_observer]
+    return FakeQuantize.with_args(observer=kind, dtype=torch.quint8, quant_min=lowest, quant_max=highest)
+
+
+def training_weight(bits: int, *, per_channel: bool) -> Any:
+    """Return the constructor of the fake quantizers of weights, whose ranges are those of the weights at each step."""
+    lowest, highest = weight_range(bits)
+    kind, scheme = (
+        (MovingAveragePerChannelMinMaxObserver, torch.per_channel_symmetric)
+        if per_channel
+        else (MovingAverageMinMaxObserver, torch.per_tensor_symmetric)
+    )
+    settings = {"dtype": torch.qint8, "qscheme": scheme, "quant_min": lowest, "quant_max": highest}
+    return FakeQuantize.with_args(observer=kind, averaging_constant=1.0, **settings)  # an average of the last one alone
+
+
+def make_qconfig_mapping(
+    recipe: Recipe, options: TorchAoOptions, engine: str, *, training: bool = False
+) -> QConfigMapping:
     """Return torch.ao's default mapping of `engine` with the observers of the recipe: every layer is quantized.
+
+    For training, fake quantizers with observers inside take the place of observers.
 
     Raises:
         UsageError: torch.ao cannot quantize to the widths of the recipe.
     """
     check_recipe(recipe)
-    activation = activation_observer(recipe, options, engine)
-    per_tensor = QConfig(activation=activation, weight=weight_observer(recipe.weight_bits, per_channel=False))
-    weight = weight_observer(recipe.weight_bits, per_channel=options.per_channel)
-    mapping = get_default_qconfig_mapping(engine).set_global(QConfig(activation=activation, weight=weight))
+    activation = (training_activation if training else activation_observer)(recipe, options, engine)
+    weight_of = training_weight if training else weight_observer
+    per_tensor = QConfig(activation=activation, weight=weight_of(recipe.weight_bits, per_channel=False))
+    weight = weight_of(recipe.weight_bits, per_channel=options.per_channel)
+    default = (get_default_qat_qconfig_mapping if training else get_default_qconfig_mapping)(engine)
+    mapping = default.set_global(QConfig(activation=activation, weight=weight))
     for kind in _TRANSPOSED:  # no kernel takes one scale per channel
         mapping.set_object_type(kind, per_tensor)
     for kind in _FLOAT_WEIGHT:

@@ -27,6 +27,7 @@ class Run:
         engine: engine that the weights are packed for.
         highest_activation: highest integer of an activation; 127 with eight bits in a reduced range.
         non_traceable: submodules left out on purpose.
+        training: whether it was prepared for quantization-aware training.
     """
 
     spec: InputSpec
@@ -34,6 +35,7 @@ class Run:
     engine: str
     highest_activation: int
     non_traceable: tuple[str, ...]
+    training: bool = False
 
     def attach(self, graph: GraphModule) -> None:
         """Keep the settings with `graph`."""

@@ -1,0 +1,43 @@
+"""What of a calibrated Brevitas graph is trained: weights, biases, and the scales, which Brevitas keeps as parameters.
+
+A calibrated activation quantizer holds its range in `ParameterFromRuntimeStatsScaling.value`, a weight quantizer in
+`ParameterFromStatsFromParameterScaling.value`. Both are learned through the straight-through rounding of the integers,
+as in LSQ (Esser et al. 2020, "Learned Step Size Quantization"), and no statistics are collected any more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dfq_brevitas.framework import (
+    ParameterFromRuntimeStatsScaling,
+    ParameterFromStatsFromParameterScaling,
+)
+from dfq_brevitas.input_range import known_input_scalings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfq_brevitas.framework import GraphModule
+
+_SCALINGS = (ParameterFromRuntimeStatsScaling, ParameterFromStatsFromParameterScaling)
+
+
+def take_gradients(graph: GraphModule, *, input_range_known: bool) -> None:
+    """Let everything be trained that training should change, in place.
+
+    Args:
+        graph: a calibrated graph.
+        input_range_known: whether the scale of the network's input was set from its known range, and stays.
+    """
+    graph.requires_grad_(requires_grad=True)
+    if input_range_known:
+        for scaling in known_input_scalings(graph):
+            scaling.requires_grad_(requires_grad=False)
+
+
+def learned_scales(graph: GraphModule) -> tuple[nn.Parameter, ...]:
+    """Return the scales that take gradients, each once."""
+    scalings = [module for module in graph.modules() if isinstance(module, _SCALINGS)]
+    values = {id(scaling.value): scaling.value for scaling in scalings if scaling.value.requires_grad}
+    return tuple(values.values())

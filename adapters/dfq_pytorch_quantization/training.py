@@ -1,0 +1,83 @@
+"""Fine-tuning of fake-quantized modules: what is learned, and how the ranges end up as numbers that can be exported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dfq_pytorch_quantization.framework import Clip, quiet
+from dfq_pytorch_quantization.ranges import SMALLEST_AMAX, calibrated_inputs
+from dfq_pytorch_quantization.swap import quantized_modules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from dfq_pytorch_quantization.options import PytorchQuantizationOptions
+
+
+def start_training(prepared: nn.Module, options: PytorchQuantizationOptions) -> None:
+    """Let weights, biases and BatchNorm's scale and shift take gradients, and the ranges move as the options say.
+
+    The range of the network's input stays where it is known.
+
+    Args:
+        prepared: a calibrated model; changed in place.
+        options: whether the ranges of activations are learned, and whether those of weights follow the weights.
+    """
+    prepared.requires_grad_(requires_grad=True)
+    if options.learned_ranges:
+        for _, module in calibrated_inputs(prepared):
+            if module.input_quantizer.amax is not None and not _off(module.input_quantizer):
+                _learn_range(module.input_quantizer)
+    if options.training_weights == "follow":
+        for quantizer in _weight_quantizers(prepared):
+            del quantizer._amax  # noqa: SLF001  (without a range, the framework computes it from the weight each time)
+
+
+def learned_ranges(prepared: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the ends of all ranges that are learned."""
+    for quantizer in _learning(prepared):
+        yield from (quantizer.clip.clip_value_min, quantizer.clip.clip_value_max)
+
+
+@torch.no_grad()
+def fix_ranges_after_training(prepared: nn.Module) -> None:
+    """Turn what was learned into ranges of the usual kind, in place; does nothing where there is nothing learned."""
+    for quantizer in list(_learning(prepared)):
+        highest = torch.max(-quantizer.clip.clip_value_min, quantizer.clip.clip_value_max)
+        quantizer.amax.copy_(highest.clamp(min=SMALLEST_AMAX))
+        quantizer._learn_amax = False  # noqa: SLF001  (no public access)
+        del quantizer.clip
+    for name, module in quantized_modules(prepared):
+        quantizer = getattr(module, "weight_quantizer", None)
+        if name and quantizer is not None and quantizer.amax is None and not _off(quantizer):
+            quantizer.register_buffer("_amax", quantizer._get_amax(module.weight).clamp(min=SMALLEST_AMAX))  # noqa: SLF001
+
+
+def _learn_range(quantizer: Any) -> None:
+    """Let the framework's own `Clip` learn the range, from the calibrated one on."""
+    highest = float(quantizer.amax)
+    with quiet():
+        quantizer.clip = Clip(-highest, highest, learn_min=True, learn_max=True).to(quantizer.amax.device)
+        quantizer.clip(quantizer.amax)  # warns, once in a process, that it is experimental
+    quantizer._learn_amax = True  # noqa: SLF001  (no public access)
+
+
+def _learning(model: nn.Module) -> Iterator[Any]:
+    for _, module in quantized_modules(model):
+        if module.input_quantizer._learn_amax:  # noqa: SLF001  (no public access)
+            yield module.input_quantizer
+
+
+def _weight_quantizers(model: nn.Module) -> Iterator[Any]:
+    for _, module in quantized_modules(model):
+        quantizer = getattr(module, "weight_quantizer", None)
+        if quantizer is not None and quantizer.amax is not None and not _off(quantizer):
+            yield quantizer
+
+
+def _off(quantizer: Any) -> bool:
+    return bool(quantizer._disabled)  # noqa: SLF001  (no public access)

@@ -1,0 +1,145 @@
+"""The batches of a training run: what a data set holds, in an order that depends on the seed and the step alone.
+
+Nothing is drawn from a state that would have to be kept: any step's batch can be made at any time, which is why an
+interrupted run goes on exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
+
+from dfq_plugins.augmentation import Augmentation, augment
+from dfq_plugins.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dfq_plugins.distillation.options import DistillationOptions
+
+FEWEST_SAMPLES = 2
+"""One to train on, and one to select the best state by."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs `(samples, *shape)` with what is known of them.
+
+    Args:
+        inputs: `(samples, *shape)`.
+        labels: classes `(samples,)`, or shares of each class `(samples, classes)`; None where there are none.
+        answers: the teacher's outputs `(samples, ...)`; None where they are still to be computed.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None = None
+    answers: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, indices: Tensor) -> Examples:
+        """Return the examples of these indices."""
+        parts = (self.inputs, self.labels, self.answers)
+        return Examples(*(None if part is None else part[indices] for part in parts))  # type: ignore[arg-type]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the values, in hexadecimal."""
+        found = hashlib.sha256(self.inputs.contiguous().numpy().tobytes())
+        if self.labels is not None:
+            found.update(self.labels.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+
+def rng_for(seed: int, *place: str | int) -> torch.Generator:
+    """Return a generator for one purpose at one place of a run.
+
+    >>> rng_for(0, "epoch", 1).initial_seed() == rng_for(0, "epoch", 2).initial_seed()
+    False
+    """
+    text = "/".join(map(str, (seed, *place)))
+    return torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) >> 1)
+
+
+def split_held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+    """Return the examples to train on, and those that only select the best state, drawn by the seed.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    count = len(examples)
+    if count < FEWEST_SAMPLES:
+        raise DataError(
+            f"Fine-tuning needs at least {FEWEST_SAMPLES} samples, one of them held out, got {count}. Synthesise more."
+        )
+    held_out = min(max(1, round(count * share)), count // 2)
+    order = torch.randperm(count, generator=rng_for(seed, "held-out"))
+    return examples.take(order[held_out:].sort().values), examples.take(order[:held_out].sort().values)
+
+
+class TrainingBatches:
+    """Full batches without end; each pass over the data is in a new order.
+
+    Args:
+        examples: what to train on.
+        options: size of a batch, seed, mixup and augmentation.
+        num_classes: width of the labels after mixup; None where there are none.
+    """
+
+    def __init__(self, examples: Examples, options: DistillationOptions, num_classes: int | None) -> None:
+        self.examples, self._options, self._classes = examples, options, num_classes
+        self._augmentation = Augmentation(options.jitter, options.flip, options.crop)
+        self._orders: dict[int, Tensor] = {}
+
+    def indices(self, step: int) -> Tensor:
+        """Return which examples a step takes, `(batch,)`."""
+        size, count = self._options.batch_size, len(self.examples)
+        positions = range(step * size, (step + 1) * size)
+        epochs = range(positions.start // count, math.ceil(positions.stop / count))
+        self._orders = {epoch: self._orders.get(epoch, self._order(epoch)) for epoch in epochs}
+        joined = torch.cat([self._orders[epoch] for epoch in epochs])
+        start = positions.start - epochs.start * count
+        return joined[start : start + size]
+
+    def batch(self, step: int) -> Examples:
+        """Return the batch of a step, mixed and augmented as the options say."""
+        chosen = self.examples.take(self.indices(step))
+        if not self._options.augments:
+            return chosen
+        rng = rng_for(self._options.seed, "augment", step)
+        mixed = mix_up(chosen, self._options.mixup, self._classes, rng) if self._options.mixup else chosen
+        return Examples(augment(mixed.inputs, self._augmentation, rng), mixed.labels)
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self.examples), generator=rng_for(self._options.seed, "epoch", epoch))
+
+
+def mix_up(examples: Examples, alpha: float, num_classes: int | None, rng: torch.Generator) -> Examples:
+    """Return each example mixed with another one, by a share drawn from Beta(alpha, alpha) for the whole batch.
+
+    Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", section 2.
+
+    >>> mixed = mix_up(Examples(torch.tensor([[0.0], [1.0]])), 1.0, None, torch.Generator().manual_seed(0))
+    >>> round(mixed.inputs.sum().item(), 4)
+    1.0
+    """
+    share = _beta(alpha, rng)
+    partner = torch.randperm(len(examples), generator=rng)
+    inputs = share * examples.inputs + (1 - share) * examples.inputs[partner]
+    if examples.labels is None or num_classes is None:
+        return Examples(inputs)
+    shares = F.one_hot(examples.labels, num_classes).to(inputs.dtype)
+    return Examples(inputs, share * shares + (1 - share) * shares[partner])
+
+
+def _beta(alpha: float, rng: torch.Generator) -> float:
+    """Return a draw from Beta(alpha, alpha), from two draws of a gamma distribution."""
+    shape = torch.tensor([alpha, alpha], dtype=torch.float64)
+    first, second = torch._standard_gamma(shape, generator=rng).tolist()  # noqa: SLF001  public draws take no generator
+    return float(first / (first + second)) if first + second > 0 else 0.5

@@ -1,0 +1,184 @@
+"""`DistillationLoss`: how far a student's answers are from its teacher's, as a drop-in loss for any training loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dfq_plugins.distillation import terms
+from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.taps import FeatureTaps, resolve_taps
+from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.inversion import use_bfloat16
+from dfq_plugins.model_state import device_of, frozen_copy
+from dfq_plugins.options import parse_options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_CLASSIFIER_AXES = 2
+
+
+class DistillationLoss(nn.Module):
+    """Weighted sum of the terms of `DistillationOptions`, between a student and a frozen copy of the teacher.
+
+    Where a user's own loop has `loss = criterion(model(inputs), labels)`::
+
+        criterion = DistillationLoss(teacher)
+        for inputs, labels, _ in data.loader(batch_size=64, shuffle=True):
+            loss = criterion(student(inputs), inputs)
+
+    With weights on features or attention maps the loss must see into the student: give it, with a batch to find the
+    taps by. Its hooks stay on the student until `close()`.
+
+    Args:
+        teacher: float network; a frozen copy is taken.
+        options: weights and temperature, as a record or a mapping; those about the schedule are not used here.
+        student: the network to look into; not needed without feature terms.
+        sample: a few inputs `(batch, *shape)` that both networks take; not needed without feature terms.
+
+    Raises:
+        UsageError: no term has a weight, feature terms without student and sample, or an unknown tap.
+        ModelError: a tap that the student does not have.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        options: DistillationOptions | Mapping[str, object] | None = None,
+        *,
+        student: nn.Module | None = None,
+        sample: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = parse_options(DistillationOptions, options, owner="fine-tuning")
+        require_a_term(self.options)
+        # Not a submodule: an optimizer or a checkpoint over the loss must not find the teacher's weights.
+        self._teacher = (frozen_copy(teacher),)
+        self._half = use_bfloat16(self.options.teacher_precision, device_of(teacher))
+        self._taps: tuple[FeatureTaps, FeatureTaps] | None = None
+        if self.options.compares_features:
+            if student is None or sample is None:
+                raise UsageError(
+                    "The feature and attention terms look into the student: give DistillationLoss(teacher, options, "
+                    "student=..., sample=inputs), or set feature_weight and attention_weight to 0."
+                )
+            pairs = resolve_taps(self.options.taps, self.teacher, student, sample)
+            self._taps = (
+                FeatureTaps(self.teacher, [pair.teacher for pair in pairs]),
+                FeatureTaps(student, [pair.student for pair in pairs]),
+            )
+        self.latest: dict[str, Tensor] = {}
+        """The terms of the last call before weighting, detached."""
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen copy of the teacher."""
+        return self._teacher[0]
+
+    @torch.no_grad()
+    def teach(self, inputs: Tensor) -> Tensor:
+        """Return the teacher's answers `(batch, ...)` to inputs `(batch, *shape)`, in float32."""
+        inputs = inputs.to(device_of(self.teacher))
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self._half):
+            answers: Tensor = self.teacher(inputs)
+        return answers.float()
+
+    def forward(
+        self, outputs: Tensor, inputs: Tensor, labels: Tensor | None = None, *, answers: Tensor | None = None
+    ) -> Tensor:
+        """Return the weighted sum of the terms, a scalar.
+
+        Args:
+            outputs: what the student returned for `inputs`, `(batch, classes)` or of another shape.
+            inputs: `(batch, *shape)`.
+            labels: classes `(batch,)` or shares of each class `(batch, classes)`, for the hard-label term; the
+                teacher's own choice where None.
+            answers: the teacher's outputs where they are known already.
+
+        Raises:
+            ModelError: student and teacher return different shapes.
+        """
+        if answers is None or self._taps is not None:
+            answers = self.teach(inputs)
+        check_same_shape(answers, outputs)
+        self.latest = self._terms(outputs.float(), answers, labels)
+        weights = self.options
+        total = outputs.new_zeros(())
+        for name, term in self.latest.items():
+            total = total + getattr(weights, f"{name}_weight") * term
+        self.latest = {name: term.detach() for name, term in self.latest.items()}
+        return total
+
+    def close(self) -> None:
+        """Take the hooks off the student."""
+        for taps in self._taps or ():
+            taps.close()
+        self._taps = None
+
+    def _terms(self, outputs: Tensor, answers: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        options = self.options
+        if options.kl_weight:
+            found["kl"] = terms.kl_divergence(_logits(outputs), answers, options.temperature)
+        if options.symmetrized_kl_weight:
+            found["symmetrized_kl"] = terms.symmetrized_kl(_logits(outputs), answers, options.temperature)
+        if options.logit_weight:
+            found["logit"] = terms.logit_difference(outputs, answers)
+        if options.label_weight:
+            found["label"] = terms.hard_labels(_logits(outputs), answers.argmax(1) if labels is None else labels)
+        if self._taps is not None:
+            found |= self._feature_terms(*self._taps)
+        return found
+
+    def _feature_terms(self, teacher: FeatureTaps, student: FeatureTaps) -> dict[str, Tensor]:
+        pairs = [
+            (ours.float(), theirs.float()) for ours, theirs in zip(student.collect(), teacher.collect(), strict=True)
+        ]
+        found: dict[str, Tensor] = {}
+        if self.options.feature_weight:
+            found["feature"] = torch.stack([terms.feature_difference(*pair) for pair in pairs]).sum()
+        if self.options.attention_weight:
+            spatial = [pair for pair in pairs if pair[0].ndim > _CLASSIFIER_AXES]
+            if not spatial:
+                raise UsageError(
+                    "The attention term compares maps over places, and no tap has any. Name convolutions in the option "
+                    "taps, or set attention_weight to 0."
+                )
+            found["attention"] = torch.stack([terms.attention_distance(*pair) for pair in spatial]).sum()
+        return found
+
+
+def require_a_term(options: DistillationOptions) -> None:
+    """Refuse weights that are all zero.
+
+    Raises:
+        UsageError: nothing would be learned.
+    """
+    weights = (options.kl_weight, options.symmetrized_kl_weight, options.logit_weight, options.label_weight)
+    if not any((*weights, options.compares_features)):
+        raise UsageError("All weights of the distillation loss are 0, so nothing is learned. Set kl_weight to 1.")
+
+
+def check_same_shape(answers: Tensor, outputs: Tensor) -> None:
+    """Refuse a student that answers in another form than its teacher.
+
+    Raises:
+        ModelError: names both shapes.
+    """
+    if answers.shape != outputs.shape:
+        raise ModelError(
+            f"Teacher and student must return the same shape, got {tuple(answers.shape)} from the teacher and "
+            f"{tuple(outputs.shape)} from the student. Give the float network that the student was made from."
+        )
+
+
+def _logits(outputs: Tensor) -> Tensor:
+    if outputs.ndim != _CLASSIFIER_AXES:
+        raise UsageError(
+            f"The KL and label terms need class logits (batch, classes), got {tuple(outputs.shape)}. For other "
+            "networks set kl_weight to 0 and logit_weight to 1."
+        )
+    return outputs

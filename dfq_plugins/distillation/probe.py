@@ -1,0 +1,96 @@
+"""Finds out, by running a network once, what enters each of its modules, and where its stages end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from dfq_plugins.model_state import device_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_DOWNSAMPLING = (_ConvNd, _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
+_SPATIAL = 3
+"""Axes of a feature with at least one spatial axis: batch, channels, places."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a module: its name, the module, what entered it and the shape of what came out."""
+
+    name: str
+    module: nn.Module
+    entered: Tensor
+    left: tuple[int, ...] | None
+
+
+def plain(value: Any) -> Tensor | None:
+    """Return the tensor in what a module is called with, also where a framework wraps it in a record; else None."""
+    inner = value if isinstance(value, Tensor) else getattr(value, "value", None)
+    return inner if isinstance(inner, Tensor) else None
+
+
+@torch.no_grad()
+def record_calls(model: nn.Module, sample: Tensor) -> list[Call]:
+    """Run `model` once and return the first call of each module, in order; its mode and hooks stay as they are."""
+    calls: dict[str, Call] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        entered, left = plain(inputs[0]) if inputs else None, plain(output)
+        if entered is not None and name not in calls:
+            calls[name] = Call(name, module, entered, None if left is None else tuple(left.shape))
+
+    def hook(name: str) -> Any:
+        return lambda module, inputs, output: note(name, module, inputs, output)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    try:
+        model(sample.to(device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(calls.values())
+
+
+def block_ends(calls: Sequence[Call], sample: Tensor) -> tuple[str, ...]:
+    """Return the modules that the stages of a network end before: each that downsamples, and the classifier.
+
+    What enters them is what Zhu et al. (2020) compare: features before each downsampling. Several modules that read
+    the same tensor, as a block and its shortcut do, count once; those that read the network's input do not count.
+
+    Args:
+        calls: of the float network.
+        sample: what the network was run on, `(batch, *shape)`.
+    """
+    found: list[Call] = []
+    for call in calls:
+        is_input = call.entered.shape[1:] == sample.shape[1:]
+        if _ends_stage(call) and not is_input and not any(call.entered is other.entered for other in found):
+            found.append(call)
+    return tuple(call.name for call in found)
+
+
+def _ends_stage(call: Call) -> bool:
+    if isinstance(call.module, nn.Linear):
+        return True
+    if not isinstance(call.module, _DOWNSAMPLING) or call.left is None or call.entered.ndim < _SPATIAL:
+        return False
+    return _places(call.left) < _places(call.entered.shape)
+
+
+def _places(shape: Sequence[int]) -> int:
+    """Return the number of places of a feature `(batch, channels, *spatial)`.
+
+    >>> _places((2, 16, 8, 8))
+    64
+    """
+    places = 1
+    for size in shape[2:]:
+        places *= size
+    return places

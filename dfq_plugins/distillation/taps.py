@@ -1,0 +1,152 @@
+"""Feature taps: what enters a module of the teacher beside what enters the module of that name in the student.
+
+Inputs rather than outputs are compared, because they survive what frameworks do to a network. A quantized graph folds
+BatchNorm and ReLU into the convolution before them, whose output then is another quantity; what the *next* convolution
+reads is still the same, and convolutions and linear layers keep their names in FX graphs of torch.ao and Brevitas.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from dfq_plugins.distillation.options import BLOCK_ENDS
+from dfq_plugins.distillation.probe import block_ends, plain, record_calls
+from dfq_plugins.errors import ModelError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.distillation.probe import Call
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A pair of modules whose inputs are compared: their names in the teacher and in the student."""
+
+    teacher: str
+    student: str
+
+
+def resolve_taps(names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor) -> tuple[Tap, ...]:
+    """Return the pairs of modules for the names that were asked for.
+
+    A module that a framework dissolved, such as a whole block in an FX graph, is replaced by one that reads the same
+    tensor and is still called, such as the block's first convolution.
+
+    Args:
+        names: modules of the teacher; `block-ends` stands for the ends of all its stages.
+        teacher: float network.
+        student: quantized network.
+        sample: inputs `(batch, *shape)` to run both on once.
+
+    Raises:
+        UsageError: the teacher never calls a module of that name.
+        ModelError: the student calls no module that reads the same tensor, or reads it in another shape.
+    """
+    calls = record_calls(teacher, sample)
+    present = {call.name: call for call in record_calls(student, sample)}
+    by_name = {call.name: call for call in calls}
+    wanted: list[str] = []
+    for name in names:
+        wanted += block_ends(calls, sample) if name == BLOCK_ENDS else [name]
+    if not wanted:
+        raise UsageError(
+            "Feature terms need taps, and no module of the network downsamples. Name modules in the option taps."
+        )
+    return tuple(_resolve(name, by_name, calls, present) for name in dict.fromkeys(wanted))
+
+
+def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], present: Mapping[str, Call]) -> Tap:
+    if name not in by_name:
+        raise UsageError(
+            f"A tap is a module that the network calls, and it calls none named {name!r}.{nearest(name, by_name)} "
+            f"Name one of its modules, e.g. {_some(by_name)}, or {BLOCK_ENDS}."
+        )
+    call = by_name[name]
+    readers = [name, *(other.name for other in calls if other.entered is call.entered and other.name != name)]
+    matches = [reader for reader in readers if reader in present]
+    if not matches:
+        raise ModelError(
+            f"The tap {name!r} is gone from the quantized network: the framework merged it with its neighbours."
+            f"{nearest(name, present)} Choose a module that is left in both, e.g. "
+            f"{_some(reader for reader in present if reader in by_name)}."
+        )
+    found = present[matches[0]]
+    if found.entered.shape != call.entered.shape:
+        raise ModelError(
+            f"The tap {name!r} reads a tensor of shape {tuple(call.entered.shape)} in the teacher and "
+            f"{tuple(found.entered.shape)} in the student. Choose a module that both call with the same."
+        )
+    return Tap(name, matches[0])
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(map(repr, listed[:_SHOWN])) + (", ..." if len(listed) > _SHOWN else "")
+
+
+class FeatureTaps:
+    """Keeps what enters the named modules at each forward pass of one network, until `close()`.
+
+    >>> import torch
+    >>> network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> with FeatureTaps(network, ["1"]) as taps:
+    ...     _ = network(torch.tensor([[-1.0, 2.0]]))
+    ...     taps.collect()
+    [tensor([[0., 2.]])]
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._features: dict[str, Tensor] = {}
+        self._hooks = ExitStack()
+        # Each pass begins anew, also after one that nobody collected, such as an evaluation between two steps.
+        self._hooks.callback(model.register_forward_pre_hook(lambda *_: self.forget()).remove)
+        for name in self._names:
+            handle = model.get_submodule(name).register_forward_pre_hook(self._hook(name))
+            self._hooks.callback(handle.remove)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hook(self, name: str) -> Any:
+        def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            feature = plain(inputs[0])
+            if feature is not None:
+                self._features.setdefault(name, feature)  # of a module that is called twice, the first call
+
+        return keep
+
+    def collect(self) -> list[Tensor]:
+        """Return the features of the last forward pass in the order of the names, and forget them.
+
+        Raises:
+            UsageError: the network was not run since the last time.
+        """
+        missing = [name for name in self._names if name not in self._features]
+        if missing:
+            raise UsageError(
+                f"The student must run before its loss is computed: no feature came from {missing[0]!r}. Call "
+                "loss(student(inputs), inputs) in each step, with the student that the loss was made for."
+            )
+        features = [self._features[name] for name in self._names]
+        self.forget()
+        return features
+
+    def forget(self) -> None:
+        """Forget what was kept."""
+        self._features.clear()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._hooks.close()
+        self.forget()

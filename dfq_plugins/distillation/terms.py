@@ -1,0 +1,94 @@
+"""Loss terms between a student and its teacher: pure functions, each a scalar that is 0 where both agree."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
+from torch import Tensor
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Kullback-Leibler divergence of the class probabilities, the teacher's first, in nats, mean over the batch.
+
+    `T^2 * KL(softmax(t / T) || softmax(s / T))`; the factor keeps gradients alike at all temperatures.
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.
+
+    Args:
+        student: logits `(batch, classes)`.
+        teacher: logits `(batch, classes)`.
+        temperature: what both are divided by.
+
+    >>> logits = torch.tensor([[2.0, -1.0]])
+    >>> kl_divergence(logits, logits, 4.0).item()
+    0.0
+    >>> certain, undecided = torch.tensor([[100.0, 0.0]]), torch.zeros(1, 2)
+    >>> round(kl_divergence(undecided, certain).item(), 4)  # one bit
+    0.6931
+    """
+    log_student, log_teacher = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean") * temperature**2
+
+
+def symmetrized_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence in both directions, added up. Source: Zhu et al. 2020 (arXiv 2010.07334), for pruning.
+
+    >>> first, second = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.0, 1.0]])
+    >>> symmetrized_kl(first, second).item() == symmetrized_kl(second, first).item()
+    True
+    """
+    return kl_divergence(student, teacher, temperature) + kl_divergence(teacher, student, temperature)
+
+
+def logit_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the outputs, of any shape.
+
+    >>> logit_difference(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]])).item()
+    2.0
+    """
+    return F.mse_loss(student, teacher)
+
+
+def hard_labels(student: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with labels, in nats.
+
+    Args:
+        student: logits `(batch, classes)`.
+        labels: classes `(batch,)`, or shares of each class `(batch, classes)` after mixup.
+
+    >>> round(hard_labels(torch.zeros(1, 4), torch.tensor([2])).item(), 4)
+    1.3863
+    """
+    return F.cross_entropy(student, labels)
+
+
+def feature_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two features of equal shape, as a share of the teacher's mean square.
+
+    >>> feature_difference(torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 2.0]])).item()
+    0.5
+    """
+    smallest = 1e-12  # a feature of zeros has no scale to compare with
+    return (student - teacher).square().mean() / teacher.square().mean().clamp_min(smallest)
+
+
+def attention_map(feature: Tensor) -> Tensor:
+    """Return the channel mean of squares of a feature `(batch, channels, *spatial)`, normalised, `(batch, places)`.
+
+    >>> round(attention_map(torch.tensor([[[3.0, 4.0], [3.0, 4.0]]])).norm().item(), 4)
+    1.0
+    """
+    return F.normalize(feature.square().mean(1).flatten(1), dim=1)
+
+
+def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Distance of two attention maps, mean over the batch: `|| f(s)/||f(s)|| - f(t)/||f(t)|| ||`.
+
+    Here f is the channel mean of squares, so that the scale of a feature does not count. Source: Zhu et al. 2020 (arXiv
+    2010.07334), equation of the term R_a.
+
+    >>> feature = torch.tensor([[[1.0, 2.0]]])
+    >>> attention_distance(3 * feature, feature).item()
+    0.0
+    """
+    distances: Tensor = torch.linalg.vector_norm(attention_map(student) - attention_map(teacher), dim=1)
+    return distances.mean()

@@ -1,0 +1,275 @@
+"""Orchestration of fine-tuning: model + data -> quantized model that was trained on the float model's answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.calibration_data import BATCH_SIZE, as_calibration_data
+from dfq_plugins.checks import check_finite, complete_spec
+from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.digest import model_digest
+from dfq_plugins.distillation.batches import Examples, split_held_out
+from dfq_plugins.distillation.loop import Student, Workplace, distill
+from dfq_plugins.distillation.loss import DistillationLoss
+from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.ranks import joined_ranks
+from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.listeners.broadcast import Broadcast
+from dfq_plugins.manifest import jsonable
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.options import parse_options
+from dfq_plugins.pipeline import QuantizationRun, checked_spec, top1_agreement
+from dfq_plugins.provided import attributed
+from dfq_plugins.registry import get_registry
+from dfq_plugins.storage import create_folder
+from dfq_plugins.types import ProgressEvent, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.calibration_data import CalibrationData, InputBatches
+    from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.sources import Source
+    from dfq_plugins.registry import Registry
+    from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
+
+CALIBRATION_SAMPLES = 1024
+"""Samples that ranges are calibrated on before the training; more change nothing and take time."""
+
+_SHOWN_DIGITS = 12
+
+
+class DataOriginWarning(UserWarning):
+    """The data was synthesised from another model than the one that is fine-tuned on it."""
+
+
+@dataclass(frozen=True)
+class FinetuningRun(QuantizationRun):
+    """A fine-tuned quantized model with everything that is known about it.
+
+    `agreement` is that of the finished model on held-out data.
+
+    Args:
+        agreement_before: the same of the model that was only calibrated.
+        history: points of the training's curves.
+        training: the settings of the training.
+    """
+
+    agreement_before: float
+    history: tuple[TrainingPoint, ...]
+    training: DistillationOptions
+
+
+def finetune(
+    model: nn.Module,
+    data: CalibrationData,
+    *,
+    calibrator: str,
+    recipe: str | Recipe = "w8a8",
+    spec: InputSpec | None = None,
+    options: Mapping[str, object] | object | None = None,
+    training: Mapping[str, object] | DistillationOptions | None = None,
+    generator: str | LearningGenerator | None = None,
+    generator_options: Mapping[str, object] | object | None = None,
+    output: Path | str | None = None,
+    work: Path | str | None = None,
+    strict: bool = False,
+    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
+    registry: Registry | None = None,
+) -> FinetuningRun:
+    """Calibrate a model inside one framework, then train it there to answer as the float model does.
+
+    Under `torchrun`, each process takes a part of every batch and returns the same model; the first one writes files.
+
+    Args:
+        model: trained float network, the teacher; stays as it is.
+        data: what to calibrate on, to train on, and, a part of it, to select the best state by.
+        calibrator: name of the framework's calibrator.
+        recipe: bit widths, such as "w8a8" or "w4a4".
+        spec: what an input looks like; a synthetic data set brings its own.
+        options: settings of the calibrator, as a mapping or as its options record.
+        training: settings of the training, as a mapping or as `DistillationOptions`.
+        generator: makes the training's inputs while it learns against the student, in place of `data`: the name of a
+            learning generator, or such an object.
+        generator_options: settings of a generator that is given by its name.
+        output: folder for the artefacts; None exports nothing.
+        work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
+        strict: refuse a data set that was made from another model, instead of warning.
+        listeners: called with every `ProgressEvent`.
+        registry: where plugins are looked up; None takes those that are installed.
+
+    Raises:
+        UsageError: a recipe, option, tap or name that cannot be used, or a width that the framework cannot train at.
+        PluginError: an unknown calibrator, or one whose framework is not installed.
+        ModelError: a model that the framework cannot trace, quantize or train.
+        DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run.
+        DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
+        ArtifactError: an exported file that does not agree with the model; it was removed.
+    """
+    registry = registry or get_registry()
+    provided = registry.find("calibrator", calibrator)
+    recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    settings = parse_options(DistillationOptions, training, owner="fine-tuning")
+    worker = registry.create("calibrator", calibrator, options)
+    maker = _learning_generator(generator, generator_options, registry)
+    broadcast = Broadcast(listeners, registry)
+    with preserve_global_state(), joined_ranks() as ranks:
+        torch.manual_seed(settings.seed)  # for whatever a framework or a generator draws from the global state
+        teacher = frozen_copy(model)
+        check_finite(teacher)
+        check_origin(data, teacher, strict=strict)
+        samples = as_calibration_data(data, spec)
+        spec = checked_spec(teacher, samples.spec or complete_spec(teacher, shape=samples.shape), registry)
+        samples.check(spec)
+        parts = split_held_out(_gathered(data, samples), settings.held_out, settings.seed)
+        with attributed(provided):
+            prepared = _calibrated(worker, teacher, spec, recipe, parts[0].inputs, broadcast)
+        batches = torch.split(parts[1].inputs, settings.batch_size)
+        judged = partial(top1_agreement, teacher, batches=batches, limit=len(parts[1]))
+        before = judged(prepared.eval())
+        record = registry.options("calibrator", calibrator, options)
+        about = [calibrator, str(recipe), asdict(record), spec, _name_of(generator), generator_options]
+        place = Workplace(_work_folder(work), run_identity(teacher, parts, settings, about), broadcast, ranks)
+        history = _trained(_student(prepared, worker), teacher, spec, parts, settings, maker, place)
+        with attributed(provided):
+            converted = worker.convert(prepared)
+            coverage = worker.describe(converted)
+            agreement = judged(converted)
+            artifacts = worker.export(converted, spec, Path(output)) if output is not None and ranks.leads else ()
+        ranks.wait()
+    return FinetuningRun(converted, calibrator, recipe, coverage, artifacts, agreement, before, history, settings)
+
+
+def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
+    """Warn of a synthetic data set that was made from another model, or refuse it.
+
+    Raises:
+        DataError: it was, and `strict` is set.
+    """
+    if not isinstance(data, SyntheticDataset):
+        return
+    theirs, ours = data.manifest.model_digest, model_digest(teacher)
+    if theirs == ours:
+        return
+    message = (
+        f"The data in {data.folder} was made from another model: digest {theirs[:_SHOWN_DIGITS]} there, "
+        f"{ours[:_SHOWN_DIGITS]} of the model given."
+    )
+    if strict:
+        raise DataError(f"{message} Synthesise data from this model, or do without strict.")
+    warnings.warn(
+        f"{message} Its inputs fit that one's statistics. Synthesise data from this model.",
+        DataOriginWarning,
+        stacklevel=3,
+    )
+
+
+def run_identity(
+    teacher: nn.Module, parts: tuple[Examples, Examples], settings: DistillationOptions, about: object
+) -> str:
+    """Return the digest of everything that the result of a training depends on, in hexadecimal.
+
+    The time budget is left out: a run may be resumed with another one.
+    """
+    training = asdict(replace(settings, max_seconds=None))
+    told = jsonable([model_digest(teacher), [part.digest for part in parts], training, about])
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _gathered(data: CalibrationData, samples: InputBatches) -> Examples:
+    """Return all samples in memory, with the labels of a synthetic data set."""
+    if isinstance(data, SyntheticDataset) and data.manifest.labels != "none":
+        batches = list(data.loader(batch_size=BATCH_SIZE))
+        return Examples(torch.cat([batch.inputs for batch in batches]), torch.cat([batch.labels for batch in batches]))
+    return Examples(torch.cat(list(samples)))
+
+
+def _calibrated(
+    worker: Calibrator, teacher: nn.Module, spec: InputSpec, recipe: Recipe, inputs: Tensor, report: Broadcast
+) -> nn.Module:
+    """Return the framework's network for training, its ranges calibrated."""
+    prepared = worker.prepare(teacher, spec, recipe, training=True)
+    samples = as_calibration_data(inputs[:CALIBRATION_SAMPLES], spec)
+    total = len(samples)
+    with torch.no_grad():
+        worker.calibrate(prepared, samples.observed(lambda done: report(ProgressEvent("calibrate", done, total))))
+    return prepared
+
+
+def _student(prepared: nn.Module, worker: Calibrator) -> Student:
+    """Return the prepared network with what the calibrator tells of it, where it does."""
+    scales, freeze = getattr(worker, "scale_parameters", None), getattr(worker, "freeze_ranges", None)
+    return Student(
+        prepared,
+        () if scales is None else tuple(scales(prepared)),
+        (lambda: None) if freeze is None else partial(freeze, prepared),
+    )
+
+
+def _trained(
+    student: Student,
+    teacher: nn.Module,
+    spec: InputSpec,
+    parts: tuple[Examples, Examples],
+    settings: DistillationOptions,
+    maker: LearningGenerator | None,
+    place: Workplace,
+) -> tuple[TrainingPoint, ...]:
+    """Train the student in place and return the curves."""
+    examples, held_out = parts
+    loss = DistillationLoss(teacher, settings, student=student.model, sample=held_out.inputs[:2])
+    try:
+        source: Source
+        if maker is not None:
+            source = GeneratorSource(maker, frozen_copy(teacher), spec, settings)
+        else:
+            source = DatasetSource(answered(examples, loss, settings), settings, spec.num_classes)
+        return distill(student, loss, source, held_out, settings, place)
+    finally:
+        loss.close()
+
+
+def answered(examples: Examples, loss: DistillationLoss, settings: DistillationOptions) -> Examples:
+    """Return the examples with the teacher's answers where no step will ask the teacher anew."""
+    if settings.augments or settings.compares_features:
+        return examples
+    answers = torch.cat([loss.teach(batch).cpu() for batch in torch.split(examples.inputs, settings.batch_size)])
+    return replace(examples, answers=answers)
+
+
+def _learning_generator(
+    generator: str | LearningGenerator | None, options: Mapping[str, object] | object | None, registry: Registry
+) -> LearningGenerator | None:
+    if not isinstance(generator, str):
+        return generator
+    provided = registry.find("generator", generator)
+    if not provided.learns:
+        raise UsageError(
+            f"Generator {generator!r} does not learn against a student: it makes data sets. Give "
+            f"synthesize(model, generator={generator!r}) as the data."
+        )
+    made: LearningGenerator = registry.create_learning(generator, options)
+    return made
+
+
+def _name_of(generator: str | LearningGenerator | None) -> str | None:
+    return generator if generator is None or isinstance(generator, str) else type(generator).__qualname__
+
+
+def _work_folder(work: Path | str | None) -> Path | None:
+    if work is None:
+        return None
+    folder = Path(work).absolute()
+    create_folder(folder)
+    return folder
