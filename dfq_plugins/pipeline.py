@@ -20,6 +20,7 @@ from dfq_plugins.manifest import GeneratorRecord
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.plan import DatasetPlan
 from dfq_plugins.provided import attributed
+from dfq_plugins.ranks import Rank
 from dfq_plugins.registry import get_registry
 from dfq_plugins.synthesis import write_dataset
 from dfq_plugins.types import ProgressEvent, Recipe
@@ -116,7 +117,7 @@ def synthesize(
         owner = tempfile.TemporaryDirectory(prefix="dfq-") if output is None else None
         folder = Path(owner.name) if owner is not None else Path(output)  # type: ignore[arg-type]
         try:
-            return write_dataset(folder, plan, teacher, generate, provided, broadcast, owner)
+            return write_dataset(folder, plan, teacher, generate, provided, broadcast, owner, Rank.current())
         except BaseException:
             if owner is not None:
                 owner.cleanup()

@@ -1,4 +1,4 @@
-"""Atomic file writes, the lock on an output folder, and the removal of what a killed run left. Imports no torch."""
+"""Atomic file writes, and the removal of what a killed run left. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from dfq_plugins.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK_FILE = ".dfq-lock"
-"""Lies in the folder while a run writes into it; the operating system frees the lock of a killed process."""
+"""Begins the name of every lock; they lie in the folder while a run writes into it. See `dfq_plugins.locks`."""
 
 TEMPORARY_SUFFIX = ".dfq-tmp"
 """Ends the name of every file that is not complete yet."""
@@ -111,13 +109,13 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def is_own_leftover(path: Path) -> bool:
-    """Whether `path` is the lock or a temporary file of this package, which a killed run leaves behind.
+    """Whether `path` is a lock or a temporary file of this package, which a killed run leaves behind.
 
     >>> from pathlib import Path
     >>> is_own_leftover(Path("out/.manifest.json.71-0a1b2c3d.dfq-tmp")), is_own_leftover(Path("out/notes.txt"))
     (True, False)
     """
-    return path.name == LOCK_FILE or path.name.endswith(TEMPORARY_SUFFIX)
+    return path.name.startswith(LOCK_FILE) or path.name.endswith(TEMPORARY_SUFFIX)
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -125,36 +123,3 @@ def remove_temporary_files(folder: Path) -> None:
     with explained(folder):
         for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
             path.unlink(missing_ok=True)
-
-
-class FolderLock:
-    """Lets one run at a time write into a folder, across processes and threads; never waits."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        # thread_local=False: a run may be closed by another thread than the one that began it.
-        self._lock = FileLock(folder / LOCK_FILE, thread_local=False)
-
-    def acquire(self) -> None:
-        """Take the lock.
-
-        Raises:
-            DataError: another run holds it, or the folder is not writable.
-        """
-        with explained(self._folder / LOCK_FILE):
-            try:
-                self._lock.acquire(blocking=False)
-            except Timeout:
-                raise DataError(
-                    f"Another run is writing into {self._folder}, and two runs never share an output folder. "
-                    "Wait until it ends, or choose another output folder."
-                ) from None
-
-    def release(self) -> None:
-        """Give the lock back and remove its file; does nothing where the lock is not held."""
-        if not self._lock.is_locked:
-            return
-        # Removed while still held: a run that opened the old file meanwhile finds it unlinked and refuses it.
-        with contextlib.suppress(OSError):
-            (self._folder / LOCK_FILE).unlink()
-        self._lock.release()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dfq_plugins.listeners.broadcast import Broadcast
     from dfq_plugins.plan import DatasetPlan
     from dfq_plugins.provided import Provided
+    from dfq_plugins.ranks import Rank
     from dfq_plugins.types import InputSpec
 
 
@@ -35,6 +36,7 @@ def write_dataset(
     provided: Provided,
     broadcast: Broadcast,
     owner: tempfile.TemporaryDirectory[str] | None,
+    rank: Rank,
 ) -> SyntheticDataset:
     """Write every shard of the plan that the folder does not hold yet, and finish the data set.
 
@@ -46,18 +48,18 @@ def write_dataset(
         provided: who provides the generator, for errors.
         broadcast: hears of progress.
         owner: the temporary directory that `folder` is, if it is one.
+        rank: which process of a distributed run this is; the ranks share the shards.
     """
-    with DatasetWriter.begin(folder, plan) as writer:
-        pending = writer.pending()
-        done = plan.num_samples - sum(shard.num_samples for shard in pending)
-        for shard in pending:
+    with DatasetWriter.begin(folder, plan, rank) as writer:
+        for shard in writer.shares():
+            done = plan.num_samples - writer.samples_left
             report = _overall(broadcast, done, shard.num_samples, plan.num_samples)
             rng = torch.Generator().manual_seed(writer.shard_seed(shard))
             size = shard.num_samples
             with attributed(provided):
                 batches = generate(num_samples=size, batch_size=size, rng=rng, report=report)
             writer.write(shard, *_judged(teacher, plan.spec, _exactly(size, batches, provided)))
-            done += shard.num_samples
+        writer.await_turn_to_finish()
         divergence: Mapping[str, float] = {}
         if not writer.is_complete and statistics_layers(teacher):
             divergence = layer_divergences(teacher, writer.written_inputs(), plan.spec)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.locks import POLL_SECONDS, FolderLock
 from dfq_plugins.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from dfq_plugins.plan import DatasetPlan, ShardPlan, check_same_settings, library_versions
 from dfq_plugins.sample_checks import checked_batch
 from dfq_plugins.shards import inspect_shard, load_shard, write_shard
-from dfq_plugins.storage import FolderLock, create_folder, is_own_leftover, remove_empty, remove_temporary_files
+from dfq_plugins.storage import create_folder, is_own_leftover, remove_empty, remove_temporary_files
 
 if TYPE_CHECKING:
     import tempfile
@@ -22,33 +24,42 @@ if TYPE_CHECKING:
     import torch
 
     from dfq_plugins.manifest import Manifest, ShardRecord
+    from dfq_plugins.ranks import Rank
     from dfq_plugins.shards import Inspection
 
 
 class DatasetWriter:
-    """One run that writes into one folder, alone: begin it, write every pending shard, finish it.
+    """One run that writes into one folder, alone or as one of its ranks: begin it, write its shares, finish it.
 
     A context manager that gives the folder back at the end, also after an exception. What was written stays::
 
         with DatasetWriter.begin(folder, plan) as writer:
-            for shard in writer.pending():
+            for shard in writer.shares():
                 writer.write(shard, *synthesise(shard.num_samples, seed=writer.shard_seed(shard)))
+            writer.await_turn_to_finish()
             data = writer.finish(divergence)
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, lock: FolderLock) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, lock: FolderLock, *, alone: bool = True) -> None:
         self.folder = folder
         self.manifest = manifest
         self._lock = lock
+        self._alone = alone
         self._written: set[int] = set()
+        self._left = manifest.num_samples
         self._closed = False
 
     @classmethod
-    def begin(cls, folder: Path | str, plan: DatasetPlan) -> Self:
+    def begin(cls, folder: Path | str, plan: DatasetPlan, rank: Rank | None = None) -> Self:
         """Take the folder for this run: a new one, one to resume, or a finished set to extend.
 
         A folder with an unfinished run of the same settings goes on where that stopped. A set with fewer samples than
         `plan` asks for gets new shards after its own, which keep every byte.
+
+        Args:
+            folder: where the data set lies.
+            plan: what it is to hold.
+            rank: which process of a distributed run this is. The first to come writes the plan, the others go by it.
 
         Raises:
             DataError: the folder holds another model's data set, one of other settings, or files of something else;
@@ -58,11 +69,15 @@ class DatasetWriter:
         folder = Path(folder).absolute()
         _refuse_foreign_files(folder)
         created = create_folder(folder)
-        lock = FolderLock(folder)
+        lock = FolderLock(folder, rank)
         try:
-            lock.acquire()
-            remove_temporary_files(folder)
-            return cls(folder, _agreed_manifest(folder, plan), lock)
+            if lock.acquire():
+                manifest = _siblings_manifest(folder, plan)
+            else:
+                remove_temporary_files(folder)
+                manifest = _agreed_manifest(folder, plan)
+            lock.admit_siblings()
+            return cls(folder, manifest, lock, alone=rank is None or rank.alone)
         except BaseException:
             lock.release()
             remove_empty(created)
@@ -88,7 +103,53 @@ class DatasetWriter:
             DataError: a shard that was finished before is damaged; it is not overwritten unasked.
         """
         missing = [shard for shard in self.manifest.shards if self._examine(shard) is None]
+        self._left = sum(shard.num_samples for shard in missing)
         return [ShardPlan(shard.index, shard.num_samples) for shard in missing]
+
+    @property
+    def samples_left(self) -> int:
+        """How many samples were still to be written when this process last looked, on all ranks together."""
+        return self._left
+
+    def shares(self) -> Iterator[ShardPlan]:
+        """Yield the shards that this process is to write, until every shard is written, by it or by another rank.
+
+        A shard that another rank has claimed is waited for, and falls to this one if that rank dies. Write each before
+        asking for the next.
+
+        Raises:
+            DataError: a shard that was finished before is damaged; it is not overwritten unasked.
+        """
+        waiting = self.pending()
+        if self._alone:
+            yield from waiting
+        while waiting and not self._alone:
+            claimed_by_others = []
+            for shard in waiting:
+                claim = self._lock.claim(f"shard-{shard.index:05d}")
+                if claim is None:
+                    claimed_by_others.append(shard)
+                    continue
+                with claim:
+                    if self._examine(self._record(shard)) is None:
+                        yield shard
+                    else:
+                        self._left -= shard.num_samples
+            if len(claimed_by_others) == len(waiting):
+                time.sleep(POLL_SECONDS)
+            waiting = claimed_by_others
+
+    def await_turn_to_finish(self) -> None:
+        """Wait until no other rank is finishing the set; where one has done it, `is_complete` is true afterwards.
+
+        Raises:
+            DataError: the manifest that another rank wrote cannot be read.
+        """
+        while not self._alone and self._lock.claim("finish") is None:
+            time.sleep(POLL_SECONDS)
+        if not self._alone and (present := read_manifest(self.folder)).state == "complete":
+            self.manifest = present
+            self._written.clear()  # all of it is in that manifest
 
     def shard_seed(self, shard: ShardPlan) -> int:
         """Return the 63-bit seed of a shard, which depends on model, settings, seed and index alone."""
@@ -115,6 +176,7 @@ class DatasetWriter:
         identity = self.manifest.settings.identity(record.index, record.num_samples)
         write_shard(self.folder / record.file, batch, index=record.index, identity=identity)
         self._written.add(record.index)
+        self._left -= record.num_samples
 
     def written_inputs(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Yield the inputs of every written shard in order, `(at most batch_size, *shape)`, for whole-set statistics.
@@ -132,7 +194,7 @@ class DatasetWriter:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the folder held the complete set from the beginning, so that `finish()` keeps its manifest."""
+        """Whether the folder holds the complete set without this process, so that `finish()` keeps its manifest."""
         return self.manifest.state == "complete" and not self._written
 
     def finish(
@@ -156,8 +218,8 @@ class DatasetWriter:
             DataError: a shard is damaged or unlike the others, or the manifest cannot be written.
         """
         self._require_open()
-        inspections = self._inspect_all()
         if not self.is_complete:
+            inspections = self._inspect_all()
             self.manifest = replace(
                 self.manifest,
                 state="complete",
@@ -255,8 +317,23 @@ def _agreed_manifest(folder: Path, plan: DatasetPlan) -> Manifest:
 
 def _kept_shards(folder: Path, present: Manifest) -> tuple[ShardRecord, ...]:
     """Return the shards up to the last that was ever written; beyond them an unfinished plan is free to change."""
-    written = [shard.index for shard in present.shards if shard.sha256 is not None or (folder / shard.file).exists()]
-    return present.shards[: max(written, default=-1) + 1]
+    there = {shard.index for shard in present.shards if (folder / shard.file).exists()}
+    written = there | {shard.index for shard in present.shards if shard.sha256 is not None}
+    kept = present.shards[: max(written, default=-1) + 1]
+    # A file that was deleted is made anew, and proves itself until the set is complete again.
+    return tuple(shard if shard.index in there else replace(shard, sha256=None) for shard in kept)
+
+
+def _siblings_manifest(folder: Path, plan: DatasetPlan) -> Manifest:
+    """Return the manifest that another rank of this run wrote, provided that both were asked for the same."""
+    present = read_manifest(folder)
+    check_same_settings(folder, present.settings, plan.settings)
+    if present.num_samples != plan.num_samples:
+        raise UsageError(
+            f"The ranks of one run make one set, but one was asked for {present.num_samples} samples and one for "
+            f"{plan.num_samples}. Start all of them with the same command."
+        )
+    return present
 
 
 def _check_enough(folder: Path, plan: DatasetPlan, present: int) -> None:

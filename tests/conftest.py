@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 
 from dfq_plugins.types import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class TinyNetwork(nn.Module):
@@ -65,3 +72,39 @@ def shared_data() -> Path:
     if not (folder / "networks.py").is_file():
         pytest.skip("the data pack (../shared/data) is not on this machine")
     return folder
+
+
+class ForkServer:
+    """Starts processes in a moment, by forking one that has imported torch; see fork_server.py."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+        self._ask(None)
+        self._count = 0
+
+    def start(self, code: str, **environment: str) -> int:
+        """Run `code` in a new process and return its id."""
+        self._count += 1
+        self.log = self._folder / f"{self._count}.log"
+        return self._ask({"code": code, "environment": environment, "log": str(self.log)})
+
+    def wait(self, process: int) -> int:
+        """Return the exit code of a process that was started, negative for a signal."""
+        return self._ask({"wait": process})
+
+    def _ask(self, job: dict | None) -> int:
+        if job is not None:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline().strip()
+        return 0 if answer == "ready" else json.loads(answer)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    script = Path(__file__).with_name("fork_server.py")
+    command = [sys.executable, "-W", "ignore", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield ForkServer(process, tmp_path_factory.mktemp("forked"))
+        process.stdin.close()
