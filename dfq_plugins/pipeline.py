@@ -90,12 +90,12 @@ def synthesize(
             raise UsageError(f"{name} must be at least 1, got {value}.")
     registry = registry or get_registry()
     provided = registry.find("generator", generator)
-    with preserve_global_state():
     if provided.learns:
         raise UsageError(
             f"Generator {generator!r} learns against a student and makes no data set by itself. Give it to "
             f"finetune(model, data, generator={generator!r}, ...)."
         )
+    with preserve_global_state():
         record = registry.options("generator", generator, options)
         maker = registry.create("generator", generator, record)
         teacher = frozen_copy(model)
@@ -207,8 +207,8 @@ def run_quantization(
     spec: InputSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
-    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     finetune: Mapping[str, object] | object | None = None,
+    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> QuantizationRun:
     """Quantize a model after training, with one framework's own observers, kernels and export.
@@ -223,9 +223,9 @@ def run_quantization(
             input quantizer.
         options: settings of the calibrator, as a mapping or as its options record.
         output: folder for the artefacts; None exports nothing.
-        listeners: called with every `ProgressEvent`.
         finetune: train the quantized model as `dfq_plugins.finetune` does, with these settings, or the defaults where
             True; the result is then its `FinetuningRun`.
+        listeners: called with every `ProgressEvent`.
         registry: where plugins are looked up; None takes those that are installed.
 
     Raises:
@@ -235,7 +235,6 @@ def run_quantization(
         DataError: data that is empty or of the wrong shape.
         ArtifactError: an exported file that does not agree with the model; it was removed.
     """
-    registry = registry or get_registry()
     if finetune not in (None, False):
         from dfq_plugins import finetuning  # noqa: PLC0415  it builds on this module
 
@@ -251,6 +250,7 @@ def run_quantization(
             listeners=listeners,
             registry=registry,
         )
+    registry = registry or get_registry()
     provided = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     worker = registry.create("calibrator", calibrator, options)
