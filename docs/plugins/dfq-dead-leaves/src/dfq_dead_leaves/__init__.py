@@ -1,0 +1,1 @@
+"""Dead leaves images for dfq-plugins."""

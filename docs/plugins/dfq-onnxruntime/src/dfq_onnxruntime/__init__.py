@@ -1,0 +1,1 @@
+"""ONNX Runtime's static quantization for dfq-plugins."""

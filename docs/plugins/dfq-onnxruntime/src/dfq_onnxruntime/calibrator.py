@@ -1,0 +1,118 @@
+"""Takes a float model through ONNX, and through ONNX Runtime's own static quantization."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+from dfq_onnxruntime.coverage import read_coverage
+from dfq_onnxruntime.model import OnnxModel, export_float
+from dfq_onnxruntime.plugin import OnnxRuntimeOptions
+from dfq_plugins.calibration_data import check_batch
+from dfq_plugins.errors import ArtifactError, DataError, UsageError
+from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, Recipe
+
+METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+
+
+class OnnxRuntimeCalibrator:
+    def __init__(self, options: OnnxRuntimeOptions) -> None:
+        self.options = options
+
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> OnnxModel:
+        if training:
+            raise UsageError("ONNX Runtime's static quantization cannot be trained. Use training=False.")
+        if recipe != Recipe(8, 8):
+            raise UsageError(f"ONNX Runtime quantizes convolutions to w8a8 alone, got {recipe}. Choose w8a8.")
+        return OnnxModel(export_float(model, spec), spec)
+
+    def calibrate(self, prepared: OnnxModel, batches: Iterable[Tensor]) -> None:
+        reader = BatchReader(batches, prepared.spec)
+        with tempfile.TemporaryDirectory() as folder:
+            optimized, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+            quant_pre_process(onnx.load_from_string(prepared.program), optimized, skip_symbolic_shape=True)
+            quantize_static(
+                optimized,
+                quantized,
+                reader,
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=self.options.per_channel,
+                reduce_range=self.options.reduce_range,
+                calibrate_method=METHODS[self.options.method],
+                extra_options={"TensorQuantOverrides": input_range(prepared.spec)},
+            )
+            prepared.quantized = quantized.read_bytes()
+        prepared.samples = reader.first
+
+    def convert(self, prepared: OnnxModel) -> OnnxModel:
+        if prepared.quantized is None:
+            raise UsageError("There are no ranges yet. Call calibrate() before convert().")
+        converted = OnnxModel(prepared.quantized, prepared.spec)
+        converted.samples = prepared.samples
+        return converted
+
+    def describe(self, converted: OnnxModel) -> Coverage:
+        return read_coverage(converted.program)
+
+    def export(self, converted: OnnxModel, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        target, partial = path / "model_int8.onnx", path / ".model_int8.onnx.partial"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(converted.program)
+            check = compare(OnnxModel(partial.read_bytes(), spec), converted)
+            partial.replace(target)
+        except OSError as error:
+            raise DataError(f"Cannot write {target}: {error}. Choose a writable folder with free space.") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return (Artifact(target, "ONNX, QuantizeLinear/DequantizeLinear", target.stat().st_size, (check,)),)
+
+
+class BatchReader:
+    """Hands batches to ONNX Runtime one by one, as its `CalibrationDataReader` does."""
+
+    def __init__(self, batches: Iterable[Tensor], spec: InputSpec) -> None:
+        self.batches, self.spec = iter(batches), spec
+        self.first: Tensor | None = None
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self.batches, None)
+        if batch is None:
+            if self.first is None:
+                raise UsageError("Calibration needs at least one batch, got none. Give batches of inputs.")
+            return None
+        check_batch(batch, self.spec)
+        self.first = batch.detach().cpu().float() if self.first is None else self.first
+        return {"input": batch.detach().cpu().float().numpy()}
+
+
+def input_range(spec: InputSpec) -> dict[str, list[dict[str, object]]]:
+    """Give the input's quantizer the range that is known, whatever the data hold."""
+    if spec.extremes is None:
+        return {}
+    low, high = (np.array(edge, dtype=np.float32) for edge in spec.extremes)
+    return {"input": [{"quant_type": QuantType.QUInt8, "rmin": low, "rmax": high}]}
+
+
+def compare(loaded: OnnxModel, converted: OnnxModel) -> Check:
+    """Run the file on calibration inputs, one and all at once."""
+    if converted.samples is None:
+        raise UsageError("Only a model that this calibrator converted can be exported. Call convert() first.")
+    difference = 0.0
+    for inputs in (converted.samples, converted.samples[:1]):
+        difference = max(difference, float((loaded(inputs) - converted(inputs)).abs().max()))
+    figures = f"{len(converted.samples)} calibration inputs, largest difference {difference:.3g}"
+    if not difference <= 1e-5:
+        raise ArtifactError(f"The file must compute what the model does, but on {figures}. It was removed.")
+    return Check("loaded and run in ONNX Runtime", figures)
