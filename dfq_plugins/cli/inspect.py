@@ -9,14 +9,15 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
+from dfq_plugins.cli.reporting import announce, report_option
 from dfq_plugins.cli.shared import complete_spec, json_option, load_model, print_json, spec_options
 from dfq_plugins.errors import UsageError
 from dfq_plugins.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from dfq_plugins.calibration_data import CalibrationData
+    from dfq_plugins.dataset import SyntheticDataset
     from dfq_plugins.types import InputSpec
 
 
@@ -30,9 +31,16 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own.")
 @spec_options
+@report_option
 @json_option
 def inspect(
-    dataset: Path, model_reference: str, weights: Path | None, threads: int | None, as_json: bool, **given: Any
+    dataset: Path,
+    model_reference: str,
+    weights: Path | None,
+    threads: int | None,
+    report: Path | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Judge how good DATASET is for calibrating MODEL, without real data and without quantizing anything.
 
@@ -43,20 +51,26 @@ def inspect(
         model = load_model(model_reference, weights, threads)
         data, spec = _source(dataset, model, given)
         found = dfq_plugins.inspect(data, model, spec=spec)
+        if report is not None:
+            from dfq_plugins.report.runs import write_inspection_report  # noqa: PLC0415  imports matplotlib
+
+            write_inspection_report(report, dataset.name, data, spec, found)
     if as_json:
-        print_json(found.as_dict())
-    else:
-        click.echo(found.render_text())
+        print_json(found.as_dict() | {"report": report})
+        return
+    click.echo(found.render_text())
+    announce(report)
 
 
-def _source(path: Path, model: nn.Module, given: dict[str, Any]) -> tuple[CalibrationData, InputSpec | None]:
-    """Open the set; a synthetic one knows its own input specification."""
+def _source(path: Path, model: nn.Module, given: dict[str, Any]) -> tuple[SyntheticDataset | list[Tensor], InputSpec]:
+    """Open the set, and say what an input looks like; a synthetic one knows it by itself."""
     if (path / MANIFEST_FILE).is_file():
         named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
         if named:
             raise UsageError(f"A synthetic set brings its own input specification: leave out {', '.join(named)}.")
-        return dfq_plugins.SyntheticDataset.open(path), None
+        data = dfq_plugins.SyntheticDataset.open(path)
+        return data, data.spec
     from dfq_plugins.similarity import load_source  # noqa: PLC0415  imports torch
 
     spec = complete_spec(model, given)
-    return load_source(path, spec), spec
+    return list(load_source(path, spec)), spec

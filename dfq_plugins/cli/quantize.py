@@ -12,6 +12,7 @@ import click
 import dfq_plugins
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.group import set_resume_hint
+from dfq_plugins.cli.reporting import announce, report_option
 from dfq_plugins.cli.shared import (
     json_option,
     load_model,
@@ -21,9 +22,13 @@ from dfq_plugins.cli.shared import (
     print_json,
     print_table,
 )
+from dfq_plugins.errors import UsageError
 from dfq_plugins.registry import get_registry
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from dfq_plugins.dataset import SyntheticDataset
     from dfq_plugins.pipeline import QuantizationRun
     from dfq_plugins.types import Coverage
 
@@ -35,9 +40,24 @@ if TYPE_CHECKING:
 @click.option("--recipe", default="w8a8", show_default=True, help="Bits of weights and activations: w8a8, w4a8, w4a4.")
 @click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for the artefacts.")
 @plugin_options
+@report_option
+@click.option(
+    "--hold-out",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --report: leave the last N samples out of the calibration and measure on them; default: an eighth of "
+    "the set, at most 128.",
+)
 @json_option
 def quantize(
-    model_reference: str, data: Path, weights: Path | None, threads: int | None, as_json: bool, **given: Any
+    model_reference: str,
+    data: Path,
+    weights: Path | None,
+    threads: int | None,
+    report: Path | None,
+    hold_out: int | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Quantize MODEL on the synthetic set in the folder DATA, by the framework's own calibration.
 
@@ -47,18 +67,37 @@ def quantize(
     dfq_plugins.Recipe.parse(given["recipe"])  # this and the next line fail on a slip before torch is imported
     get_registry().options("calibrator", given["calibrator"], given["options"])
     set_resume_hint("No unfinished artefact is left behind: run the same command again.")
+    if hold_out is not None and report is None:
+        raise UsageError("--hold-out says what the report measures on: give --report as well, or leave it out.")
     with progress.reporting() as listener:
         dataset = dfq_plugins.SyntheticDataset.open(data)
-        run = dfq_plugins.run_quantization(
-            load_model(model_reference, weights, threads),
-            dataset,
-            **given,
-            listeners=[listener],
-        )
+        model = load_model(model_reference, weights, threads)
+        settings = {**given, "listeners": [listener]}
+        if report is None:
+            run, measured = dfq_plugins.run_quantization(model, dataset, **settings), None
+        else:
+            run, measured = _run_with_report(model, dataset, settings, report, hold_out)
     if as_json:
-        print_json(_as_dict(run))
-    else:
-        _print_run(run)
+        print_json(_as_dict(run) | {"report": report, "held_out": measured})
+        return
+    _print_run(run)
+    if measured is not None:
+        click.echo("Agreement on {samples} held-out samples: {agreement:.2%}".format(**measured))
+    announce(report)
+
+
+def _run_with_report(
+    model: nn.Module, dataset: SyntheticDataset, settings: dict[str, Any], report: Path, hold_out: int | None
+) -> tuple[QuantizationRun, dict[str, Any] | None]:
+    """Quantize on all samples but those held out, and write the page; return what was measured on them."""
+    from dfq_plugins.report import runs  # noqa: PLC0415  imports matplotlib
+
+    held_out = runs.held_out_samples(len(dataset), hold_out)
+    part = runs.calibration_part(dataset, held_out)
+    run = dfq_plugins.run_quantization(model, part, spec=dataset.spec, **settings)
+    options = get_registry().options("calibrator", settings["calibrator"], settings["options"])
+    agreement = runs.write_quantization_report(report, model, dataset, run, held_out, options, settings["output"])
+    return run, {"samples": held_out, "agreement": agreement} if held_out else None
 
 
 def _print_run(run: QuantizationRun) -> None:

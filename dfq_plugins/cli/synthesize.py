@@ -12,6 +12,7 @@ import click
 import dfq_plugins
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.group import set_resume_hint
+from dfq_plugins.cli.reporting import announce, report_option
 from dfq_plugins.cli.shared import (
     complete_spec,
     json_option,
@@ -41,12 +42,14 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples optimised together; default: the generator's.")
 @plugin_options
 @spec_options
+@report_option
 @json_option
 def synthesize(
     model_reference: str,
     weights: Path | None,
     threads: int | None,
     output: Path,
+    report: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -63,20 +66,29 @@ def synthesize(
     set_resume_hint(f"What is finished is kept in {output}: run the same command again to go on.")
     began = time.monotonic()
     with progress.reporting() as listener:
+        from dfq_plugins.report.history import History  # noqa: PLC0415  not for --help
+
+        history = History()
         model = load_model(model_reference, weights, threads)
         dataset = dfq_plugins.synthesize(
             model,
             complete_spec(model, given),
             **{key: value for key, value in settings.items() if value is not None},
             output=output,
-            listeners=[listener],
+            listeners=[listener, history],
         )
-    summary = _summary(dataset, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        if report is not None:
+            from dfq_plugins.report.runs import write_synthesis_report  # noqa: PLC0415  imports matplotlib
+
+            write_synthesis_report(report, model, dataset, history.events, seconds)
+    summary = _summary(dataset, seconds) | {"report": report}
     if as_json:
         print_json(summary)
-    else:
-        made = "{num_samples} samples by {generator} in {folder}, {seconds} s."
-        click.echo(made.format(**summary))
+        return
+    made = "{num_samples} samples by {generator} in {folder}, {seconds} s."
+    click.echo(made.format(**summary))
+    announce(report)
 
 
 def _continue(output: Path, extend: int, settings: dict[str, Any], spec: dict[str, Any]) -> None:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
     from dfq_plugins.report.record import LayerPlot, Samples
     from dfq_plugins.types import InputSpec
@@ -40,6 +41,9 @@ VARIABLES = {INK: "var(--muted)", FAINT: "var(--line)"} | {
 
 LARGEST_PICTURE = 128
 """Longest side of an embedded picture in pixels; larger inputs are reduced to keep the page small."""
+
+SHORT_SPAN = 100.0
+"""Largest over smallest value of a logarithmic axis below which powers of ten would be too few ticks."""
 
 LONGEST_LABEL = {True: 20, False: 44}
 """Characters of a layer's name that fit beside a narrow and a wide plot."""
@@ -73,12 +77,20 @@ def shortened(name: str, length: int) -> str:
     return "…" + (tail.partition(".")[2] if "." in tail[:-4] else tail)
 
 
+def set_log_ticks(axis: Axis, limits: tuple[float, float], most: int) -> None:
+    """Put ticks on a logarithmic axis: at powers of ten, or in plain numbers between them where it spans few."""
+    short = limits[1] / limits[0] < SHORT_SPAN
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,), numticks=most))
+    axis.set_minor_locator(NullLocator())
+    if short:
+        axis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
+
+
 def draw_axes(axes: Axes, plot: LayerPlot, *, narrow: bool) -> None:
     """Set scale, ticks and grid of a plot over layers."""
     if plot.logarithmic and any(value > 0 for _, values in plot.series for value in values):
         axes.set_xscale("log", nonpositive="mask")
-        axes.xaxis.set_major_locator(LogLocator(numticks=5 if narrow else 9))
-        axes.xaxis.set_minor_locator(NullLocator())
+        set_log_ticks(axes.xaxis, axes.get_xlim(), 5 if narrow else 9)
     labels = [shortened(name, LONGEST_LABEL[narrow]) for name in plot.layers]
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_ylim(len(labels) - 0.4, -0.6)

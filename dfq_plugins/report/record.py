@@ -5,6 +5,7 @@ Nothing here knows HTML, matplotlib or the kind of run; any command fills these 
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,32 @@ class LayerPlot:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Values that change along one axis, several runs of it in one plot.
+
+    Args:
+        series: name, horizontal and vertical values of each curve; curves of one name share its colour.
+        across: what the horizontal axis counts.
+        axis: what the values are, with their unit.
+        caption: one sentence on how to read the plot.
+        logarithmic: whether the vertical axis is; values at or below zero are then left out.
+
+    Raises:
+        UsageError: a curve has not as many vertical values as horizontal ones.
+    """
+
+    series: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...]
+    across: str
+    axis: str
+    caption: str = ""
+    logarithmic: bool = False
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name, across, values in self.series if len(across) != len(values)]:
+            raise UsageError(f"Each curve needs one value per step; these differ: {wrong}.")
+
+
+@dataclass(frozen=True)
 class Facts:
     """Names with their values: settings, versions, places.
 
@@ -120,7 +147,7 @@ class Facts:
     folded: bool = False
 
 
-Block = Table | Samples | LayerPlot | Facts
+Block = Table | Samples | LayerPlot | Curves | Facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,3 +176,10 @@ class Report:
     figures: tuple[tuple[str, str], ...] = ()
     sections: tuple[Section, ...] = ()
     footer: str = ""
+
+    def _repr_html_(self) -> str:
+        """Return the page as a frame, for notebooks."""
+        from dfq_plugins.report.render import render_html  # noqa: PLC0415  records know nothing of HTML elsewhere
+
+        page = html.escape(render_html(self), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="report"></iframe>'

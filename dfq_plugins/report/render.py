@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import jinja2
 from markupsafe import Markup
 
-from dfq_plugins.report import plots
-from dfq_plugins.report.record import Facts, LayerPlot, Samples, Table
+from dfq_plugins.report import curves, plots
+from dfq_plugins.report.record import Curves, Facts, LayerPlot, Samples, Table
 from dfq_plugins.storage import create_folder, write_atomically
 
 if TYPE_CHECKING:
     from dfq_plugins.report.record import Block, Cell, Report
 
 NOT_MEASURED = "\N{EN DASH}"
-KINDS = {Table: "table", Samples: "samples", LayerPlot: "plot", Facts: "facts"}
+KINDS = {Table: "table", Samples: "samples", LayerPlot: "plot", Curves: "plot", Facts: "facts"}
 
 
 def format_cell(cell: Cell, decimals: int) -> str:
@@ -51,13 +51,16 @@ def block_context(block: Block, name: str) -> dict[str, object]:
     context: dict[str, object] = {"kind": KINDS[type(block)], "block": block}
     if isinstance(block, Table):
         context["numeric"] = [any(isinstance(cell, int | float) for cell in cells) for cells in columns(block)]
-    if isinstance(block, LayerPlot):
-        context["wide"] = Markup(plots.layer_plot_svg(block, f"{name}-wide"))  # noqa: S704  markup by matplotlib
-        context["narrow"] = Markup(plots.layer_plot_svg(block, f"{name}-narrow", narrow=True))  # noqa: S704
+    if isinstance(block, LayerPlot | Curves):
+        draw = plots.layer_plot_svg if isinstance(block, LayerPlot) else curves.curves_svg
+        context["wide"] = Markup(draw(block, f"{name}-wide"))  # type: ignore[arg-type]  # noqa: S704  by matplotlib
+        context["narrow"] = Markup(draw(block, f"{name}-narrow", narrow=True))  # type: ignore[arg-type]  # noqa: S704
+        labels = dict.fromkeys(series[0] for series in block.series)
         context["legend"] = [
             (plots.LEGEND_SIGNS[index % len(plots.LEGEND_SIGNS)], index % len(plots.SERIES), label)
-            for index, (label, _) in enumerate(block.series)
+            for index, label in enumerate(labels)
         ]
+        context["what"] = f"{block.axis} by {'layer' if isinstance(block, LayerPlot) else block.across}"
     if isinstance(block, Samples):
         pictures = plots.sample_pictures(block, name)
         context["pictures"] = [(kind, Markup(content)) for kind, content in pictures]  # noqa: S704  made in plots

@@ -1,0 +1,167 @@
+"""How much noise quantization adds at each layer: float and quantized outputs compared module by module, by name."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import nn
+
+from dfq_plugins.model_state import device_of, frozen_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+    from dfq_plugins.types import Coverage
+
+CHUNK = 8
+"""Samples that are run at once: all outputs of a network are held, which is much for large inputs."""
+
+WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001  torch's common base of all convolutions
+
+
+Calls: TypeAlias = "list[tuple[str, Tensor]]"
+Energies: TypeAlias = dict[str, dict[str, list[float]]]
+"""By layer and candidate: the energy of the float output, and that of the difference."""
+
+
+@dataclass(frozen=True)
+class LayerFidelity:
+    """One layer of the quantized network beside the float network.
+
+    Args:
+        name: qualified name, the same in both networks.
+        decibels: signal-to-quantization-noise ratio of its output; infinite where both agree exactly.
+    """
+
+    name: str
+    decibels: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Every layer that could be compared, the noisiest first, and the names that could not, with the reason.
+
+    Args:
+        layers: in rising order of their ratio.
+        unmatched: name and reason of quantized operations without a counterpart.
+        num_samples: on how many samples.
+    """
+
+    layers: tuple[LayerFidelity, ...]
+    unmatched: tuple[tuple[str, str], ...]
+    num_samples: int
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return `10 * log10(signal / noise)` of two energies.
+
+    >>> decibels(100.0, 1.0), decibels(1.0, 0.0)
+    (20.0, inf)
+    """
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+@torch.no_grad()
+def layer_fidelity(model: nn.Module, quantized: nn.Module, inputs: Tensor, coverage: Coverage) -> Fidelity:
+    """Compare the outputs of equally named modules of the float and the quantized network.
+
+    `SQNR = 10 log10(sum(float^2) / sum((float - quantized)^2))`, over all values of all samples.
+
+    Frameworks fold BatchNorm and activations into the layer before them, each in its own way. What a quantized layer
+    puts out is therefore compared with the float layer's own output and with what the modules after it make of that, up
+    to the next layer with weights, each with and without a ReLU; the one that it fits best is what it stands for.
+
+    Args:
+        model: the float network; stays as it is.
+        quantized: the framework's native model.
+        inputs: `(samples, *shape)`, at least one sample.
+        coverage: what the framework quantized, by name.
+    """
+    network = frozen_copy(model)
+    known, found = dict(network.named_modules()), dict(quantized.named_modules())
+    names = list(dict.fromkeys(layer.name for layer in coverage.quantized))
+    matched = [name for name in names if name in known and name in found]
+    energies: Energies = {}
+    for chunk in torch.split(inputs, CHUNK):
+        with _recorded(network, known) as calls:
+            network(chunk.to(device_of(network)))
+        with _recorded(quantized, matched) as answers:
+            quantized(chunk.to(device_of(quantized)))
+        _add_energies(energies, answers, _stretches(calls, known))
+    layers = [LayerFidelity(name, max(decibels(*pair) for pair in forms.values())) for name, forms in energies.items()]
+    reasons = {name: _reason(name, known, found) for name in names if name not in energies}
+    return Fidelity(tuple(sorted(layers, key=lambda layer: layer.decibels)), tuple(reasons.items()), len(inputs))
+
+
+def _reason(name: str, known: dict[str, nn.Module], found: dict[str, nn.Module]) -> str:
+    if name not in known:
+        return "an operation that the framework inserted, or that is no module in the float network"
+    if name not in found:
+        return "no module of this name in the quantized network"
+    return "its output has another shape or order than in the float network, or it is never called"
+
+
+@contextmanager
+def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[Calls]:
+    """Record the outputs of the named modules in the order of the calls."""
+    calls: Calls = []
+    handles = [model.get_submodule(name).register_forward_hook(_recorder(name, calls)) for name in names]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(name: str, calls: Calls) -> Any:
+    def record(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
+        value = as_float(output)
+        if value is not None:
+            calls.append((name, value))
+
+    return record
+
+
+def as_float(output: Any) -> Tensor | None:
+    """Return what a framework's layer puts out as a float tensor: plain, torch.ao's quantized, or Brevitas's record."""
+    value = getattr(output, "value", output)
+    if not isinstance(value, torch.Tensor):
+        return None
+    return (value.dequantize() if value.is_quantized else value).detach().float().cpu()
+
+
+def _stretches(calls: Calls, modules: dict[str, nn.Module]) -> dict[str, list[Calls]]:
+    """Return, for each call of a module, its output and those of the calls after it up to the next weighted layer."""
+    stretches: dict[str, list[Calls]] = {}
+    for position, (name, output) in enumerate(calls):
+        stretch = [(name, output)]
+        for later, value in calls[position + 1 :]:
+            if isinstance(modules[later], WEIGHTED):
+                break
+            stretch.append((later, value))
+        stretches.setdefault(name, []).append(stretch)
+    return stretches
+
+
+def _add_energies(energies: Energies, answers: Calls, stretches: dict[str, list[Calls]]) -> None:
+    """Add one chunk's signal and noise energies to those of each candidate of each layer."""
+    calls_so_far: Counter[str] = Counter()
+    for name, answer in answers:
+        candidates = stretches.get(name, [])[calls_so_far[name] :][:1]
+        calls_so_far[name] += 1
+        for later, value in chain.from_iterable(candidates):
+            if value.shape == answer.shape:
+                for form, wanted in ((later, value), (f"{later} and ReLU", value.relu())):
+                    kept = energies.setdefault(name, {}).setdefault(form, [0.0, 0.0])
+                    kept[0] += float(wanted.double().square().sum())
+                    kept[1] += float((wanted - answer).double().square().sum())

@@ -1,0 +1,188 @@
+"""The pages of `--report`: what a synthesis, a quantization and an inspection have to show."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from dfq_plugins.report import quality, sections
+from dfq_plugins.report.history import loss_curves
+from dfq_plugins.report.record import Report, Samples, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.pipeline import QuantizationRun
+    from dfq_plugins.quality.fidelity import Fidelity
+    from dfq_plugins.quality.record import Inspection
+    from dfq_plugins.types import Batch, InputSpec, ProgressEvent
+
+PICTURES = 24
+"""Samples shown on a page."""
+
+WHY = (
+    "Small devices compute with whole numbers of 8 or 4 bits instead of 32-bit floating point. To turn a trained "
+    "network into such a form, a quantization framework has to see typical inputs once, to learn which range of values "
+    "each layer needs. This step is called calibration."
+)
+SYNTHETIC = (
+    "The inputs on this page are synthetic: they were computed from the trained network alone, by changing noise until "
+    "the network's own records of its training data fit. No real data was used."
+)
+
+
+def pictures(title: str, batch: Batch, spec: InputSpec, caption: str = "") -> Samples:
+    """Return the first samples of a batch with their class numbers."""
+    shown = batch.inputs[:PICTURES]
+    labels = () if batch.labels is None else tuple(str(label) for label in batch.labels[: len(shown)].tolist())
+    return Samples(title, shown.cpu().numpy(), spec, labels, caption)
+
+
+def synthesis_page(
+    data: SyntheticDataset, noise: Inspection, found: Inspection, events: Sequence[ProgressEvent], seconds: float
+) -> Report:
+    """Return the page of a synthesis.
+
+    Args:
+        data: the set.
+        noise: what an inspection says of plain noise, for comparison.
+        found: what an inspection says of the set.
+        events: progress of the synthesis, with losses.
+        seconds: wall time.
+    """
+    sets = {"Gaussian noise, before": noise, "synthetic set, after": found}
+    shown = next(iter(data.loader(PICTURES)))
+    parts = [
+        quality.quality_section(found),
+        sections.sample_section([pictures(data.manifest.generator.name, shown, data.spec)]),
+        quality.divergences(sets),
+        quality.range_section(sets),
+        _loss_section(events, [shard.num_samples for shard in data.manifest.shards]),
+        sections.settings_section(set_settings(data)),
+    ]
+    footer = f"Made by dfq synthesize in {seconds:.0f} seconds."
+    figures = (("0", "real samples used"), (str(len(data)), "synthetic samples"), *_quality_figures(found, noise))
+    kept = tuple(part for part in parts if part is not None)
+    return Report("Synthetic calibration data", (WHY, SYNTHETIC), figures, kept, footer)
+
+
+def quantization_page(
+    data: SyntheticDataset,
+    found: Inspection,
+    run: QuantizationRun,
+    fidelity: Fidelity,
+    held_out: tuple[int, float],
+    options: Mapping[str, object],
+    output: Path | None,
+) -> Report:
+    """Return the page of a quantization.
+
+    Args:
+        data: what calibrated.
+        found: what an inspection says of it.
+        run: the quantized network.
+        fidelity: its noise by layer.
+        held_out: samples that took no part in the calibration, and the agreement on them.
+        options: the calibrator's settings.
+        output: folder of the artefacts, if there are any.
+    """
+    count, agreement = held_out
+    title = f"{run.calibrator} {str(run.recipe).upper()}"
+    bits = f"{run.recipe.weight_bits}-bit weights and {run.recipe.activation_bits}-bit activations"
+    what = f"This page shows what the framework {run.calibrator} made of the network with {bits}."
+    sets = {"synthetic set": found}
+    parts = [
+        quality.calibration_section(agreement, count, fidelity),
+        _artifacts(run, output),
+        quality.coverage_section(title, run.coverage),
+        quality.quality_section(found),
+        sections.sample_section([pictures(data.manifest.generator.name, next(iter(data.loader(PICTURES))), data.spec)]),
+        quality.divergences(sets),
+        quality.range_section(sets),
+        sections.settings_section({**set_settings(data), f"Calibrator {run.calibrator}": options}),
+    ]
+    kept = tuple(part for part in parts if part is not None)
+    figures = _quantization_figures(run, fidelity, agreement, count)
+    return Report(f"Quantized by {title}", (WHY, what, SYNTHETIC), figures, kept, "Made by dfq quantize.")
+
+
+def inspection_page(name: str, found: Inspection, batch: Batch, spec: InputSpec, *, synthetic: bool) -> Report:
+    """Return the page of an inspection.
+
+    Args:
+        name: of the set.
+        found: the record.
+        batch: its first samples.
+        spec: what an input looks like.
+        synthetic: whether it is a synthetic set; else nothing is said of its origin.
+    """
+    sets = {name: found}
+    parts = [
+        quality.quality_section(found),
+        sections.sample_section([pictures(name, batch, spec)]),
+        quality.divergences(sets),
+        quality.range_section(sets),
+        sections.settings_section({"Network input": sections.input_facts(spec)}),
+    ]
+    kept = tuple(part for part in parts if part is not None)
+    figures = ((str(found.num_samples), "samples"), *_quality_figures(found))
+    introduction = (WHY, SYNTHETIC) if synthetic else (WHY,)
+    return Report(f"Is {name} good enough to calibrate on?", introduction, figures, kept, "Made by dfq inspect.")
+
+
+def set_settings(data: SyntheticDataset) -> dict[str, Mapping[str, object]]:
+    """Return everything that a set's samples depend on, as settings."""
+    manifest = data.manifest
+    origin = {"seed": manifest.seed, "samples": len(data), "labels": manifest.labels}
+    generator = {
+        **manifest.generator.options,
+        "provided by": f"{manifest.generator.provider} {manifest.generator.version}",
+    }
+    return {
+        "Network input": sections.input_facts(data.spec) | {"model digest": manifest.model_digest},
+        "Data set": origin,
+        f"Generator {manifest.generator.name}": generator,
+        "Versions when the set was made": dict(manifest.versions),
+    }
+
+
+def _loss_section(events: Sequence[ProgressEvent], shard_sizes: Sequence[int]) -> Section | None:
+    curves = loss_curves(events, shard_sizes)
+    if curves is None:
+        return None
+    text = (
+        "The loss is what the synthesis lowers step by step: above all the distance between the statistics that the "
+        "samples cause and those that the network recorded. A curve that still falls at the right edge would gain from "
+        "more iterations."
+    )
+    return Section("How the synthesis went", (text,), (curves,))
+
+
+def _artifacts(run: QuantizationRun, output: Path | None) -> Section | None:
+    if output is None or not run.artifacts:
+        return None
+    return sections.artifact_section([(run.calibrator, artifact) for artifact in run.artifacts], output)
+
+
+def _quality_figures(found: Inspection, before: Inspection | None = None) -> tuple[tuple[str, str], ...]:
+    if found.score is None or found.divergence is None:
+        return ()
+    meaning = "divergence from the training data's statistics"
+    if before is not None and before.divergence is not None:
+        meaning += f"; noise: {before.divergence:.2g}"
+    return ((f"{found.score:.0f} of 100", found.verdict), (f"{found.divergence:.2g}", meaning))
+
+
+def _quantization_figures(
+    run: QuantizationRun, fidelity: Fidelity, agreement: float, held_out: int
+) -> tuple[tuple[str, str], ...]:
+    figures = [(str(len(run.coverage.quantized)), "layers and operations quantized")]
+    if not math.isnan(agreement):
+        where = f"{held_out} held-out samples" if held_out else "the calibration samples"
+        figures.insert(0, (f"{100 * agreement:.1f} %", f"same class as the float network, on {where}"))
+    if fidelity.layers:
+        worst = fidelity.layers[0]
+        figures.append((f"{worst.decibels:.0f} dB", f"noisiest layer: {worst.name}"))
+    return tuple(figures)

@@ -1,0 +1,153 @@
+"""Gathers what the page of a run shows beyond the run itself, and writes the page."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.digest import model_digest
+from dfq_plugins.errors import UsageError
+from dfq_plugins.generators.noise import draw_noise
+from dfq_plugins.generators.start import known_noise
+from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.pipeline import top1_agreement
+from dfq_plugins.quality.fidelity import layer_fidelity
+from dfq_plugins.quality.inspection import inspect
+from dfq_plugins.report import pages
+from dfq_plugins.report.render import render_report
+from dfq_plugins.types import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.calibration_data import CalibrationData
+    from dfq_plugins.pipeline import QuantizationRun
+    from dfq_plugins.quality.record import Inspection
+    from dfq_plugins.types import InputSpec, ProgressEvent
+
+LARGEST_COMPARISON = 256
+"""Samples of plain noise that the synthetic set is compared with, at most."""
+
+FIDELITY_SAMPLES = 32
+"""Samples on which layers are compared: their mean over all values is steady long before."""
+
+HELD_OUT_SHARE, MOST_HELD_OUT = 8, 128
+"""An eighth of a set is held out from the calibration, at most so many samples."""
+
+
+def write_synthesis_report(
+    path: Path, model: nn.Module, data: SyntheticDataset, events: Sequence[ProgressEvent], seconds: float
+) -> Inspection:
+    """Inspect a new set beside plain noise of the same input, and write the page.
+
+    Args:
+        path: of the HTML file.
+        model: what the set was made from.
+        data: the set.
+        events: progress of its synthesis.
+        seconds: wall time of the synthesis.
+
+    Returns:
+        What the inspection says of the set.
+    """
+    spec = data.spec
+    rng = torch.Generator().manual_seed(data.manifest.seed % 2**63)
+    count = max(2, min(len(data), LARGEST_COMPARISON))
+    noise = inspect(draw_noise(spec, count, known_noise(spec), rng, torch.device("cpu")), model, spec=spec)
+    found = inspect(data, model)
+    render_report(pages.synthesis_page(data, noise, found, events, seconds), path)
+    return found
+
+
+def held_out_samples(total: int, wanted: int | None) -> int:
+    """Return how many of a set's samples the calibration leaves for measuring.
+
+    Args:
+        total: samples in the set.
+        wanted: what the user asked for; an eighth of the set where None, at most 128.
+
+    Raises:
+        UsageError: nothing would be left to calibrate on.
+
+    >>> held_out_samples(256, None), held_out_samples(4096, None), held_out_samples(256, 0)
+    (32, 128, 0)
+    """
+    if wanted is None:
+        return min(total // HELD_OUT_SHARE, MOST_HELD_OUT)
+    if wanted >= total:
+        raise UsageError(
+            f"Held-out samples do not calibrate, so fewer than all {total} of the set can be held out, got {wanted}. "
+            f"Give e.g. {total // HELD_OUT_SHARE}."
+        )
+    return wanted
+
+
+def calibration_part(data: SyntheticDataset, held_out: int) -> CalibrationData:
+    """Return what calibrates: the set without its last `held_out` samples."""
+    return data.inputs(len(data) - held_out) if held_out else data
+
+
+def held_out_part(data: SyntheticDataset, held_out: int) -> Tensor:
+    """Return the inputs to measure on: the last `held_out` samples, or all where none are held out."""
+    return data.inputs()[-held_out:] if held_out else data.inputs()
+
+
+def write_quantization_report(
+    path: Path,
+    model: nn.Module,
+    data: SyntheticDataset,
+    run: QuantizationRun,
+    held_out: int,
+    options: object,
+    output: Path | None,
+) -> float:
+    """Measure the quantized network on the samples that were held out, and write the page.
+
+    Args:
+        path: of the HTML file.
+        model: the float network.
+        data: the whole set.
+        run: the quantized network.
+        held_out: how many of the last samples took no part in the calibration.
+        options: the calibrator's options record.
+        output: folder of the artefacts, if there are any.
+
+    Returns:
+        The share of the held-out samples on which both networks name the same class; NaN for no classifiers.
+    """
+    kept = held_out_part(data, held_out)
+    batches = torch.split(kept, 64)
+    network = frozen_copy(model)
+    agreement = top1_agreement(network, run.model, batches, len(kept)) if held_out else run.agreement
+    fidelity = layer_fidelity(network, run.model, kept[-FIDELITY_SAMPLES:], run.coverage)
+    settings = dataclasses.asdict(options)  # type: ignore[call-overload]  # every options record is a dataclass
+    own = data.manifest.model_digest == model_digest(
+        network
+    )  # another model's set may calibrate, if the user so wishes
+    found = inspect(data if own else data.inputs(), network, spec=data.spec)
+    page = pages.quantization_page(data, found, run, fidelity, (held_out, agreement), settings, output)
+    render_report(page, path)
+    return agreement
+
+
+def write_inspection_report(
+    path: Path, name: str, data: SyntheticDataset | Sequence[Tensor], spec: InputSpec, found: Inspection
+) -> None:
+    """Write the page of an inspection.
+
+    Args:
+        path: of the HTML file.
+        name: of the set.
+        data: a synthetic set, or batches of inputs.
+        spec: what an input looks like.
+        found: what the inspection says.
+    """
+    synthetic = isinstance(data, SyntheticDataset)
+    first = next(iter(data.loader(pages.PICTURES))) if isinstance(data, SyntheticDataset) else Batch(data[0])
+    render_report(pages.inspection_page(name, found, first, spec, synthetic=synthetic), path)
