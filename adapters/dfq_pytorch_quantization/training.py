@@ -40,7 +40,7 @@ def start_training(prepared: nn.Module, options: PytorchQuantizationOptions) -> 
 def learned_ranges(prepared: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the ends of all ranges that are learned."""
     for quantizer in _learning(prepared):
-        yield from (quantizer.clip.clip_value_min, quantizer.clip.clip_value_max)
+        yield from (end for end in quantizer.clip.parameters() if end.requires_grad)
 
 
 @torch.no_grad()
@@ -58,11 +58,19 @@ def fix_ranges_after_training(prepared: nn.Module) -> None:
 
 
 def _learn_range(quantizer: Any) -> None:
-    """Let the framework's own `Clip` learn the range, from the calibrated one on."""
+    """Let the framework's own `Clip` learn the range, from the calibrated one on.
+
+    The framework takes the larger end as the range. Where the integers are unsigned, the lower end is therefore fixed
+    at zero, or else the range could never shrink.
+    """
     highest = float(quantizer.amax)
     with quiet():
         quantizer.clip = Clip(-highest, highest, learn_min=True, learn_max=True).to(quantizer.amax.device)
-        quantizer.clip(quantizer.amax)  # warns, once in a process, that it is experimental
+        if quantizer.unsigned:
+            quantizer.clip.clip_value_min.requires_grad_(requires_grad=False).zero_()
+        with torch.enable_grad():  # warns, once in a process, that it is experimental
+            quantizer.clip(quantizer.amax).backward()
+        quantizer.clip.zero_grad()
     quantizer._learn_amax = True  # noqa: SLF001  (no public access)
 
 

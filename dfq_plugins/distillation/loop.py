@@ -141,8 +141,8 @@ class _Training:
         restore(self.model, found.tensors["student"])
         restore_optimizer(self.optimizer, found.tensors.get("optimizer", {}))
         self.source.restore(found.tensors.get("source", {}))
-        self.best = found.tensors["best"]
         self.good = capture(self.model)
+        self.best = found.tensors.get("best", self.good)
         self.step, self.history, self.complete = found.step, found.history, found.complete
         self.clock = Clock(self.options.steps, self.options.max_seconds, found.seconds)
         self._prepare_training()
@@ -231,7 +231,7 @@ class _Training:
     def _checkpoint(self) -> Checkpoint:
         tensors = {
             "student": self.good,
-            "best": self.best,
+            "best": {} if self.best is self.good else self.best,
             "optimizer": capture_optimizer(self.optimizer),
             "source": self.source.capture(),
         }

@@ -87,7 +87,7 @@ class Checkpoint:
         seconds: seconds of training so far.
         complete: whether the run is finished.
         history: points of its curves.
-        tensors: groups of tensors by name: student, best, optimizer, source.
+        tensors: groups of tensors by name: student, best (empty where the student is the best), optimizer, source.
     """
 
     identity: str

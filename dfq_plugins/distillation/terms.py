@@ -87,7 +87,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     2010.07334), equation of the term R_a.
 
     >>> feature = torch.tensor([[[1.0, 2.0]]])
-    >>> attention_distance(3 * feature, feature).item()
+    >>> round(attention_distance(3 * feature, feature).item(), 4)
     0.0
     """
     distances: Tensor = torch.linalg.vector_norm(attention_map(student) - attention_map(teacher), dim=1)

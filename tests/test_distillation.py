@@ -1,0 +1,324 @@
+"""The teacher/student loop on a tiny network: it learns, it resumes exactly, it refuses what cannot work."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfq_plugins.distillation import DistillationLoss, DistillationOptions, TrainingPoint, distill
+from dfq_plugins.distillation.batches import Examples, TrainingBatches, mix_up, rng_for, split_held_out
+from dfq_plugins.distillation.history import best_point
+from dfq_plugins.distillation.loop import Student, Workplace
+from dfq_plugins.distillation.sources import DatasetSource
+from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture, read_checkpoint, restore
+from dfq_plugins.errors import DataError, DivergedError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dfq_plugins.types import ProgressEvent
+
+OPTIONS = DistillationOptions(
+    steps=24, batch_size=16, evaluations=4, learning_rate=0.03, teacher_precision="float32", held_out=0.2
+)
+EVERYTHING = replace(
+    OPTIONS, mixup=0.4, jitter=1, flip=True, crop=0.8, label_weight=0.1, feature_weight=0.1, attention_weight=0.1,
+    symmetrized_kl_weight=0.1, logit_weight=0.1, taps=("conv", "block-ends"), batch_norm="reestimated",
+)  # fmt: skip
+
+
+@pytest.fixture
+def examples(tiny_network: nn.Module) -> Examples:
+    inputs = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(3)).clamp(-2, 2)
+    with torch.no_grad():
+        return Examples(inputs, tiny_network(inputs).argmax(1))
+
+
+def coarse(teacher: nn.Module) -> nn.Module:
+    """Return a copy of the network with crudely rounded weights, which training can mend."""
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.copy_((parameter * 4).round() / 4)
+    return student.requires_grad_(True)
+
+
+def train(
+    teacher: nn.Module,
+    student: nn.Module,
+    examples: Examples,
+    options: DistillationOptions = OPTIONS,
+    place: Workplace | None = None,
+    **about: Any,
+) -> tuple[TrainingPoint, ...]:
+    trained_on, held_out = split_held_out(examples, options.held_out, options.seed)
+    loss = DistillationLoss(teacher, options, student=student, sample=held_out.inputs[:2])
+    try:
+        source = DatasetSource(trained_on, options, num_classes=4)
+        return distill(Student(student, **about), loss, source, held_out, options, place)
+    finally:
+        loss.close()
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    one, two = capture(first), capture(second)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def curves(history: tuple[TrainingPoint, ...]) -> list[TrainingPoint]:
+    return [replace(point, seconds=0.0) for point in history]
+
+
+class TestLearning:
+    def test_the_student_comes_closer_to_the_teacher(self, tiny_network: nn.Module, examples: Examples) -> None:
+        student = coarse(tiny_network)
+        history = train(tiny_network, student, examples)
+        assert [point.step for point in history] == [0, 6, 12, 18, 24]
+        assert history[0].loss is None
+        assert history[-1].held_out_loss < 0.5 * history[0].held_out_loss
+        assert history[-1].learning_rate == pytest.approx(0.0)
+        assert not student.training
+
+    def test_with_every_term_and_augmentation(self, tiny_network: nn.Module, examples: Examples) -> None:
+        history = train(tiny_network, coarse(tiny_network), examples, EVERYTHING)
+        assert best_point(history).held_out_loss < history[0].held_out_loss
+
+    def test_the_best_state_comes_back(self, tiny_network: nn.Module, examples: Examples) -> None:
+        student = copy.deepcopy(tiny_network)  # perfect from the start: every step leads away
+        wild = replace(OPTIONS, label_weight=5.0, kl_weight=0.0, learning_rate=0.5)
+        history = train(tiny_network, student, examples, wild)
+        assert best_point(history).step == 0
+        assert same(student, tiny_network)
+
+    def test_teacher_caller_and_hooks_stay_as_they_were(self, tiny_network: nn.Module, examples: Examples) -> None:
+        tiny_network.train()
+        before = capture(tiny_network)
+        student = coarse(tiny_network)
+        train(tiny_network, student, examples, EVERYTHING)
+        assert tiny_network.training
+        assert all(torch.equal(value, before[name]) for name, value in capture(tiny_network).items())
+        for model in (tiny_network, student):
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        assert all(parameter.grad is None for parameter in student.parameters())
+
+    def test_batch_norm_is_frozen_or_estimated_anew(self, tiny_network: nn.Module, examples: Examples) -> None:
+        shifted = Examples(examples.inputs + 0.5)
+        frozen, anew = coarse(tiny_network), coarse(tiny_network)
+        train(tiny_network, frozen, shifted, replace(OPTIONS, learning_rate=0.0))
+        assert torch.equal(frozen.norm1.running_mean, tiny_network.norm1.running_mean)
+        train(tiny_network, anew, shifted, replace(OPTIONS, learning_rate=1e-6, batch_norm="reestimated"))
+        trained = [not torch.equal(anew.norm1.running_mean, tiny_network.norm1.running_mean)]
+        assert any(trained)
+
+    def test_scales_have_a_learning_rate_of_their_own(self, tiny_network: nn.Module, examples: Examples) -> None:
+        student = coarse(tiny_network)
+        weight, bias = student.linear.weight.clone(), student.linear.bias.clone()
+        options = replace(OPTIONS, scale_learning_rate=0.0)
+        train(tiny_network, student, examples, options, scales=(student.linear.bias,))
+        assert torch.equal(student.linear.bias, bias)
+        assert not torch.equal(student.linear.weight, weight)
+
+    def test_ranges_are_frozen_at_their_time(self, tiny_network: nn.Module, examples: Examples) -> None:
+        seen: list[int] = []
+        steps: list[int] = []
+        place = Workplace(report=lambda event: steps.append(event.completed))
+        train(
+            tiny_network, coarse(tiny_network), examples, replace(OPTIONS, freeze_ranges=0.25), place,
+            freeze_ranges=lambda: seen.append(len(steps)),
+        )  # fmt: skip
+        assert seen == [6]
+
+    def test_a_time_budget_ends_the_run_with_the_schedule(self, tiny_network: nn.Module, examples: Examples) -> None:
+        options = replace(OPTIONS, steps=100_000, max_seconds=0.5)
+        history = train(tiny_network, coarse(tiny_network), examples, options)
+        assert 0 < history[-1].step < 10_000
+        assert history[-1].learning_rate == pytest.approx(0.0)
+
+    def test_progress_is_reported_step_by_step(self, tiny_network: nn.Module, examples: Examples) -> None:
+        events: list[ProgressEvent] = []
+        train(tiny_network, coarse(tiny_network), examples, place=Workplace(report=events.append))
+        assert [event.completed for event in events] == list(range(1, 25))
+        assert {event.total for event in events} == {24}
+        assert set(events[-1].metrics) == {"loss", "held_out"}
+
+    def test_other_outputs_than_logits(self, examples: Examples) -> None:
+        teacher = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()).eval()
+        options = replace(OPTIONS, kl_weight=0.0, logit_weight=1.0)
+        history = train(teacher, coarse(teacher), examples, options)
+        assert history[-1].held_out_loss < history[0].held_out_loss
+        assert history[-1].agreement is None
+        with pytest.raises(UsageError, match=r"need class logits \(batch, classes\), got .*set kl_weight to 0"):
+            train(teacher, coarse(teacher), examples)
+
+
+class TestResume:
+    @pytest.mark.parametrize("options", [OPTIONS, EVERYTHING], ids=["plain", "everything"])
+    def test_an_interrupted_run_equals_an_uninterrupted_one(
+        self, options: DistillationOptions, tiny_network: nn.Module, examples: Examples, tmp_path: Path
+    ) -> None:
+        whole = coarse(tiny_network)
+        expected = train(tiny_network, whole, examples, options)
+
+        def interrupt(event: ProgressEvent) -> None:
+            if event.completed == 16:  # after the checkpoint of step 12
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_network, coarse(tiny_network), examples, options, Workplace(tmp_path, "id", interrupt))
+        resumed, steps = coarse(tiny_network), []
+        place = Workplace(tmp_path, "id", lambda event: steps.append(event.completed))
+        history = train(tiny_network, resumed, examples, options, place)
+        assert steps == list(range(13, 25))
+        assert same(resumed, whole)
+        assert curves(history) == curves(expected)
+
+    def test_a_finished_run_is_taken_as_it_is(
+        self, tiny_network: nn.Module, examples: Examples, tmp_path: Path
+    ) -> None:
+        first, again = coarse(tiny_network), coarse(tiny_network)
+        history = train(tiny_network, first, examples, place=Workplace(tmp_path, "id"))
+        steps: list[ProgressEvent] = []
+        assert train(tiny_network, again, examples, place=Workplace(tmp_path, "id", steps.append)) == history
+        assert steps == []
+        assert same(first, again)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "checkpoint-00000024.safetensors",
+            CHECKPOINT_FILE,
+        ]
+
+    def test_another_run_s_folder_is_refused(self, tiny_network: nn.Module, examples: Examples, tmp_path: Path) -> None:
+        train(tiny_network, coarse(tiny_network), examples, place=Workplace(tmp_path, "one"))
+        with pytest.raises(DataError, match=r"checkpoint of another run \(digest one there, two asked\)"):
+            train(tiny_network, coarse(tiny_network), examples, place=Workplace(tmp_path, "two"))
+
+    @pytest.mark.parametrize("damage", ["json", "tensors", "missing"])
+    def test_damage_is_noticed(self, damage: str, tiny_network: nn.Module, examples: Examples, tmp_path: Path) -> None:
+        train(tiny_network, coarse(tiny_network), examples, place=Workplace(tmp_path, "id"))
+        tensors = next(tmp_path.glob("*.safetensors"))
+        if damage == "json":
+            (tmp_path / CHECKPOINT_FILE).write_text("{")
+        elif damage == "tensors":
+            tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
+        else:
+            tensors.unlink()
+        with pytest.raises(DataError, match=r"The checkpoint in .* is damaged: .*Delete the folder to train from"):
+            read_checkpoint(tmp_path, "id")
+
+    def test_a_newer_format_is_refused(self, tiny_network: nn.Module, examples: Examples, tmp_path: Path) -> None:
+        train(tiny_network, coarse(tiny_network), examples, place=Workplace(tmp_path, "id"))
+        path = tmp_path / CHECKPOINT_FILE
+        path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+        with pytest.raises(DataError, match="has format version 2, and this dfq-plugins reads up to 1"):
+            read_checkpoint(tmp_path, "id")
+
+    def test_the_state_of_another_network_is_refused(self) -> None:
+        with pytest.raises(DataError, match=r"The checkpoint is of another network: 'weight' does not fit"):
+            restore(nn.Linear(3, 2), capture(nn.Linear(2, 2)))
+
+
+class Poisoned(nn.Module):
+    """Answers with NaN from its n-th call in training mode on."""
+
+    def __init__(self, network: nn.Module, calls: int) -> None:
+        super().__init__()
+        self.network, self.calls = network, calls
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls -= self.training
+        outputs: Tensor = self.network(inputs)
+        return outputs * float("nan") if self.calls < 0 and self.training else outputs
+
+
+class TestBadInput:
+    def test_a_loss_that_is_not_finite_brings_the_last_good_state_back(
+        self, tiny_network: nn.Module, examples: Examples, tmp_path: Path
+    ) -> None:
+        student = Poisoned(coarse(tiny_network), calls=15)
+        told = (
+            r"The training diverged: the loss was nan at step 16 of 24 \(learning rate 0.03, scales 0.002\). The "
+            r"student was put back to its state after step 12. Its checkpoint is in .*Lower learning_rate"
+        )
+        with pytest.raises(DivergedError, match=told):
+            train(tiny_network, student, examples, place=Workplace(tmp_path, "id"))
+        good = read_checkpoint(tmp_path, "id")
+        assert good is not None
+        assert good.step == 12
+        assert all(torch.equal(value, good.tensors["student"][name]) for name, value in capture(student).items())
+        assert all(value.isfinite().all() for value in student.state_dict().values())
+
+    def test_a_student_that_starts_broken(self, tiny_network: nn.Module, examples: Examples) -> None:
+        student = coarse(tiny_network)
+        student.linear.weight.data.fill_(float("inf"))
+        with pytest.raises(DivergedError, match="the held-out loss was nan at step 1"):
+            train(tiny_network, student, examples)
+
+    def test_outputs_of_another_shape(self, tiny_network: nn.Module, examples: Examples) -> None:
+        student = coarse(tiny_network)
+        student.linear = nn.Linear(8, 3)
+        told = r"must return the same shape, got \(12, 4\) from the teacher and \(12, 3\) from the student"
+        with pytest.raises(ModelError, match=told):
+            train(tiny_network, student, examples)
+
+    def test_nothing_to_train(self, tiny_network: nn.Module, examples: Examples) -> None:
+        with pytest.raises(ModelError, match="needs parameters that take gradients, and TinyNetwork has none"):
+            train(tiny_network, coarse(tiny_network).requires_grad_(False), examples)
+
+    def test_no_term(self, tiny_network: nn.Module) -> None:
+        with pytest.raises(UsageError, match="All weights of the distillation loss are 0"):
+            DistillationLoss(tiny_network, {"kl_weight": 0})
+
+    def test_too_few_samples(self) -> None:
+        with pytest.raises(DataError, match="at least 2 samples, one of them held out, got 1"):
+            split_held_out(Examples(torch.zeros(1, 3)), 0.1, 0)
+
+    def test_a_wrong_option_says_what_is_right(self, tiny_network: nn.Module) -> None:
+        with pytest.raises(UsageError, match=r"Option 'temperature' of fine-tuning cannot be 0.*Give float > 0"):
+            DistillationLoss(tiny_network, {"temperature": 0})
+
+
+class TestBatches:
+    def test_every_pass_holds_every_example_once(self) -> None:
+        batches = TrainingBatches(Examples(torch.arange(10.0)[:, None]), replace(OPTIONS, batch_size=4), None)
+        stream = torch.cat([batches.batch(step).inputs for step in range(5)]).flatten()
+        assert sorted(stream[:10].tolist()) == sorted(stream[10:].tolist()) == list(range(10))
+        assert stream[:10].tolist() != stream[10:].tolist()
+
+    def test_any_step_can_be_asked_for_first(self) -> None:
+        examples = Examples(torch.randn(10, 3, 4, 4, generator=rng_for(0)))
+        options = replace(OPTIONS, batch_size=25, mixup=1.0, jitter=1)  # a batch larger than the data
+        forward = [TrainingBatches(examples, options, None).batch(step).inputs for step in range(3)]
+        assert torch.equal(TrainingBatches(examples, options, None).batch(2).inputs, forward[2])
+        assert len(forward[2]) == 25
+
+    def test_parts_do_not_overlap(self) -> None:
+        trained_on, held_out = split_held_out(Examples(torch.arange(50.0)), 0.1, seed=1)
+        assert len(held_out) == 5
+        assert sorted([*trained_on.inputs.tolist(), *held_out.inputs.tolist()]) == list(range(50))
+
+    def test_mixup_mixes_labels_by_the_same_share(self) -> None:
+        one_hot = torch.eye(4)
+        mixed = mix_up(Examples(one_hot, torch.arange(4)), 1.0, 4, torch.Generator().manual_seed(1))
+        assert mixed.labels is not None
+        assert torch.allclose(mixed.inputs, mixed.labels)
+        assert not torch.equal(mixed.inputs, one_hot)
+
+    def test_mixup_draws_from_a_beta_distribution(self) -> None:
+        pair = Examples(torch.tensor([[0.0], [1.0]]))
+        shares = torch.cat([mix_up(pair, 2.0, None, rng_for(0, step)).inputs[1] for step in range(400)])
+        mixed = shares[(shares > 0) & (shares < 1)]
+        assert mixed.mean().item() == pytest.approx(0.5, abs=0.05)
+        assert mixed.var().item() == pytest.approx(0.05, abs=0.015)  # 1 / (4 (2 alpha + 1))
+
+
+def test_options_are_listed_with_help() -> None:
+    from dfq_plugins.options import describe_options
+
+    rows = describe_options(DistillationOptions)
+    assert all(row.help for row in rows)
+    assert re.fullmatch(r"frozen or reestimated", next(row.type for row in rows if row.name == "batch_norm"))

@@ -1,0 +1,283 @@
+"""`finetune` from end to end with fake plugins: what reaches whom, what is refused, and what stays as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from dfq_plugins.distillation import DistillationOptions
+from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture
+from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
+from dfq_plugins.finetuning import DataOriginWarning, FinetuningRun, finetune
+from dfq_plugins.pipeline import quantize, run_quantization, synthesize
+from dfq_plugins.registry import Registry, build_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.types import InputSpec, ProgressEvent
+
+QUICK = {"steps": 12, "batch_size": 16, "evaluations": 3, "learning_rate": 0.03, "teacher_precision": "float32"}
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    yield build_registry(entry_points=[EntryPoint("outside", "finetuning_plugins", "dfq_plugins")], strict=True)
+    del sys.modules["finetuning_plugins"]
+
+
+@pytest.fixture
+def inputs() -> torch.Tensor:
+    return torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(3)).clamp(-2, 2)
+
+
+@pytest.fixture
+def run(
+    registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor
+) -> Callable[..., FinetuningRun]:
+    """Fine-tune the tiny network on noise in a few steps, where nothing else is given."""
+
+    def tuned(model: nn.Module | None = None, data: Any = None, **settings: Any) -> FinetuningRun:
+        settings["training"] = {**QUICK, **settings.pop("training", {})}
+        settings = {"calibrator": "coarse", "spec": tiny_spec, "registry": registry, **settings}
+        return finetune(tiny_network if model is None else model, inputs if data is None else data, **settings)
+
+    return tuned
+
+
+def worker() -> Any:
+    return sys.modules["finetuning_plugins"].Coarse.last
+
+
+def test_the_record_tells_everything(run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+    events: list[ProgressEvent] = []
+    result = run(recipe="w4a8", output=tmp_path / "out", listeners=[events.append])
+    assert (result.calibrator, str(result.recipe)) == ("coarse", "w4a8")
+    assert isinstance(result.training, DistillationOptions)
+    assert [point.step for point in result.history] == [0, 4, 8, 12]
+    assert result.history[0].agreement == pytest.approx(result.agreement_before)
+    assert max(point.held_out_loss for point in result.history) == result.history[0].held_out_loss
+    assert result.agreement >= result.agreement_before
+    assert result.coverage.quantized[0].weight == "coarse"
+    assert [artifact.path for artifact in result.artifacts] == [tmp_path / "out" / "model.bin"]
+    assert [event.stage for event in events] == ["calibrate"] + ["finetune"] * 12
+
+
+def test_the_calibrator_is_told_and_asked(run: Callable[..., FinetuningRun], tiny_spec: InputSpec) -> None:
+    run()
+    spec, recipe, training = worker().given
+    assert (spec, str(recipe), training) == (tiny_spec, "w8a8", True)
+    assert len(worker().seen) == 54  # a tenth is held out from calibration too
+    assert worker().frozen == 1
+
+
+def test_same_seed_same_model(run: Callable[..., FinetuningRun]) -> None:
+    first, again, other = (run(training={"seed": seed, "mixup": 0.5}).model for seed in (0, 0, 1))
+    assert torch.equal(first.stem.weight, again.stem.weight)  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(first.stem.weight, other.stem.weight)  # type: ignore[union-attr, arg-type]
+
+
+def test_model_and_process_stay_as_they_were(run: Callable[..., FinetuningRun], tiny_network: nn.Module) -> None:
+    tiny_network.train()
+    before, random = capture(tiny_network), torch.random.get_rng_state()
+    run()
+    with pytest.raises(DivergedError):
+        run(training={"learning_rate": 1e30, "gradient_clip": None})
+    assert tiny_network.training
+    assert all(torch.equal(value, before[name]) for name, value in capture(tiny_network).items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in tiny_network.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny_network.modules())
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert torch.is_grad_enabled()
+
+
+def test_a_run_that_was_interrupted_goes_on(run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+    whole = run()
+
+    def interrupt(event: ProgressEvent) -> None:
+        if event.stage == "finetune" and event.completed == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(work=tmp_path / "work", listeners=[interrupt])
+    assert (tmp_path / "work" / CHECKPOINT_FILE).is_file()
+    steps: list[int] = []
+    resumed = run(work=tmp_path / "work", listeners=[lambda event: steps.append(event.completed)])
+    assert steps[1:] == list(range(5, 13))
+    assert all(torch.equal(value, capture(whole.model)[name]) for name, value in capture(resumed.model).items())
+    with pytest.raises(DataError, match="checkpoint of another run"):
+        run(work=tmp_path / "work", recipe="w4a4")
+    run(work=tmp_path / "work", training={"max_seconds": 60})  # the budget may change
+
+
+def test_the_teacher_is_not_asked_again_for_inputs_that_stay_the_same(
+    run: Callable[..., FinetuningRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dfq_plugins.distillation.loss import DistillationLoss
+
+    asked: list[int] = []
+    teach = DistillationLoss.teach
+
+    def counted(self: DistillationLoss, inputs: torch.Tensor) -> torch.Tensor:
+        asked.append(len(inputs))
+        return teach(self, inputs)
+
+    monkeypatch.setattr(DistillationLoss, "teach", counted)
+    run()
+    assert sum(asked) == 60
+    asked.clear()
+    run(training={"flip": True})
+    assert sum(asked) == 6 + 12 * 16
+
+
+class TestOrigin:
+    @pytest.fixture
+    def data(self, registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec) -> SyntheticDataset:
+        return synthesize(tiny_network, tiny_spec, generator="noise", num_samples=40, registry=registry)
+
+    def test_data_of_the_same_model(self, run: Callable[..., FinetuningRun], data: Any) -> None:
+        assert run(data=data, spec=None, training={"label_weight": 1.0}, strict=True).agreement > 0.5
+
+    def test_data_of_another_model(self, run: Callable[..., FinetuningRun], data: Any, tiny_network: nn.Module) -> None:
+        with torch.no_grad():
+            tiny_network.linear.bias.add_(1.0)  # type: ignore[union-attr, operator]
+        from dfq_plugins.digest import model_digest
+
+        digests = (
+            rf"digest {data.manifest.model_digest[:12]} there, {model_digest(tiny_network)[:12]} of the model given"
+        )
+        with pytest.warns(DataOriginWarning, match=digests):
+            run(data=data, spec=None)
+        with pytest.raises(DataError, match=rf"{digests}\. Synthesise data from this model, or do without strict"):
+            run(data=data, spec=None, strict=True)
+
+
+class TestRefusals:
+    def test_a_student_without_trainable_parameters(self, run: Callable[..., FinetuningRun]) -> None:
+        with pytest.raises(ModelError, match="needs parameters that take gradients"):
+            run(calibrator="untrainable")
+
+    def test_outputs_of_another_shape(self, run: Callable[..., FinetuningRun]) -> None:
+        with pytest.raises(ModelError, match=r"\(6, 4\) from the teacher and \(6, 3\) from the student"):
+            run(calibrator="narrow")
+
+    def test_an_unknown_tap(self, run: Callable[..., FinetuningRun]) -> None:
+        with pytest.raises(UsageError, match=r"it calls none named 'convv'. Did you mean 'conv'\?"):
+            run(training={"feature_weight": 1.0, "taps": ("convv",)})
+
+    def test_an_unknown_option(self, run: Callable[..., FinetuningRun]) -> None:
+        with pytest.raises(UsageError, match=r"Unknown option 'step' of fine-tuning. Did you mean 'steps'\?"):
+            run(training={"step": 3})
+
+
+class TestLearningGenerators:
+    def test_its_batches_take_the_place_of_the_data(self, run: Callable[..., FinetuningRun]) -> None:
+        result = run(generator="seeker")
+        assert result.history[-1].held_out_loss < result.history[0].held_out_loss
+
+    def test_it_resumes_exactly(self, run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+        whole = run(generator="seeker").model
+
+        def interrupt(event: ProgressEvent) -> None:
+            if event.stage == "finetune" and event.completed == 6:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(generator="seeker", work=tmp_path, listeners=[interrupt])
+        resumed = run(generator="seeker", work=tmp_path).model
+        assert torch.equal(resumed.stem.weight, whole.stem.weight)  # type: ignore[union-attr, arg-type]
+
+    def test_a_short_batch(self, run: Callable[..., FinetuningRun]) -> None:
+        with pytest.raises(
+            DataError, match=r"makes the batch that it is asked for, \(16, 3, 8, 8\), got \(15, 3, 8, 8\)"
+        ):
+            run(generator="shortseeker")
+
+    def test_one_that_lacks_methods(self, run: Callable[..., FinetuningRun]) -> None:
+        with pytest.raises(PluginError, match=r"builds a Idle without feedback, batch, state, restore\(\)"):
+            run(generator="idle")
+
+    def test_one_that_makes_data_sets(self, run: Callable[..., FinetuningRun]) -> None:
+        with pytest.raises(UsageError, match="'noise' does not learn against a student: it makes data sets"):
+            run(generator="noise")
+
+    def test_it_makes_no_data_set_by_itself(
+        self, registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
+    ) -> None:
+        with pytest.raises(UsageError, match=r"'seeker' learns against a student .*finetune\(model, data"):
+            synthesize(tiny_network, tiny_spec, generator="seeker", registry=registry)
+
+
+def test_quantize_passes_it_on(
+    registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor
+) -> None:
+    settings: dict[str, Any] = {"calibrator": "coarse", "spec": tiny_spec, "registry": registry}
+    result = run_quantization(tiny_network, inputs, finetune=QUICK, **settings)
+    assert isinstance(result, FinetuningRun)
+    assert isinstance(quantize(tiny_network, inputs, finetune=DistillationOptions(**QUICK), **settings), nn.Module)  # type: ignore[arg-type]
+    assert not isinstance(run_quantization(tiny_network, inputs, finetune=False, **settings), FinetuningRun)
+
+
+RANKS = """
+import sys, torch
+from importlib.metadata import EntryPoint
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+torch.set_num_threads(1)
+from conftest import TinyNetwork, settle_batch_norm
+from dfq_plugins.distillation.state import capture
+from dfq_plugins.finetuning import finetune
+from dfq_plugins.registry import build_registry
+from dfq_plugins.types import InputSpec
+from safetensors.torch import save_file
+import os
+
+torch.manual_seed(0)
+network = settle_batch_norm(TinyNetwork(), torch.randn(64, 3, 8, 8).clamp(-2, 2))
+inputs = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(3)).clamp(-2, 2)
+registry = build_registry(entry_points=[EntryPoint("outside", "finetuning_plugins", "dfq_plugins")])
+run = finetune(
+    network, inputs, calibrator="coarse", registry=registry, training={quick!r}, output={folder!r} + "/out",
+    work={folder!r} + "/work", spec=InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), 4),
+)
+rank = os.environ.get("RANK", "alone")
+save_file(capture(run.model), {folder!r} + f"/{{rank}}.safetensors")
+print("artifacts", rank, len(run.artifacts))
+"""
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    script = tmp_path / "train.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    results = {}
+    for name, command in (("alone", [sys.executable]), ("both", launch)):
+        folder = tmp_path / name
+        folder.mkdir()
+        quick = {**QUICK, "mixup": 0.4, "flip": True}
+        script.write_text(RANKS.format(tests=str(Path(__file__).parent), quick=quick, folder=str(folder)))
+        done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=False, timeout=200)
+        assert done.returncode == 0, done.stderr
+        results |= {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    assert "artifacts 0 1" in done.stdout
+    assert "artifacts 1 0" in done.stdout
+    for name, value in results["alone"].items():
+        assert torch.equal(results["0"][name], results["1"][name])
+        assert torch.allclose(results["0"][name], value, atol=1e-4), name
+
+
+def test_a_warning_for_nobody(run: Callable[..., FinetuningRun]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(training={"feature_weight": 0.1})
