@@ -33,6 +33,10 @@ def blocks(text: str) -> list[tuple[str, str]]:
     ]
 
 
+def commands(block: str) -> list[str]:
+    return block.replace("\\\n", " ").splitlines()
+
+
 def pages_with_examples() -> list[str]:
     names = (str(path.relative_to(DOCS).with_suffix("")) for path in DOCS.rglob("*.md") if "_build" not in path.parts)
     return sorted(
@@ -51,7 +55,7 @@ def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         if kind == "python":
             exec(compile(block, f"{name}.md", "exec"), names)  # noqa: S102  (our own pages)
             continue
-        for line in block.splitlines() if kind == "sh" else ():
+        for line in commands(block) if kind == "sh" else ():
             program, *arguments = shlex.split(line)
             assert program == "dfq"
             result = CliRunner().invoke(cli, arguments)
@@ -66,8 +70,8 @@ def test_the_nearest_data_set_of_the_choosing_page_is_the_fitted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (commands,) = (block for kind, block in blocks(page("choosing")) if kind == "sh")
-    for line in commands.splitlines():
+    (block,) = (block for kind, block in blocks(page("choosing")) if kind == "sh")
+    for line in commands(block):
         result = CliRunner().invoke(cli, shlex.split(line)[1:])
     assert result.stdout.index("fitted") < result.stdout.index("noise")
 

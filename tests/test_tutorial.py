@@ -18,7 +18,7 @@ FILES = dict(re.findall(r"^`(dfq-[\w./-]+)`\n\n```\w+\n(.*?)^```", PAGE, flags=r
 COMMANDS = [
     shlex.split(line)
     for block in re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
 ]
 
 RUN_COMMANDS = """

@@ -100,7 +100,8 @@ def draw(title: str, height: int, boxes: tuple[Box, ...], arrows: tuple[Arrow, .
             f'aria-label="{escape(title)}" style="{STYLE}">'
         ),
         (
-            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
+            '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
+            'orient="auto">'
             '<path d="M0 0 8 4 0 8z" fill="#56616d"/></marker></defs>'
         ),
         f'<rect width="{WIDTH}" height="{height}" rx="8" fill="#ffffff"/>',
