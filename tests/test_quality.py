@@ -19,7 +19,7 @@ from dfq_plugins import InputSpec, SyntheticDataset
 from dfq_plugins.errors import DataError
 from dfq_plugins.quality import ranges, teacher, verdict
 from dfq_plugins.quality.inspection import clamped_share, inspect
-from dfq_plugins.quality.record import LayerQuality
+from dfq_plugins.quality.record import Inspection, LayerQuality
 from dfq_plugins.statistics import layer_divergences
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def test_the_training_datas_own_ranges_are_near_the_expected_ones(tiny_network: 
     found = inspect(noise(256), tiny_network, spec=SPEC)
     assert found.range_error is not None
     assert found.range_error < 0.15
+    assert found.surprise is not None
+    assert found.surprise < 0.01
     assert [layer.name for layer in found.layers] == ["input", "norm1", "norm2"]
     assert found.layers[0].expected_range is None
     assert found.layers[0].range_octaves is None
@@ -107,7 +109,7 @@ def test_a_layer_without_weights_has_a_unit_gaussian() -> None:
     layer = nn.BatchNorm2d(2, affine=False)
     layer.running_mean += 3
     expected = ranges.expected_ranges(nn.Sequential(layer), ("0",))
-    assert expected["0"] == pytest.approx(stats.norm.ppf(1 - 0.0005), rel=1e-5)
+    assert expected["0"] == pytest.approx(stats.norm.ppf(1 - 0.005), rel=1e-5)
     values = torch.randn(4, 2, 3, 3)
     assert torch.allclose(ranges.batch_norm_output(layer.eval(), values), layer(values), atol=1e-6)
 
@@ -300,12 +302,72 @@ def test_the_record_is_plain_json_and_readable_text(tiny_network: nn.Module) -> 
 # ------------------------------------------------------------------------------------- verdict
 
 
-def layer(divergence: float, octaves: float = 0.0) -> LayerQuality:
-    return LayerQuality("bn1", divergence, 1.0, 2.0**octaves)
+def layer(name: str, surprise: float, octaves: float = 0.0) -> LayerQuality:
+    return LayerQuality(name, 9.0, surprise, 1.0, 2.0**octaves)
+
+
+def judged(*layers: LayerQuality) -> Inspection:
+    return verdict.judged(
+        num_samples=8,
+        layers=layers,
+        label_counts=(4, 4),
+        confidence=0.5,
+        diversity=0.5,
+        clamped=0.0,
+        why_not="",
+    )
 
 
 def test_the_worse_error_decides_the_score() -> None:
     assert verdict.score(0.0, 0.0) == 100
-    assert verdict.score(verdict.DIVERGENCE_UNIT, 0.0) == verdict.score(0.0, verdict.RANGE_UNIT) == 50
-    assert verdict.score(verdict.DIVERGENCE_UNIT, verdict.RANGE_UNIT) == 50
+    assert verdict.score(verdict.SURPRISE_UNIT, 0.0) == verdict.score(0.0, verdict.RANGE_UNIT) == 50
+    assert verdict.score(verdict.SURPRISE_UNIT, verdict.RANGE_UNIT) == 50
     assert verdict.score(0.3, 0.0) > verdict.score(0.4, 0.0)
+
+
+def test_surprise_is_the_divergence_with_the_roles_changed(tiny_network: nn.Module) -> None:
+    inputs = noise(32, std=0.5)
+    found = inspect(inputs, tiny_network, spec=SPEC)
+    with torch.no_grad():
+        seen = tiny_network.stem(inputs)
+    norm = tiny_network.norm1
+    recorded, spread = norm.running_mean.numpy(), np.sqrt(norm.running_var.numpy() + norm.eps)
+    mean = seen.mean((0, 2, 3)).numpy()
+    deviation = np.sqrt(seen.var((0, 2, 3), correction=0).numpy() + norm.eps)
+    reference = np.log(spread / deviation) + (deviation**2 + (mean - recorded) ** 2) / (2 * spread**2) - 0.5
+    assert found.layers[1].surprise == pytest.approx(reference.mean(), rel=1e-3)
+    assert found.surprise == pytest.approx(np.mean([one.surprise for one in found.layers]))
+
+
+@pytest.mark.parametrize(
+    ("errors", "word", "reason"),
+    [
+        (
+            ((0.01, 0.1), (0.02, -0.15)),
+            "enough for W4A4",
+            (
+                "The score 62 reaches 50: the farthest statistics are at norm2 (0.020 nats), the farthest range at norm2 "
+                "(1.11 times narrower than recorded)."
+            ),
+        ),
+        (
+            ((0.12, 0.0), (0.0, 0.4)),
+            "enough for W8A8",
+            (
+                "The score 40 reaches 25, not 50: the farthest statistics are at norm1 (0.120 nats), the farthest range at "
+                "norm2 (1.32 times wider than recorded)."
+            ),
+        ),
+        (
+            ((0.1, 1.0), (0.0, 1.0)),
+            "more samples or iterations needed",
+            (
+                "The score 17 is below 25: the farthest statistics are at norm1 (0.100 nats), the farthest range at norm1 "
+                "(2.00 times wider than recorded)."
+            ),
+        ),
+    ],
+)
+def test_the_verdict_gives_its_reason(errors: tuple[tuple[float, float], ...], word: str, reason: str) -> None:
+    found = judged(*(layer(f"norm{number}", *error) for number, error in enumerate(errors, 1)))
+    assert (found.verdict, found.reason) == (word, reason)

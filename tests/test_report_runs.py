@@ -73,7 +73,7 @@ class Text(HTMLParser):
         if self._open not in {"style", "script"}:
             self.text += data
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002  the base class gives it
         self._open = ""
 
 

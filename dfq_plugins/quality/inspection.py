@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,12 @@ from dfq_plugins.calibration_data import as_calibration_data
 from dfq_plugins.checks import check_finite, complete_spec, require_batch_norm
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.digest import model_digest
+from dfq_plugins.divergences import gaussian_kl
 from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.quality import ranges, teacher, verdict
 from dfq_plugins.quality.record import Inspection, LayerQuality
-from dfq_plugins.statistics import divergence_of, pooled_moments, require_reached_layers, stored_statistics
+from dfq_plugins.statistics import pooled_moments, require_reached_layers, stored_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,14 +86,12 @@ def _known_labels(data: object) -> Tensor | None:
 def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, labels: Tensor | None) -> Inspection:
     why_not = _unusable_statistics(network, spec)
     names = () if why_not else require_reached_layers(network, spec)
-    with ExitStack() as stack:
-        tap = stack.enter_context(teacher.TeacherTaps(network))
-        widths = stack.enter_context(ranges.RangeTaps(network, names))
+    with teacher.TeacherTaps(network) as tap, ranges.RangeTaps(network, names) as widths:
         moved = (batch.to(device_of(network)) for batch in samples)
-        divergences = _divergences(network, moved, spec, names)
+        distances = _distances(network, moved, spec, names)
     expected, observed = ranges.expected_ranges(network, names), widths.ranges()
     layers = tuple(
-        LayerQuality(name, value, expected.get(name), observed.get(name)) for name, value in divergences.items()
+        LayerQuality(name, *pair, expected.get(name), observed.get(name)) for name, pair in distances.items()
     )
     return verdict.judged(
         num_samples=len(samples),
@@ -116,16 +114,20 @@ def _unusable_statistics(network: nn.Module, spec: InputSpec) -> str:
     return ""
 
 
-def _divergences(
+def _distances(
     network: nn.Module, batches: Iterable[Tensor], spec: InputSpec, names: tuple[str, ...]
-) -> dict[str, float]:
-    """Run every batch through the network once; return the divergence of each layer."""
+) -> dict[str, tuple[float, float]]:
+    """Run every batch through the network once; return divergence and surprise of each layer."""
     if not names:
         for batch in batches:
             network(batch)
         return {}
-    observed = pooled_moments(network, batches, spec, names)
-    return divergence_of(stored_statistics(network, spec, names), observed)
+    stored = stored_statistics(network, spec, names)
+    moments = pooled_moments(network, batches, spec, names)
+    recorded, observed = (stored.mean, stored.var + stored.eps), (moments.mean, moments.var + stored.eps)
+    divergence = stored.per_layer(gaussian_kl(*recorded, *observed))
+    surprise = stored.per_layer(gaussian_kl(*observed, *recorded))
+    return {name: (divergence[name], surprise[name]) for name in divergence}
 
 
 def _label_counts(logits: Tensor | None, labels: Tensor | None) -> tuple[int, ...]:

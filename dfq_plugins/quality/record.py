@@ -16,7 +16,10 @@ class LayerQuality:
 
     Args:
         name: qualified name.
-        divergence: of the set's statistics from the recorded ones, in nats, mean over channels.
+        divergence: `KL(recorded || observed)` of the Gaussians of each channel, in nats, mean over channels: what the
+            synthesis lowers.
+        surprise: `KL(observed || recorded)`, the same with the roles changed: how unlikely the set's activations are to
+            the record. A shift of a channel's mean by its whole recorded deviation counts 0.5.
         expected_range: width of the layer's output that its own record implies (see `ranges.QUANTILE`); None at the
             input.
         observed_range: the same of the set.
@@ -24,6 +27,7 @@ class LayerQuality:
 
     name: str
     divergence: float
+    surprise: float
     expected_range: float | None = None
     observed_range: float | None = None
 
@@ -31,7 +35,7 @@ class LayerQuality:
     def range_octaves(self) -> float | None:
         """How many times the observed range is twice the expected one: 1 is twice as wide, -1 half as wide.
 
-        >>> LayerQuality("bn1", 0.0, 3.0, 6.0).range_octaves
+        >>> LayerQuality("bn1", 0.0, 0.0, 3.0, 6.0).range_octaves
         1.0
         """
         if self.expected_range is None or self.observed_range is None:
@@ -47,6 +51,7 @@ class Inspection:
         num_samples: samples in the set.
         layers: every layer that records statistics, from input to output.
         divergence: mean over layers, in nats; 0 is the training data's own statistics.
+        surprise: mean over layers, in nats; see `LayerQuality`.
         range_error: mean over layers of the ranges' distance from the expected ones, in octaves, whatever the sign.
         confidence: mean largest class probability.
         label_balance: entropy of the label histogram over the largest possible, 0 to 1.
@@ -62,6 +67,7 @@ class Inspection:
     num_samples: int
     layers: tuple[LayerQuality, ...]
     divergence: float | None
+    surprise: float | None
     range_error: float | None
     confidence: float | None
     label_balance: float | None
@@ -83,6 +89,11 @@ class Inspection:
         return (
             ("samples", str(self.num_samples), ""),
             ("BatchNorm divergence", _text(self.divergence, ".4f"), "nats, mean over layers; 0 is best"),
+            (
+                "surprise",
+                _text(self.surprise, ".4f"),
+                "nats, how unlikely the activations are to the record; 0 is best",
+            ),
             ("range error", _text(self.range_error, ".3f"), "octaves, mean over layers; 1 is a factor of two"),
             ("teacher confidence", _text(self.confidence, ".1%"), "mean probability of the class that is named"),
             ("label balance", _text(self.label_balance, ".2f"), "1 when every class is as frequent as any other"),

@@ -12,31 +12,38 @@ if TYPE_CHECKING:
 
     from dfq_plugins.quality.record import LayerQuality, Verdict
 
-DIVERGENCE_UNIT = 0.1
-"""Nats of divergence that cost as much as `RANGE_UNIT`."""
+SURPRISE_UNIT = 0.04
+"""Nats of surprise up to which a set is enough for W4A4."""
 
 RANGE_UNIT = 0.2
-"""Octaves of range error that cost as much as `DIVERGENCE_UNIT`."""
+"""Octaves of range error up to which a set is enough for W4A4."""
 
 ENOUGH_FOR_W4A4 = 50.0
+"""The score at one unit: up to it, no set of the study lost a point against real data."""
+
 ENOUGH_FOR_W8A8 = 25.0
-"""Scores from which a set is enough."""
+"""The score at three units."""
 
 
-def score(divergence: float, range_error: float) -> float:
+def score(surprise: float, range_error: float) -> float:
     """Return 0 (useless) to 100 (like the training data): the worse of two errors decides.
 
-    `score = 100 / (1 + max(divergence / DIVERGENCE_UNIT, range_error / RANGE_UNIT))`
+    `score = 100 / (1 + max(surprise / SURPRISE_UNIT, range_error / RANGE_UNIT))`
 
-    >>> score(0.0, 0.0), score(DIVERGENCE_UNIT, 0.0)
+    >>> score(0.0, 0.0), score(SURPRISE_UNIT, 0.0)
     (100.0, 50.0)
     """
-    return 100.0 / (1.0 + max(divergence / DIVERGENCE_UNIT, range_error / RANGE_UNIT))
+    return 100.0 / (1.0 + max(surprise / SURPRISE_UNIT, range_error / RANGE_UNIT))
 
 
 def mean_divergence(layers: Sequence[LayerQuality]) -> float | None:
     """Return the mean over layers in nats; None without layers."""
     return _mean([layer.divergence for layer in layers])
+
+
+def mean_surprise(layers: Sequence[LayerQuality]) -> float | None:
+    """Return the mean over layers in nats; None without layers."""
+    return _mean([layer.surprise for layer in layers])
 
 
 def mean_range_error(layers: Sequence[LayerQuality]) -> float | None:
@@ -69,13 +76,14 @@ def judged(
         clamped: None where the valid range is unknown.
         why_not: why the network's statistics cannot be compared with; empty where they can.
     """
-    divergence, range_error = mean_divergence(layers), mean_range_error(layers)
-    points = None if divergence is None or range_error is None else score(divergence, range_error)
+    surprise, range_error = mean_surprise(layers), mean_range_error(layers)
+    points = None if surprise is None or range_error is None else score(surprise, range_error)
     word, reason = _verdict(points, layers)
     return Inspection(
         num_samples=num_samples,
         layers=layers,
-        divergence=divergence,
+        divergence=mean_divergence(layers),
+        surprise=surprise,
         range_error=range_error,
         confidence=confidence,
         label_balance=label_balance(label_counts) if label_counts else None,
@@ -107,13 +115,13 @@ def _verdict(points: float | None, layers: Sequence[LayerQuality]) -> tuple[Verd
 
 def _worst(layers: Sequence[LayerQuality]) -> str:
     """Say where the set is farthest from the record, and in which direction."""
-    far = max(layers, key=lambda layer: layer.divergence)
+    far = max(layers, key=lambda layer: layer.surprise)
     ranged = [layer for layer in layers if layer.range_octaves is not None]
     off = max(ranged, key=lambda layer: abs(layer.range_octaves or 0.0))
     octaves = off.range_octaves or 0.0
     direction = "wider" if octaves > 0 else "narrower"
     return (
-        f"the farthest statistics are at {far.name} ({far.divergence:.3f} nats), the farthest range at {off.name} "
+        f"the farthest statistics are at {far.name} ({far.surprise:.3f} nats), the farthest range at {off.name} "
         f"({2 ** abs(octaves):.2f} times {direction} than recorded)."
     )
 

@@ -42,12 +42,23 @@ def comparison_table(sets: Mapping[str, Inspection], highlighted: str = "") -> T
         sets: by name.
         highlighted: the set that the reader should see first.
     """
-    columns = ("Set", "Score", "Divergence", "Range error", "Confidence", "Label balance", "Diversity", "Verdict")
+    columns = (
+        "Set",
+        "Score",
+        "Divergence",
+        "Surprise",
+        "Range error",
+        "Confidence",
+        "Label balance",
+        "Diversity",
+        "Verdict",
+    )
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             name,
             found.score,
             found.divergence,
+            found.surprise,
             found.range_error,
             found.confidence,
             found.label_balance,
@@ -57,8 +68,8 @@ def comparison_table(sets: Mapping[str, Inspection], highlighted: str = "") -> T
         for name, found in sets.items()
     )
     caption = (
-        "Score from 0 to 100, higher is better. Divergence in nats and range error in octaves, averages over layers, "
-        "lower is better; confidence, label balance and diversity are not part of the score."
+        "Score from 0 to 100, higher is better. Divergence and surprise in nats and range error in octaves, averages "
+        "over layers, lower is better; confidence, label balance and diversity are not part of the score."
     )
     marked = tuple(index for index, name in enumerate(sets) if name == highlighted)
     return Table(columns, rows, caption=caption, highlighted=marked)
@@ -92,7 +103,7 @@ def range_section(sets: Mapping[str, Inspection]) -> Section | None:
     plot = LayerPlot(
         tuple(layer.name for layer in first),
         tuple(series),
-        "width that holds 99.9 % of the values (log scale)",
+        "width that holds 99 % of the values (log scale)",
         "Best is where a set lies on the recorded width. Layers from input (top) to output (bottom).",
     )
     return Section("How wide the activations are", (text,), (plot,))

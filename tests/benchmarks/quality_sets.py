@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import dfq_plugins
 from dfq_plugins import InputSpec
+from dfq_plugins.manifest import MANIFEST_FILE
 from dfq_plugins.similarity import normalise
 
 if TYPE_CHECKING:
@@ -137,13 +138,14 @@ def make_set(about: Subject, name: str, work: Path) -> Tensor:
     if count == SHARD:  # the first shard of the largest set, which is made anyway, or was by calibration.py
         count = LARGEST
     folder = work / f"{about.name}-{generator}-{'-'.join(map(str, options.values())) or 'default'}-{count}"
-    data = dfq_plugins.synthesize(
-        about.network,
-        about.spec,
-        generator=generator,
-        num_samples=count,
-        seed=SEED,
-        options=options,
-        output=folder,
-    )
-    return data.inputs(SYNTHETIC[name][1])
+    if not (folder / MANIFEST_FILE).is_file():
+        dfq_plugins.synthesize(
+            about.network,
+            about.spec,
+            generator=generator,
+            num_samples=count,
+            seed=SEED,
+            options=options,
+            output=folder,
+        )
+    return dfq_plugins.SyntheticDataset.open(folder).inputs(SYNTHETIC[name][1])
