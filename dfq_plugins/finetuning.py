@@ -64,11 +64,13 @@ class FinetuningRun(QuantizationRun):
         agreement_before: the same of the model that was only calibrated.
         history: points of the training's curves.
         training: the settings of the training.
+        held_out: number of samples that were held out.
     """
 
     agreement_before: float
     history: tuple[TrainingPoint, ...]
     training: DistillationOptions
+    held_out: int
 
 
 def finetune(
@@ -148,7 +150,8 @@ def finetune(
             agreement = judged(converted)
             artifacts = worker.export(converted, spec, Path(output)) if output is not None and ranks.leads else ()
         ranks.wait()
-    return FinetuningRun(converted, calibrator, recipe, coverage, artifacts, agreement, before, history, settings)
+    about_model = (converted, calibrator, recipe, coverage, artifacts, agreement)
+    return FinetuningRun(*about_model, before, history, settings, len(parts[1]))
 
 
 def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:

@@ -30,6 +30,7 @@ Exit codes: 0 done, 1 unexpected error (DFQ_DEBUG=1 shows where), 2 bad usage,
         "plugins": Place("dfq_plugins.cli.plugins:plugins", "List generators, calibrators and listeners."),
         "synthesize": Place("dfq_plugins.cli.synthesize:synthesize", "Synthesise inputs from a model alone."),
         "quantize": Place("dfq_plugins.cli.quantize:quantize", "Quantize a model on a synthetic set."),
+        "finetune": Place("dfq_plugins.cli.finetune:finetune", "Quantize a model and train it on a synthetic set."),
         "inspect": Place("dfq_plugins.cli.inspect:inspect", "Judge how good a set is for calibration."),
         "similarity": Place(
             "dfq_plugins.cli.similarity:similarity", "Rank data sets by likeness to the training data."

@@ -92,7 +92,7 @@ def set_resume_hint(hint: str) -> None:
 
 @contextmanager
 def plain_plugin_warnings() -> Iterator[None]:
-    """Show a broken plugin's warning as one line on standard error, without our source line."""
+    """Show our own warnings, of broken plugins or foreign data, as one line each, without our source line."""
     from dfq_plugins.loading import PluginWarning  # noqa: PLC0415  pluggy would slow down --help
 
     with warnings.catch_warnings():
@@ -100,7 +100,7 @@ def plain_plugin_warnings() -> Iterator[None]:
         show = warnings.showwarning
 
         def show_plainly(message: Warning | str, category: type[Warning], *where: Any, **kwargs: Any) -> None:
-            if issubclass(category, PluginWarning):
+            if category.__module__.startswith("dfq_plugins."):
                 click.echo(f"Warning: {message}", err=True)
             else:
                 show(message, category, *where, **kwargs)

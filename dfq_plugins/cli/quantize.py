@@ -11,6 +11,7 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
+from dfq_plugins.cli.finetune import TRAINING_ARGUMENTS, finetune_and_print, training_options
 from dfq_plugins.cli.group import set_resume_hint
 from dfq_plugins.cli.reporting import announce, report_option
 from dfq_plugins.cli.shared import (
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     help="With --report: leave the last N samples out of the calibration and measure on them; default: an eighth of "
     "the set, at most 128.",
 )
+@click.option("--finetune", is_flag=True, help="Train the quantized model afterwards, as `dfq finetune` does.")
+@training_options
 @json_option
 def quantize(
     model_reference: str,
@@ -56,6 +59,7 @@ def quantize(
     threads: int | None,
     report: Path | None,
     hold_out: int | None,
+    finetune: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -64,6 +68,16 @@ def quantize(
     With --output, the framework's artefacts are written there; each one is run and compared with the model before it
     is handed over.
     """
+    training = {name: given.pop(name) for name in TRAINING_ARGUMENTS}
+    if finetune:
+        if hold_out is not None:
+            raise UsageError("--hold-out is for calibration alone. Give the share to hold out as -T held_out=0.1.")
+        output = {"weights": weights, "threads": threads, "report": report, "as_json": as_json}
+        finetune_and_print(model_reference, data, {**given, **training, **output})
+        return
+    if any(training.values()):
+        named = ", ".join(f"--{name.replace('_', '-').removesuffix('s')}" for name in training if training[name])
+        raise UsageError(f"{named} is about fine-tuning: give --finetune as well, or use dfq finetune.")
     dfq_plugins.Recipe.parse(given["recipe"])  # this and the next line fail on a slip before torch is imported
     get_registry().options("calibrator", given["calibrator"], given["options"])
     set_resume_hint("No unfinished artefact is left behind: run the same command again.")
@@ -78,9 +92,9 @@ def quantize(
         else:
             run, measured = _run_with_report(model, dataset, settings, report, hold_out)
     if as_json:
-        print_json(_as_dict(run) | {"report": report, "held_out": measured})
+        print_json(run_as_dict(run) | {"report": report, "held_out": measured})
         return
-    _print_run(run)
+    print_run(run)
     if measured is not None:
         click.echo("Agreement on {samples} held-out samples: {agreement:.2%}".format(**measured))
     announce(report)
@@ -100,7 +114,8 @@ def _run_with_report(
     return run, {"samples": held_out, "agreement": agreement} if held_out else None
 
 
-def _print_run(run: QuantizationRun) -> None:
+def print_run(run: QuantizationRun) -> None:
+    """Print what was quantized, how well it agrees, and what was written."""
     click.echo(f"Quantized by {run.calibrator} at {run.recipe}: {len(run.coverage.quantized)} layers.")
     for (weight, activation), count in _formats(run.coverage).items():
         click.echo(f"  {count} x weights: {weight or 'float'}; inputs: {activation or 'float'}")
@@ -120,7 +135,8 @@ def _formats(coverage: Coverage) -> Counter[tuple[str | None, str | None]]:
     return Counter((layer.weight, layer.activation) for layer in coverage.quantized)
 
 
-def _as_dict(run: QuantizationRun) -> dict[str, Any]:
+def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
+    """Return the run for `--json`."""
     return {
         "calibrator": run.calibrator,
         "recipe": str(run.recipe),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from dfq_plugins.finetuning import FinetuningRun
 from dfq_plugins.report import quality, sections
 from dfq_plugins.report.history import loss_curves
 from dfq_plugins.report.record import Report, Samples, Section
+from dfq_plugins.report.training import training_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,6 +96,7 @@ def quantization_page(
     what = f"This page shows what the framework {run.calibrator} made of the network with {bits}."
     sets = {"synthetic set": found}
     parts = [
+        training_section(run) if isinstance(run, FinetuningRun) else None,
         quality.calibration_section(agreement, count, fidelity),
         _artifacts(run, output),
         quality.coverage_section(title, run.coverage),

@@ -10,6 +10,7 @@ import torch
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.digest import model_digest
 from dfq_plugins.errors import UsageError
+from dfq_plugins.finetuning import FinetuningRun
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import frozen_copy
@@ -131,6 +132,8 @@ def write_quantization_report(
         network
     )  # another model's set may calibrate, if the user so wishes
     found = inspect(data if own else data.inputs(), network, spec=data.spec)
+    if isinstance(run, FinetuningRun):
+        held_out = run.held_out
     page = pages.quantization_page(data, found, run, fidelity, (held_out, agreement), settings, output)
     render_report(page, path)
     return agreement

@@ -1,0 +1,157 @@
+"""`dfq finetune`: train a quantized model on the answers of the float one, inside one framework."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import dfq_plugins
+from dfq_plugins.cli import progress
+from dfq_plugins.cli.group import set_resume_hint
+from dfq_plugins.cli.reporting import announce, report_option
+from dfq_plugins.cli.shared import (
+    json_option,
+    load_model,
+    model_options,
+    name_option,
+    pairs_option,
+    plugin_options,
+    print_json,
+    print_table,
+)
+from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.errors import UsageError
+from dfq_plugins.options import describe_options, parse_options
+from dfq_plugins.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dfq_plugins.finetuning import FinetuningRun
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+TRAINING_ARGUMENTS = ("training", "max_seconds", "work", "strict", "generator", "generator_options")
+"""What `training_options` adds, by argument name."""
+
+
+def _list_training(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    """Print the settings of the training and leave."""
+    if wanted:
+        rows = describe_options(DistillationOptions)
+        print_table(("Setting", "Value", "Default", ""), [(row.name, row.type, row.default, row.help) for row in rows])
+        context.exit()
+
+
+def training_options(command: Command) -> Command:
+    """Add the options of the training."""
+    decorators = (
+        pairs_option(
+            "--training", "-T", "training", help_text="A setting of the training, repeatable; see --list-training."
+        ),
+        click.option("--max-seconds", type=float, help="Most seconds of training; the schedule is fitted into them."),
+        click.option(
+            "--work",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder for checkpoints, from which an interrupted training goes on.",
+        ),
+        click.option("--strict", is_flag=True, help="Refuse data that was made from another model."),
+        name_option("generator", "A generator that learns against the student and makes the training's inputs."),
+        pairs_option(
+            "--generator-option", "-G", "generator_options", help_text="A setting of --generator, repeatable."
+        ),
+        click.option(
+            "--list-training",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_list_training,
+            help="List the settings of the training and leave.",
+        ),
+    )
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+@click.command()
+@model_options
+@click.argument("data", type=click.Path(path_type=Path))
+@name_option("calibrator", "The framework that quantizes: torch-ao, pytorch-quantization, brevitas, ...", required=True)
+@click.option("--recipe", default="w8a8", show_default=True, help="Bits of weights and activations: w8a8, w4a8, w4a4.")
+@click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for the artefacts.")
+@plugin_options
+@training_options
+@report_option
+@json_option
+def finetune(model_reference: str, data: Path, **given: Any) -> None:
+    """Quantize MODEL and train it on the synthetic set in the folder DATA, against the float model's answers.
+
+    Below 8 bits this wins back what calibration alone loses. With --work, an interrupted training goes on when the same
+    command is given again. Under torchrun, every process takes a part of each batch.
+    """
+    finetune_and_print(model_reference, data, given)
+
+
+def finetune_and_print(model_reference: str, data: Path, given: dict[str, Any]) -> None:
+    """Do the work of `dfq finetune`, and of `dfq quantize --finetune`."""
+    weights, threads, report, as_json = (given.pop(name) for name in ("weights", "threads", "report", "as_json"))
+    budget = given.pop("max_seconds")
+    if budget is not None:
+        given["training"] = {"max_seconds": budget, **given["training"]}
+    _check(given)
+    work = given["work"]
+    hint = "With --work FOLDER it would have kept checkpoints." if work is None else f"Checkpoints are in {work}:"
+    set_resume_hint(hint if work is None else f"{hint} run the same command again to go on.")
+    with progress.reporting() as listener:
+        dataset = dfq_plugins.SyntheticDataset.open(data)
+        model = load_model(model_reference, weights, threads)
+        run = dfq_plugins.finetune(model, dataset, **given, listeners=[listener])
+        if report is not None:
+            from dfq_plugins.report import runs  # noqa: PLC0415  imports matplotlib
+
+            options = get_registry().options("calibrator", given["calibrator"], given["options"])
+            runs.write_quantization_report(report, model, dataset, run, 0, options, given["output"])
+    if as_json:
+        print_json(as_dict(run) | {"report": report})
+        return
+    print_finetuning(run)
+    announce(report)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Fail on a slip before torch is imported."""
+    dfq_plugins.Recipe.parse(given["recipe"])
+    get_registry().options("calibrator", given["calibrator"], given["options"])
+    parse_options(DistillationOptions, given["training"], owner="fine-tuning")
+    if given["generator"] is not None:
+        get_registry().options("generator", given["generator"], given["generator_options"])
+    elif given["generator_options"]:
+        raise UsageError("--generator-option sets a generator: name it with --generator.")
+
+
+def print_finetuning(run: FinetuningRun) -> None:
+    """Print what became of the model."""
+    from dfq_plugins.cli.quantize import print_run  # noqa: PLC0415  that module builds on this one
+
+    print_run(run)
+    seconds = run.history[-1].seconds
+    click.echo(
+        f"Fine-tuned in {run.history[-1].step} steps, {seconds:.0f} s. Agreement on {run.held_out} held-out samples: "
+        f"{run.agreement_before:.2%} before, {run.agreement:.2%} after."
+    )
+
+
+def as_dict(run: FinetuningRun) -> dict[str, Any]:
+    """Return the run for `--json`."""
+    from dfq_plugins.cli.quantize import run_as_dict  # noqa: PLC0415  that module builds on this one
+
+    return run_as_dict(run) | {
+        "agreement_before": run.agreement_before,
+        "held_out": run.held_out,
+        "history": [asdict(point) for point in run.history],
+        "training": asdict(run.training),
+    }

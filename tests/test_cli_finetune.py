@@ -1,0 +1,164 @@
+"""`dfq finetune` and `dfq quantize --finetune`: arguments, output, report, resumption."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+import dfq_plugins
+from dfq_plugins.cli import cli
+from dfq_plugins.distillation.history import TrainingPoint
+from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.state import CHECKPOINT_FILE
+from dfq_plugins.finetuning import FinetuningRun
+from dfq_plugins.report.record import Report
+from dfq_plugins.report.render import render_html
+from dfq_plugins.report.training import training_curves, training_section
+from dfq_plugins.types import Coverage, Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+NETWORK = """
+import torch
+from torch import nn
+
+def network():
+    rng = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(4, 5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
+        model[1].running_mean += torch.rand(4, generator=rng)
+        model[1].running_var *= 0.5
+    return model
+
+def other():
+    model = network()
+    model[5].bias.data += 1
+    return model
+"""
+SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
+QUICK = ["--calibrator", "pytorch-quantization", "--recipe", "w4a4", "-T", "steps=6", "-T", "batch_size=8"]
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "net.py"
+    path.write_text(NETWORK)
+    return f"{path}:network"
+
+
+@pytest.fixture
+def folder(model: str, tmp_path: Path) -> Path:
+    run("synthesize", model, "-o", tmp_path / "set", "--generator", "gaussian", "-n", 24, *SPEC)
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Put a stand-in into the place of the training, and return what it was asked for."""
+    seen: dict[str, Any] = {}
+
+    def stand_in(_model: object, _data: object, **settings: Any) -> object:
+        seen.update(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dfq_plugins, "finetune", stand_in)
+    return seen
+
+
+@pytest.mark.parametrize("command", [["finetune"], ["quantize", "--finetune"]])
+def test_it_trains_exports_and_reports(command: list[str], model: str, folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = run(*command, model, folder, *QUICK, "-o", tmp_path / "out", "--report", page)
+    assert "Fine-tuned in 6 steps, " in result.stdout
+    assert "Agreement on 2 held-out samples: " in result.stdout
+    assert (tmp_path / "out" / "model_qdq.onnx").is_file()
+    assert f"Report: {page}" in result.stdout
+    html = page.read_text()
+    assert "How the fine-tuning went" in html
+    assert "held-out divergence" in html
+    assert "2 synthetic samples that took no part in the training" in html
+
+
+def test_json_holds_the_curves(model: str, folder: Path) -> None:
+    told = json.loads(run("finetune", model, folder, *QUICK, "-T", "evaluations=2", "--json").stdout)
+    assert [point["step"] for point in told["history"]] == [0, 3, 6]
+    assert told["training"]["batch_size"] == 8
+    assert told["held_out"] == 2
+    assert 0 <= told["agreement_before"] <= 1
+
+
+def test_every_setting_reaches_the_training(model: str, folder: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    work = tmp_path / "work"
+    result = run(
+        "finetune", model, folder, *QUICK, "-O", "learned_ranges=true", "--max-seconds", 9, "--work", work, "--strict",
+        code=130,
+    )  # fmt: skip
+    assert asked["training"] == {"steps": "6", "batch_size": "8", "max_seconds": 9.0}
+    assert (asked["options"], asked["work"], asked["strict"]) == ({"learned_ranges": "true"}, work, True)
+    assert f"Checkpoints are in {work}: run the same command again to go on." in result.stderr
+    assert "would have kept checkpoints" in run("finetune", model, folder, *QUICK, code=130).stderr
+
+
+def test_a_work_folder_keeps_the_training(model: str, folder: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    first, again = (
+        json.loads(run("finetune", model, folder, *QUICK, "--work", work, "--json").stdout) for _ in range(2)
+    )
+    assert (work / CHECKPOINT_FILE).is_file()
+    assert first["history"] == again["history"]  # with the seconds: nothing was trained again
+
+
+def test_data_of_another_model(model: str, folder: Path) -> None:
+    arguments = ["finetune", model.replace(":network", ":other"), folder, *QUICK]
+    assert "was made from another model: digest " in run(*arguments, "--strict", code=5).stderr
+    (line,) = [line for line in run(*arguments).stderr.splitlines() if "digest" in line]
+    assert line.startswith(f"Warning: The data in {folder} was made from another model: digest ")
+
+
+def test_slips_are_told_before_anything_is_loaded(model: str, folder: Path) -> None:
+    arguments = ["finetune", model, folder, *QUICK]
+    assert "Did you mean 'flip'?" in run(*arguments, "-T", "flipp=true", code=2).stderr
+    assert "cannot be '-1'" in run(*arguments, "-T", "kl_weight=-1", code=2).stderr
+    assert "name it with --generator" in run(*arguments, "-G", "lr=1", code=2).stderr
+    assert "Unknown generator 'nobody'" in run(*arguments, "--generator", "nobody", code=3).stderr
+
+
+def test_training_settings_without_finetune(model: str, folder: Path) -> None:
+    told = run("quantize", model, folder, *QUICK, code=2).stderr
+    assert "--training is about fine-tuning: give --finetune as well" in told
+    told = run("quantize", model, folder, *QUICK, "--finetune", "--hold-out", 3, "--report", "x.html", code=2).stderr
+    assert "-T held_out=0.1" in told
+
+
+def test_the_settings_are_listed() -> None:
+    listed = run("finetune", "--list-training").stdout
+    assert "gradient_clip" in listed
+    assert "float > 0 or none" in listed
+
+
+def test_the_section_of_a_regression_has_no_agreement() -> None:
+    points = (TrainingPoint(0, 0.0, 0.0, None, 0.5, None), TrainingPoint(4, 2.0, 0.0, 1.5, 0.25, None))
+    tuned = FinetuningRun(
+        None, "fake", Recipe(8, 8), Coverage(()), (), float("nan"), float("nan"), points, DistillationOptions(), 3  # type: ignore[arg-type]
+    )  # fmt: skip
+    section = training_section(tuned)
+    table = section.blocks[0]
+    assert [row[0] for row in table.rows] == ["after calibration alone", "step 4", "finished model"]  # type: ignore[union-attr]
+    assert all(row[3] is None for row in table.rows)  # type: ignore[union-attr]
+    assert training_curves(points).series[1][2] == (0.5, 0.25)
+    assert "training steps" in render_html(Report("page", (), sections=(section,)))
