@@ -81,16 +81,21 @@ def _from_torchvision(name: str) -> nn.Module:
 
     known = torchvision.models.list_models()
     if name not in known:
-        raise ModelError(f"torchvision has no model {name!r}.{nearest(name, known)} It has {len(known)} models.")
+        raise ModelError(
+            f"torchvision has no model {name!r}.{nearest(name, known)} "
+            f"torchvision.models.list_models() names all {len(known)}."
+        )
     return torchvision.models.get_model(name, weights=None)  # type: ignore[no-any-return]  # torchvision has no types
 
 
 def _factory(module: ModuleType, name: str, source: str) -> Callable[[], Any]:
     factory = getattr(module, name, None)
     if factory is None:
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        public = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
+        own = [key for key, value in public.items() if getattr(value, "__module__", None) == module.__name__]
         raise ModelError(
-            f"{source} has no factory {name!r}.{nearest(name, public)} It has {', '.join(public) or 'none'}."
+            f"{source} has no factory {name!r}.{nearest(name, public)} It has {', '.join(own) or 'none'}. "
+            "Name a function or class that returns the network."
         )
     if not callable(factory):
         raise ModelError(
@@ -112,7 +117,7 @@ def _import_module(source: str) -> ModuleType:
 def _module_from_file(path: Path) -> ModuleType:
     """Run a file as a module of a name that nobody else has."""
     if not path.is_file():
-        raise ModelError(f"The model file {path} does not exist.")
+        raise ModelError(f"The model file {path} does not exist. Give its path, relative to this folder or absolute.")
     name = f"_dfq_model_{next(_counter)}_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:

@@ -15,6 +15,7 @@ from dfq_plugins.calibration_data import as_calibration_data
 from dfq_plugins.checks import check_finite, complete_spec, trial_run
 from dfq_plugins.digest import model_digest
 from dfq_plugins.errors import UsageError
+from dfq_plugins.generators import DEFAULT_GENERATOR
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.manifest import GeneratorRecord
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from dfq_plugins.provided import Provided
     from dfq_plugins.registry import Registry
     from dfq_plugins.types import Artifact, Coverage, DataGenerator, InputSpec
-
-DEFAULT_GENERATOR = "bns"
-"""The generator that won the comparison in docs/benchmarks.md."""
 
 LARGEST_SHARD = 256
 SMALLEST_SHARD = 32

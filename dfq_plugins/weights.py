@@ -49,9 +49,11 @@ def _read_state(path: Path) -> Any:
     import torch
 
     if not path.is_file():
-        raise ModelError(f"The weights file {path} does not exist.")
+        raise ModelError(f"The weights file {path} does not exist. Give its path, relative to this folder or absolute.")
     if path.suffix not in {".safetensors", ".pth", ".pt"}:
-        raise UsageError(f"A weights file ends in .safetensors, .pth or .pt, got {path.name!r}.")
+        raise UsageError(
+            f"A weights file ends in .safetensors, .pth or .pt, got {path.name!r}. Give a state dict in one of these."
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # noqa: PLC0415  imports torch

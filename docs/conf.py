@@ -24,3 +24,12 @@ html_title = "dfq-plugins"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_theme_options = {"footer_icons": []}
+
+
+def _skip_fields(_app: object, _what: str, _name: str, member: object, _skip: object, _options: object) -> bool | None:
+    """Leave out the fields of named tuples, which have no text of their own."""
+    return True if str(getattr(member, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def setup(app: object) -> None:
+    app.connect("autodoc-skip-member", _skip_fields)  # type: ignore[attr-defined]

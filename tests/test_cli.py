@@ -73,6 +73,11 @@ def test_found_versions_leaves_out_what_is_not_installed_and_what_is_for_tests()
         (["synthesize", "m:f"], "--output"),
         (["synthesize", "m:f", "-o", "x", "--shape", "3,a"], "'3,a' is not a list of int numbers with commas"),
         (["synthesize", "m:f", "-o", "x", "-O", "iterations"], "'iterations' is not of the form KEY=VALUE."),
+        (
+            ["synthesize", "m:f", "-o", "x", "-O", "iterations=0"],
+            "Option 'iterations' of generator 'bns' cannot be '0'",
+        ),
+        (["synthesize", "m:f", "-o", "x", "-n", "0"], "0 is not in the range x>=1"),
         (["synthesize", "m:f", "-o", "x", "-O", "a=1", "-O", "a=2"], "'a' is given twice."),
         (["synthesize", "m:f", "-o", "x", "--extend", "3", "-n", "5"], "--extend N adds N samples"),
         (["synthesize", "resnet18", "-o", "x"], "A model is torchvision:NAME"),

@@ -186,7 +186,7 @@ def test_slips_are_found_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["-n", 0], 2, "num_samples must be at least 1, got 0."),
+        (["-n", 0], 2, "0 is not in the range x>=1."),
         (["--mean", "0.5"], 2, "mean needs one value per channel (3), got 1"),
         (["--value-range", "1"], 2, "--value-range takes the lowest and the highest value, got 1 numbers."),
         (["--weights", "missing.pth"], 4, "The weights file missing.pth does not exist."),

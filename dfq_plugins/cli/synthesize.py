@@ -24,6 +24,7 @@ from dfq_plugins.cli.shared import (
     spec_options,
 )
 from dfq_plugins.errors import UsageError
+from dfq_plugins.generators import DEFAULT_GENERATOR
 from dfq_plugins.registry import get_registry
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 @click.option(
     "--output", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the set."
 )
-@name_option("generator", "How to synthesise; default: the one that won the benchmark.")
-@click.option("--num-samples", "-n", type=int, help="How many samples; default 1024.")
+@name_option("generator", f"How to synthesise; default: {DEFAULT_GENERATOR}, which won the benchmark.")
+@click.option("--num-samples", "-n", type=click.IntRange(min=1), help="How many samples; default 1024.")
 @click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Add N samples to the set in the folder.")
 @click.option("--seed", type=int, help="Same seed, same bytes; default 0.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples optimised together; default: the generator's.")
@@ -109,8 +110,7 @@ def _continue(output: Path, extend: int, settings: dict[str, Any], spec: dict[st
 
 def _check_generator(settings: dict[str, Any]) -> None:
     """Fail on a wrong name or option before torch and the model are loaded."""
-    if settings["generator"] is not None:
-        get_registry().options("generator", settings["generator"], settings["options"])
+    get_registry().options("generator", settings["generator"] or DEFAULT_GENERATOR, settings["options"])
 
 
 def _summary(dataset: SyntheticDataset, seconds: float) -> dict[str, Any]:
