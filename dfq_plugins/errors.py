@@ -18,6 +18,10 @@ class DfqError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+class DfqWarning(UserWarning):
+    """Base of all warnings given on purpose by dfq-plugins."""
+
+
 class UsageError(DfqError, ValueError):
     """An argument, option, recipe or count that cannot be used as given."""
 

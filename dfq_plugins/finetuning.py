@@ -22,7 +22,7 @@ from dfq_plugins.distillation.loss import DistillationLoss
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.distillation.ranks import joined_ranks
 from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource
-from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.errors import DataError, DfqWarning, UsageError
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.manifest import jsonable
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
@@ -50,7 +50,7 @@ CALIBRATION_SAMPLES = 1024
 _SHOWN_DIGITS = 12
 
 
-class DataOriginWarning(UserWarning):
+class DataOriginWarning(DfqWarning):
     """The data was synthesised from another model than the one that is fine-tuned on it."""
 
 

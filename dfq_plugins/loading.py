@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from dfq_plugins import hookspecs
-from dfq_plugins.errors import PluginError
+from dfq_plugins.errors import DfqWarning, PluginError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +27,7 @@ STRICT_VARIABLE = "DFQ_STRICT_PLUGINS"
 OWN_DISTRIBUTION = "dfq-plugins"
 
 
-class PluginWarning(UserWarning):
+class PluginWarning(DfqWarning):
     """A plugin was set aside because it is broken."""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from dfq_plugins.errors import INTERRUPTED_EXIT_CODE, DfqError, nearest
+from dfq_plugins.errors import INTERRUPTED_EXIT_CODE, DfqError, DfqWarning, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -93,14 +93,12 @@ def set_resume_hint(hint: str) -> None:
 @contextmanager
 def plain_plugin_warnings() -> Iterator[None]:
     """Show our own warnings, of broken plugins or foreign data, as one line each, without our source line."""
-    from dfq_plugins.loading import PluginWarning  # noqa: PLC0415  pluggy would slow down --help
-
     with warnings.catch_warnings():
-        warnings.simplefilter("default", PluginWarning)
+        warnings.simplefilter("default", DfqWarning)
         show = warnings.showwarning
 
         def show_plainly(message: Warning | str, category: type[Warning], *where: Any, **kwargs: Any) -> None:
-            if category.__module__.startswith("dfq_plugins."):
+            if issubclass(category, DfqWarning):
                 click.echo(f"Warning: {message}", err=True)
             else:
                 show(message, category, *where, **kwargs)
