@@ -160,6 +160,7 @@ def test_report_shows_table_reasons_coverage_files_and_settings(registry: Regist
             "checked: compared",
         ),
         *("Generator bns", "<dt>seed</dt><dd>5</dd>", "Calibrator eight", "reduce.1"),
+        *("Which sets are good enough", "Verdict", "recorded in training", "Where the noise comes in", "exact"),
     ):
         assert expected in html
     assert html.count('src="data:image/png;base64,') == 2 * 24

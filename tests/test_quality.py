@@ -346,24 +346,24 @@ def test_surprise_is_the_divergence_with_the_roles_changed(tiny_network: nn.Modu
             ((0.01, 0.1), (0.02, -0.15)),
             "enough for W4A4",
             (
-                "The score 62 reaches 50: the farthest statistics are at norm2 (0.020 nats), the farthest range at norm2 "
-                "(1.11 times narrower than recorded)."
+                "The score 62 reaches 50: the farthest statistics are at norm2 (0.020 nats), "
+                "the farthest range at norm2 (1.11 times narrower than recorded)."
             ),
         ),
         (
             ((0.12, 0.0), (0.0, 0.4)),
             "enough for W8A8",
             (
-                "The score 40 reaches 25, not 50: the farthest statistics are at norm1 (0.120 nats), the farthest range at "
-                "norm2 (1.32 times wider than recorded)."
+                "The score 40 reaches 25, not 50: the farthest statistics are at norm1 (0.120 nats), "
+                "the farthest range at norm2 (1.32 times wider than recorded)."
             ),
         ),
         (
             ((0.1, 1.0), (0.0, 1.0)),
             "more samples or iterations needed",
             (
-                "The score 17 is below 25: the farthest statistics are at norm1 (0.100 nats), the farthest range at norm1 "
-                "(2.00 times wider than recorded)."
+                "The score 17 is below 25: the farthest statistics are at norm1 (0.100 nats), "
+                "the farthest range at norm1 (2.00 times wider than recorded)."
             ),
         ),
     ],

@@ -17,6 +17,7 @@ from dfq_plugins.errors import UsageError
 from dfq_plugins.quality.fidelity import Fidelity, LayerFidelity
 from dfq_plugins.report import quality
 from dfq_plugins.report.curves import curves_svg
+from dfq_plugins.report.fidelity import calibration_section, noise_section
 from dfq_plugins.report.history import MOST_CURVES, History, loss_curves
 from dfq_plugins.report.record import Curves, Report
 from dfq_plugins.report.runs import calibration_part, held_out_part, held_out_samples
@@ -320,13 +321,22 @@ def test_curves_that_do_not_fit_are_refused() -> None:
 def test_fidelity_is_shown_with_the_rest_folded_and_exact_layers_named() -> None:
     layers = tuple(LayerFidelity(f"layer{index}", float(index)) for index in range(13))
     fidelity = Fidelity((*layers, LayerFidelity("last", float("inf"))), (("add", "no module"),), 8)
-    section = quality.calibration_section(float("nan"), 0, fidelity)
+    section = calibration_section(float("nan"), 0, fidelity)
     first, rest, others = section.blocks
     assert first.rows[0] == ("layer0", 0.0)  # type: ignore[union-attr]
     assert rest.rows == (("layer12", 12.0), ("last", "exact"))  # type: ignore[union-attr]
     assert rest.folded  # type: ignore[union-attr]
     assert others.entries == (("add", "no module"),)  # type: ignore[union-attr]
     assert not any("names the same class" in text for text in section.text)
+
+
+def test_the_noise_of_several_networks_stands_side_by_side() -> None:
+    first = Fidelity((LayerFidelity("b", 10.0), LayerFidelity("a", 30.0)), (), 4)
+    second = Fidelity((LayerFidelity("a", 5.0),), (("add", "no module"), ("cat", "no module")), 4)
+    (table,) = noise_section([("one", first), ("two", second)], "digits").blocks
+    assert table.columns == ("Layer", "one", "two")  # type: ignore[union-attr]
+    assert table.rows == (("a", 30.0, 5.0), ("b", 10.0, None))  # type: ignore[union-attr]
+    assert table.notes == ("two: not comparable are add, cat.",)  # type: ignore[union-attr]
 
 
 def test_a_network_without_float_parts_says_so() -> None:

@@ -6,7 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from dfq_plugins.demo.network import DIGITS_SPEC
-from dfq_plugins.report import sections
+from dfq_plugins.report import quality, sections
+from dfq_plugins.report.fidelity import noise_section
+from dfq_plugins.report.history import loss_section
 from dfq_plugins.report.record import Report, Samples, Section, Table
 
 if TYPE_CHECKING:
@@ -36,24 +38,34 @@ def demo_report(result: DemoResult, sources: Sequence[Source], calibrators: Mapp
         sources: what was calibrated on.
         calibrators: the options record of each calibrator by its name.
     """
-    layers = list(sources[0].divergences)
-    series = {source.name: [source.divergences[layer] for layer in layers] for source in sources}
-    caption = "Layers from input (top) to output (bottom)."
+    sets = {source.name: source.inspection for source in sources}
     coverages = [
         (f"{cell.calibrator} {cell.recipe.upper()}", cell.coverage)
         for cell in result.measurements
         if cell.source == result.default and cell.coverage is not None
     ]
+    noise = [(cell.calibrator, cell.fidelity) for cell in result.measurements if cell.fidelity is not None]
     parts = (
         Section("Accuracy", (_reading(result),), (_table(result),)),
         sections.sample_section([_pictures(source, result.default) for source in sources]),
-        sections.divergence_section(layers, series, caption),
+        quality.comparison_section(sets, result.default),
+        quality.divergences(sets),
+        quality.range_section(sets),
+        _losses(sources, result.default),
+        noise_section(noise, "held-out digits") if noise else None,
         sections.coverage_section(coverages),
         sections.artifact_section(result.artifacts, result.output),
         sections.settings_section(_settings(sources, calibrators)),
     )
     footer = f"Made by dfq demo in {result.seconds:.0f} seconds."
-    return Report("A network quantized without its data", (WHY, WHAT), _figures(result), parts, footer)
+    kept = tuple(part for part in parts if part is not None)
+    return Report("A network quantized without its data", (WHY, WHAT), _figures(result), kept, footer)
+
+
+def _losses(sources: Sequence[Source], default: str) -> Section | None:
+    """Return the loss of the default generator's synthesis."""
+    curves = next((source.losses for source in sources if source.name == default), None)
+    return loss_section(curves)
 
 
 def _reading(result: DemoResult) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dfq_plugins.quality.fidelity import Fidelity
     from dfq_plugins.types import Artifact, Coverage
 
 NOT_MEASURED = "-"
@@ -24,6 +25,7 @@ class Measurement:
         accuracy: percent, or None where the network was not quantized.
         coverage: which layers are quantized.
         refusal: why there is no accuracy.
+        fidelity: its noise by layer, where that was measured.
     """
 
     source: str
@@ -32,6 +34,7 @@ class Measurement:
     accuracy: float | None
     coverage: Coverage | None = None
     refusal: str = ""
+    fidelity: Fidelity | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from dfq_plugins.demo.result import DemoResult, Measurement
 from dfq_plugins.demo.sources import real_source, synthetic_source
 from dfq_plugins.demo.train import accuracy
 from dfq_plugins.errors import ModelError, PluginError, UsageError
+from dfq_plugins.generators import DEFAULT_GENERATOR
 from dfq_plugins.listeners import Broadcast
+from dfq_plugins.quality.fidelity import layer_fidelity
 from dfq_plugins.registry import get_registry
 from dfq_plugins.report.render import render_report
 from dfq_plugins.storage import write_atomically
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 RECIPES = ("w8a8", "w4a4")
 EXPORTED_RECIPE = "w8a8"
 """Artefacts are written at this recipe, which every framework has, from the default generator's data."""
+
+COMPARED = 64
+"""Held-out digits on which the layers of the exported networks are compared with the float network's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +85,7 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
         held_out=len(held_out.labels),
         sources=tuple(source.name for source in sources),
         columns=columns,
-        default=pipeline.DEFAULT_GENERATOR,
+        default=DEFAULT_GENERATOR,
         measurements=measurements,
         artifacts=artifacts,
         report=output / folder.REPORT_FILE,
@@ -127,7 +132,7 @@ def measure_all(
 
 def measure(bench: Bench, source: Source, calibrator: str, recipe: str) -> tuple[Measurement, tuple[Artifact, ...]]:
     """Quantize on one source with one framework; a framework that refuses the recipe leaves the cell empty."""
-    exported = (source.name, recipe) == (pipeline.DEFAULT_GENERATOR, EXPORTED_RECIPE)
+    exported = (source.name, recipe) == (DEFAULT_GENERATOR, EXPORTED_RECIPE)
     empty = Measurement(source.name, calibrator, recipe, accuracy=None)
     try:
         run = pipeline.run_quantization(
@@ -142,7 +147,10 @@ def measure(bench: Bench, source: Source, calibrator: str, recipe: str) -> tuple
     except (UsageError, ModelError) as refusal:
         return replace(empty, refusal=str(refusal)), ()
     percent = 100 * accuracy(run.model, bench.held_out)
-    return replace(empty, accuracy=percent, coverage=run.coverage), run.artifacts
+    fidelity = None
+    if exported and run.coverage.quantized:
+        fidelity = layer_fidelity(bench.network, run.model, bench.held_out.inputs[:COMPARED], run.coverage)
+    return replace(empty, accuracy=percent, coverage=run.coverage, fidelity=fidelity), run.artifacts
 
 
 def calibrator_settings(registry: Registry) -> dict[str, object]:

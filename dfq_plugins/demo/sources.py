@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from dfq_plugins import pipeline
 from dfq_plugins.demo.folder import discard_data_set
 from dfq_plugins.demo.network import DIGITS_SPEC
-from dfq_plugins.statistics import layer_divergences
+from dfq_plugins.quality.inspection import inspect
+from dfq_plugins.report.history import History, loss_curves
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from dfq_plugins.dataset import SyntheticDataset
     from dfq_plugins.demo.data import Digits
+    from dfq_plugins.quality.record import Inspection
     from dfq_plugins.registry import Registry
+    from dfq_plugins.report.record import Curves
     from dfq_plugins.types import ProgressEvent
 
 NUM_SAMPLES = 256
@@ -40,7 +43,8 @@ class Source:
         summary: what it is, in a line.
         data: what calibration gets.
         samples: the first samples, for the report.
-        divergences: BatchNorm divergence of each layer.
+        inspection: how good it is, in the network's eyes.
+        losses: curves of its synthesis, where it has any.
         settings: what the data depend on.
     """
 
@@ -48,7 +52,8 @@ class Source:
     summary: str
     data: torch.Tensor | SyntheticDataset
     samples: Batch
-    divergences: Mapping[str, float]
+    inspection: Inspection
+    losses: Curves | None = None
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
@@ -60,7 +65,7 @@ def real_source(network: nn.Module, training: Digits) -> Source:
         summary="From the training data, for comparison only: the other rows never saw them.",
         data=inputs,
         samples=Batch(inputs[:PICTURES], training.labels[:PICTURES]),
-        divergences=layer_divergences(network, [inputs], DIGITS_SPEC),
+        inspection=inspect(inputs, network, spec=DIGITS_SPEC),
     )
 
 
@@ -74,6 +79,7 @@ def synthetic_source(
 ) -> Source:
     """Return what a generator makes from the network, written to `folder` over the data set of an earlier demo."""
     discard_data_set(folder)
+    history = History()
     data = pipeline.synthesize(
         network,
         DIGITS_SPEC,
@@ -81,7 +87,7 @@ def synthetic_source(
         num_samples=NUM_SAMPLES,
         seed=seed,
         output=folder,
-        listeners=listeners,
+        listeners=[*listeners, history],
         registry=registry,
     )
     options = registry.options("generator", generator)
@@ -90,6 +96,7 @@ def synthetic_source(
         summary=registry.generators[generator].entry.summary,
         data=data,
         samples=next(iter(data.loader(PICTURES))),
-        divergences=layer_divergences(network, data.batches(NUM_SAMPLES), DIGITS_SPEC),
+        inspection=inspect(data, network),
+        losses=loss_curves(history.events, [shard.num_samples for shard in data.manifest.shards]),
         settings=dataclasses.asdict(options) | {"seed": seed, "samples": NUM_SAMPLES},
     )

@@ -6,7 +6,7 @@ import bisect
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from dfq_plugins.report.record import Curves
+from dfq_plugins.report.record import Curves, Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,3 +60,15 @@ def loss_curves(events: Sequence[ProgressEvent], shard_sizes: Sequence[int], met
         caption if len(curves) > 1 else "All samples were optimised together.",
         logarithmic=True,
     )
+
+
+def loss_section(curves: Curves | None) -> Section | None:
+    """Return the section with the losses of a synthesis; None where none were reported."""
+    if curves is None:
+        return None
+    text = (
+        "The loss is what the synthesis lowers step by step: above all the distance between the statistics that the "
+        "samples cause and those that the network recorded. A curve that still falls at the right edge would gain from "
+        "more iterations."
+    )
+    return Section("How the synthesis went", (text,), (curves,))

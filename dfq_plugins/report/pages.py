@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from dfq_plugins.finetuning import FinetuningRun
+from dfq_plugins.report import fidelity as fidelity_sections
 from dfq_plugins.report import quality, sections
-from dfq_plugins.report.history import loss_curves
-from dfq_plugins.report.record import Report, Samples, Section
+from dfq_plugins.report.history import loss_curves, loss_section
+from dfq_plugins.report.record import Report, Samples
 from dfq_plugins.report.training import training_section
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dfq_plugins.pipeline import QuantizationRun
     from dfq_plugins.quality.fidelity import Fidelity
     from dfq_plugins.quality.record import Inspection
+    from dfq_plugins.report.record import Section
     from dfq_plugins.types import Batch, InputSpec, ProgressEvent
 
 PICTURES = 24
@@ -61,7 +63,7 @@ def synthesis_page(
         sections.sample_section([pictures(data.manifest.generator.name, shown, data.spec)]),
         quality.divergences(sets),
         quality.range_section(sets),
-        _loss_section(events, [shard.num_samples for shard in data.manifest.shards]),
+        loss_section(loss_curves(events, [shard.num_samples for shard in data.manifest.shards])),
         sections.settings_section(set_settings(data)),
     ]
     footer = f"Made by dfq synthesize in {seconds:.0f} seconds."
@@ -97,7 +99,7 @@ def quantization_page(
     sets = {"synthetic set": found}
     parts = [
         training_section(run) if isinstance(run, FinetuningRun) else None,
-        quality.calibration_section(agreement, count, fidelity),
+        fidelity_sections.calibration_section(agreement, count, fidelity),
         _artifacts(run, output),
         quality.coverage_section(title, run.coverage),
         quality.quality_section(found),
@@ -149,18 +151,6 @@ def set_settings(data: SyntheticDataset) -> dict[str, Mapping[str, object]]:
         f"Generator {manifest.generator.name}": generator,
         "Versions when the set was made": dict(manifest.versions),
     }
-
-
-def _loss_section(events: Sequence[ProgressEvent], shard_sizes: Sequence[int]) -> Section | None:
-    curves = loss_curves(events, shard_sizes)
-    if curves is None:
-        return None
-    text = (
-        "The loss is what the synthesis lowers step by step: above all the distance between the statistics that the "
-        "samples cause and those that the network recorded. A curve that still falls at the right edge would gain from "
-        "more iterations."
-    )
-    return Section("How the synthesis went", (text,), (curves,))
 
 
 def _artifacts(run: QuantizationRun, output: Path | None) -> Section | None:

@@ -12,14 +12,12 @@ from dfq_plugins.report.sections import coverage_table, divergence_section, floa
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dfq_plugins.quality.fidelity import Fidelity
     from dfq_plugins.quality.record import Inspection
-    from dfq_plugins.report.record import Block, Cell
+    from dfq_plugins.report.record import Cell
     from dfq_plugins.types import Coverage
 
 RECORDED = "recorded in training"
 COVERAGE = "What is not quantized, and what is"
-PER_CENT = 100
 
 
 def quality_section(found: Inspection) -> Section:
@@ -75,6 +73,15 @@ def comparison_table(sets: Mapping[str, Inspection], highlighted: str = "") -> T
     return Table(columns, rows, caption=caption, highlighted=marked)
 
 
+def comparison_section(sets: Mapping[str, Inspection], highlighted: str = "") -> Section:
+    """Return the section with one row of figures for each of several sets; see `comparison_table`."""
+    text = (
+        "The network alone judges each set, by what its BatchNorm layers recorded in training; no accuracy is used. "
+        "The verdict says what a set is enough for."
+    )
+    return Section("Which sets are good enough", (text,), (comparison_table(sets, highlighted),))
+
+
 def divergences(sets: Mapping[str, Inspection]) -> Section | None:
     """Return the plot of each set's divergence layer by layer; None where the network records no statistics."""
     layers = [layer.name for layer in next(iter(sets.values())).layers]
@@ -107,53 +114,6 @@ def range_section(sets: Mapping[str, Inspection]) -> Section | None:
         "Best is where a set lies on the recorded width. Layers from input (top) to output (bottom).",
     )
     return Section("How wide the activations are", (text,), (plot,))
-
-
-def calibration_section(agreement: float, held_out: int, fidelity: Fidelity) -> Section:
-    """Return the section on how well the quantized network does what the float network does.
-
-    Args:
-        agreement: share of samples that both put into the same class; NaN for no classifiers.
-        held_out: samples that calibration did not see and this was measured on; 0 where it was measured on its own.
-        fidelity: noise by layer.
-    """
-    where = (
-        f"{held_out} synthetic samples that took no part in the calibration"
-        if held_out
-        else "the calibration samples themselves, because none were held out"
-    )
-    text = [f"Measured on {where}. Real test images are the last word; run them before you ship."]
-    if not math.isnan(agreement):
-        text.append(
-            f"On {PER_CENT * agreement:.1f} % of the samples the quantized network names the same class as the float "
-            "network. Compare it with the teacher's confidence below: where the float network itself is unsure of a "
-            "synthetic sample, a small error names another class."
-        )
-    text.append(
-        "The table shows how much noise the whole numbers add at each layer: the signal-to-quantization-noise "
-        "ratio in decibels. 20 dB is an error of a tenth of the signal, 40 dB of a hundredth; every bit is worth "
-        "about 6 dB. Noise adds up from layer to layer. The layers on top are the first to look at when accuracy is "
-        "lost."
-    )
-    return Section("How well the quantized network follows", tuple(text), _fidelity_blocks(fidelity))
-
-
-def _fidelity_blocks(fidelity: Fidelity) -> tuple[Block, ...]:
-    rows = tuple((layer.name, _decibels(layer.decibels)) for layer in fidelity.layers)
-    caption = f"{len(rows)} layers on {fidelity.num_samples} samples, the noisiest first."
-    shown = 12
-    columns = ("Layer", "Signal to noise (dB)")
-    blocks: list[Block] = [Table(columns, rows[:shown], caption=caption, decimals=1)]
-    if rows[shown:]:
-        blocks.append(Table(columns, rows[shown:], caption=f"The other {len(rows) - shown}", decimals=1, folded=True))
-    if fidelity.unmatched:
-        title = f"Quantized operations that could not be compared: {len(fidelity.unmatched)}"
-        blocks.append(Facts(fidelity.unmatched, title, folded=True))
-    return tuple(blocks)
-
-
-def _decibels(value: float) -> Cell:
-    return "exact" if math.isinf(value) and value > 0 else value
 
 
 def coverage_section(title: str, coverage: Coverage) -> Section:
