@@ -30,16 +30,21 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     mine = [point for point in entry_points(group="dfq_plugins") if point.name in ("brevitas", "builtin-generators")]
     if len(mine) != 2:
         pytest.skip("the entry points are found only where dfq-plugins is installed")
-    monkeypatch.setattr("dfq_plugins.pipeline.get_registry", lambda: build_registry(entry_points=mine))
+    for module in ("pipeline", "finetuning"):
+        monkeypatch.setattr(f"dfq_plugins.{module}.get_registry", lambda: build_registry(entry_points=mine))
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     names: dict[str, Any] = {}
     with framework_notices_silenced():  # in a flow of their own, users see the framework's notices
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102  (the page's own examples)
     run, data, network = names["run"], names["data"], names["network"]
     inputs = data.inputs(64)
+    assert names["tuned"].history[-1].held_out_loss < names["tuned"].history[0].held_out_loss
+    assert {path.name for path in (tmp_path / "finetuned").glob("*.onnx")} == {"model.qonnx.onnx", "model.qcdq.onnx"}
+    assert names["loss"].isfinite()
+    assert not any(module._forward_pre_hooks for module in names["model"].modules())
     assert run.agreement > 0.6  # 4 bits, on images made in 20 iterations; chance is 0.1
     assert {path.name for path in (tmp_path / "quantized").glob("*.onnx")} == {"model.qonnx.onnx", "model.qcdq.onnx"}
     assert agreement(network, names["model"], inputs) > 0.9

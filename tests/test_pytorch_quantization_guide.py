@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+import dfq_plugins
+from dfq_plugins import InputSpec, Recipe, synthesize
+from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import quant_nn, quiet
 
 if TYPE_CHECKING:
@@ -41,6 +44,32 @@ def test_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert (tmp_path / "quantized" / "model_qdq.onnx").is_file()
     assert "same class for" in capsys.readouterr().out
     assert names["run"].agreement > 0.9
+
+
+def test_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tuned = run_example("Fine-tune")["tuned"]
+    assert (tmp_path / "finetuned" / "model_qdq.onnx").is_file()
+    assert tuned.history[-1].held_out_loss < tuned.history[0].held_out_loss
+
+
+def test_own_training_loop(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    """The loop of the page, on a calibrated model of another flow."""
+    inputs = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    calibrator = PytorchQuantizationCalibrator()
+    model = calibrator.prepare(tiny_network, tiny_spec, Recipe(4, 4), training=True)
+    with quiet():
+        calibrator.calibrate(model, [inputs])
+    section = PAGE.read_text(encoding="utf-8").split("## Fine-tune\n")[1]
+    block = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    data = synthesize(tiny_network, tiny_spec, generator="gaussian", num_samples=64)
+    names: dict[str, Any] = {"dfq": dfq_plugins, "network": tiny_network, "model": model, "data": data}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exec(block, names)  # noqa: S102  (our own page)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"stem.weight", "conv.weight", "linear.weight"} <= moved
+    assert not any("running" in name or "amax" in name for name in moved)
+    assert names["loss"].isfinite()
 
 
 def test_own_flow(monkeypatch: pytest.MonkeyPatch) -> None:

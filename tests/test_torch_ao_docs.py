@@ -23,17 +23,26 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "torch-ao.md"
 @pytest.mark.filterwarnings(r"ignore:`torch.jit.load` is deprecated")
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = [point for point in entry_points(group="dfq_plugins") if point.name in ("torch-ao", "builtin-generators")]
-    monkeypatch.setattr("dfq_plugins.pipeline.get_registry", lambda: build_registry(entry_points=mine))
+    for module in ("pipeline", "finetuning"):
+        monkeypatch.setattr(f"dfq_plugins.{module}.get_registry", lambda: build_registry(entry_points=mine))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102 - the page's own examples
     run, data = names["run"], names["data"]
     assert run.agreement > 0.8  # type: ignore[attr-defined]
     assert torch.equal(names["logits"], run.model(data.inputs(16)))  # type: ignore[attr-defined, arg-type]
-    assert type(getattr(names["converted"].stem, "0")) is nniq.ConvReLU2d  # type: ignore[attr-defined]
+    tuned, network, trained = names["tuned"], names["model"], names["trained"]
+    assert tuned.agreement > 0.8  # type: ignore[attr-defined]
+    assert (tmp_path / "finetuned" / "model.torchscript.pt").is_file()
+    inputs = data.inputs(64)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        same = network(inputs).argmax(1) == trained(inputs).argmax(1)  # type: ignore[operator]
+    assert same.float().mean() > 0.8
+    for model in (names["converted"], trained):
+        assert type(getattr(model.stem, "0")) is nniq.ConvReLU2d  # type: ignore[attr-defined]
 
 
 def test_every_option_is_explained() -> None:

@@ -1,0 +1,132 @@
+"""Accuracy after fine-tuning, data-free beside real data, over seeds.
+
+    python tests/benchmarks/finetuning.py --work FOLDER [--minutes 20] [--rows bns gaussian] [--columns brevitas-w4a4]
+
+Synthetic sets and checkpoints are kept in FOLDER, so that an interrupted cell goes on; cells that the result file
+holds already are not measured again. `--minutes` bounds the training of one cell, `-T` sets anything else about it: a
+column with settings of its own goes by another name with `--label`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from common import accuracy, load_case, read_result, write_result
+
+import dfq_plugins
+from dfq_plugins.options import parse_options
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dfq_plugins.finetuning import FinetuningRun
+
+NETWORK = "resnet20_cifar10"
+SAMPLES = 1024
+ROWS = ("bns", "real 1024", "real 4096", "gaussian", "inception", "bns+inception")
+COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "torch-ao-w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
+    "pytorch-quantization-w8a8": ("pytorch-quantization", "w8a8", {}),
+    "brevitas-w8a8": ("brevitas", "w8a8", {}),
+    "brevitas-w4a8": ("brevitas", "w4a8", {}),
+    "pytorch-quantization-w4a4": ("pytorch-quantization", "w4a4", {}),
+    "brevitas-w4a4": ("brevitas", "w4a4", {}),
+    "brevitas-w3a3": ("brevitas", "w3a3", {}),
+}
+
+
+def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Tensor, seed: int, work: Path) -> Any:
+    """Return the data of one row and seed; a synthetic set is made where the folder does not hold it."""
+    if row.startswith("real "):
+        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+        return real[order[: int(row.split()[1])]]
+    folder = work / f"{NETWORK}-{row}-{seed}"
+    return dfq_plugins.synthesize(network, spec, generator=row, num_samples=SAMPLES, seed=seed, output=folder)
+
+
+def record_of(run: FinetuningRun, figure: float, before: float | None, seconds: float) -> dict[str, Any]:
+    """Return what the result file keeps of one cell."""
+    return {
+        "accuracy": figure,
+        "before": before,
+        "agreement": run.agreement,
+        "agreement_before": run.agreement_before,
+        "seconds": seconds,
+        "steps": run.history[-1].step,
+        "history": [asdict(point) for point in run.history],
+    }
+
+
+def measure(arguments: argparse.Namespace, row: str, column: str, seed: int, case: tuple[Any, ...]) -> None:
+    """Fill one cell, and the accuracy before the training beside it where that is asked for."""
+    settings, network, real, *test = case
+    calibrator, recipe, options = COLUMNS[column]
+    data = data_of(row, settings.spec, network, real, seed, arguments.work)
+    training = {**dict(pair.split("=", 1) for pair in arguments.training), "seed": seed}
+    if arguments.minutes:
+        training["max_seconds"] = 60 * arguments.minutes
+    label = arguments.label or column
+    work = arguments.work / "training" / f"{label}-{row}-{seed}".replace(" ", "-")
+    given = {"calibrator": calibrator, "recipe": recipe, "options": options, "spec": settings.spec}
+    before = None
+    if arguments.before:
+        before = accuracy(dfq_plugins.quantize(network, data, **given), *test)
+    began = time.monotonic()
+    run = dfq_plugins.finetune(network, data, training=training, work=work, listeners=[say], **given)
+    seconds = time.monotonic() - began
+    figure = accuracy(run.model, *test)
+    record = so_far(arguments.result)  # read again: another process may have measured other cells meanwhile
+    record["cells"].setdefault(row, {}).setdefault(label, {})[str(seed)] = record_of(run, figure, before, seconds)
+    record["training"][label] = asdict(run.training)
+    record["coverage"][label] = [[layer.name, layer.weight, layer.activation] for layer in run.coverage.quantized]
+    print(f"{seed} {row:14s} {label:28s} {figure:6.2f} (before {before}) in {seconds:.0f} s", flush=True)
+    write_result(arguments.result, record)
+
+
+def say(event: Any) -> None:
+    """Print how far the training is, now and then."""
+    if event.stage == "finetune" and event.completed % 100 == 0:
+        print(f"  {event.completed} of {event.total} {dict(event.metrics)}", flush=True)
+
+
+def so_far(name: str) -> dict[str, Any]:
+    """Return what the result file holds."""
+    return read_result(name) or {"cells": {}, "training": {}, "coverage": {}}
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", default=["bns", "real 1024", "real 4096", "gaussian"], choices=ROWS)
+    parser.add_argument("--columns", nargs="+", default=list(COLUMNS), choices=list(COLUMNS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, help="most minutes of training in one cell")
+    parser.add_argument("-T", "--training", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--label", help="name of the column in the result, where -T makes it another one")
+    parser.add_argument("--before", action="store_true", help="measure the calibrated model as well")
+    parser.add_argument("--test-images", type=int, default=10_000)
+    parser.add_argument("--result", default=f"finetuning-{NETWORK}", help="name of the result file")
+    arguments = parser.parse_args()
+    parse_options(dfq_plugins.DistillationOptions, dict(pair.split("=", 1) for pair in arguments.training))
+    torch.set_num_threads(arguments.threads)
+    settings, network, real, inputs, labels = load_case(NETWORK)
+    test = inputs[: arguments.test_images], labels[: arguments.test_images]
+    about = {"samples": SAMPLES, "test_samples": len(test[1]), "float": accuracy(network, *test)}
+    write_result(arguments.result, {**so_far(arguments.result), **about})
+    for seed in arguments.seeds:
+        for column in arguments.columns:
+            for row in arguments.rows:
+                cells = so_far(arguments.result)["cells"].get(row, {}).get(arguments.label or column, {})
+                if str(seed) not in cells:
+                    measure(arguments, row, column, seed, (settings, network, real, *test))
+
+
+if __name__ == "__main__":
+    main()
