@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import html
 import itertools
 import operator
 import weakref
@@ -172,10 +171,9 @@ class SyntheticDataset(Dataset[Batch]):
         return "SyntheticDataset(" + ", ".join(f"{name}={value!r}" for name, value in self._summary().items()) + ")"
 
     def _repr_html_(self) -> str:
-        rows = (
-            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in self._summary().items()
-        )
-        return f"<table><caption>SyntheticDataset</caption>{''.join(rows)}</table>"
+        from dfq_plugins.notebook import dataset_html  # noqa: PLC0415  Pillow, for notebooks only
+
+        return dataset_html(self, self._summary())
 
     def _summary(self) -> dict[str, object]:
         manifest = self.manifest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import types
@@ -232,6 +234,54 @@ def test_the_shell_completes_calibrators_from_what_is_installed() -> None:
     }
     result = CliRunner().invoke(cli, prog_name="dfq", env=environment)
     assert result.stdout == "plain,torch-ao\n"
+
+
+@pytest.mark.parametrize("words", ["dfq syn", "dfq quantize m:f data --calibrator ", "dfq plugins b", "dfq demo --o"])
+def test_completion_imports_no_torch(words: str) -> None:
+    code = "import sys\nfrom dfq_plugins.cli import cli\ntry:\n    cli(prog_name='dfq')\nexcept SystemExit:\n    pass\n"
+    environment = {"_DFQ_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    completed = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    *names, torch_came = completed.stdout.splitlines()
+    assert names
+    assert torch_came == "False"
+    assert completed.stderr == ""
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """Return what a command writes to a terminal."""
+    import pty
+
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "dfq_plugins", *arguments]
+    inherited = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
+    with subprocess.Popen(command, stdout=child, stderr=child, env=inherited | {"TERM": "xterm"} | environment):
+        os.close(child)
+        parts = []
+        while True:
+            try:
+                part = os.read(parent, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            parts.append(part)
+    os.close(parent)
+    return b"".join(parts).decode()
+
+
+def test_colours_on_a_terminal_alone_and_never_against_no_color() -> None:
+    assert "\x1b[" in on_a_terminal("plugins")
+    colour = re.compile(r"\x1b\[(?:\d+;)*[349]\d[;m]")  # bold and dim are no colours
+    assert colour.search("\x1b[1;31m")
+    assert not colour.search(on_a_terminal("plugins", NO_COLOR="1"))
+    command = [sys.executable, "-m", "dfq_plugins", "plugins"]
+    assert "\x1b" not in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_python_m_runs_the_command() -> None:

@@ -11,6 +11,9 @@ import dfq_plugins
 
 _UNINTERESTING = re.compile(r"""extra\s*==\s*['"](test|docs)['"]""")
 
+_OURS = {"dfq-plugins", "editables"}
+"""Not worth a line: ourselves, already printed, and what an editable install brings."""
+
 
 def print_versions(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     """Print our version, Python's, and those of everything that we can use and find."""
@@ -31,7 +34,7 @@ def found_versions(requirements: list[str]) -> dict[str, str]:
     """
     wanted = [text for text in requirements if not _UNINTERESTING.search(text)]
     names = dict.fromkeys(re.split(r"[\s\[;<>=!~(]", text, maxsplit=1)[0] for text in wanted)
-    versions = {name: _version(name) for name in names if name != "dfq-plugins"}
+    versions = {name: _version(name) for name in names if name not in _OURS}
     return {name: version for name, version in versions.items() if version}
 
 

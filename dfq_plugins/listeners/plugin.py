@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def dfq_progress_listeners() -> Iterator[ProgressListenerEntry]:
-    """Provide the listener that writes to Python's logging."""
+    """Provide the listeners that write to Python's logging and into notebooks."""
     yield ProgressListenerEntry(
         "log", "Progress in Python's logging", "dfq_plugins.listeners.log:LogListener", options=LogOptions
+    )
+    yield ProgressListenerEntry(
+        "notebook", "A progress bar in Jupyter, silent elsewhere", "dfq_plugins.listeners.notebook:NotebookListener"
     )
