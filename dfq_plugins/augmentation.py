@@ -14,6 +14,9 @@ import torch.nn.functional as F  # noqa: N812  the name that every torch user re
 if TYPE_CHECKING:
     from torch import Tensor
 
+BORDER_GROUPS = 16
+"""So many different shifts within a batch: the statistics of the mixture count, one shift alone would mislead."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -23,11 +26,15 @@ class Augmentation:
         jitter: largest shift along each spatial axis, in pixels, rolled round the edges.
         flip: mirror the last axis of the whole batch half of the time.
         crop: smallest side of a random crop, as a share of the input, resized back; 1 turns it off.
+        border: width of the border that images are shifted over, in pixels; 0 turns it off.
+        fill: what the border holds, one value a channel.
     """
 
     jitter: int = 0
     flip: bool = False
     crop: float = 1.0
+    border: int = 0
+    fill: tuple[float, ...] = ()
 
 
 def augment(inputs: Tensor, settings: Augmentation, rng: torch.Generator) -> Tensor:
@@ -37,6 +44,9 @@ def augment(inputs: Tensor, settings: Augmentation, rng: torch.Generator) -> Ten
     >>> sorted(augment(batch, Augmentation(jitter=1), torch.Generator().manual_seed(0)).flatten().tolist())
     [0.0, 1.0, 2.0, 3.0]
     """
+    if settings.border and inputs.ndim == 4:  # noqa: PLR2004  (batch, channels, height, width)
+        fill = inputs.new_tensor(settings.fill or (0.0,) * inputs.shape[1])
+        inputs = pad_and_crop(inputs, settings.border, fill, rng, group=max(1, len(inputs) // BORDER_GROUPS))
     if settings.crop < 1:
         inputs = _random_resized_crop(inputs, settings.crop, rng)
     if settings.jitter:
@@ -69,7 +79,7 @@ def _random_resized_crop(inputs: Tensor, smallest: float, rng: torch.Generator) 
     return F.interpolate(cropped, size=inputs.shape[2:], mode=modes[inputs.ndim], align_corners=False)
 
 
-def pad_and_crop(inputs: Tensor, border: int, fill: Tensor, rng: torch.Generator) -> Tensor:
+def pad_and_crop(inputs: Tensor, border: int, fill: Tensor, rng: torch.Generator, *, group: int = 1) -> Tensor:
     """Mirror half of the images, put a border round each, and cut each back to its size at a random place.
 
     The usual augmentation of training on small images (He et al. 2016, section 4.2, with a border of 4 at 32 pixels).
@@ -78,19 +88,21 @@ def pad_and_crop(inputs: Tensor, border: int, fill: Tensor, rng: torch.Generator
         inputs: `(batch, channels, height, width)`.
         border: width of the border, in pixels.
         fill: what the border holds, `(channels,)`.
-        rng: three draws an image, in their order, so that the split into batches makes no difference.
+        rng: three draws a group, in the order of the groups.
+        group: so many neighbours share a draw, which makes fewer and larger operations.
 
     >>> image = torch.ones(1, 1, 4, 4)
     >>> pad_and_crop(image, 0, torch.zeros(1), torch.Generator().manual_seed(0)).equal(image)
     True
     """
-    count, channels, height, width = inputs.shape
-    draws = torch.rand(count, 3, generator=rng)
-    mirrored = torch.where((draws[:, 0] < 0.5).view(-1, 1, 1, 1).to(inputs.device), inputs.flip(-1), inputs)  # noqa: PLR2004
+    height, width = inputs.shape[2:]
     level = fill.to(inputs).view(1, -1, 1, 1)
-    padded = F.pad(mirrored - level, (border,) * 4) + level
-    top, left = (draws[:, 1:] * (2 * border + 1)).long().to(inputs.device).unbind(1)
-    rows = (top[:, None] + torch.arange(height, device=inputs.device))[:, None, :, None]  # (batch, 1, height, 1)
-    columns = (left[:, None] + torch.arange(width, device=inputs.device))[:, None, None, :]  # (batch, 1, 1, width)
-    image = torch.arange(count, device=inputs.device)[:, None, None, None]
-    return padded[image, torch.arange(channels, device=inputs.device)[None, :, None, None], rows, columns]
+    padded = F.pad(inputs - level, (border,) * 4) + level
+    parts = torch.split(padded, group)
+    draws = torch.rand(len(parts), 3, generator=rng)
+    corners = (draws[:, 1:] * (2 * border + 1)).long().tolist()
+    cut = []
+    for part, mirrored, (top, left) in zip(parts, (draws[:, 0] < 0.5).tolist(), corners, strict=True):  # noqa: PLR2004
+        window = part[:, :, top : top + height, left : left + width]
+        cut.append(window.flip(-1) if mirrored else window)
+    return torch.cat(cut) if cut else inputs

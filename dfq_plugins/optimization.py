@@ -9,6 +9,7 @@ import torch
 
 from dfq_plugins.augmentation import Augmentation, augment
 from dfq_plugins.errors import DivergedError
+from dfq_plugins.presentation import border_of
 from dfq_plugins.types import ProgressEvent
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ def learning_rate_at(step: int, options: InversionOptions) -> float:
     if options.schedule == "constant":
         return options.learning_rate
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.iterations))
+
+
+def augmentation_of(options: InversionOptions, spec: InputSpec) -> Augmentation:
+    """Return what happens to the inputs before each forward pass."""
+    border = border_of(spec) if options.border is None else options.border
+    fill = (0.0,) * spec.channels if spec.bounds is None else spec.bounds[0]
+    return Augmentation(options.jitter, options.flip, options.crop, border, fill)
 
 
 def clamp_(inputs: Tensor, spec: InputSpec) -> Tensor:
@@ -74,7 +82,7 @@ def optimize_inputs(
     Raises:
         DivergedError: the loss is not finite; the batches hold the last good inputs.
     """
-    settings = Augmentation(options.jitter, options.flip, options.crop)
+    settings = augmentation_of(options, spec)
     variables = [batch.requires_grad_() for batch in batches]
     optimizers = [torch.optim.Adam([variable], lr=options.learning_rate, fused=True) for variable in variables]
     pools = [objective.empty_pool() for _ in batches]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
-from dfq_plugins.augmentation import pad_and_crop
 from dfq_plugins.checks import check_finite, require_batch_norm
 from dfq_plugins.dataset import SyntheticDataset
-from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.errors import DataError
 from dfq_plugins.manifest import MANIFEST_FILE
-from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
-from dfq_plugins.statistics import StatisticsPool, divergence_of, require_reached_layers, stored_statistics
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.presentation import best_divergences, presentations
+from dfq_plugins.statistics import require_reached_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -25,17 +25,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from dfq_plugins.presentation import Presentation, PresentationChoice
     from dfq_plugins.types import InputSpec
 
 BATCH_SIZE = 64
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ARRAY_NAMES = ("inputs", "images", "x", "x_test", "data")
 """Names under which an .npz file is searched for samples, in this order; else its only array is taken."""
-
-
-AugmentationName: TypeAlias = Literal["auto", "none", "pad-and-crop"]
-BORDER_SHARE = 8
-"""The border of pad-and-crop is this part of the image's side: 4 pixels at 32, as in He et al. 2016, section 4.2."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class SimilarityRow:
     divergence: float
     num_samples: int
     worst_layer: str
-    augmentation: str = "none"
+    augmentation: Presentation = "none"
 
 
 def rank(
@@ -62,79 +58,44 @@ def rank(
     spec: InputSpec,
     sources: Mapping[str, Iterable[Tensor]],
     *,
-    augmentation: AugmentationName = "auto",
+    augmentation: PresentationChoice = "auto",
 ) -> list[SimilarityRow]:
     """Rank data sets by the divergence of their pooled statistics from those stored in the model, nearest first.
 
     Source: Haroush et al. 2020, the BN-statistics divergence as a measure of data similarity.
 
-    A network's stored statistics are those of its training data *as training augmented them*. Images from a training
-    set that are shown plainly may therefore look farther away than strangers: zero borders, for one, raise the
-    variances of the first layers. How a network was trained is not known, so each source is shown plainly and in
-    training's usual way, and the presentation that fits best counts.
+    Each source is shown plainly and as training usually shows it, see `dfq_plugins.presentation`.
 
     Args:
         model: trained network with BatchNorm; stays as it is.
         spec: what an input looks like.
         sources: batches of inputs `(batch, *shape)` by the name of their data set.
         augmentation: "none" shows all samples plainly, "pad-and-crop" mirrors and shifts them over a border of the
-            lowest value (an eighth of the side), "auto" takes for each source what fits better; inputs that are no
-            images of a known value range are always shown plainly under "auto".
+            lowest value (an eighth of the side), "auto" takes for each source what fits better; large images, and
+            inputs that are no colour images of a known value range, "auto" shows plainly.
 
     Raises:
         ModelError: the model has no trained BatchNorm statistics, or holds NaN.
         UsageError: pad-and-crop is asked for inputs that are no images of a known value range.
         DataError: a source holds no samples, or values that are not finite.
     """
-    presentations = _presentations(spec, augmentation)
+    presentations(spec, augmentation)
     with preserve_global_state():
         network = frozen_copy(model)
         check_finite(network)
         require_batch_norm(network)
-        names = require_reached_layers(network, spec)
-        measured = (_row(network, spec, names, presentations, *item) for item in sources.items())
+        require_reached_layers(network, spec)
+        measured = (_row(network, spec, augmentation, *item) for item in sources.items())
         return sorted(measured, key=lambda row: row.divergence)
 
 
-def _presentations(spec: InputSpec, augmentation: AugmentationName) -> tuple[str, ...]:
-    possible = len(spec.shape) == 3 and spec.bounds is not None and min(spec.shape[1:]) >= BORDER_SHARE  # noqa: PLR2004
-    if augmentation == "auto":
-        return ("none", "pad-and-crop") if possible else ("none",)
-    if augmentation == "pad-and-crop" and not possible:
-        raise UsageError(
-            f"pad-and-crop needs images of at least {BORDER_SHARE} pixels a side with a known value range, got {spec}. "
-            "Give the value range, or augmentation none."
-        )
-    return (augmentation,)
-
-
 def _row(
-    network: nn.Module,
-    spec: InputSpec,
-    names: tuple[str, ...],
-    presentations: tuple[str, ...],
-    source: str,
-    batches: Iterable[Tensor],
+    network: nn.Module, spec: InputSpec, choice: PresentationChoice, name: str, batches: Iterable[Tensor]
 ) -> SimilarityRow:
-    counted = _Counted(source, batches)
-    pools = {way: StatisticsPool(network, spec, names) for way in presentations}
-    rng = torch.Generator().manual_seed(0)  # the same shifts for every source
-    for batch in counted:
-        moved = batch.to(device_of(network))
-        for way, pool in pools.items():
-            pool.add(_presented(moved, way, spec, rng))
-    stored = stored_statistics(network, spec, names)
-    divergences = {way: divergence_of(stored, pool.moments()) for way, pool in pools.items()}
-    best = min(divergences, key=lambda way: sum(divergences[way].values()))
-    layers = divergences[best]
+    counted = _Counted(name, batches)
+    shown, layers = best_divergences(network, counted, spec, choice)
     mean = sum(layers.values()) / len(layers)
-    return SimilarityRow(source, mean, counted.samples, max(layers, key=layers.__getitem__), best)
-
-
-def _presented(batch: Tensor, way: str, spec: InputSpec, rng: torch.Generator) -> Tensor:
-    if way == "none" or spec.bounds is None:
-        return batch
-    return pad_and_crop(batch, min(spec.shape[1:]) // BORDER_SHARE, batch.new_tensor(spec.bounds[0]), rng)
+    return SimilarityRow(name, mean, counted.samples, max(layers, key=layers.__getitem__), shown)
 
 
 class _Counted:

@@ -8,8 +8,9 @@ import torch
 
 from dfq_plugins.errors import DataError
 from dfq_plugins.model_state import device_of
+from dfq_plugins.presentation import best_divergences
 from dfq_plugins.provided import attributed, attributed_iterator
-from dfq_plugins.statistics import layer_divergences, statistics_layers
+from dfq_plugins.statistics import statistics_layers
 from dfq_plugins.types import Batch, ProgressEvent
 from dfq_plugins.writer import DatasetWriter
 
@@ -62,7 +63,7 @@ def write_dataset(
         writer.await_turn_to_finish()
         divergence: Mapping[str, float] = {}
         if not writer.is_complete and statistics_layers(teacher):
-            divergence = layer_divergences(teacher, writer.written_inputs(), plan.spec)
+            _, divergence = best_divergences(teacher, writer.written_inputs(), plan.spec)
         return writer.finish(divergence, owner=owner)
 
 

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from dfq_plugins import inversion, optimization
+from dfq_plugins.augmentation import pad_and_crop
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
 from dfq_plugins.generators.base import SMALLEST_BATCH, balanced_labels, even_split
+from dfq_plugins.generators.bns import BatchNormGenerator
 from dfq_plugins.generators.noise import Noise, coloured, draw_noise
 from dfq_plugins.generators.options import BatchNormOptions, InversionOptions
 from dfq_plugins.generators.start import colour_candidates, fitted_noise, scale_candidates
@@ -633,3 +635,27 @@ def test_few_samples_are_optimised_at_a_size_that_has_statistics(
     monkeypatch.setattr(InversionObjective, "__call__", watched)
     make(registry, "bns", network, 2, iterations=1)
     assert sizes == [SMALLEST_BATCH]
+
+
+# ------------------------------------------------------------------------------------- the border of training
+
+
+def test_inputs_fit_the_network_as_training_showed_its_images() -> None:
+    """The stored statistics are those of images over a border; the synthetic ones, shown plainly, have none."""
+    spec = InputSpec((3, 16, 16), value_range=(-2.0, 2.0))
+    assert spec.bounds is not None
+    images = 0.4 * torch.randn(512, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None)).train()
+        model(pad_and_crop(images, 2, torch.tensor(spec.bounds[0]), torch.Generator().manual_seed(5)))
+    model.eval()
+    spreads = {}
+    for border in (0, None):
+        options = BatchNormOptions(iterations=60, precision="float32", compile="never", border=border)
+        generator = BatchNormGenerator(options)
+        rng = torch.Generator().manual_seed(0)
+        made = generator.generate(model, spec, num_samples=64, batch_size=64, rng=rng, report=lambda _event: None)
+        spreads[border] = float(torch.cat([batch.inputs for batch in made]).std())
+    true = float(images.std())
+    assert abs(spreads[None] - true) < 0.5 * abs(spreads[0] - true), (spreads, true)

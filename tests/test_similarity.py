@@ -17,13 +17,15 @@ from torch import nn
 from dfq_plugins.augmentation import pad_and_crop
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.pipeline import synthesize
-from dfq_plugins.similarity import AugmentationName, load_source, normalise, rank
+from dfq_plugins.similarity import load_source, normalise, rank
 from dfq_plugins.statistics import layer_divergences
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from dfq_plugins.presentation import PresentationChoice
 
 SPEC = InputSpec((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), (0.0, 1.0), 4)
 GREY = InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0))
@@ -68,7 +70,7 @@ def test_data_are_ranked_by_their_distance_from_the_training_data(tiny_network: 
 
 @pytest.mark.parametrize("augmentation", ["none", "pad-and-crop"])
 def test_the_measure_is_of_the_whole_set_and_not_of_its_batches(
-    tiny_network: nn.Module, augmentation: AugmentationName
+    tiny_network: nn.Module, augmentation: PresentationChoice
 ) -> None:
     data = noise(96, seed=4) * torch.linspace(0.1, 2, 96).view(-1, 1, 1, 1)
     sources = {str(size): data.split(size) for size in (1, 7, 96)}
@@ -152,23 +154,27 @@ def trained_on(images: torch.Tensor) -> nn.Module:
 
 
 def test_training_images_fit_best_as_training_showed_them() -> None:
-    images, bright = noise(256, seed=1, std=0.3), torch.tensor([-2.0, -2.5, -2.0])
-    shown = pad_and_crop(images, 1, bright, torch.Generator().manual_seed(5))
+    spec = InputSpec((3, 16, 16), SPEC.mean, SPEC.std, SPEC.value_range)
+    assert spec.bounds is not None
+    images = 0.3 * torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    shown = pad_and_crop(images, 2, torch.tensor(spec.bounds[0]), torch.Generator().manual_seed(5))
     network = trained_on(shown)
-    (plain,) = rank(network, SPEC, {"a": [images]}, augmentation="none")
-    (best,) = rank(network, SPEC, {"a": [images]})
-    (synthetic,) = rank(network, SPEC, {"a": [shown]})
+    (plain,) = rank(network, spec, {"a": [images]}, augmentation="none")
+    (best,) = rank(network, spec, {"a": [images]})
+    (synthetic,) = rank(network, spec, {"a": [shown]})
     assert best.augmentation == "pad-and-crop"
     assert best.divergence < plain.divergence / 5
-    assert (synthetic.augmentation, synthetic.divergence) == ("none", pytest.approx(0, abs=1e-2))
+    assert synthetic.augmentation == "none"
+    assert synthetic.divergence < plain.divergence / 5
 
 
-@pytest.mark.parametrize("spec", [InputSpec((3, 8, 8)), InputSpec((3, 4, 4), value_range=(0, 1))])
-def test_only_images_of_a_known_range_have_a_border(spec: InputSpec) -> None:
-    network = trained_on(torch.rand(64, 3, 8, 8))
+def test_only_images_of_a_known_range_have_a_border() -> None:
+    network, spec = trained_on(torch.rand(64, 3, 8, 8)), InputSpec((3, 8, 8))
     images = {"a": [torch.rand(8, *spec.shape)]}
     assert rank(network, spec, images)[0].augmentation == "none"
-    with pytest.raises(UsageError, match="pad-and-crop needs images of at least 8 pixels a side with a known value"):
+    with pytest.raises(
+        UsageError, match=r"pad-and-crop needs images \(channels, height, width\) of a known value range"
+    ):
         rank(network, spec, images, augmentation="pad-and-crop")
 
 

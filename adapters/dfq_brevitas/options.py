@@ -13,6 +13,7 @@ BiasCorrection = Literal["network", "layer", "none"]
 
 _PERCENTILES = ((4, 99.75), (6, 99.9))
 _WIDE_PERCENTILE = 100.0
+_SEARCHED_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,12 @@ class BrevitasOptions:
         default=True,
         metadata={"help": "drop the lowest weight integer, e.g. -7..7 instead of -8..7 at 4 bits"},
     )
-    activation_scale: ActivationScale = field(
-        default="percentile",
-        metadata={"help": "activation scales from a percentile, the smallest squared error or the largest value"},
+    activation_scale: ActivationScale | None = field(
+        default=None,
+        metadata={
+            "help": "activation scales from a percentile, the smallest squared error (mse) or the largest value; not "
+            "given: mse up to 4 bits, percentile above"
+        },
     )
     percentile: Annotated[float, Gt(0), Le(100)] | None = field(
         default=None,
@@ -88,6 +92,14 @@ class BrevitasOptions:
         default=500,
         metadata={"help": "optimisation steps per layer for learned_round"},
     )
+
+    def activation_scale_for(self, bits: int) -> ActivationScale:
+        """Return the statistic for activations of so many bits: with few levels the search for a scale pays.
+
+        >>> BrevitasOptions().activation_scale_for(4), BrevitasOptions().activation_scale_for(8)
+        ('mse', 'percentile')
+        """
+        return self.activation_scale or ("mse" if bits <= _SEARCHED_BITS else "percentile")
 
     def percentile_for(self, bits: int) -> float:
         """Return the percentile for activations of so many bits: fewer levels gain from clipping more.

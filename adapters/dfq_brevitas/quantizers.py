@@ -113,12 +113,13 @@ def weight_quantizer(recipe: Recipe, options: BrevitasOptions, *, follow_weights
 
 def activation_quantizer(recipe: Recipe, options: BrevitasOptions, *, signed: bool) -> Any:
     """Return a symmetric per-tensor quantizer whose scale is the mean over batches of the chosen statistic."""
-    if options.activation_scale == "mse":
+    statistic = options.activation_scale_for(recipe.activation_bits)
+    if statistic == "mse":
         chosen = scaled_int.Int8ActPerTensorFloatMSE if signed else scaled_int.Uint8ActPerTensorFloatMSE
         chosen = _with_search(chosen, options, "mse")
     else:
         chosen = scaled_int.Int8ActPerTensorFloat if signed else scaled_int.Uint8ActPerTensorFloat
-        if options.activation_scale == "max":
+        if statistic == "max":
             chosen = chosen.let(scaling_stats_op=StatsOp.MAX)
         else:
             chosen = chosen.let(high_percentile_q=options.percentile_for(recipe.activation_bits))

@@ -44,6 +44,11 @@ class InversionOptions:
     jitter: Annotated[int, Ge(0)] = _setting(0, "largest random shift, in pixels")
     flip: bool = _setting(default=False, text="mirror the last axis half of the time")
     crop: Annotated[float, Gt(0), Le(1)] = _setting(1.0, "smallest side of a random resized crop, as a share")
+    border: Annotated[int, Ge(0)] | None = _setting(
+        None,
+        "shift images over a border of so many pixels, as training on small images does; none: an eighth of the side "
+        "of colour images of 16 to 64 pixels, 0 for others",
+    )
     clamp: bool = _setting(default=True, text="keep the inputs in their valid range during the optimisation")
     precision: Literal["auto", "float32", "bfloat16"] = _setting("auto", "arithmetic of convolutions and linear layers")
     compile: Literal["auto", "always", "never"] = _setting("auto", "compile the step: auto decides by the work ahead")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dfq_plugins.augmentation import augment
 from dfq_plugins.generators.noise import Noise, draw_noise
+from dfq_plugins.optimization import augmentation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,11 +96,12 @@ def colour_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
 @torch.no_grad()
 def _best(objective: InversionObjective, spec: InputSpec, candidates: Iterable[Noise]) -> Noise:
     labels = torch.zeros(FIT_SAMPLES, dtype=torch.long, device=objective.device)
+    shown = augmentation_of(objective.options, spec)  # as it will be during the optimisation
 
     def misfit(noise: Noise) -> float:
         # Every candidate gets the same draw, and the draw depends on nothing but this module.
         rng = torch.Generator().manual_seed(FIT_SEED)
-        drawn = draw_noise(spec, FIT_SAMPLES, noise, rng, objective.device)
+        drawn = augment(draw_noise(spec, FIT_SAMPLES, noise, rng, objective.device), shown, rng)
         loss = float(objective.evaluate_once(drawn, labels))
         return loss if math.isfinite(loss) else math.inf
 

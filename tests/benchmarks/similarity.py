@@ -42,10 +42,12 @@ def main() -> None:
         "Gaussian noise": torch.randn(SAMPLES, 3, 32, 32, generator=rng),
         "uniform noise": normalise(torch.rand(SAMPLES, 3, 32, 32, generator=rng) * 255, case.spec),
     }
-    rows = rank(network, case.spec, {name: inputs.split(100) for name, inputs in sources.items()})
+    batches = {name: inputs.split(100) for name, inputs in sources.items()}
+    rows = rank(network, case.spec, batches)
+    plain = {row.name: row.divergence for row in rank(network, case.spec, batches, augmentation="none")}
     for row in rows:
-        print(f"{row.name:28s} {row.divergence:.4f} {row.worst_layer}")
-    write_result("similarity", {"rows": [asdict(row) for row in rows]})
+        print(f"{row.name:28s} {row.divergence:.4f} {row.augmentation:12s} {row.worst_layer}  plain {plain[row.name]:.4f}")
+    write_result("similarity", {"rows": [{**asdict(row), "plain": plain[row.name]} for row in rows]})
 
 
 if __name__ == "__main__":
