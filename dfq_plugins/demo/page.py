@@ -44,7 +44,11 @@ def demo_report(result: DemoResult, sources: Sequence[Source], calibrators: Mapp
         for cell in result.measurements
         if cell.source == result.default and cell.coverage is not None
     ]
-    noise = [(cell.calibrator, cell.fidelity) for cell in result.measurements if cell.fidelity is not None]
+    noise = [
+        (f"{cell.calibrator} {cell.recipe.upper()}", cell.fidelity)
+        for cell in result.measurements
+        if cell.fidelity is not None
+    ]
     parts = (
         Section("Accuracy", (_reading(result),), (_table(result),)),
         sections.sample_section([_pictures(source, result.default) for source in sources]),

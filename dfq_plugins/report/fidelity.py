@@ -42,7 +42,8 @@ def calibration_section(agreement: float, held_out: int, fidelity: Fidelity) -> 
         text.append(
             f"On {PER_CENT * agreement:.1f} % of the samples the quantized network names the same class as the float "
             "network. Compare it with the teacher's confidence below: where the float network itself is unsure of a "
-            "synthetic sample, a small error names another class."
+            "synthetic sample, a small error names another class. On the networks of the project's benchmarks the "
+            "agreement on real inputs was far higher than on synthetic ones."
         )
     text.append(DECIBELS)
     return Section("How well the quantized network follows", tuple(text), _fidelity_blocks(fidelity))

@@ -45,6 +45,8 @@ LARGEST_PICTURE = 128
 SHORT_SPAN = 100.0
 """Largest over smallest value of a logarithmic axis below which powers of ten would be too few ticks."""
 
+DECADE = 10.0
+
 LONGEST_LABEL = {True: 20, False: 44}
 """Characters of a layer's name that fit beside a narrow and a wide plot."""
 
@@ -79,8 +81,10 @@ def shortened(name: str, length: int) -> str:
 
 def set_log_ticks(axis: Axis, limits: tuple[float, float], most: int) -> None:
     """Put ticks on a logarithmic axis: at powers of ten, or in plain numbers between them where it spans few."""
-    short = limits[1] / limits[0] < SHORT_SPAN
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if short else (1.0,), numticks=most))
+    span = limits[1] / limits[0]
+    short = span < SHORT_SPAN
+    between = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if span < DECADE else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=between if short else (1.0,), numticks=most))
     axis.set_minor_locator(NullLocator())
     if short:
         axis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))

@@ -40,37 +40,25 @@ def comparison_table(sets: Mapping[str, Inspection], highlighted: str = "") -> T
         sets: by name.
         highlighted: the set that the reader should see first.
     """
-    columns = (
-        "Set",
-        "Score",
-        "Divergence",
-        "Surprise",
-        "Range error",
-        "Confidence",
-        "Label balance",
-        "Diversity",
-        "Verdict",
-    )
+    columns = ("Set", "Score", "Verdict", "Surprise", "Range error", "Confidence", "Diversity")
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             name,
-            found.score,
-            found.divergence,
+            None if found.score is None else round(found.score),
+            found.verdict,
             found.surprise,
             found.range_error,
             found.confidence,
-            found.label_balance,
             found.diversity,
-            found.verdict,
         )
         for name, found in sets.items()
     )
     caption = (
-        "Score from 0 to 100, higher is better. Divergence and surprise in nats and range error in octaves, averages "
-        "over layers, lower is better; confidence, label balance and diversity are not part of the score."
+        "Score from 0 to 100, higher is better. Surprise in nats and range error in octaves, averages over layers: the "
+        "worse of them makes the score. Confidence and diversity are no part of it."
     )
     marked = tuple(index for index, name in enumerate(sets) if name == highlighted)
-    return Table(columns, rows, caption=caption, highlighted=marked)
+    return Table(columns, rows, caption=caption, highlighted=marked, decimals=3)
 
 
 def comparison_section(sets: Mapping[str, Inspection], highlighted: str = "") -> Section:
