@@ -39,6 +39,7 @@ BASE: dict[str, Any] = {
     "jitter": 0,
     "flip": False,
     "crop": 1.0,
+    "border": None,
     "clamp": True,
 }
 
@@ -47,6 +48,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "divergence l2": {"divergence": "l2"},
     "not clamped": {"clamp": False},
     "iterations 50": {"iterations": 50},
+    "no border": {"border": 0},
     "white start": {"start": "white"},
     "iterations 200": {"iterations": 200},
     "learning rate 0.1": {"learning_rate": 0.1},
@@ -114,11 +116,11 @@ def synthetic_row(
 
 def real_row(subject: Any, samples: int, seed: int) -> dict[str, Any]:
     """Calibrate on a random choice of real inputs."""
-    from dfq_plugins.statistics import layer_divergences
+    from dfq_plugins.presentation import best_divergences
 
     spec, network, real, *_ = subject
     chosen = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:samples]]
-    layers = layer_divergences(network, chosen.split(64), spec)
+    _, layers = best_divergences(network, chosen.split(64), spec)
     return {**measure(subject, chosen), "divergence": sum(layers.values()) / len(layers)}
 
 

@@ -26,6 +26,10 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "brevitas",
         {**PLAIN, "equalization_iterations": 20, "bias_correction": "layer"},
     ),
+    "brevitas, per tensor, equalised and bias corrected, ranges of 99.7 %": (
+        "brevitas",
+        {**PLAIN, "equalization_iterations": 20, "bias_correction": "layer", "percentile": 99.7},
+    ),
     "brevitas, per channel": ("brevitas", {**PLAIN, "per_channel": True}),
 }
 
