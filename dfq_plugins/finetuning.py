@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,22 +25,24 @@ from dfq_plugins.distillation.ranks import joined_ranks
 from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource
 from dfq_plugins.errors import DataError, DfqWarning, UsageError
 from dfq_plugins.listeners.broadcast import Broadcast
+from dfq_plugins.locks import FolderLock
 from dfq_plugins.manifest import jsonable
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.options import parse_options
 from dfq_plugins.pipeline import QuantizationRun, checked_spec, top1_agreement
 from dfq_plugins.provided import attributed
 from dfq_plugins.registry import get_registry
-from dfq_plugins.storage import create_folder
+from dfq_plugins.storage import create_folder, remove_temporary_files
 from dfq_plugins.types import ProgressEvent, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor, nn
 
     from dfq_plugins.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.ranks import Ranks
     from dfq_plugins.distillation.sources import Source
     from dfq_plugins.registry import Registry
     from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
@@ -126,7 +129,7 @@ def finetune(
     worker = registry.create("calibrator", calibrator, options)
     maker = _learning_generator(generator, generator_options, registry)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(), joined_ranks() as ranks:
+    with preserve_global_state(), joined_ranks() as ranks, _work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a framework or a generator draws from the global state
         teacher = frozen_copy(model)
         check_finite(teacher)
@@ -142,7 +145,7 @@ def finetune(
         before = judged(prepared.eval())
         record = registry.options("calibrator", calibrator, options)
         about = [calibrator, str(recipe), asdict(record), spec, _name_of(generator), generator_options]
-        place = Workplace(_work_folder(work), run_identity(teacher, parts, settings, about), broadcast, ranks)
+        place = Workplace(folder, run_identity(teacher, parts, settings, about), broadcast, ranks)
         history = _trained(_student(prepared, worker), teacher, spec, parts, settings, maker, place)
         with attributed(provided):
             converted = worker.convert(prepared)
@@ -270,9 +273,19 @@ def _name_of(generator: str | LearningGenerator | None) -> str | None:
     return generator if generator is None or isinstance(generator, str) else type(generator).__qualname__
 
 
-def _work_folder(work: Path | str | None) -> Path | None:
+@contextmanager
+def _work_folder(work: Path | str | None, ranks: Ranks) -> Iterator[Path | None]:
+    """Create the work folder and keep other runs out of it meanwhile."""
     if work is None:
-        return None
+        yield None
+        return
     folder = Path(work).absolute()
     create_folder(folder)
-    return folder
+    lock = FolderLock(folder)
+    if ranks.leads:  # the other processes only read
+        lock.acquire()
+        remove_temporary_files(folder)
+    try:
+        yield folder
+    finally:
+        lock.release()

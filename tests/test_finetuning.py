@@ -120,6 +120,18 @@ def test_a_run_that_was_interrupted_goes_on(run: Callable[..., FinetuningRun], t
     run(work=tmp_path / "work", training={"max_seconds": 60})  # the budget may change
 
 
+def test_two_runs_never_share_a_work_folder(run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+    def meddle(event: ProgressEvent) -> None:
+        if event.stage == "finetune" and event.completed == 2:
+            with pytest.raises(DataError, match=f"Another run is writing into {tmp_path}"):
+                run(work=tmp_path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(work=tmp_path, listeners=[meddle])
+    assert run(work=tmp_path).history[-1].step == 12
+
+
 def test_the_teacher_is_not_asked_again_for_inputs_that_stay_the_same(
     run: Callable[..., FinetuningRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +268,7 @@ print("artifacts", rank, len(run.artifacts))
 """
 
 
+@pytest.mark.timeout(900)  # four processes import torch, which takes long on a busy machine
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -267,7 +280,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         folder.mkdir()
         quick = {**QUICK, "mixup": 0.4, "flip": True}
         script.write_text(RANKS.format(tests=str(Path(__file__).parent), quick=quick, folder=str(folder)))
-        done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=False, timeout=200)
+        done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=False, timeout=400)
         assert done.returncode == 0, done.stderr
         results |= {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
     assert "artifacts 0 1" in done.stdout

@@ -92,4 +92,5 @@ class GeneratorSource:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Bring both back."""
         self._rng.set_state(state["rng"])
-        self._generator.restore({name[4:]: tensor for name, tensor in state.items() if name.startswith("own.")})
+        own = {name: tensor for name, tensor in state.items() if name != "rng"}
+        self._generator.restore({name.removeprefix("own."): tensor for name, tensor in own.items()})
