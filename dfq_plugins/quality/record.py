@@ -58,7 +58,8 @@ class Inspection:
         label_counts: samples of each class; empty where the network is no classifier.
         diversity: mean nearest-neighbour distance in the network's feature space, over the features' own size.
         clamped: share of input values at the edge of the valid range.
-        score: 0 (useless) to 100 (like the training data).
+        score: 0 to 100; 100 would be exactly the recorded Gaussians, and real training data, whose activations are not
+            quite Gaussian, reach about 60.
         verdict: what the set is enough for.
         reason: why.
         notes: which figures could not be given, and why.
@@ -99,7 +100,7 @@ class Inspection:
             ("label balance", _text(self.label_balance, ".2f"), "1 when every class is as frequent as any other"),
             ("diversity", _text(self.diversity, ".3f"), "distance to the nearest neighbour; 0 means twins"),
             ("values at the clamp", _text(self.clamped, ".1%"), "share at the edge of the valid range"),
-            ("score", _text(self.score, ".0f"), "0 to 100"),
+            ("score", _text(self.score, ".0f"), "0 to 100; real training data reach about 60"),
         )
 
     def render_text(self) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import dfq_plugins
 from dfq_plugins import InputSpec
-from dfq_plugins.manifest import MANIFEST_FILE
+from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
 from dfq_plugins.similarity import normalise
 
 if TYPE_CHECKING:
@@ -129,16 +129,27 @@ def set_names(about: Subject) -> list[str]:
     return [*real_sets(about.real, about.spec), *SYNTHETIC]
 
 
+def set_folder(about: Subject, generator: str, options: dict[str, Any], count: int, work: Path) -> Path:
+    """Return where a synthetic set is kept."""
+    settings = "-".join(map(str, options.values())) or "default"
+    return work / f"{about.name}-{generator}-{settings}-{count}"
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether a finished set lies in the folder."""
+    return (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete"
+
+
 def make_set(about: Subject, name: str, work: Path) -> Tensor:
     """Return a set's inputs; a synthetic set is kept in the folder `work`."""
     made = real_sets(about.real, about.spec)
     if name in made:
         return made[name]()
     generator, count, options = SYNTHETIC[name]
-    if count == SHARD:  # the first shard of the largest set, which is made anyway, or was by calibration.py
-        count = LARGEST
-    folder = work / f"{about.name}-{generator}-{'-'.join(map(str, options.values())) or 'default'}-{count}"
-    if not (folder / MANIFEST_FILE).is_file():
+    if count == SHARD and is_complete(set_folder(about, generator, options, LARGEST, work)):
+        count = LARGEST  # its first shard is a set of this size, and saves the work
+    folder = set_folder(about, generator, options, count, work)
+    if not is_complete(folder):
         dfq_plugins.synthesize(
             about.network,
             about.spec,

@@ -52,7 +52,7 @@ def kind_of(name: str) -> str:
 def results() -> dict[str, dict[str, Any]]:
     """Return the result of each network that was measured."""
     found = {network: read_result(result_name(network)) for network in RECIPES}
-    return {network: record for network, record in found.items() if record is not None}
+    return {network: record for network, record in found.items() if record is not None and "spearman" in record}
 
 
 def draw(records: dict[str, dict[str, Any]]) -> None:
