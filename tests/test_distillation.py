@@ -157,6 +157,49 @@ class TestLearning:
             train(teacher, coarse(teacher), examples)
 
 
+class TestCompilation:
+    def test_the_compiled_student_takes_both_passes(
+        self, tiny_network: nn.Module, examples: Examples, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[int] = []
+
+        def compiler(model: nn.Module, *, dynamic: bool) -> Any:
+            assert not dynamic
+            return lambda inputs: calls.append(len(inputs)) or model(inputs)
+
+        monkeypatch.setattr(torch, "compile", compiler)
+        plain, compiled = coarse(tiny_network), coarse(tiny_network)
+        train(tiny_network, plain, examples)
+        train(tiny_network, compiled, examples, replace(OPTIONS, compile=True))
+        assert calls == [16] * 24
+        assert same(plain, compiled)
+
+    def test_where_it_fails_the_plain_steps_go_on(
+        self,
+        tiny_network: nn.Module,
+        examples: Examples,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        class NoKernel(torch.autograd.Function):
+            @staticmethod
+            def forward(_context: Any, value: Tensor) -> Tensor:
+                return value.clone()
+
+            @staticmethod
+            def backward(_context: Any, _gradient: Tensor) -> Tensor:
+                raise RuntimeError("no kernel")
+
+        monkeypatch.setattr(torch, "compile", lambda model, **_: lambda inputs: NoKernel.apply(model(inputs)))
+        plain, fallen = coarse(tiny_network), coarse(tiny_network)
+        train(tiny_network, plain, examples)
+        train(tiny_network, fallen, examples, replace(OPTIONS, compile=True))
+        assert [record.message for record in caplog.records] == [
+            "Compilation failed (RuntimeError: no kernel); going on uncompiled."
+        ]
+        assert same(plain, fallen)
+
+
 class TestResume:
     @pytest.mark.parametrize("options", [OPTIONS, EVERYTHING], ids=["plain", "everything"])
     def test_an_interrupted_run_equals_an_uninterrupted_one(

@@ -23,7 +23,7 @@ from dfq_plugins.distillation.state import (
     restore_optimizer,
     write_checkpoint,
 )
-from dfq_plugins.errors import DivergedError
+from dfq_plugins.errors import DfqError, DivergedError
 from dfq_plugins.model_state import device_of
 from dfq_plugins.types import ProgressEvent
 
@@ -185,8 +185,7 @@ class _Training:
         self.optimizer.zero_grad()
         inputs, labels, answers = (self._mine(part) for part in (examples.inputs, examples.labels, examples.answers))
         assert inputs is not None  # noqa: S101  for the type checker: a batch has inputs
-        value = self.loss(self._forward(inputs), inputs, labels, answers=answers)
-        value.backward()
+        value = self._both_passes(inputs, labels, answers)
         mean = float(self.ranks.average_gradients(self.parameters, value))
         if not math.isfinite(mean):
             self._diverged(f"the loss was {mean}")
@@ -199,18 +198,27 @@ class _Training:
     def _mine(self, part: Tensor | None) -> Tensor | None:
         return None if part is None else self.ranks.part(part).to(self.device)
 
-    def _forward(self, inputs: Tensor) -> Tensor:
+    def _both_passes(self, inputs: Tensor, labels: Tensor | None, answers: Tensor | None) -> Tensor:
+        """Return the loss of one batch, with its gradients on the student; compiled where that works."""
         if self.compiled is not None:
+            # The compiler works on both passes, the backward one when it is first asked for: guard them together.
             try:
-                answer: Tensor = self.compiled(inputs)
+                return self._differentiated(self.compiled, inputs, labels, answers)
+            except DfqError:
+                raise
             except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step is right
                 reason = (str(error).strip().splitlines() or [""])[0]
                 logger.warning("Compilation failed (%s: %s); going on uncompiled.", type(error).__name__, reason)
                 self.compiled = None
-            else:
-                return answer
-        outputs: Tensor = self.model(inputs)
-        return outputs
+                self.optimizer.zero_grad()
+        return self._differentiated(self.model, inputs, labels, answers)
+
+    def _differentiated(
+        self, model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor | None, answers: Tensor | None
+    ) -> Tensor:
+        value: Tensor = self.loss(model(inputs), inputs, labels, answers=answers)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     def _look(self, progress: float) -> None:
         """Judge the student by the held-out examples, keep the best state, and write a checkpoint."""

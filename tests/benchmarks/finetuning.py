@@ -19,6 +19,7 @@ import torch
 from common import accuracy, load_case, read_result, write_result
 
 import dfq_plugins
+from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
 from dfq_plugins.options import parse_options
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Tensor, seed: int, work: Path) -> Any:
-    """Return the data of one row and seed; a synthetic set is made where the folder does not hold it."""
+    """Return the data of one row and seed; a synthetic set is made where the folder holds no complete one."""
     if row.startswith("real "):
         order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
         return real[order[: int(row.split()[1])]]
     folder = work / f"{NETWORK}-{row}-{seed}"
+    if (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete":
+        return dfq_plugins.SyntheticDataset.open(folder)
     return dfq_plugins.synthesize(network, spec, generator=row, num_samples=SAMPLES, seed=seed, output=folder)
 
 
