@@ -1,4 +1,8 @@
-"""Random augmentation inside the optimisation, differentiable, for inputs with any number of spatial axes.
+"""Random augmentation, differentiable, for inputs with any number of spatial axes.
+
+Mirroring, shifting, cropping and resizing are linear maps along one axis each: output position i reads the input at
+some position p, interpolated between its neighbours. A batch's augmentation is therefore one matrix per sample and
+axis, and applying it is a product of matrices, which compiles into one graph with the network whatever was drawn.
 
 Every draw comes from the caller's `torch.Generator`, on the processor, so a run on a GPU sees the same draws.
 """
@@ -6,103 +10,112 @@ Every draw comes from the caller's `torch.Generator`, on the processor, so a run
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BORDER_GROUPS = 16
-"""So many different shifts within a batch: the statistics of the mixture count, one shift alone would mislead."""
+AxisMaps: TypeAlias = "tuple[Tensor, ...]"
+"""A matrix `(batch, size, size)` for each spatial axis; empty where nothing is to happen."""
+
+_SPATIAL = 2  # the first spatial axis
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a batch before each forward pass.
+    """What happens to each input before a forward pass.
 
     Args:
         jitter: largest shift along each spatial axis, in pixels, rolled round the edges.
-        flip: mirror the last axis of the whole batch half of the time.
+        flip: mirror the last axis half of the time.
         crop: smallest side of a random crop, as a share of the input, resized back; 1 turns it off.
-        border: width of the border that images are shifted over, in pixels; 0 turns it off.
-        fill: what the border holds, one value a channel.
+        border: width of a border that the input is shifted over, in pixels; 0 turns it off. With `flip`, the usual
+            augmentation of training on small images (He et al. 2016, section 4.2: 4 pixels at 32).
     """
 
     jitter: int = 0
     flip: bool = False
     crop: float = 1.0
     border: int = 0
-    fill: tuple[float, ...] = ()
+
+    @property
+    def active(self) -> bool:
+        """Whether anything happens at all."""
+        return bool(self.jitter or self.flip or self.border or self.crop < 1)
 
 
-def augment(inputs: Tensor, settings: Augmentation, rng: torch.Generator) -> Tensor:
-    """Return the batch `(batch, channels, *spatial)` after one random draw of the augmentation.
+def augment(
+    inputs: Tensor, settings: Augmentation, rng: torch.Generator, fill: tuple[float, ...] | None = None
+) -> Tensor:
+    """Return the batch `(batch, channels, *spatial)` after one random draw for each sample.
+
+    Args:
+        inputs: the batch.
+        settings: what is drawn.
+        rng: a fixed number of draws a sample, so that the split into batches makes no difference.
+        fill: what the border holds, one value a channel; None for zeros.
 
     >>> batch = torch.arange(4.0).view(1, 1, 4)
     >>> sorted(augment(batch, Augmentation(jitter=1), torch.Generator().manual_seed(0)).flatten().tolist())
     [0.0, 1.0, 2.0, 3.0]
     """
-    if settings.border and inputs.ndim == 4:  # noqa: PLR2004  (batch, channels, height, width)
-        fill = inputs.new_tensor(settings.fill or (0.0,) * inputs.shape[1])
-        inputs = pad_and_crop(inputs, settings.border, fill, rng, group=max(1, len(inputs) // BORDER_GROUPS))
-    if settings.crop < 1:
-        inputs = _random_resized_crop(inputs, settings.crop, rng)
-    if settings.jitter:
-        inputs = _jitter(inputs, settings.jitter, rng)
-    if settings.flip and inputs.ndim > 2 and _draw(0, 2, rng):  # noqa: PLR2004  needs a spatial axis
-        inputs = inputs.flip(-1)
-    return inputs
+    maps = draw_maps(settings, tuple(inputs.shape), rng, inputs.device)
+    level = inputs.new_tensor(fill or (0.0,) * inputs.shape[1])
+    return apply_maps(inputs, maps, level)
 
 
-def _draw(low: int, high: int, rng: torch.Generator) -> int:
-    return int(torch.randint(low, high, (), generator=rng))
+def draw_maps(
+    settings: Augmentation, shape: tuple[int, ...], rng: torch.Generator, device: torch.device | None = None
+) -> AxisMaps:
+    """Draw the augmentation of a batch of the shape `(batch, channels, *spatial)`.
 
-
-def _jitter(inputs: Tensor, reach: int, rng: torch.Generator) -> Tensor:
-    axes = range(2, inputs.ndim)
-    shifts = [_draw(-reach, reach + 1, rng) for _ in axes]
-    return torch.roll(inputs, shifts, list(axes)) if shifts else inputs
-
-
-def _random_resized_crop(inputs: Tensor, smallest: float, rng: torch.Generator) -> Tensor:
-    share = smallest + (1 - smallest) * float(torch.rand((), generator=rng))
-    cropped = inputs
-    for axis in range(2, inputs.ndim):
-        full = inputs.shape[axis]
-        size = max(1, round(full * share))
-        cropped = cropped.narrow(axis, _draw(0, full - size + 1, rng), size)
-    modes = {3: "linear", 4: "bilinear", 5: "trilinear"}
-    if inputs.ndim not in modes:
-        return inputs
-    return F.interpolate(cropped, size=inputs.shape[2:], mode=modes[inputs.ndim], align_corners=False)
-
-
-def pad_and_crop(inputs: Tensor, border: int, fill: Tensor, rng: torch.Generator, *, group: int = 1) -> Tensor:
-    """Mirror half of the images, put a border round each, and cut each back to its size at a random place.
-
-    The usual augmentation of training on small images (He et al. 2016, section 4.2, with a border of 4 at 32 pixels).
-
-    Args:
-        inputs: `(batch, channels, height, width)`.
-        border: width of the border, in pixels.
-        fill: what the border holds, `(channels,)`.
-        rng: three draws a group, in the order of the groups.
-        group: so many neighbours share a draw, which makes fewer and larger operations.
-
-    >>> image = torch.ones(1, 1, 4, 4)
-    >>> pad_and_crop(image, 0, torch.zeros(1), torch.Generator().manual_seed(0)).equal(image)
-    True
+    >>> (matrix,) = draw_maps(Augmentation(border=1), (1, 1, 3), torch.Generator().manual_seed(1))
+    >>> matrix[0].tolist()  # shifted by one: the last place holds the border
+    [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
-    height, width = inputs.shape[2:]
-    level = fill.to(inputs).view(1, -1, 1, 1)
-    padded = F.pad(inputs - level, (border,) * 4) + level
-    parts = torch.split(padded, group)
-    draws = torch.rand(len(parts), 3, generator=rng)
-    corners = (draws[:, 1:] * (2 * border + 1)).long().tolist()
-    cut = []
-    for part, mirrored, (top, left) in zip(parts, (draws[:, 0] < 0.5).tolist(), corners, strict=True):  # noqa: PLR2004
-        window = part[:, :, top : top + height, left : left + width]
-        cut.append(window.flip(-1) if mirrored else window)
-    return torch.cat(cut) if cut else inputs
+    count, sizes = shape[0], shape[_SPATIAL:]
+    if not settings.active or not sizes:
+        return ()
+    draws = torch.rand(count, 2 + 3 * len(sizes), generator=rng)
+    share = settings.crop + (1 - settings.crop) * draws[:, 0:1]
+    maps = []
+    for axis, size in enumerate(sizes):
+        flips = settings.flip and axis == len(sizes) - 1
+        mirrored = draws[:, 1:2] < (0.5 if flips else 0.0)  # noqa: PLR2004
+        places = _places(settings, size, share, mirrored, draws[:, 2 + 3 * axis :][:, :3])
+        weights = 1 - (places[:, :, None] - torch.arange(float(size))).abs()  # linear interpolation
+        maps.append(weights.clamp_min(0).to(device))
+    return tuple(maps)
+
+
+def _places(settings: Augmentation, size: int, share: Tensor, mirrored: Tensor, draws: Tensor) -> Tensor:
+    """Return the input position that each output position of an axis reads, `(batch, size)`."""
+    shift, start, corner = torch.split(draws, 1, dim=1)  # each (batch, 1), uniform in 0..1
+    index = torch.arange(float(size)).expand(len(draws), -1)
+    index = torch.where(mirrored, size - 1 - index, index)
+    index = (index + _whole(shift, 2 * settings.jitter) - settings.jitter) % size
+    window = (size * share).round().clamp_min(1)
+    first = _whole(start, size - window)
+    index = ((index + 0.5) * window / size - 0.5).clamp_min(0).minimum(window - 1) + first
+    return index + _whole(corner, 2 * settings.border) - settings.border
+
+
+def _whole(draw: Tensor, largest: Tensor | int) -> Tensor:
+    """Turn a uniform draw in 0..1 into a whole number from 0 to `largest`."""
+    return (draw * (largest + 1)).floor().minimum(torch.as_tensor(largest, dtype=draw.dtype))
+
+
+def apply_maps(inputs: Tensor, maps: AxisMaps, fill: Tensor) -> Tensor:
+    """Return the inputs `(batch, channels, *spatial)` after the maps; what lies outside them is `fill`, `(channels,)`."""
+    if not maps:
+        return inputs
+    level = fill.to(inputs).view(1, -1, *(1 for _ in inputs.shape[_SPATIAL:]))
+    mapped = inputs - level
+    for axis, matrices in enumerate(maps):
+        moved = mapped.movedim(_SPATIAL + axis, -1)
+        rows = moved.reshape(len(moved), -1, moved.shape[-1])
+        product = torch.bmm(rows, matrices.to(rows).transpose(1, 2))
+        mapped = product.reshape(moved.shape).movedim(-1, _SPATIAL + axis)
+    return mapped + level

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfq_plugins import objectives
+from dfq_plugins.augmentation import apply_maps
 from dfq_plugins.divergences import DIVERGENCES
 from dfq_plugins.model_state import device_of
 from dfq_plugins.statistics import StatisticsTaps, require_reached_layers, stored_statistics
@@ -17,6 +18,7 @@ from dfq_plugins.statistics import StatisticsTaps, require_reached_layers, store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dfq_plugins.augmentation import AxisMaps
     from dfq_plugins.generators.options import InversionOptions
     from dfq_plugins.moments import Moments
     from dfq_plugins.types import InputSpec
@@ -44,6 +46,7 @@ class InversionObjective:
         self.device = device_of(model)
         self.half = use_bfloat16(options.precision, self.device)
         self.model = _cast(copy.deepcopy(model), self.half)
+        self.fill = torch.tensor(spec.bounds[0] if spec.bounds else (0.0,) * spec.channels, device=self.device)
         self.matches = options.batch_norm_weight > 0
         if self.matches:
             names = require_reached_layers(model, spec)
@@ -55,7 +58,7 @@ class InversionObjective:
         self._compiler_works = True
 
     def __call__(
-        self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None
+        self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None, maps: AxisMaps = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss, its gradient `(batch, *shape)`, and the batch's raw moments `(2, channels)`, all detached.
 
@@ -63,9 +66,10 @@ class InversionObjective:
             inputs: `(batch, *shape)`, float32.
             labels: `(batch,)`.
             rest: raw moments of the other batches and this batch's share of the whole; None for the batch alone.
+            maps: augmentation of the inputs, part of what is differentiated.
         """
         others, share = rest if rest is not None else (self.empty_pool(), 1.0)
-        arguments = (labels, others, torch.tensor(share, device=inputs.device))
+        arguments = (maps, labels, others, torch.tensor(share, device=inputs.device))
         if self._compiles:
             # The compiler works on both passes, the backward one when it is first asked for: guard them together.
             try:
@@ -90,9 +94,9 @@ class InversionObjective:
             self._compiled = torch.compile(self._loss, dynamic=False)
         return self._compiled
 
-    def evaluate_once(self, inputs: Tensor, labels: Tensor) -> Tensor:
+    def evaluate_once(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> Tensor:
         """Return the loss of one batch without compiling anything."""
-        loss, _ = self._loss(inputs, labels, self.empty_pool(), inputs.new_ones(()))
+        loss, _ = self._loss(inputs, maps, labels, self.empty_pool(), inputs.new_ones(()))
         return loss
 
     def empty_pool(self) -> Tensor:
@@ -106,8 +110,11 @@ class InversionObjective:
             return None
         return torch.stack(others).mean(0), 1 / (len(others) + 1)
 
-    def _loss(self, inputs: Tensor, labels: Tensor, others: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, inputs: Tensor, maps: AxisMaps, labels: Tensor, others: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor]:
         options = self.options
+        inputs = apply_maps(inputs, maps, self.fill)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
             logits = self.model(inputs)
         loss, pool = inputs.new_zeros(()), others
@@ -138,7 +145,7 @@ class InversionObjective:
 
 
 def _differentiated(
-    function: Callable[..., tuple[Tensor, Tensor]], inputs: Tensor, *arguments: Tensor
+    function: Callable[..., tuple[Tensor, Tensor]], inputs: Tensor, *arguments: Tensor | AxisMaps
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the function's loss, the gradient of the inputs, and the function's second value."""
     leaf = inputs.detach().requires_grad_()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.augmentation import Augmentation, augment
+from dfq_plugins.augmentation import Augmentation, draw_maps
 from dfq_plugins.errors import DivergedError
 from dfq_plugins.presentation import border_of
 from dfq_plugins.types import ProgressEvent
@@ -38,10 +38,9 @@ def learning_rate_at(step: int, options: InversionOptions) -> float:
 
 
 def augmentation_of(options: InversionOptions, spec: InputSpec) -> Augmentation:
-    """Return what happens to the inputs before each forward pass."""
+    """Return what happens to the inputs before each forward pass; training that shifts over a border also mirrors."""
     border = border_of(spec) if options.border is None else options.border
-    fill = (0.0,) * spec.channels if spec.bounds is None else spec.bounds[0]
-    return Augmentation(options.jitter, options.flip, options.crop, border, fill)
+    return Augmentation(options.jitter, options.flip or border > 0, options.crop, border)
 
 
 def clamp_(inputs: Tensor, spec: InputSpec) -> Tensor:
@@ -92,10 +91,8 @@ def optimize_inputs(
         for index, (variable, optimizer) in enumerate(zip(variables, optimizers, strict=True)):
             optimizer.param_groups[0]["lr"] = learning_rate_at(step, options) * scale
             rest = objective.rest_of(pools, index) if options.statistics == "set" else None
-            augmented = augment(variable, settings, rng)
-            loss, gradient, pools[index] = objective(augmented, labels[index], rest)
-            optimizer.zero_grad()
-            augmented.backward(gradient)  # type: ignore[no-untyped-call]
+            maps = draw_maps(settings, tuple(variable.shape), rng, variable.device)
+            loss, variable.grad, pools[index] = objective(variable, labels[index], rest, maps)
             optimizer.step()
             if options.clamp:
                 clamp_(variable.data, spec)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
-from dfq_plugins.augmentation import pad_and_crop
+from dfq_plugins.augmentation import Augmentation, augment
 from dfq_plugins.errors import UsageError
 from dfq_plugins.model_state import device_of
 from dfq_plugins.statistics import StatisticsPool, divergence_of, reached_layers, stored_statistics
@@ -97,4 +97,4 @@ def _shown(batch: Tensor, way: Presentation, spec: InputSpec, rng: torch.Generat
     if way == "none" or spec.bounds is None:
         return batch
     border = max(1, min(spec.shape[1:]) // BORDER_SHARE)
-    return pad_and_crop(batch, border, batch.new_tensor(spec.bounds[0]), rng)
+    return augment(batch, Augmentation(flip=True, border=border), rng, spec.bounds[0])

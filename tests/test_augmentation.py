@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfq_plugins.augmentation import Augmentation, augment, pad_and_crop
+from dfq_plugins.augmentation import Augmentation, augment
 
 SHAPES = [(2, 3, 16), (2, 3, 8, 10), (2, 1, 6, 5, 7)]
 EVERYTHING = Augmentation(jitter=2, flip=True, crop=0.5)
@@ -54,13 +54,12 @@ def test_jitter_rolls_by_at_most_its_reach_on_each_axis(shape: tuple[int, ...]) 
     assert len(shifts.unique(dim=0)) > 4
 
 
-def test_flip_mirrors_the_last_axis_of_the_whole_batch_about_half_of_the_time() -> None:
-    inputs = batch((2, 1, 4, 6))
+def test_flip_mirrors_the_last_axis_of_each_sample_about_half_of_the_time() -> None:
+    inputs = batch((60, 1, 4, 6))
     flipped = 0
-    for seed in range(60):
-        result = augment(inputs, Augmentation(flip=True), rng(seed))
-        mirrored = torch.equal(result, inputs.flip(-1))
-        assert mirrored or torch.equal(result, inputs)
+    for original, result in zip(inputs, augment(inputs, Augmentation(flip=True), rng()), strict=True):
+        mirrored = torch.equal(result, original.flip(-1))
+        assert mirrored or torch.equal(result, original)
         flipped += mirrored
     assert 15 < flipped < 45
 
@@ -90,31 +89,50 @@ def test_the_global_generator_is_not_used() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ------------------------------------------------------------------------------------- pad and crop
+# ------------------------------------------------------------------------------------- border
 
 
 def test_images_are_cut_from_a_border_of_the_fill_value() -> None:
-    images, fill = batch((40, 2, 6, 5)), torch.tensor([7.0, 9.0])
-    cut = pad_and_crop(images, 2, fill, rng(1))
-    padded = torch.nn.functional.pad(images - fill.view(1, 2, 1, 1), (2,) * 4) + fill.view(1, 2, 1, 1)
+    images, fill = batch((40, 2, 6, 5)), (7.0, 9.0)
+    cut = augment(images, Augmentation(border=2, flip=True), rng(1), fill)
+    level = torch.tensor(fill).view(1, 2, 1, 1)
+
+    def padded(plain: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(plain - level, (2,) * 4) + level
+
+    sources = {False: padded(images), True: padded(images.flip(-1))}
     seen = set()
-    for image, original, border in zip(cut, images, padded, strict=True):
-        sources = {False: border, True: original.flip(-1)}
-        sources[True] = torch.nn.functional.pad(sources[True] - fill.view(2, 1, 1), (2,) * 4) + fill.view(2, 1, 1)
+    for number, image in enumerate(cut):
         matches = [
-            (flipped, top, left)
-            for flipped, source in sources.items()
+            (mirrored, top, left)
+            for mirrored, source in sources.items()
             for top in range(5)
             for left in range(5)
-            if torch.allclose(image, source[:, top : top + 6, left : left + 5])
+            if torch.allclose(image, source[number, :, top : top + 6, left : left + 5])
         ]
-        assert len(matches) >= 1
+        assert matches
         seen.add(matches[0])
-    assert len({flipped for flipped, _, _ in seen}) == 2
+    assert len({mirrored for mirrored, _, _ in seen}) == 2
     assert len({(top, left) for _, top, left in seen}) > 10
 
 
-def test_the_split_into_batches_makes_no_difference() -> None:
-    images, fill = batch((10, 1, 8, 8)), torch.zeros(1)
-    whole, generator = pad_and_crop(images, 1, fill, rng(2)), rng(2)
-    assert torch.equal(whole, torch.cat([pad_and_crop(part, 1, fill, generator) for part in images.split(3)]))
+@pytest.mark.parametrize("settings", [EVERYTHING, Augmentation(border=1, flip=True)])
+def test_the_split_into_batches_makes_no_difference(settings: Augmentation) -> None:
+    images = batch((10, 1, 8, 8))
+    whole, generator = augment(images, settings, rng(2)), rng(2)
+    parts = torch.cat([augment(part, settings, generator) for part in torch.split(images, 3)])
+    assert torch.allclose(whole, parts)
+
+
+def test_a_crop_is_what_interpolation_makes_of_it() -> None:
+    images = batch((1, 2, 8, 8))
+    cropped = augment(images, Augmentation(crop=0.5), rng(3))
+    candidates = [
+        torch.nn.functional.interpolate(
+            images[:, :, top : top + side, left : left + side], size=(8, 8), mode="bilinear"
+        )
+        for side in range(4, 9)
+        for top in range(9 - side)
+        for left in range(9 - side)
+    ]
+    assert any(torch.allclose(cropped, candidate) for candidate in candidates)

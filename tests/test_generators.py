@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dfq_plugins import inversion, optimization
-from dfq_plugins.augmentation import pad_and_crop
+from dfq_plugins.augmentation import Augmentation, augment
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
 from dfq_plugins.generators.base import SMALLEST_BATCH, balanced_labels, even_split
 from dfq_plugins.generators.bns import BatchNormGenerator
@@ -648,7 +648,7 @@ def test_inputs_fit_the_network_as_training_showed_its_images() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None)).train()
-        model(pad_and_crop(images, 2, torch.tensor(spec.bounds[0]), torch.Generator().manual_seed(5)))
+        model(augment(images, Augmentation(flip=True, border=2), torch.Generator().manual_seed(5), spec.bounds[0]))
     model.eval()
     spreads = {}
     for border in (0, None):

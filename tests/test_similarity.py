@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dfq_plugins.augmentation import pad_and_crop
+from dfq_plugins.augmentation import Augmentation, augment
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.pipeline import synthesize
 from dfq_plugins.similarity import load_source, normalise, rank
@@ -157,7 +157,7 @@ def test_training_images_fit_best_as_training_showed_them() -> None:
     spec = InputSpec((3, 16, 16), SPEC.mean, SPEC.std, SPEC.value_range)
     assert spec.bounds is not None
     images = 0.3 * torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    shown = pad_and_crop(images, 2, torch.tensor(spec.bounds[0]), torch.Generator().manual_seed(5))
+    shown = augment(images, Augmentation(flip=True, border=2), torch.Generator().manual_seed(5), spec.bounds[0])
     network = trained_on(shown)
     (plain,) = rank(network, spec, {"a": [images]}, augmentation="none")
     (best,) = rank(network, spec, {"a": [images]})

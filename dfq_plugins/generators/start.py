@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.augmentation import augment
+from dfq_plugins.augmentation import draw_maps
 from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.optimization import augmentation_of
 
@@ -101,8 +101,9 @@ def _best(objective: InversionObjective, spec: InputSpec, candidates: Iterable[N
     def misfit(noise: Noise) -> float:
         # Every candidate gets the same draw, and the draw depends on nothing but this module.
         rng = torch.Generator().manual_seed(FIT_SEED)
-        drawn = augment(draw_noise(spec, FIT_SAMPLES, noise, rng, objective.device), shown, rng)
-        loss = float(objective.evaluate_once(drawn, labels))
+        drawn = draw_noise(spec, FIT_SAMPLES, noise, rng, objective.device)
+        maps = draw_maps(shown, tuple(drawn.shape), rng, drawn.device)
+        loss = float(objective.evaluate_once(drawn, labels, maps))
         return loss if math.isfinite(loss) else math.inf
 
     return min(candidates, key=misfit)

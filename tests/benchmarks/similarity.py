@@ -46,7 +46,8 @@ def main() -> None:
     rows = rank(network, case.spec, batches)
     plain = {row.name: row.divergence for row in rank(network, case.spec, batches, augmentation="none")}
     for row in rows:
-        print(f"{row.name:28s} {row.divergence:.4f} {row.augmentation:12s} {row.worst_layer}  plain {plain[row.name]:.4f}")
+        shown = f"{row.augmentation:12s} {row.worst_layer}  plain {plain[row.name]:.4f}"
+        print(f"{row.name:28s} {row.divergence:.4f} {shown}")
     write_result("similarity", {"rows": [{**asdict(row), "plain": plain[row.name]} for row in rows]})
 
 

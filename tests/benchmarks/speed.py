@@ -1,0 +1,182 @@
+"""Step times side by side: ours, the floor, a plain loop, and Sony's Model Compression Toolkit; all interleaved.
+
+    python tests/benchmarks/speed.py --peer FOLDER_FOR_ITS_ENVIRONMENT
+    python tests/benchmarks/speed.py --device cuda                      # seconds for 1,024 images, share of the peak
+
+The floor is the compiled forward pass and input gradient of the same network at the same precision, with no statistics,
+objective, augmentation or optimiser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchvision
+from common import load_case, write_result
+from peers.mct import ModelCompressionToolkit
+from peers.zeroq import zeroq_step
+
+from dfq_plugins.generators.options import BatchNormOptions
+from dfq_plugins.inversion import InversionObjective
+from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.optimization import optimize_inputs
+from dfq_plugins.types import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+IMAGENET = InputSpec((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.0, 1.0), 1000)
+PEER_BATCH = 32
+PEER_ITERATIONS = (2, 6)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network, the batch that we take, and the steps of each method in one round."""
+
+    name: str
+    batch: int
+    steps: int
+
+
+SUBJECTS = (
+    Subject("resnet20_cifar10", 128, 10),
+    Subject("torchvision:mobilenet_v2", 32, 2),
+    Subject("torchvision:resnet18", 32, 2),
+)
+
+
+def load(name: str) -> tuple[nn.Module, InputSpec]:
+    """Return a network and what its input looks like; torchvision's with random weights, which cost the same time."""
+    if name.startswith("torchvision:"):
+        torch.manual_seed(0)
+        return torchvision.models.get_model(name.removeprefix("torchvision:")).eval(), IMAGENET
+    case, network, *_ = load_case(name)
+    return network, case.spec
+
+
+def floor_step(model: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
+    """Return the compiled forward pass and input gradient of a network, in our precision and memory format."""
+    objective = InversionObjective(model, IMAGENET, BatchNormOptions(batch_norm_weight=0.0, class_weight=1.0))
+    network, device = objective.model, inputs.device.type
+
+    def output(values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=objective.half):
+            return network(values).float().square().mean()
+
+    compiled = torch.compile(output, dynamic=False)
+
+    def step() -> object:
+        leaf = inputs.detach().requires_grad_()
+        return torch.autograd.grad(compiled(leaf), leaf)
+
+    return step
+
+
+def our_steps(model: nn.Module, spec: InputSpec, inputs: torch.Tensor) -> Callable[[int], object]:
+    """Return a function that takes so many steps of the product's own loop, with its defaults."""
+    objective = InversionObjective(model, spec, BatchNormOptions())
+    objective.use_compiled(True)
+    labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+    rng = torch.Generator().manual_seed(0)
+
+    def steps(count: int) -> object:
+        options = BatchNormOptions(iterations=count)
+        return optimize_inputs(
+            [inputs.clone()], [labels], objective, spec, options, rng, lambda _event: None, scale=1.0
+        )
+
+    return steps
+
+
+def repeated(step: Callable[[], object]) -> Callable[[int], object]:
+    """Return a function that takes a step so many times."""
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            step()
+
+    return steps
+
+
+def timed(steps: Callable[[int], object], count: int) -> float:
+    """Return the milliseconds of one step."""
+    began = time.perf_counter()
+    steps(count)
+    return 1000 * (time.perf_counter() - began) / count
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Return median and spread."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def measure(subject: Subject, rounds: int, peer_folder: Path, threads: int) -> dict[str, Any]:
+    """Return milliseconds per step of each method, and the ratios of each round."""
+    network, spec = load(subject.name)
+    model = frozen_copy(network)
+    start = torch.randn(subject.batch, *spec.shape, generator=torch.Generator().manual_seed(0))
+    ways = {
+        "floor": repeated(floor_step(model, start.clone())),
+        "ours": our_steps(model, spec, start.clone()),
+        "plain loop": repeated(zeroq_step(frozen_copy(network).requires_grad_(False), start.clone())),
+    }
+    for steps in ways.values():
+        steps(2)  # compile, warm up
+    times: dict[str, list[float]] = {name: [] for name in (*ways, "peer")}
+    with ModelCompressionToolkit(peer_folder, subject.name, threads) as peer:
+        few, many = PEER_ITERATIONS
+        peer.make(PEER_BATCH, few)
+        for _ in range(rounds):
+            for name, steps in ways.items():
+                times[name].append(timed(steps, subject.steps))
+            seconds = peer.make(PEER_BATCH, many) - peer.make(PEER_BATCH, few)
+            times["peer"].append(1000 * seconds / (many - few))
+    image = {name: [t / (PEER_BATCH if name == "peer" else subject.batch) for t in ts] for name, ts in times.items()}
+    ours = image["ours"]
+    ratios = {
+        "ours over the floor": [a / b for a, b in zip(ours, image["floor"], strict=True)],
+        "plain loop over ours": [b / a for a, b in zip(ours, image["plain loop"], strict=True)],
+        "peer over ours": [b / a for a, b in zip(ours, image["peer"], strict=True)],
+    }
+    return {
+        "batch": subject.batch,
+        "milliseconds per image-iteration": {name: summary(values) for name, values in image.items()},
+        "ratios": {name: summary(values) for name, values in ratios.items()},
+    }
+
+
+def main() -> None:
+    """Measure on the processor, or on a GPU."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", type=Path, default=Path("peer-environment"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", default=[subject.name for subject in SUBJECTS])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda":
+        from speed_cuda import measure_cuda
+
+        write_result("speed-cuda", measure_cuda())
+        return
+    networks = {}
+    for subject in SUBJECTS:
+        if subject.name in arguments.networks:
+            networks[subject.name] = measure(subject, arguments.rounds, arguments.peer, arguments.threads)
+            for name, ratio in networks[subject.name]["ratios"].items():
+                print(f"{subject.name:28s} {name:24s} {ratio['median']:6.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})")
+            write_result("speed", {"networks": networks, "rounds": arguments.rounds})
+
+
+if __name__ == "__main__":
+    main()
