@@ -313,6 +313,17 @@ class Optimistic(Rounding):
         return super().convert(prepared)
 
 
+class Untrainable(Rounding):
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
+        prepared = super().prepare(model, spec, recipe, training=False)
+        return prepared.requires_grad_(requires_grad=False) if training else prepared
+
+    def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
+        super().calibrate(prepared, batches)
+        prepared.scale = nn.Parameter(torch.ones(()))  # no input goes through it
+        prepared.register_forward_hook(lambda _module, _inputs, output: output + torch.zeros((), requires_grad=True))
+
+
 class Inventing(Rounding):
     def describe(self, converted: nn.Module) -> Coverage:
         invented = QuantizedLayer("layer4.0.conv1", "Conv2d", "int8", "int8")
@@ -351,6 +362,7 @@ BROKEN_CALIBRATORS: list[tuple[type[Rounding], str]] = [
     (Indexing, "test_batches_may_be_a_generator_of_uneven_sizes"),
     (Trusting, "test_unusable_data_are_refused"),
     (Optimistic, "test_an_uncalibrated_model_is_not_converted"),
+    (Untrainable, "test_training_is_refused_or_reaches_the_weights"),
     (Inventing, "test_describe_names_layers_that_exist"),
     (Untidy, "test_artifacts_are_checked_files_and_nothing_else_is_left"),
     (Unchecked, "test_artifacts_are_checked_files_and_nothing_else_is_left"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -12,45 +10,15 @@ from torch import nn
 
 from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
 from dfq_plugins.errors import UsageError
-from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.testing.expectations import outputs, refused
+from dfq_plugins.testing.material import Run, Task, smooth_noise
 from dfq_plugins.testing.snapshots import differing, model_state, process_state
 from dfq_plugins.types import Artifact, Calibrator, Coverage, InputSpec, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
-
-SAMPLES = 64
-COLOUR = 1.5
-"""How the amplitude of the kit's inputs falls with the frequency: like that of natural images."""
-
-
-@functools.lru_cache(maxsize=4)
-def _samples(spec: InputSpec) -> torch.Tensor:
-    low, high = spec.extremes or (-2.0, 2.0)
-    noise = Noise((low + high) / 2, (high - low) / 3, COLOUR)
-    return draw_noise(spec, SAMPLES, noise, torch.Generator().manual_seed(0), torch.device("cpu"))
-
-
-@dataclass(frozen=True)
-class Task:
-    """What there is to quantize: a float model in eval mode, its input, bit widths, and samples `(samples, *shape)`."""
-
-    model: nn.Module
-    spec: InputSpec
-    recipe: Recipe
-    samples: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Run:
-    """A calibrator with the quantized model that it made."""
-
-    calibrator: Calibrator
-    converted: nn.Module
-
 
 _RUNS = pytest.StashKey[dict[tuple[type, str], Run]]()
 
@@ -86,7 +54,7 @@ class CalibratorContract:
     @pytest.fixture
     def samples(self, spec: InputSpec) -> torch.Tensor:
         """Return inputs `(samples, *shape)` to calibrate on and to compare with."""
-        return _samples(spec)
+        return smooth_noise(spec)
 
     @pytest.fixture
     def recipe(self) -> Recipe:
@@ -241,6 +209,20 @@ class CalibratorContract:
         error = str(caught[0])
         bits = str(unsupported_recipe.weight_bits)
         assert bits in error, f"The error names the widths asked for, {unsupported_recipe}, got: {error}"
+
+    def test_training_is_refused_or_reaches_the_weights(self, calibrator: Calibrator, task: Task) -> None:
+        """`prepare(training=True)` raises a UsageError, or returns a network that gradients flow through."""
+        try:
+            prepared = calibrator.prepare(task.model, task.spec, task.recipe, training=True)
+        except UsageError:
+            return
+        with torch.no_grad():
+            calibrator.calibrate(prepared, [task.samples])
+        prepared.train()(task.samples).square().mean().backward()
+        moved = [name for name, parameter in prepared.named_parameters() if parameter.grad is not None]
+        assert moved, "A network prepared for training has weights that gradients reach, but none got any."
+        found = outputs(calibrator.convert(prepared), task.samples)
+        assert bool(found.isfinite().all()), "After training, convert() gives a network with finite outputs."
 
     def test_describe_names_layers_that_exist(self, run: Run, task: Task) -> None:
         """Layers with weights by their names in the float model, each with its number formats in words."""

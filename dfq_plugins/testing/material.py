@@ -1,0 +1,46 @@
+"""What the calibrator's contract works with: a task, inputs for it, and a finished run."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.generators.noise import Noise, draw_noise
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfq_plugins.types import Calibrator, InputSpec, Recipe
+
+SAMPLES = 64
+COLOUR = 1.5
+"""How the amplitude of the kit's inputs falls with the frequency: like that of natural images."""
+
+
+@functools.lru_cache(maxsize=4)
+def smooth_noise(spec: InputSpec) -> torch.Tensor:
+    """Return inputs `(64, *shape)` that look a little like images, mostly inside their range."""
+    low, high = spec.extremes or (-2.0, 2.0)
+    noise = Noise((low + high) / 2, (high - low) / 3, COLOUR)
+    return draw_noise(spec, SAMPLES, noise, torch.Generator().manual_seed(0), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to quantize: a float model in eval mode, its input, bit widths, and samples `(samples, *shape)`."""
+
+    model: nn.Module
+    spec: InputSpec
+    recipe: Recipe
+    samples: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """A calibrator with the quantized model that it made."""
+
+    calibrator: Calibrator
+    converted: nn.Module
