@@ -32,7 +32,7 @@ def test_the_recorded_scores_are_those_of_the_formula(path: Path) -> None:
 def test_the_recorded_correlation_is_that_of_the_sets_and_stands_on_the_page(path: Path) -> None:
     record = read(path)
     entries = record["sets"].values()
-    assert len(entries) >= 30
+    assert len(entries) > 2
     pairs = [(entry["inspection"]["score"], entry["accuracy"]) for entry in entries]
     rank = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
     assert record["spearman"]["score"] == pytest.approx(rank)
@@ -42,6 +42,7 @@ def test_the_recorded_correlation_is_that_of_the_sets_and_stands_on_the_page(pat
 
 def test_on_resnet20_the_score_predicts_and_its_threshold_holds() -> None:
     sets = read(ROOT / "tests" / "benchmarks" / "results" / "quality-resnet20_cifar10.json")
+    assert len(sets["sets"]) >= 30
     assert sets["spearman"]["score"] >= 0.8
     real = [sets["sets"][f"real, {count}"]["accuracy"] for count in (16, 64, 256, 1024)]
     for name, entry in sets["sets"].items():

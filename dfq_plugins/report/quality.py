@@ -24,7 +24,8 @@ def quality_section(found: Inspection) -> Section:
     """Return the section with the verdict on one set, its reason and every figure behind it."""
     origin = (
         "The verdict is judged by the network alone, from what its BatchNorm layers recorded in training. It was "
-        "compared with measured accuracies on real test images of several networks, but for yours it is a prediction."
+        "compared with measured accuracies on real test samples of a few networks, and predicted them well on one and "
+        "roughly on others: a bad score is a good reason to make a better set, a good score is no proof."
     )
     entries = [(name, f"{value} ({meaning})" if meaning else value) for name, value, meaning in found.figures()]
     entries += [("not given", note) for note in found.notes]
