@@ -92,7 +92,8 @@ def optimize_inputs(
             optimizer.param_groups[0]["lr"] = learning_rate_at(step, options) * scale
             rest = objective.rest_of(pools, index) if options.statistics == "set" else None
             maps = draw_maps(settings, tuple(variable.shape), rng, variable.device)
-            loss, variable.grad, pools[index] = objective(variable, labels[index], rest, maps)
+            loss, gradient, pools[index] = objective(variable, labels[index], rest, maps)
+            _set_gradient(variable, gradient)
             optimizer.step()
             if options.clamp:
                 clamp_(variable.data, spec)
@@ -102,6 +103,13 @@ def optimize_inputs(
             report(ProgressEvent("synthesize", step + 1, options.iterations, {"loss": float(losses[-1])}))
     for variable in variables:
         variable.requires_grad_(False)
+
+
+def _set_gradient(variable: Tensor, gradient: Tensor) -> None:
+    # The fused optimiser walks through memory: the gradient must lie there in the order of its variable.
+    if variable.grad is None:
+        variable.grad = torch.empty_like(variable)
+    variable.grad.copy_(gradient)
 
 
 def _snapshot(step: int, loss: float, variables: list[Tensor], good: list[Tensor], options: InversionOptions) -> None:
