@@ -83,7 +83,7 @@ def draw_maps(
     maps = []
     for axis, size in enumerate(sizes):
         flips = settings.flip and axis == len(sizes) - 1
-        mirrored = draws[:, 1:2] < (0.5 if flips else 0.0)  # noqa: PLR2004
+        mirrored = draws[:, 1:2] < (0.5 if flips else 0.0)
         places = _places(settings, size, share, mirrored, draws[:, 2 + 3 * axis :][:, :3])
         weights = 1 - (places[:, :, None] - torch.arange(float(size))).abs()  # linear interpolation
         maps.append(weights.clamp_min(0).to(device))

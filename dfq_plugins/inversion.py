@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from dfq_plugins import objectives
 from dfq_plugins.augmentation import apply_maps
+from dfq_plugins.compilation import explained_failure
 from dfq_plugins.divergences import DIVERGENCES
+from dfq_plugins.memory import halves, is_out_of_memory, note_halving
 from dfq_plugins.model_state import device_of
 from dfq_plugins.statistics import StatisticsTaps, require_reached_layers, stored_statistics
 
@@ -19,11 +22,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfq_plugins.augmentation import AxisMaps
+    from dfq_plugins.budget import Allowance
     from dfq_plugins.generators.options import InversionOptions
     from dfq_plugins.moments import Moments
     from dfq_plugins.types import InputSpec
 
 logger = logging.getLogger(__name__)
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+COMPILE_SECONDS = (10.0, 0.8)
+"""What compilation takes on two slow cores, measured: seconds to begin with, and seconds for each weighted layer."""
+
+COMPILE_SHARE = 0.4
+"""The largest share of a budget that may go into compilation."""
 
 COMPILE_WORTH = 2e12
 """Multiply-accumulates of a shard's whole optimisation above which a compiled step repays its compilation."""
@@ -54,8 +66,10 @@ class InversionObjective:
             self.taps = StatisticsTaps(self.model, spec, names)
             self.taps.__enter__()  # the copy is ours: its hooks live as long as it does
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._halves = False
         self._compiles = False
         self._compiler_works = True
+        self._step_seconds: float | None = None
 
     def __call__(
         self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None, maps: AxisMaps = ()
@@ -69,21 +83,69 @@ class InversionObjective:
             maps: augmentation of the inputs, part of what is differentiated.
         """
         others, share = rest if rest is not None else (self.empty_pool(), 1.0)
-        arguments = (maps, labels, others, torch.tensor(share, device=inputs.device))
+        arguments = (maps, labels, (1 - share) * others, torch.tensor(share, device=inputs.device))
+        if not self._halves:
+            try:
+                return self._step(inputs, *arguments)
+            except Exception as error:
+                if not is_out_of_memory(error) or len(inputs) < 2:  # noqa: PLR2004  one sample has no halves
+                    raise
+            # Here the failed pass is gone: while its error is handled, the traceback keeps its tensors alive.
+            self._forget_calls()
+            self._halves = True
+            note_halving(len(inputs))
+        return self._step_in_halves(inputs, *arguments)
+
+    def _step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
         if self._compiles:
             # The compiler works on both passes, the backward one when it is first asked for: guard them together.
             try:
                 return _differentiated(self._compiled_loss(), inputs, *arguments)
-            except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step is right
-                reason = (str(error).strip().splitlines() or [""])[0]
-                logger.warning("Compilation failed (%s: %s); going on uncompiled.", type(error).__name__, reason)
+            except Exception as error:  # whatever the compiler raises, the uncompiled step is right
+                if is_out_of_memory(error):
+                    raise
+                logger.warning("%s", explained_failure(error))
                 self._compiler_works = self._compiles = False
                 self._forget_calls()
         return _differentiated(self._loss, inputs, *arguments)
 
+    def _step_in_halves(
+        self, inputs: Tensor, maps: AxisMaps, labels: Tensor, rest: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Do the same in half of the memory: the moments of both halves first, then the gradient of each through them.
+
+        With weights w, the share of the samples in each half, the moments of the batch are m = sum(w_i m_i), and the
+        gradient of the loss L(m) for half i is w_i L'(m) dm_i: that of the half alone, were its moments m.
+        """
+        parts = [(part, tuple(moved), wanted) for part, wanted, *moved in halves(inputs, labels, *maps)]
+        weights = [len(part) / len(inputs) for part, _, _ in parts]
+        with torch.no_grad():
+            moments = [self._loss(*part, rest, share)[1] for part in parts]
+        whole = torch.stack([weight * raw for weight, raw in zip(weights, moments, strict=True)]).sum(0)
+        rests = [share * (whole - raw) + rest for raw in moments]
+        steps = [self._step(*part, other, share) for part, other in zip(parts, rests, strict=True)]
+        loss = torch.stack([weight * step[0] for weight, step in zip(weights, steps, strict=True)]).sum()
+        return loss, torch.cat([weight * step[1] for weight, step in zip(weights, steps, strict=True)]), whole
+
     def use_compiled(self, wanted: bool) -> None:
         """Choose between the compiled and the plain step; where compilation fails, the plain one goes on."""
         self._compiles = wanted and self._compiler_works
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiled step is at hand already."""
+        return self._compiled is not None and self._compiler_works
+
+    def plain_step_seconds(self, inputs: Tensor, labels: Tensor) -> float:
+        """Return how long one step on such a batch takes uncompiled, measured once."""
+        if self._step_seconds is None:
+            self.use_compiled(wanted=False)
+            self(inputs, labels, None)  # the first call finds its kernels
+            began = time.monotonic()
+            loss, _, _ = self(inputs, labels, None)
+            float(loss)
+            self._step_seconds = time.monotonic() - began
+        return self._step_seconds
 
     def _forget_calls(self) -> None:
         if self.matches:
@@ -111,16 +173,17 @@ class InversionObjective:
         return torch.stack(others).mean(0), 1 / (len(others) + 1)
 
     def _loss(
-        self, inputs: Tensor, maps: AxisMaps, labels: Tensor, others: Tensor, share: Tensor
+        self, inputs: Tensor, maps: AxisMaps, labels: Tensor, rest: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch, and its raw moments; what is matched is `share` times these, and `rest`."""
         options = self.options
         inputs = apply_maps(inputs, maps, self.fill)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
             logits = self.model(inputs)
-        loss, pool = inputs.new_zeros(()), others
+        loss, pool = inputs.new_zeros(()), rest
         if self.matches:
             moments = self.taps.collect(inputs)
-            loss, pool = self._divergence(moments, others, share)
+            loss, pool = self._divergence(moments, rest, share)
         if options.class_weight:
             term = objectives.class_logit if options.class_loss == "logit" else objectives.class_cross_entropy
             loss = loss + options.class_weight * term(logits.float(), labels)
@@ -133,12 +196,12 @@ class InversionObjective:
                 loss = loss + weight * prior(inputs)
         return loss, pool
 
-    def _divergence(self, moments: Moments, others: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    def _divergence(self, moments: Moments, rest: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         stored = self.stored
         # Raw moments are taken about the stored mean: they pool by averaging, and stay exact.
         offset = moments.mean - stored.mean
         raw = torch.stack([offset, moments.var + offset.square()])
-        pooled = share * raw + (1 - share) * others
+        pooled = share * raw + rest
         mean, var = stored.mean + pooled[0], (pooled[1] - pooled[0].square()).clamp_min(0)
         distance = DIVERGENCES[self.options.divergence](stored.mean, stored.var + stored.eps, mean, var + stored.eps)
         return self.options.batch_norm_weight * (stored.weight * distance).sum(), raw
@@ -169,7 +232,7 @@ def _cast(model: nn.Module, half: bool) -> nn.Module:
         model = model.to(memory_format=torch.channels_last)
     if half:
         for module in model.modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
                 module.to(torch.bfloat16)
     return model
 
@@ -196,3 +259,24 @@ def compile_pays(work: float, samples: int, options: InversionOptions) -> bool:
     if options.compile != "auto":
         return options.compile == "always"
     return work * samples * options.iterations > COMPILE_WORTH
+
+
+def compile_pays_within(
+    allowance: Allowance, iterations: int, objective: InversionObjective, inputs: Tensor, labels: Tensor
+) -> bool:
+    """Tell whether to compile where time is limited: where it leaves time to use it, and plain steps do not suffice.
+
+    Args:
+        allowance: the time of this shard and of those after it.
+        iterations: steps of one shard beyond which more do not help.
+        objective: measures how long a plain step takes.
+        inputs: a batch of the shard, `(batch, *shape)`.
+        labels: its wanted classes `(batch,)`.
+    """
+    if objective.is_compiled:
+        return True
+    layers = sum(isinstance(module, (*_CONVOLUTIONS, nn.Linear)) for module in objective.model.modules())
+    fixed, each = COMPILE_SECONDS
+    if fixed + each * layers > COMPILE_SHARE * allowance.run_seconds:
+        return False
+    return iterations * objective.plain_step_seconds(inputs, labels) > allowance.seconds

@@ -124,6 +124,10 @@ class FolderLock:
         self._claimed = claimed  # so that a run that ends by an exception gives it back
         return claimed
 
+    def is_claimed(self, name: str) -> bool:
+        """Tell whether a rank seems to be at a part of the work; the claim of a dead one may still lie there."""
+        return (self._folder / f"{LOCK_FILE}.{name}").exists()
+
     def release(self) -> None:
         """Give everything back; does nothing where nothing is held."""
         for held in (self._claimed, self._own, self._door):

@@ -57,6 +57,7 @@ class Settings:
     seed: int
     input_spec: InputSpec
     labels: str
+    budgeted: bool = False
 
     @property
     def digest(self) -> str:
@@ -65,7 +66,9 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings in JSON's types, the same for `(0, 1)` and `[0.0, 1.0]`."""
-        return _canonical(_adapter(Settings), self)
+        settings = _canonical(_adapter(Settings), self)
+        # Absent without a budget: sets from before there were budgets keep their digests.
+        return settings if self.budgeted else {key: value for key, value in settings.items() if key != "budgeted"}
 
     def identity(self, index: int, num_samples: int) -> str:
         """Return the digest that a shard of these settings carries, in hexadecimal."""
@@ -78,12 +81,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard of the plan: its place, size and file, and the file's SHA-256 once it is finished."""
+    """One shard of the plan: its place, size and file, and once it is finished the file's SHA-256.
+
+    `iterations` says what a budget of time came to; it is None where the options say how many there were.
+    """
 
     index: int
     num_samples: int
     file: str
     sha256: str | None = None
+    iterations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Manifest:
         shards: the shards in order.
         versions: the versions of Python and the libraries that the run was finished with.
         divergence: divergence of each layer's statistics, by layer name; empty until complete.
+        max_seconds: the budget of the run that finished the set; None where there was none.
         format_version: the version of this format.
 
     Raises:
@@ -117,6 +125,7 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     versions: dict[str, str] = field(default_factory=dict)
     divergence: dict[str, float] = field(default_factory=dict)
+    max_seconds: float | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -133,7 +142,8 @@ class Manifest:
     @property
     def settings(self) -> Settings:
         """What the bytes of the shards depend on."""
-        return Settings(self.model_digest, self.generator, self.seed, self.input_spec, self.labels)
+        budgeted = self.max_seconds is not None
+        return Settings(self.model_digest, self.generator, self.seed, self.input_spec, self.labels, budgeted)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -177,11 +187,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    data = _canonical(_adapter(Manifest), manifest)
+    data = _without_budget(_canonical(_adapter(Manifest), manifest))
     # Sorted, so that no mapping's order changes the bytes; but layers stay in the network's own order.
     ordered = {**json.loads(json.dumps(data, sort_keys=True)), "divergence": data["divergence"]}
     text = json.dumps(ordered, indent=2, allow_nan=False)
     write_atomically(folder / MANIFEST_FILE, f"{text}\n".encode())
+
+
+def _without_budget(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the fields of a budget where there is none."""
+    if data["max_seconds"] is not None:
+        return data
+    shards = [{key: value for key, value in shard.items() if key != "iterations"} for shard in data["shards"]]
+    return {key: value for key, value in data.items() if key != "max_seconds"} | {"shards": shards}
 
 
 def jsonable(value: object) -> Any:

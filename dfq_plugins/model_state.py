@@ -66,3 +66,21 @@ def preserve_global_state() -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(gradients)
+
+
+@contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Compute with so many processor threads, and with the former number afterwards; None changes nothing.
+
+    >>> with limited_threads(1):
+    ...     torch.get_num_threads()
+    1
+    """
+    former = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(former)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import torch
 
 from dfq_plugins.augmentation import Augmentation, draw_maps
 from dfq_plugins.errors import DivergedError
+from dfq_plugins.pace import Pace
 from dfq_plugins.presentation import border_of
 from dfq_plugins.types import ProgressEvent
 
@@ -24,17 +26,20 @@ if TYPE_CHECKING:
 SNAPSHOT_INTERVAL = 10
 """Iterations between two looks at the loss: the last good inputs are kept, progress is reported."""
 
+REPORT_SECONDS = 5.0
+"""Seconds after which progress is reported in any case, so that slow networks too say early how long they will take."""
 
-def learning_rate_at(step: int, options: InversionOptions) -> float:
-    """Return the learning rate of one step: constant, or a half cosine down to zero.
+
+def learning_rate_at(progress: float, options: InversionOptions) -> float:
+    """Return the learning rate after a share of the steps, 0 to 1: constant, or a half cosine down to zero.
 
     >>> from dfq_plugins.generators.options import InversionOptions
-    >>> [round(learning_rate_at(i, InversionOptions(iterations=4, learning_rate=1.0)), 2) for i in range(4)]
+    >>> [round(learning_rate_at(i / 4, InversionOptions(learning_rate=1.0)), 2) for i in range(4)]
     [1.0, 0.85, 0.5, 0.15]
     """
     if options.schedule == "constant":
         return options.learning_rate
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.iterations))
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def augmentation_of(options: InversionOptions, spec: InputSpec) -> Augmentation:
@@ -62,6 +67,7 @@ def optimize_inputs(
     report: Callable[[ProgressEvent], None],
     *,
     scale: float,
+    pace: Pace | None = None,
 ) -> None:
     """Lower the objective on all batches together, in place.
 
@@ -77,6 +83,7 @@ def optimize_inputs(
         rng: draws of the augmentation.
         report: hears of progress every few iterations.
         scale: standard deviation of the inputs; the learning rate is in its units.
+        pace: how many steps to take; None takes `options.iterations`.
 
     Raises:
         DivergedError: the loss is not finite; the batches hold the last good inputs.
@@ -86,10 +93,13 @@ def optimize_inputs(
     optimizers = [torch.optim.Adam([variable], lr=options.learning_rate, fused=True) for variable in variables]
     pools = [objective.empty_pool() for _ in batches]
     good = [variable.detach().clone() for variable in variables]
-    for step in range(options.iterations):
+    metrics: dict[str, float] = {}
+    pace = pace or Pace(options.iterations)
+    last_report = time.monotonic()
+    while not pace.finished:
         losses = []
         for index, (variable, optimizer) in enumerate(zip(variables, optimizers, strict=True)):
-            optimizer.param_groups[0]["lr"] = learning_rate_at(step, options) * scale
+            optimizer.param_groups[0]["lr"] = learning_rate_at(pace.progress, options) * scale
             rest = objective.rest_of(pools, index) if options.statistics == "set" else None
             maps = draw_maps(settings, tuple(variable.shape), rng, variable.device)
             loss, gradient, pools[index] = objective(variable, labels[index], rest, maps)
@@ -98,9 +108,17 @@ def optimize_inputs(
             if options.clamp:
                 clamp_(variable.data, spec)
             losses.append(loss)
-        if step % SNAPSHOT_INTERVAL == 0 or step == options.iterations - 1:
-            _snapshot(step, float(torch.stack(losses).mean()), variables, good, options)
-            report(ProgressEvent("synthesize", step + 1, options.iterations, {"loss": float(losses[-1])}))
+        pace.advance()
+        looks = (pace.done - 1) % SNAPSHOT_INTERVAL == 0
+        if not variables[0].is_cuda:  # a GPU may still be busy with the steps until its loss is looked at
+            pace.measure()
+        if looks or pace.finished:
+            _snapshot(pace, float(torch.stack(losses).mean()), variables, good, options)
+            metrics = {"loss": float(losses[-1])}
+            pace.measure()
+        if looks or pace.finished or time.monotonic() - last_report >= REPORT_SECONDS:
+            last_report = time.monotonic()
+            report(ProgressEvent("synthesize", pace.done, pace.expected, metrics))
     for variable in variables:
         variable.requires_grad_(False)
 
@@ -112,7 +130,7 @@ def _set_gradient(variable: Tensor, gradient: Tensor) -> None:
     variable.grad.copy_(gradient)
 
 
-def _snapshot(step: int, loss: float, variables: list[Tensor], good: list[Tensor], options: InversionOptions) -> None:
+def _snapshot(pace: Pace, loss: float, variables: list[Tensor], good: list[Tensor], options: InversionOptions) -> None:
     """Keep the inputs if they and the loss are finite; otherwise bring the last good ones back and stop."""
     finite = math.isfinite(loss) and all(bool(variable.isfinite().all()) for variable in variables)
     for variable, kept in zip(variables, good, strict=True):
@@ -122,7 +140,7 @@ def _snapshot(step: int, loss: float, variables: list[Tensor], good: list[Tensor
             variable.data.copy_(kept)
     if not finite:
         raise DivergedError(
-            f"The synthesis diverged: the loss was {loss} at iteration {step + 1} of {options.iterations} "
+            f"The synthesis diverged: the loss was {loss} at iteration {pace.done} of {pace.expected} "
             f"(learning rate {options.learning_rate}, precision {options.precision}). The inputs were put back to the "
             "last good state and finished shards are kept. Lower the learning rate or the weights of the priors, or "
             "choose precision=float32."

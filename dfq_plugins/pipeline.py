@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dfq_plugins.budget import Budget
 from dfq_plugins.calibration_data import as_calibration_data
 from dfq_plugins.checks import check_finite, complete_spec, trial_run
+from dfq_plugins.compilation import writable_compile_cache
 from dfq_plugins.digest import model_digest
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators import DEFAULT_GENERATOR
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.manifest import GeneratorRecord
-from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.model_state import device_of, frozen_copy, limited_threads, preserve_global_state
 from dfq_plugins.plan import DatasetPlan
 from dfq_plugins.provided import attributed
 from dfq_plugins.ranks import Rank
 from dfq_plugins.registry import get_registry
-from dfq_plugins.synthesis import write_dataset
+from dfq_plugins.synthesis import ShardMaker, write_dataset
 from dfq_plugins.types import ProgressEvent, Recipe
 
 if TYPE_CHECKING:
@@ -55,10 +56,15 @@ def synthesize(
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
     batch_size: int | None = None,
+    max_seconds: float | Budget | None = None,
+    threads: int | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> SyntheticDataset:
     """Synthesise inputs from a trained model alone.
+
+    In a script under `torchrun`, all ranks call this with the same arguments and share the shards in `output`; each
+    returns when the set is complete.
 
     Args:
         model: trained classifier or other network with one input; stays as it is.
@@ -70,6 +76,11 @@ def synthesize(
         output: folder of the data set. An interrupted run of the same settings goes on there, a finished set with fewer
             samples grows. None: a temporary folder that lives as long as the returned object.
         batch_size: samples optimised together, which make one shard; None chooses by the size of an input.
+        max_seconds: the best set within this time, instead of a number of iterations. Its bytes depend on the speed of
+            the machine. A run that is resumed has the whole time again for what is missing. A `Budget` counts from when
+            it was made.
+        threads: processor threads to compute with; None leaves torch's number, or divides the cores among the ranks of
+            a machine. The former number is restored.
         listeners: called with every `ProgressEvent`, besides the listeners of plugins.
         registry: where plugins are looked up; None takes those that are installed.
 
@@ -83,9 +94,10 @@ def synthesize(
         DataError: an output folder that is not this run's, or cannot be written.
         DivergedError: the optimisation ran away; finished shards stay, and the run can be resumed.
     """
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}.")
+    rank, budget = Rank.current(), Budget.of(max_seconds)
     registry = registry or get_registry()
     provided = registry.find("generator", generator)
     if provided.learns:
@@ -93,13 +105,13 @@ def synthesize(
             f"Generator {generator!r} learns against a student and makes no data set by itself. Give it to "
             f"finetune(model, data, generator={generator!r}, ...)."
         )
-    with preserve_global_state():
+    with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache():
         record = registry.options("generator", generator, options)
         maker = registry.create("generator", generator, record)
         teacher = frozen_copy(model)
         check_finite(teacher)
         spec = checked_spec(teacher, spec, registry)
-        _check_supported(maker, provided, teacher, spec)
+        _check_supported(maker, provided, teacher, spec, budget)
         plan = DatasetPlan(
             model_digest=model_digest(teacher),
             generator=GeneratorRecord(generator, provided.distribution, provided.version, asdict(record)),
@@ -108,18 +120,12 @@ def synthesize(
             num_samples=num_samples,
             shard_size=batch_size or default_shard_size(spec),
             labels=_labels_kind(maker, spec),
+            max_seconds=None if budget is None else budget.seconds,
         )
         broadcast = Broadcast(listeners, registry)
         # The generator's model is its own: whatever it does to it, the teacher judges all samples as it was given.
-        generate = partial(maker.generate, frozen_copy(teacher), spec)
-        owner = tempfile.TemporaryDirectory(prefix="dfq-") if output is None else None
-        folder = Path(owner.name) if owner is not None else Path(output)  # type: ignore[arg-type]
-        try:
-            return write_dataset(folder, plan, teacher, generate, provided, broadcast, owner, Rank.current())
-        except BaseException:
-            if owner is not None:
-                owner.cleanup()
-            raise
+        shard_maker = ShardMaker(teacher, spec, partial(maker.generate, frozen_copy(teacher), spec), provided)
+        return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
 
 
 def default_shard_size(spec: InputSpec) -> int:
@@ -152,8 +158,14 @@ def checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) -
     return spec
 
 
-def _check_supported(maker: DataGenerator, provided: Provided, model: nn.Module, spec: InputSpec) -> None:
+def _check_supported(
+    maker: DataGenerator, provided: Provided, model: nn.Module, spec: InputSpec, budget: Budget | None
+) -> None:
     """Let a generator that can tell refuse the model before a folder is made for its samples."""
+    if budget is not None and not getattr(maker, "timed", False):
+        raise UsageError(
+            f"max_seconds needs a generator that keeps to a time, and the {provided} does not. Leave it out."
+        )
     check = getattr(maker, "check_supported", None)
     if check is not None:
         with attributed(provided):

@@ -43,6 +43,7 @@ class DatasetPlan:
         shard_size: the most samples in one shard. Shards that are in the folder already keep their sizes.
         labels: where the labels come from: "conditional" (asked of the generator), "teacher" (the network's own) or
             "none".
+        max_seconds: the budget of the run, if there is one; its length may change when the run is resumed.
 
     Raises:
         UsageError: num_samples or shard_size is not positive.
@@ -55,6 +56,7 @@ class DatasetPlan:
     num_samples: int
     shard_size: int
     labels: str = "none"
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("num_samples", self.num_samples), ("shard_size", self.shard_size)):
@@ -64,7 +66,8 @@ class DatasetPlan:
     @property
     def settings(self) -> Settings:
         """What the bytes of a shard depend on, besides its index and size."""
-        return Settings(self.model_digest, self.generator, self.seed, self.spec, self.labels)
+        budgeted = self.max_seconds is not None
+        return Settings(self.model_digest, self.generator, self.seed, self.spec, self.labels, budgeted)
 
     def manifest(self, kept: tuple[ShardRecord, ...] = ()) -> Manifest:
         """Return the manifest of an unfinished run: the shards `kept`, then new ones up to the samples asked for.
@@ -86,6 +89,7 @@ class DatasetPlan:
             num_samples=self.num_samples,
             shards=(*kept, *added),
             versions=library_versions(),
+            max_seconds=self.max_seconds,
         )
 
     def _shards(self, *, start: int, num_samples: int) -> Iterator[ShardRecord]:

@@ -34,12 +34,16 @@ _FIELDS = ("inputs", "labels", "logits")
 
 @dataclass(frozen=True)
 class ShardProof:
-    """What a shard says of itself: its place, its size, the identity of its settings, and its tensors' SHA-256."""
+    """What a shard says of itself: its place, its size, the identity of its settings, and its tensors' SHA-256.
+
+    With a budget of time also how many iterations it took.
+    """
 
     index: int
     num_samples: int
     identity: str
     sha256: str
+    iterations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,17 @@ class Inspection:
     rows: dict[str, tuple[int, ...]]
 
 
-def write_shard(path: Path, batch: Batch, *, index: int, identity: str) -> None:
+def write_shard(path: Path, batch: Batch, *, index: int, identity: str, iterations: int | None = None) -> None:
     """Write `batch` atomically: inputs `(N, *shape)` float32, labels `(N,)` int64 and logits `(N, classes)` float32.
 
     Raises:
         DataError: the file cannot be written; nothing is left of it.
     """
     tensors = {name: tensor for name in _FIELDS if (tensor := getattr(batch, name)) is not None}
-    proof = ShardProof(index, len(batch.inputs), identity, _tensor_digest(tensors))
-    metadata = {METADATA_KEY: json.dumps(asdict(proof), sort_keys=True)}
+    proof = asdict(ShardProof(index, len(batch.inputs), identity, _tensor_digest(tensors), iterations))
+    if iterations is None:
+        del proof["iterations"]
+    metadata = {METADATA_KEY: json.dumps(proof, sort_keys=True)}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 

@@ -110,18 +110,33 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One step of a run: `completed` of `total` units of `stage`, with the latest metrics."""
+    """One step of a run: `completed` of `total` units of `stage`, with the latest metrics.
+
+    `fraction` says how far the stage is, 0 to 1, where that is known more finely than in whole units.
+    """
 
     stage: str
     completed: int
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    fraction: float | None = None
+
+    @property
+    def position(self) -> float:
+        """How many units are done, with the part of the one that is at work.
+
+        >>> ProgressEvent("synthesize", 3, 8, fraction=0.4).position
+        3.2
+        """
+        return self.completed if self.fraction is None else self.fraction * self.total
 
 
 class DataGenerator(Protocol):
     """Synthesises inputs from a trained model. Built by its entry's factory from an options record.
 
-    A generator that makes inputs for given classes has an attribute `conditional` that is true, and yields labels.
+    A generator that makes inputs for given classes has an attribute `conditional` that is true, and yields labels. One
+    that can keep to a time has an attribute `timed` that is true, and `generate` then takes one argument more,
+    `allowance`: None, or a `dfq_plugins.budget.Allowance`.
     """
 
     def generate(

@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from dfq_plugins.agreement import agreed_manifest, refuse_foreign_files, siblings_manifest
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.locks import POLL_SECONDS, FolderLock
 from dfq_plugins.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from dfq_plugins.plan import DatasetPlan, ShardPlan, check_same_settings, library_versions
+from dfq_plugins.plan import ShardPlan, library_versions
 from dfq_plugins.sample_checks import checked_batch
 from dfq_plugins.shards import inspect_shard, load_shard, write_shard
-from dfq_plugins.storage import create_folder, is_own_leftover, remove_empty, remove_temporary_files
+from dfq_plugins.storage import create_folder, remove_empty, remove_temporary_files
 
 if TYPE_CHECKING:
     import tempfile
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from dfq_plugins.manifest import Manifest, ShardRecord
+    from dfq_plugins.plan import DatasetPlan
     from dfq_plugins.ranks import Rank
     from dfq_plugins.shards import Inspection
 
@@ -67,15 +69,15 @@ class DatasetWriter:
             UsageError: it holds more samples than are asked for.
         """
         folder = Path(folder).absolute()
-        _refuse_foreign_files(folder)
+        refuse_foreign_files(folder)
         created = create_folder(folder)
         lock = FolderLock(folder, rank)
         try:
             if lock.acquire():
-                manifest = _siblings_manifest(folder, plan)
+                manifest = siblings_manifest(folder, plan)
             else:
                 remove_temporary_files(folder)
-                manifest = _agreed_manifest(folder, plan)
+                manifest = agreed_manifest(folder, plan)
             lock.admit_siblings()
             return cls(folder, manifest, lock, alone=rank is None or rank.alone)
         except BaseException:
@@ -111,6 +113,17 @@ class DatasetWriter:
         """How many samples were still to be written when this process last looked, on all ranks together."""
         return self._left
 
+    def samples_ahead(self, shard: ShardPlan) -> int:
+        """Return how many samples nobody has written or claimed yet, with those of `shard`, which this process has."""
+        if self._alone:
+            return self._left
+        waiting = (
+            record.num_samples
+            for record in self.manifest.shards
+            if not (self._lock.is_claimed(record.file) or (self.folder / record.file).exists())
+        )
+        return shard.num_samples + sum(waiting)
+
     def shares(self) -> Iterator[ShardPlan]:
         """Yield the shards that this process is to write, until every shard is written, by it or by another rank.
 
@@ -126,7 +139,7 @@ class DatasetWriter:
         while waiting and not self._alone:
             claimed_by_others = []
             for shard in waiting:
-                claim = self._lock.claim(f"shard-{shard.index:05d}")
+                claim = self._lock.claim(self._record(shard).file)
                 if claim is None:
                     claimed_by_others.append(shard)
                     continue
@@ -156,7 +169,13 @@ class DatasetWriter:
         return self.manifest.settings.shard_seed(shard.index)
 
     def write(
-        self, shard: ShardPlan, inputs: torch.Tensor, labels: torch.Tensor | None, logits: torch.Tensor | None
+        self,
+        shard: ShardPlan,
+        inputs: torch.Tensor,
+        labels: torch.Tensor | None,
+        logits: torch.Tensor | None,
+        *,
+        iterations: int | None = None,
     ) -> None:
         """Write one shard atomically.
 
@@ -165,6 +184,7 @@ class DatasetWriter:
             inputs: `(shard.num_samples, *spec.shape)`, finite; any device and floating type, kept as float32.
             labels: `(shard.num_samples,)` classes, or None.
             logits: `(shard.num_samples, classes)`, finite, or None where the network gives no class logits.
+            iterations: how many iterations a budget of time came to; None without one.
 
         Raises:
             UsageError: the shard is not in the plan, or the writer is closed.
@@ -174,7 +194,7 @@ class DatasetWriter:
         record = self._record(shard)
         batch = checked_batch(shard, self.manifest.input_spec, inputs, labels, logits)
         identity = self.manifest.settings.identity(record.index, record.num_samples)
-        write_shard(self.folder / record.file, batch, index=record.index, identity=identity)
+        write_shard(self.folder / record.file, batch, index=record.index, identity=identity, iterations=iterations)
         self._written.add(record.index)
         self._left -= record.num_samples
 
@@ -224,7 +244,7 @@ class DatasetWriter:
                 self.manifest,
                 state="complete",
                 shards=tuple(
-                    replace(shard, sha256=found.file_sha256)
+                    replace(shard, sha256=found.file_sha256, iterations=found.proof.iterations)
                     for shard, found in zip(self.manifest.shards, inspections, strict=True)
                 ),
                 versions={**library_versions(), **(versions or {})},
@@ -287,58 +307,3 @@ class DatasetWriter:
                     "A generator must give the same tensors for every shard."
                 )
         return found
-
-
-def _refuse_foreign_files(folder: Path) -> None:
-    """Refuse a folder that is not ours before anything is written into it."""
-    if not folder.is_dir() or (folder / MANIFEST_FILE).exists():
-        return
-    foreign = sorted(path.name for path in folder.iterdir() if not is_own_leftover(path))
-    if foreign:
-        raise DataError(
-            f"{folder} holds files but no data set: there is {foreign[0]!r} and no {MANIFEST_FILE}. "
-            "Choose a new or empty output folder."
-        )
-
-
-def _agreed_manifest(folder: Path, plan: DatasetPlan) -> Manifest:
-    """Return the manifest that this run goes by, and write it where it is not the folder's own. The lock is held."""
-    present = read_manifest(folder) if (folder / MANIFEST_FILE).exists() else None
-    kept = () if present is None else _kept_shards(folder, present)
-    if present is not None and kept:  # a run that left no shard behind binds nobody to its settings
-        check_same_settings(folder, present.settings, plan.settings)
-        _check_enough(folder, plan, sum(shard.num_samples for shard in kept))
-    manifest = plan.manifest(kept)
-    if present is not None and (present.shards, present.settings.digest) == (manifest.shards, manifest.settings.digest):
-        return present
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def _kept_shards(folder: Path, present: Manifest) -> tuple[ShardRecord, ...]:
-    """Return the shards up to the last that was ever written; beyond them an unfinished plan is free to change."""
-    there = {shard.index for shard in present.shards if (folder / shard.file).exists()}
-    written = there | {shard.index for shard in present.shards if shard.sha256 is not None}
-    kept = present.shards[: max(written, default=-1) + 1]
-    # A file that was deleted is made anew, and proves itself until the set is complete again.
-    return tuple(shard if shard.index in there else replace(shard, sha256=None) for shard in kept)
-
-
-def _siblings_manifest(folder: Path, plan: DatasetPlan) -> Manifest:
-    """Return the manifest that another rank of this run wrote, provided that both were asked for the same."""
-    present = read_manifest(folder)
-    check_same_settings(folder, present.settings, plan.settings)
-    if present.num_samples != plan.num_samples:
-        raise UsageError(
-            f"The ranks of one run make one set, but one was asked for {present.num_samples} samples and one for "
-            f"{plan.num_samples}. Start all of them with the same command."
-        )
-    return present
-
-
-def _check_enough(folder: Path, plan: DatasetPlan, present: int) -> None:
-    if plan.num_samples < present:
-        raise UsageError(
-            f"{folder} holds {present} samples already, and {plan.num_samples} are asked. A set only grows: ask for "
-            f"{present} or more, or choose another output folder."
-        )

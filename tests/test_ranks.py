@@ -15,7 +15,7 @@ import torch
 from dfq_plugins import ranks
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.locks import FolderLock
-from dfq_plugins.manifest import MANIFEST_FILE, GeneratorRecord
+from dfq_plugins.manifest import MANIFEST_FILE, GeneratorRecord, shard_file
 from dfq_plugins.plan import DatasetPlan
 from dfq_plugins.ranks import Rank
 from dfq_plugins.storage import LOCK_FILE
@@ -137,7 +137,7 @@ def test_ranks_take_shards_in_turn_and_each_opens_the_set(tmp_path: Path) -> Non
         assert next(shares).index == 0
         others = second.shares()
         assert next(others).index == 1
-        assert (tmp_path / "out" / f"{LOCK_FILE}.shard-00001").exists()
+        assert (tmp_path / "out" / f"{LOCK_FILE}.{shard_file(1)}").exists()
         others.close()  # the second rank gives up
         first.write(first.manifest.shards[0], torch.rand(4, 2, 4, generator=rng_of(first, 0)), None, None)
         assert next(shares).index == 1
@@ -208,7 +208,7 @@ def test_ranks_of_one_run_must_be_given_the_same(tmp_path: Path) -> None:
 
 
 def test_locks_that_dead_ranks_left_hold_nobody_up(tmp_path: Path) -> None:
-    for name in ("", ".other.rank-0", ".run.rank-0", ".shard-00000", ".finish"):
+    for name in ("", ".other.rank-0", ".run.rank-0", f".{shard_file(0)}", ".finish"):
         (tmp_path / f"{LOCK_FILE}{name}").touch()
     with DatasetWriter.begin(tmp_path, PLAN, PAIR[0]) as writer:
         assert {name for name in contents(tmp_path) if name.startswith(".")} == {f"{LOCK_FILE}.run.rank-0"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from contextlib import contextmanager
@@ -34,6 +35,18 @@ def reporting() -> Iterator[Callable[[ProgressEvent], None]]:
             yield Bars(bars)
 
 
+@contextmanager
+def silence() -> Iterator[Callable[[ProgressEvent], None]]:
+    """Yield a listener that shows nothing, and keep back warnings as well: another process of the same run speaks."""
+    former = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield lambda _: None
+    finally:
+        logging.disable(former)
+
+
 class PlainLines:
     """Prints the first event, and then at most one line an interval, with the time that is left.
 
@@ -46,16 +59,16 @@ class PlainLines:
         self._interval = interval
         self._clock = clock
         self._last: float | None = None
-        self._starts: dict[str, tuple[float, int]] = {}
+        self._starts: dict[str, tuple[float, float]] = {}
 
     def __call__(self, event: ProgressEvent) -> None:
         """Print one event if a line is due."""
         now = self._clock()
-        start, done = self._starts.setdefault(event.stage, (now, event.completed))
+        start, done = self._starts.setdefault(event.stage, (now, event.position))
         if self._last is not None and now - self._last < self._interval:
             return
         self._last = now
-        click.echo(describe(event) + _time_left(now - start, event.completed - done, event), err=True)
+        click.echo(describe(event) + _time_left(now - start, event.position - done, event), err=True)
 
 
 class Bars:
@@ -70,7 +83,7 @@ class Bars:
         if event.stage not in self._tasks:
             self._tasks[event.stage] = self._progress.add_task(event.stage, metrics="")
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
-        self._progress.update(self._tasks[event.stage], completed=event.completed, total=event.total, metrics=metrics)
+        self._progress.update(self._tasks[event.stage], completed=event.position, total=event.total, metrics=metrics)
 
 
 def _progress() -> Progress:
@@ -87,7 +100,7 @@ def _progress() -> Progress:
     )
 
 
-def _time_left(seconds: float, done: int, event: ProgressEvent) -> str:
+def _time_left(seconds: float, done: float, event: ProgressEvent) -> str:
     if done <= 0 or event.completed >= event.total:
         return ""
-    return f", about {seconds / done * (event.total - event.completed):.0f} s left"
+    return f", about {seconds / done * (event.total - event.position):.0f} s left"

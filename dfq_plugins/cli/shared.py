@@ -117,6 +117,21 @@ def load_model(reference: str, weights: Path | None, threads: int | None) -> nn.
     return models.load_model(reference, weights)
 
 
+def on_device(model: nn.Module, device: str) -> nn.Module:
+    """Move a model to where it is to compute.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device {device} cannot be used ({reason}). Choose cpu, or a GPU that torch sees."
+        ) from error
+
+
 def complete_spec(model: nn.Module, given: Mapping[str, Any]) -> InputSpec:
     """Return the model's input specification from what was given and what can be inferred."""
     from dfq_plugins import checks  # noqa: PLC0415  imports torch

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import dfq_plugins
+from dfq_plugins.budget import Budget
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.group import set_resume_hint
 from dfq_plugins.cli.reporting import announce, report_option
@@ -19,12 +20,14 @@ from dfq_plugins.cli.shared import (
     load_model,
     model_options,
     name_option,
+    on_device,
     plugin_options,
     print_json,
     spec_options,
 )
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators import DEFAULT_GENERATOR
+from dfq_plugins.ranks import Rank
 from dfq_plugins.registry import get_registry
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 @click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Add N samples to the set in the folder.")
 @click.option("--seed", type=int, help="Same seed, same bytes; default 0.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples optimised together; default: the generator's.")
+@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="The best set within this time.")
+@click.option("--device", help="Where to compute: cpu, cuda (one GPU for each rank), cuda:1; default: cpu.")
 @plugin_options
 @spec_options
 @report_option
@@ -52,33 +57,41 @@ def synthesize(
     output: Path,
     report: Path | None,
     as_json: bool,
+    device: str | None,
+    max_seconds: float | None,
     **given: Any,
 ) -> None:
     """Synthesise inputs from MODEL alone and write them, with labels and logits, into a folder.
 
     MODEL is torchvision:NAME, package.module:factory or file.py:factory. An interrupted run goes on where it stopped
-    when the same command is given again; --extend on a set that was interrupted only finishes it.
+    when the same command is given again; --extend on a set that was interrupted only finishes it. Under torchrun
+    (torchrun --nproc-per-node 4 -m dfq_plugins synthesize ...) all processes share the work.
     """
+    began, rank = time.monotonic(), Rank.current()
+    budget = None if max_seconds is None else Budget(max_seconds)  # loading the model counts
     settings = {key: given.pop(key) for key in ("generator", "num_samples", "seed", "options", "batch_size")}
     extend = given.pop("extend")
     if extend is not None:
         _continue(output, extend, settings, given)
     _check_generator(settings)
     set_resume_hint(f"What is finished is kept in {output}: run the same command again to go on.")
-    began = time.monotonic()
-    with progress.reporting() as listener:
+    with progress.reporting() if rank.leads else progress.silence() as listener:
         from dfq_plugins.report.history import History  # noqa: PLC0415  not for --help
 
         history = History()
-        model = load_model(model_reference, weights, threads)
+        model = on_device(load_model(model_reference, weights, threads or rank.threads()), rank.device(device or "cpu"))
         dataset = dfq_plugins.synthesize(
             model,
             complete_spec(model, given),
             **{key: value for key, value in settings.items() if value is not None},
             output=output,
+            max_seconds=budget,
+            threads=threads,
             listeners=[listener, history],
         )
         seconds = time.monotonic() - began
+        if not rank.leads:
+            return
         if report is not None:
             from dfq_plugins.report.runs import write_synthesis_report  # noqa: PLC0415  imports matplotlib
 
@@ -125,5 +138,6 @@ def _summary(dataset: SyntheticDataset, seconds: float) -> dict[str, Any]:
         "labels": manifest.labels,
         "model_digest": manifest.model_digest,
         "divergence": manifest.divergence,
+        "iterations": [shard.iterations for shard in manifest.shards if shard.iterations is not None] or None,
         "seconds": round(seconds, 1),
     }

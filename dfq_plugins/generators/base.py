@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -13,9 +14,10 @@ from dfq_plugins.checks import require_batch_norm
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.generators.start import fitted_noise, known_noise
-from dfq_plugins.inversion import InversionObjective, compile_pays, step_work
+from dfq_plugins.inversion import InversionObjective, compile_pays, compile_pays_within, step_work
 from dfq_plugins.model_state import device_of
 from dfq_plugins.optimization import optimize_inputs
+from dfq_plugins.pace import Pace, TimedPace
 from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:
@@ -23,8 +25,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from dfq_plugins.budget import Allowance
     from dfq_plugins.generators.options import InversionOptions
     from dfq_plugins.types import InputSpec
+
+MOST_ITERATIONS = 3
+"""How many times the default number of iterations a budget may buy: more has never helped."""
 
 SMALLEST_BATCH = 32
 """Fewer samples have no statistics to match: smaller requests are optimised at this size and cut."""
@@ -52,6 +58,8 @@ class InversionGenerator:
         options: weights of the objective's terms, schedule, augmentation and precision.
     """
 
+    timed = True
+
     def __init__(self, options: InversionOptions) -> None:
         self.options = options
         self._preparations: WeakKeyDictionary[nn.Module, Preparation] = WeakKeyDictionary()
@@ -70,24 +78,29 @@ class InversionGenerator:
         batch_size: int,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
+        allowance: Allowance | None = None,
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` optimised inputs in batches of near-equal size.
+
+        With an allowance of time the number of iterations is chosen to fit it, and written into it.
 
         Raises:
             ModelError: the objective matches BatchNorm statistics and the network has none that are usable.
             UsageError: the objective has a class term and the network is no classifier.
             DivergedError: the loss is not finite.
         """
+        end = math.inf if allowance is None else time.monotonic() + allowance.seconds
         self.check_supported(model, spec)
         ready = self._prepared(model, spec)
         sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
         padded = [max(size, self._fewest(len(sizes))) for size in sizes]
-        ready.objective.use_compiled(compile_pays(ready.work, sum(padded), self.options))
         device = device_of(model)
         batches = [draw_noise(spec, size, ready.noise, rng, device) for size in padded]
         labels = [part.to(device) for part in _split_labels(sizes, padded, spec.num_classes, rng)]
+        ready.objective.use_compiled(self._compiles(ready, batches[0], labels[0], sum(padded), allowance))
         groups = [list(range(len(batches)))] if self.options.statistics == "set" else [[i] for i in range(len(batches))]
         for number, group in enumerate(groups):
+            pace = self._pace((end - time.monotonic()) / (len(groups) - number))
             optimize_inputs(
                 [batches[i] for i in group],
                 [labels[i] for i in group],
@@ -97,7 +110,10 @@ class InversionGenerator:
                 rng,
                 _within(report, number, len(groups)),
                 scale=ready.noise.scale,
+                pace=pace,
             )
+            if allowance is not None:
+                allowance.iterations = min(pace.done, allowance.iterations or pace.done)
         for batch, wanted, size in zip(batches, labels, sizes, strict=True):
             yield Batch(batch[:size].detach(), wanted[:size] if self.conditional else None)
 
@@ -118,6 +134,21 @@ class InversionGenerator:
             raise UsageError(
                 "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
             )
+
+    def _pace(self, seconds: float) -> Pace:
+        """Return the number of iterations of the options, or what fits into a finite number of seconds."""
+        if math.isinf(seconds):
+            return Pace(self.options.iterations)
+        default = type(self.options)().iterations
+        given = self.options.iterations != default
+        return TimedPace(seconds, self.options.iterations if given else MOST_ITERATIONS * default)
+
+    def _compiles(
+        self, ready: Preparation, batch: Tensor, labels: Tensor, samples: int, allowance: Allowance | None
+    ) -> bool:
+        if allowance is None or self.options.compile != "auto":
+            return compile_pays(ready.work, samples, self.options)
+        return compile_pays_within(allowance, self._pace(0.0).expected, ready.objective, batch, labels)
 
     def _prepared(self, model: nn.Module, spec: InputSpec) -> Preparation:
         """Return what all shards share, made once: it depends on the model and the options, and on no shard's seed."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from dfq_plugins.budget import Allowance
     from dfq_plugins.generators.options import GaussianOptions
     from dfq_plugins.types import InputSpec
 
@@ -26,6 +27,8 @@ class GaussianGenerator:
 
     Source: Haroush et al. 2020, Gaussian scheme.
     """
+
+    timed = True
 
     def __init__(self, options: GaussianOptions) -> None:
         self.options = options
@@ -39,6 +42,7 @@ class GaussianGenerator:
         batch_size: int,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
+        allowance: Allowance | None = None,  # noqa: ARG002  noise takes no time
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` noise inputs."""
         device = device_of(model)

@@ -1,0 +1,86 @@
+"""What happens where the step cannot be compiled, or what was compiled cannot be kept. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable of torch: the folder in which it keeps what it compiled."""
+
+_NO_COMPILER = re.compile("InvalidCxxCompiler|no working c\\+\\+ compiler|could not find.*compiler", re.IGNORECASE)
+
+
+def explained_failure(error: Exception) -> str:
+    """Return one line: that the work goes on uncompiled, why, and what would mend it.
+
+    >>> explained_failure(PermissionError(13, "Permission denied", "/cache"))  # doctest: +ELLIPSIS
+    "Compilation failed (PermissionError: [Errno 13] Permission denied: '/cache'); going on uncompiled, ...
+    """
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return f"Compilation failed ({type(error).__name__}: {reason}); going on uncompiled, more slowly. {_remedy(error)}"
+
+
+def _remedy(error: BaseException) -> str:
+    everything = " ".join(f"{type(cause).__name__}: {cause}" for cause in _causes(error))
+    if _NO_COMPILER.search(everything):
+        return "Install a C++ compiler (g++ or clang++), name it in CXX, or set compile=never."
+    if any(isinstance(cause, OSError) for cause in _causes(error)) or "Errno" in everything:
+        return "Point TORCHINDUCTOR_CACHE_DIR at a folder that can be written, or set compile=never."
+    return "Set compile=never to do without from the start."
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """Return an error and what it came from.
+
+    >>> [type(cause).__name__ for cause in _causes(KeyError())]
+    ['KeyError']
+    """
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+@contextlib.contextmanager
+def writable_compile_cache() -> Iterator[None]:
+    """Let torch keep its compilations in a temporary folder where the one that the user named cannot be written.
+
+    Without one torch cannot even import its compiler, on which its optimisers depend.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    reason = None if named is None else _refusal(named)
+    if reason is None:
+        yield
+        return
+    logger.warning(
+        "The compile cache %s cannot be written (%s): what is compiled is kept for this run alone. "
+        "Point %s at a folder that can be written.",
+        *(named, reason, CACHE_VARIABLE),
+    )
+    with tempfile.TemporaryDirectory(prefix="dfq-compiled-", ignore_cleanup_errors=True) as folder:
+        os.environ[CACHE_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            os.environ[CACHE_VARIABLE] = str(named)
+
+
+def _refusal(folder: str) -> str | None:
+    """Return why a folder cannot be written, or None where it can."""
+    try:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  the variable's text, as torch takes it
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)

@@ -1,0 +1,94 @@
+"""How many steps an optimisation takes: a fixed number, or as many as fit into a time. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FEWEST_STEPS = 10
+"""Below this nothing is optimised: a budget that is too small is overrun."""
+
+MEMORY = 0.9
+"""How much of the estimated time of a step outlives one more step: a slow step counts little, lasting load does."""
+
+
+class Pace:
+    """A fixed number of steps.
+
+    Args:
+        steps: how many, at least 1.
+
+    >>> pace = Pace(4)
+    >>> pace.advance()
+    >>> pace.progress, pace.finished
+    (0.25, False)
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.expected = steps
+        self.done = 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that the steps so far have covered, from 0 to 1."""
+        return self.done / self.expected
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left."""
+        return self.done >= self.expected
+
+    def advance(self) -> None:
+        """Count one step."""
+        self.done += 1
+
+    def measure(self) -> None:
+        """Look at the clock; call it when the steps so far have really been done."""
+
+
+class TimedPace(Pace):
+    """As many steps as fit into a time, with the schedule stretched or shrunk so that it ends with them.
+
+    The first steps are taken as if the most were to be made; from the second on, the time that they took says how many
+    more fit, and the rest of the schedule is spread over those. The first step pays for compilation and warm-up, and is
+    not counted as typical.
+
+    Args:
+        seconds: from now to the end.
+        most: steps beyond which more do not help.
+        clock: seconds that never run backwards.
+    """
+
+    def __init__(self, seconds: float, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(most)
+        self._most = most
+        self._clock = clock
+        self._end = clock() + seconds
+        self._last: tuple[int, float] | None = None
+        self._step: float | None = None
+        self._progress = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that the steps so far have covered, from 0 to 1."""
+        return self._progress
+
+    def advance(self) -> None:
+        """Count one step, and move on in the schedule by an equal part of what is left of it."""
+        self._progress += (1 - self._progress) / max(1, self.expected - self.done)
+        super().advance()
+
+    def measure(self) -> None:
+        """Plan anew how many steps there are in all."""
+        now = self._clock()
+        if self._last is not None and self.done > self._last[0]:
+            done, since = self._last
+            latest = (now - since) / (self.done - done)
+            kept = MEMORY ** (self.done - done)
+            self._step = latest if self._step is None else kept * self._step + (1 - kept) * latest
+            fitting = self.done + int(max(0.0, self._end - now) / self._step) if self._step > 0 else self._most
+            self.expected = max(self.done, min(self._most, max(fitting, FEWEST_STEPS)))
+        self._last = (self.done, now)

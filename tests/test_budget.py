@@ -1,0 +1,332 @@
+"""A budget of time: exact samples whatever it holds, a schedule that ends inside it, and a manifest that tells."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dfq_plugins import inversion, optimization, synthesis
+from dfq_plugins.budget import Allowance, Budget
+from dfq_plugins.cli import cli, progress
+from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.generators import base
+from dfq_plugins.generators.options import BatchNormOptions
+from dfq_plugins.inversion import InversionObjective, compile_pays_within
+from dfq_plugins.optimization import learning_rate_at
+from dfq_plugins.pace import FEWEST_STEPS, Pace, TimedPace
+from dfq_plugins.pipeline import synthesize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from dfq_plugins.types import InputSpec, ProgressEvent
+
+QUICK = {"precision": "float32", "compile": "never"}
+
+
+class Clock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def walk(pace: Pace, clock: Clock, seconds: Callable[[int], float]) -> list[float]:
+    """Take all steps of a pace, step `i` taking `seconds(i)`; return the progress at the start of each."""
+    progresses = []
+    while not pace.finished:
+        progresses.append(pace.progress)
+        clock.now += seconds(pace.done)
+        pace.advance()
+        pace.measure()
+    return progresses
+
+
+def test_fixed_pace_divides_the_schedule_evenly() -> None:
+    assert walk(Pace(5), Clock(), lambda _: 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8]
+
+
+def test_timed_pace_fills_its_time_with_a_whole_schedule() -> None:
+    clock = Clock()
+    pace = TimedPace(50.5, most=300, clock=clock)
+    progresses = walk(pace, clock, lambda _: 1.0)
+    assert len(progresses) == pace.done == 50
+    assert clock.now <= 1050.5
+    assert progresses == sorted(progresses)
+    assert progresses[0] == 0
+    assert 0.95 < progresses[-1] < 1
+    assert pace.progress == pytest.approx(1)
+    steps = [after - before for before, after in itertools.pairwise(progresses[2:])]
+    assert max(steps) == pytest.approx(min(steps))  # only the first two steps were taken on a guess
+
+
+def test_timed_pace_does_not_mistake_compilation_for_a_step() -> None:
+    clock = Clock()
+    assert len(walk(TimedPace(100, most=300, clock=clock), clock, lambda step: 50.0 if step == 0 else 1.0)) == 51
+
+
+def test_timed_pace_ends_its_schedule_in_time_on_a_machine_that_slows_down() -> None:
+    clock = Clock()
+    progresses = walk(TimedPace(100, most=300, clock=clock), clock, lambda step: 1.0 if step < 30 else 3.0)
+    assert clock.now <= 1103
+    assert 40 < len(progresses) < 60
+    assert learning_rate_at(progresses[-1], BatchNormOptions(learning_rate=1.0)) < 0.03
+
+
+def test_timed_pace_takes_no_more_steps_than_help_and_no_fewer_than_change_anything() -> None:
+    for seconds, expected in ((1e6, 300), (0.0, FEWEST_STEPS)):
+        clock = Clock()
+        assert len(walk(TimedPace(seconds, most=300, clock=clock), clock, lambda _: 1.0)) == expected
+    clock = Clock()
+    assert len(walk(TimedPace(0.0, most=4, clock=clock), clock, lambda _: 1.0)) == 4  # the user's own number
+
+
+def test_steps_that_take_no_time_are_made_up_to_the_most() -> None:
+    clock = Clock()
+    assert len(walk(TimedPace(1.0, most=30, clock=clock), clock, lambda _: 0.0)) == 30
+
+
+@pytest.mark.parametrize(("ahead", "processes", "expected"), [(1000, 1, 9.0), (1000, 4, 36.0), (100, 4, 90.0)])
+def test_time_is_shared_by_samples_among_those_who_make_them(ahead: int, processes: int, expected: float) -> None:
+    clock = Clock()
+    budget = Budget(110, clock)
+    clock.now += 10
+    allowance = budget.allow(samples=100, ahead=ahead, processes=processes, reserve=10)
+    assert (allowance.seconds, allowance.run_seconds) == (expected, 90.0)
+    clock.now += 200
+    assert budget.left == -100
+    assert budget.allow(samples=100, ahead=ahead, processes=processes, reserve=0).seconds == 0
+
+
+def test_budget_without_time_is_refused(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    for seconds in (0, -1.0):
+        with pytest.raises(UsageError, match=rf"max_seconds must be above 0, got {seconds}\."):
+            synthesize(tiny_network, tiny_spec, max_seconds=seconds)
+
+
+def run(network: nn.Module, spec: InputSpec, **settings: Any) -> SyntheticDataset:
+    settings["options"] = {**QUICK, **settings.get("options", {})}
+    return synthesize(network, spec, **{"num_samples": 40, "batch_size": 16, **settings})
+
+
+def test_set_made_in_a_budget_is_whole_and_says_what_it_took(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    data = run(tiny_network, tiny_spec, max_seconds=5, output=tmp_path)
+    seconds = time.monotonic() - began
+    assert len(data) == 40
+    counts = [shard.iterations for shard in data.manifest.shards]
+    assert len(counts) == 3
+    assert all(FEWEST_STEPS <= count <= 300 for count in counts)
+    assert seconds < 6 or min(counts) == FEWEST_STEPS
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert written["max_seconds"] == 5
+    assert [shard["iterations"] for shard in written["shards"]] == counts
+
+
+def test_set_without_a_budget_says_nothing_of_one(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path
+) -> None:
+    data = run(tiny_network, tiny_spec, options={"iterations": 2}, output=tmp_path)
+    text = (tmp_path / "manifest.json").read_text()
+    assert "max_seconds" not in text
+    assert '"iterations": 2' in text  # the option
+    assert [shard.iterations for shard in data.manifest.shards] == [None] * 3
+    assert "budgeted" not in data.manifest.settings.as_json()
+
+
+def test_ample_budget_buys_three_times_the_default_or_the_number_given(
+    tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchNormOptions, "iterations", 4)
+    monkeypatch.setattr(BatchNormOptions.__init__, "__defaults__", (4, *BatchNormOptions.__init__.__defaults__[1:]))
+    assert base.MOST_ITERATIONS == 3
+    for given, expected in (({}, 12), ({"iterations": 7}, 7)):
+        data = run(tiny_network, tiny_spec, num_samples=8, max_seconds=500, options=given)
+        assert [shard.iterations for shard in data.manifest.shards] == [expected]
+
+
+def test_budget_that_is_too_small_is_overrun_with_a_note(
+    tiny_network: nn.Module, tiny_spec: InputSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = run(tiny_network, tiny_spec, max_seconds=0.001)
+    assert [shard.iterations for shard in data.manifest.shards] == [FEWEST_STEPS] * 3
+    assert len(data) == 40
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "s were too short for 40 samples: with the fewest iterations that are made they took" in record.getMessage()
+
+
+def test_run_in_a_budget_is_resumed_in_another_but_never_mixed_with_one_without(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesis, "best_divergences", lambda *_: raise_(RuntimeError("stopped")))
+        with pytest.raises(RuntimeError, match="stopped"):
+            run(tiny_network, tiny_spec, max_seconds=0.5, output=tmp_path)
+    first = (tmp_path / "shard-00000.safetensors").read_bytes()
+    (tmp_path / "shard-00001.safetensors").unlink()
+    with pytest.raises(DataError, match=r"other settings .*budgeted is True there, None asked"):
+        run(tiny_network, tiny_spec, output=tmp_path)
+    data = run(tiny_network, tiny_spec, max_seconds=0.7, output=tmp_path)
+    assert data.manifest.max_seconds == 0.7
+    assert all(shard.iterations for shard in data.manifest.shards)
+    assert (tmp_path / "shard-00000.safetensors").read_bytes() == first
+    data = run(tiny_network, tiny_spec, max_seconds=0.9, output=tmp_path, num_samples=60)
+    assert [shard.num_samples for shard in data.manifest.shards] == [16, 16, 8, 16, 4]
+    with pytest.raises(DataError, match="budgeted is True there"):
+        run(tiny_network, tiny_spec, output=tmp_path, num_samples=60)
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+def test_wall_clock_that_jumps_changes_nothing(
+    tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = iter(range(0, 10**9, 86_400))
+    monkeypatch.setattr(time, "time", lambda: -next(jumps))
+    began = time.monotonic()
+    data = run(tiny_network, tiny_spec, max_seconds=2)
+    assert len(data) == 40
+    assert min(shard.iterations for shard in data.manifest.shards) > FEWEST_STEPS or time.monotonic() - began > 2
+    monkeypatch.undo()
+    plain = [run(tiny_network, tiny_spec, options={"iterations": 3}).inputs()]
+    monkeypatch.setattr(time, "time", lambda: -next(jumps))
+    plain.append(run(tiny_network, tiny_spec, options={"iterations": 3}).inputs())
+    assert torch.equal(*plain)
+
+
+def test_generator_that_keeps_to_no_time_is_refused(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfq_plugins.generators.gaussian.GaussianGenerator.timed", False)
+    with pytest.raises(UsageError, match=r"max_seconds needs a generator that keeps to a time, and the generator 'gau"):
+        synthesize(tiny_network, tiny_spec, generator="gaussian", max_seconds=5, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_noise_keeps_to_any_time(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    data = synthesize(tiny_network, tiny_spec, generator="gaussian", max_seconds=60, num_samples=8)
+    assert [shard.iterations for shard in data.manifest.shards] == [None]
+
+
+@pytest.mark.parametrize(
+    ("run_seconds", "shard_seconds", "step_seconds", "expected"),
+    [
+        (1000, 100, 1.0, True),  # plain steps reach 100 of the 300 that help
+        (1000, 400, 1.0, False),  # they reach all
+        (20, 20, 1.0, False),  # compilation would take half of the time
+    ],
+)
+def test_compilation_must_fit_into_the_budget_and_be_needed(
+    tiny_network: nn.Module,
+    tiny_spec: InputSpec,
+    run_seconds: float,
+    shard_seconds: float,
+    step_seconds: float,
+    expected: bool,
+) -> None:
+    objective = InversionObjective(tiny_network, tiny_spec, BatchNormOptions())
+    objective._step_seconds = step_seconds
+    batch, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    allowance = Allowance(shard_seconds, run_seconds)
+    assert compile_pays_within(allowance, 300, objective, batch, labels) is expected
+
+
+def test_plain_step_is_timed_once(tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: Any) -> None:
+    objective = InversionObjective(tiny_network, tiny_spec, BatchNormOptions(precision="float32"))
+    batch, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    seconds = objective.plain_step_seconds(batch, labels)
+    assert seconds > 0
+    monkeypatch.setattr(inversion, "_differentiated", None)
+    assert objective.plain_step_seconds(batch, labels) == seconds
+
+
+def test_threads_are_set_for_the_run_and_restored(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    listener = [lambda _: seen.append(torch.get_num_threads())]
+    run(tiny_network, tiny_spec, num_samples=4, threads=3, options={"iterations": 1}, listeners=listener)
+    assert set(seen) == {3}
+    assert torch.get_num_threads() == before
+    with pytest.raises(UsageError, match=r"threads must be at least 1, got 0\."):
+        run(tiny_network, tiny_spec, threads=0)
+
+
+def test_slow_steps_are_reported_before_the_next_look_at_the_loss(
+    tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps of 8 seconds: the time that is left is known within the first minute, for a handful of samples too."""
+    clock = Clock()
+    monkeypatch.setattr(optimization.time, "monotonic", clock)
+    step = InversionObjective.__call__
+
+    def slow(*arguments: Any) -> Any:
+        clock.now += 8
+        return step(*arguments)
+
+    monkeypatch.setattr(InversionObjective, "__call__", slow)
+    lines = progress.PlainLines(clock=clock)
+    moments: list[float] = []
+
+    def listener(event: ProgressEvent) -> None:
+        moments.append(clock.now - 1000)
+        lines(event)
+
+    run(tiny_network, tiny_spec, num_samples=2, options={"iterations": 30}, listeners=[listener])
+    assert moments[:3] == [8, 16, 24]
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert first.startswith("synthesize: 0 of 2, loss")
+    assert second.endswith(", about 224 s left")
+
+
+def test_command_line_counts_from_its_own_beginning(tmp_path: Path) -> None:
+    (tmp_path / "network.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    norm = nn.BatchNorm2d(1, momentum=1.0)\n"
+        "    network = nn.Sequential(norm, nn.Flatten(), nn.Linear(16, 2))\n"
+        "    network(torch.randn(64, 1, 4, 4))\n"
+        "    return network.eval()\n"
+    )
+    arguments = [f"{tmp_path / 'network.py'}:build", "--shape", "1,4,4", "-n", "8", "-o", str(tmp_path / "out")]
+    settings = ["--max-seconds", "3", "--threads", str(torch.get_num_threads()), "--device", "cpu", "--json"]
+    result = CliRunner().invoke(cli, ["synthesize", *arguments, *settings])
+    assert result.exit_code == 0, result.output
+    assert FEWEST_STEPS <= json.loads(result.stdout)["iterations"][0] <= 300
+    assert SyntheticDataset.open(tmp_path / "out").manifest.max_seconds == 3
+    result = CliRunner().invoke(cli, ["synthesize", *arguments, "--device", "abacus"])
+    assert result.exit_code == 2
+    assert "--device abacus cannot be used (" in result.stderr
+    assert "Choose cpu, or a GPU that torch sees." in result.stderr
+
+
+def test_only_the_first_rank_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "network.py").write_text("from torch import nn\ndef build():\n    return nn.Flatten()\n")
+    arguments = [f"{tmp_path / 'network.py'}:build", "--shape", "1,4,4", "-n", "8", "--generator", "gaussian"]
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "7"}.items():
+        monkeypatch.setenv(name, value)
+    for rank, quiet in (("1", True), ("0", False)):
+        monkeypatch.setenv("RANK", rank)
+        result = CliRunner().invoke(cli, ["synthesize", *arguments, "-o", str(tmp_path / f"out-{rank}")])
+        assert result.exit_code == 0, result.output
+        assert (result.output == "") is quiet
+    assert os.environ["OMP_NUM_THREADS"] == "7"
