@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 """Environment variable of torch: the folder in which it keeps what it compiled."""
 
-_NO_COMPILER = re.compile("InvalidCxxCompiler|no working c\\+\\+ compiler|could not find.*compiler", re.IGNORECASE)
+_NO_COMPILER = re.compile(r"InvalidCxxCompiler|\bno\b.*\bcompiler\b", re.IGNORECASE)
 
 
 def explained_failure(error: Exception) -> str:

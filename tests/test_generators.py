@@ -455,7 +455,8 @@ def test_a_failing_compiler_is_noted_once_and_changes_nothing(
     with caplog.at_level(logging.WARNING):
         fallen_back = inputs_of(make(registry, "bns", network, 64, batch_size=32, compile="always"))[:32]
     assert [record.getMessage() for record in caplog.records] == [
-        "Compilation failed (RuntimeError: no C++ compiler); going on uncompiled."
+        "Compilation failed (RuntimeError: no C++ compiler); going on uncompiled, more slowly. "
+        "Install a C++ compiler (g++ or clang++), name it in CXX, or set compile=never."
     ]
     again = inputs_of(make(registry, "bns", network, 64, batch_size=32, compile="never"))[:32]
     assert torch.equal(fallen_back, again)
@@ -556,7 +557,9 @@ class Steady:
     def __init__(self, good_calls: int) -> None:
         self.left = good_calls
 
-    def __call__(self, inputs: Tensor, _labels: Tensor, _rest: object) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, inputs: Tensor, _labels: Tensor, _rest: object, _maps: object = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
         self.left -= 1
         value = 1.0 if self.left >= 0 else math.nan
         return torch.tensor(value), torch.full_like(inputs, value), torch.zeros(2, 0)
@@ -586,9 +589,9 @@ def test_a_run_that_diverges_stops_with_the_last_good_inputs(monkeypatch: pytest
     kept: list[Tensor] = []
     original = optimization._snapshot
 
-    def watched(step: int, loss: float, variables: list[Tensor], *rest: Any) -> None:
+    def watched(pace: object, loss: float, variables: list[Tensor], *rest: Any) -> None:
         kept[:] = variables
-        original(step, loss, variables, *rest)
+        original(pace, loss, variables, *rest)
 
     monkeypatch.setattr(optimization, "_snapshot", watched)
     message = (
