@@ -108,7 +108,7 @@ def _whole(draw: Tensor, largest: Tensor | int) -> Tensor:
 
 
 def apply_maps(inputs: Tensor, maps: AxisMaps, fill: Tensor) -> Tensor:
-    """Return the inputs `(batch, channels, *spatial)` after the maps; what lies outside them is `fill`, `(channels,)`."""
+    """Return the inputs `(batch, channels, *spatial)` after the maps; outside them lies `fill`, `(channels,)`."""
     if not maps:
         return inputs
     level = fill.to(inputs).view(1, -1, *(1 for _ in inputs.shape[_SPATIAL:]))

@@ -443,7 +443,7 @@ def _this_folder() -> object:
 
 class TestRefusals:
     def test_training_at_other_widths(self, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
-        with pytest.raises(UsageError, match="quantizes activations to 2 to 8 bits .*, got 16 in w8a16"):
+        with pytest.raises(UsageError, match=r"quantizes activations to 2 to 8 bits .*, got 16 in w8a16"):
             TorchAoCalibrator().prepare(tiny_network, tiny_spec, Recipe(8, 16), training=True)
 
     @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 9), (3, 8, 8)])
