@@ -71,9 +71,9 @@ def draw_maps(
 ) -> AxisMaps:
     """Draw the augmentation of a batch of the shape `(batch, channels, *spatial)`.
 
-    >>> (matrix,) = draw_maps(Augmentation(border=1), (1, 1, 3), torch.Generator().manual_seed(1))
-    >>> matrix[0].tolist()  # shifted by one: the last place holds the border
-    [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    >>> (matrix,) = draw_maps(Augmentation(border=1), (1, 1, 3), torch.Generator().manual_seed(0))
+    >>> matrix[0].tolist()  # shifted by one: the first place holds the border
+    [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     count, sizes = shape[0], shape[_SPATIAL:]
     if not settings.active or not sizes:

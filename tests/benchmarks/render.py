@@ -128,9 +128,10 @@ def similarity_section() -> str:
     ]
     header = ["rank", "data set", "mean divergence (nats)", "shown", "shown plainly", "samples", "worst layer"]
     text = (
-        "### Data similarity under ResNet-20\n\nPooled BatchNorm-statistics divergence, nearest first, of each set as it "
-        "fits best: plainly, or mirrored and shifted over a border as training showed it. Shown plainly only, ImageNet "
-        "would look nearer than CIFAR-10, whose augmentation the network's records hold.\n"
+        "### Data similarity under ResNet-20\n\n"
+        "Pooled BatchNorm-statistics divergence, nearest first, of each set as it fits best: plainly, or mirrored and "
+        "shifted over a border as training showed it. Shown plainly only, ImageNet would look nearer than CIFAR-10, "
+        "whose augmentation the network's records hold.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
 
