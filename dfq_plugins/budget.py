@@ -30,6 +30,15 @@ class Allowance:
     run_seconds: float
     iterations: int | None = None
 
+    def after(self, preparation: float) -> float:
+        """Return the seconds for the shard once the run has lost some to what is done for all shards together.
+
+        >>> Allowance(25.0, 100.0).after(40.0)
+        15.0
+        """
+        share = 1 - preparation / self.run_seconds if self.run_seconds else 0.0
+        return max(0.0, self.seconds * share)
+
 
 class Budget:
     """The seconds that a run may take, counted from now.

@@ -70,6 +70,7 @@ class InversionObjective:
         self._compiles = False
         self._compiler_works = True
         self._step_seconds: float | None = None
+        self._warm: set[bool] = set()  # which of the two steps, plain and compiled, has been taken
 
     def __call__(
         self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None, maps: AxisMaps = ()
@@ -136,16 +137,22 @@ class InversionObjective:
         """Whether a compiled step is at hand already."""
         return self._compiled is not None and self._compiler_works
 
-    def plain_step_seconds(self, inputs: Tensor, labels: Tensor) -> float:
+    def plain_step_seconds(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> float:
         """Return how long one step on such a batch takes uncompiled, measured once."""
         if self._step_seconds is None:
             self.use_compiled(wanted=False)
-            self(inputs, labels, None)  # the first call finds its kernels
+            self.warm_up(inputs, labels, maps)
             began = time.monotonic()
-            loss, _, _ = self(inputs, labels, None)
+            loss, _, _ = self(inputs, labels, None, maps)
             float(loss)
             self._step_seconds = time.monotonic() - began
         return self._step_seconds
+
+    def warm_up(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> None:
+        """Take the first step, which compiles or finds its kernels, without effect; later calls do nothing."""
+        if self._compiles not in self._warm:
+            float(self(inputs, labels, None, maps)[0])
+            self._warm.add(self._compiles)
 
     def _forget_calls(self) -> None:
         if self.matches:
@@ -262,7 +269,12 @@ def compile_pays(work: float, samples: int, options: InversionOptions) -> bool:
 
 
 def compile_pays_within(
-    allowance: Allowance, iterations: int, objective: InversionObjective, inputs: Tensor, labels: Tensor
+    allowance: Allowance,
+    iterations: int,
+    objective: InversionObjective,
+    inputs: Tensor,
+    labels: Tensor,
+    maps: AxisMaps = (),
 ) -> bool:
     """Tell whether to compile where time is limited: where it leaves time to use it, and plain steps do not suffice.
 
@@ -272,6 +284,7 @@ def compile_pays_within(
         objective: measures how long a plain step takes.
         inputs: a batch of the shard, `(batch, *shape)`.
         labels: its wanted classes `(batch,)`.
+        maps: the kind of augmentation that the steps have.
     """
     if objective.is_compiled:
         return True
@@ -279,4 +292,4 @@ def compile_pays_within(
     fixed, each = COMPILE_SECONDS
     if fixed + each * layers > COMPILE_SHARE * allowance.run_seconds:
         return False
-    return iterations * objective.plain_step_seconds(inputs, labels) > allowance.seconds
+    return iterations * objective.plain_step_seconds(inputs, labels, maps) > allowance.seconds

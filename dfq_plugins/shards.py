@@ -84,6 +84,20 @@ def inspect_shard(path: Path, sha256: str | None = None) -> Inspection:
     return Inspection(proof, hashlib.sha256(data).hexdigest(), rows)
 
 
+def check_alike(shards: Sequence[ShardRecord], found: Sequence[Inspection]) -> None:
+    """Make sure that all shards hold the same tensors for each sample.
+
+    Raises:
+        DataError: one differs from the first.
+    """
+    for shard, inspection in zip(shards, found, strict=True):
+        if inspection.rows != found[0].rows:
+            raise DataError(
+                f"{shard.file} holds {inspection.rows} in each sample, and the first shard {found[0].rows}. "
+                "A generator must give the same tensors for every shard."
+            )
+
+
 def load_shard(path: Path, sha256: str | None = None) -> Batch:
     """Load the samples of a shard, after checking that its file has the checksum `sha256` where one is given.
 

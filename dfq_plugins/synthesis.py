@@ -125,8 +125,10 @@ def _written(
         dataset = writer.finish(known, owner=owner)
     if budget is not None and budget.left < 0:
         logger.warning(
-            "%.0f s were too short for %d samples: with the fewest iterations that are made they took %.0f s.",
-            *(budget.seconds, plan.num_samples, budget.seconds - budget.left),
+            "%d samples took %.0f s, longer than their budget of %.0f s, with as few as %s iterations. "
+            "Give more time, or ask for fewer samples.",
+            *(plan.num_samples, budget.seconds - budget.left, budget.seconds),
+            min((shard.iterations for shard in dataset.manifest.shards if shard.iterations is not None), default="no"),
         )
     return dataset
 

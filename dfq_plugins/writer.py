@@ -14,7 +14,7 @@ from dfq_plugins.locks import POLL_SECONDS, FolderLock
 from dfq_plugins.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from dfq_plugins.plan import ShardPlan, library_versions
 from dfq_plugins.sample_checks import checked_batch
-from dfq_plugins.shards import inspect_shard, load_shard, write_shard
+from dfq_plugins.shards import check_alike, inspect_shard, load_shard, write_shard
 from dfq_plugins.storage import create_folder, remove_empty, remove_temporary_files
 
 if TYPE_CHECKING:
@@ -300,10 +300,5 @@ class DatasetWriter:
                 "on. Write every shard of pending() before finish()."
             )
         found = [inspection for inspection in inspections if inspection is not None]
-        for shard, inspection in zip(self.manifest.shards, found, strict=True):
-            if inspection.rows != found[0].rows:
-                raise DataError(
-                    f"{shard.file} holds {inspection.rows} in each sample, and the first shard {found[0].rows}. "
-                    "A generator must give the same tensors for every shard."
-                )
+        check_alike(self.manifest.shards, found)
         return found

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,11 @@ def test_budget_that_is_too_small_is_overrun_with_a_note(
     assert [shard.iterations for shard in data.manifest.shards] == [FEWEST_STEPS] * 3
     assert len(data) == 40
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "s were too short for 40 samples: with the fewest iterations that are made they took" in record.getMessage()
+    assert re.fullmatch(
+        r"40 samples took \d+ s, longer than their budget of 0 s, with as few as 10 iterations\. Give more time, or "
+        r"ask for fewer samples\.",
+        record.getMessage(),
+    )
 
 
 def test_run_in_a_budget_is_resumed_in_another_but_never_mixed_with_one_without(
@@ -248,6 +253,28 @@ def test_compilation_must_fit_into_the_budget_and_be_needed(
     batch, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
     allowance = Allowance(shard_seconds, run_seconds)
     assert compile_pays_within(allowance, 300, objective, batch, labels) is expected
+
+
+def test_preparation_is_charged_to_the_whole_run_and_not_to_its_first_shard(
+    tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Allowance(10.0, 100.0).after(50.0) == 5.0
+    assert Allowance(10.0, 100.0).after(200.0) == Allowance(0.0, 0.0).after(1.0) == 0.0
+    clock = Clock()
+    for module in (base, inversion, optimization):
+        monkeypatch.setattr(module.time, "monotonic", clock)
+    step, seconds = InversionObjective.__call__, iter([30.0])
+
+    def slow_at_first(*arguments: Any) -> Any:
+        clock.now += next(seconds, 0.5)
+        return step(*arguments)
+
+    monkeypatch.setattr(InversionObjective, "__call__", slow_at_first)
+    maker = base.InversionGenerator(BatchNormOptions(compile="never", precision="float32"))
+    allowance, rng = Allowance(20.0, 120.0), torch.Generator().manual_seed(0)
+    settings: dict[str, Any] = {"num_samples": 32, "batch_size": 32, "rng": rng, "report": lambda _: None}
+    assert len(next(maker.generate(tiny_network, tiny_spec, allowance=allowance, **settings)).inputs) == 32
+    assert allowance.iterations == pytest.approx((20 - 30 / 6) / 0.5, abs=2)
 
 
 def test_plain_step_is_timed_once(tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: Any) -> None:

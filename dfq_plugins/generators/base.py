@@ -10,13 +10,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from dfq_plugins.augmentation import draw_maps
 from dfq_plugins.checks import require_batch_norm
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.generators.start import fitted_noise, known_noise
 from dfq_plugins.inversion import InversionObjective, compile_pays, compile_pays_within, step_work
 from dfq_plugins.model_state import device_of
-from dfq_plugins.optimization import optimize_inputs
+from dfq_plugins.optimization import augmentation_of, optimize_inputs
 from dfq_plugins.pace import Pace, TimedPace
 from dfq_plugins.types import Batch, ProgressEvent
 
@@ -89,7 +90,7 @@ class InversionGenerator:
             UsageError: the objective has a class term and the network is no classifier.
             DivergedError: the loss is not finite.
         """
-        end = math.inf if allowance is None else time.monotonic() + allowance.seconds
+        began = time.monotonic()
         self.check_supported(model, spec)
         ready = self._prepared(model, spec)
         sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
@@ -97,7 +98,7 @@ class InversionGenerator:
         device = device_of(model)
         batches = [draw_noise(spec, size, ready.noise, rng, device) for size in padded]
         labels = [part.to(device) for part in _split_labels(sizes, padded, spec.num_classes, rng)]
-        ready.objective.use_compiled(self._compiles(ready, batches[0], labels[0], sum(padded), allowance))
+        end = self._choose_step(ready, spec, batches[0], labels[0], sum(padded), allowance, began)
         groups = [list(range(len(batches)))] if self.options.statistics == "set" else [[i] for i in range(len(batches))]
         for number, group in enumerate(groups):
             pace = self._pace((end - time.monotonic()) / (len(groups) - number))
@@ -141,14 +142,35 @@ class InversionGenerator:
             return Pace(self.options.iterations)
         default = type(self.options)().iterations
         given = self.options.iterations != default
-        return TimedPace(seconds, self.options.iterations if given else MOST_ITERATIONS * default)
+        return TimedPace(seconds, self.options.iterations if given else MOST_ITERATIONS * default, time.monotonic)
 
-    def _compiles(
-        self, ready: Preparation, batch: Tensor, labels: Tensor, samples: int, allowance: Allowance | None
-    ) -> bool:
-        if allowance is None or self.options.compile != "auto":
-            return compile_pays(ready.work, samples, self.options)
-        return compile_pays_within(allowance, self._pace(0.0).expected, ready.objective, batch, labels)
+    def _choose_step(
+        self,
+        ready: Preparation,
+        spec: InputSpec,
+        batch: Tensor,
+        labels: Tensor,
+        samples: int,
+        allowance: Allowance | None,
+        began: float,
+    ) -> float:
+        """Choose between the plain and the compiled step; return the moment at which the shard is to be done.
+
+        What happens once for all shards (starting noise, compilation, kernels) is charged to the whole allowance.
+        """
+        objective, options = ready.objective, self.options
+        if allowance is None:
+            objective.use_compiled(compile_pays(ready.work, samples, options))
+            return math.inf
+        maps = draw_maps(augmentation_of(options, spec), tuple(batch.shape), torch.Generator(), batch.device)
+        if options.compile == "auto":
+            most = self._pace(0.0).expected
+            objective.use_compiled(compile_pays_within(allowance, most, objective, batch, labels, maps))
+        else:
+            objective.use_compiled(compile_pays(ready.work, samples, options))
+        objective.warm_up(batch, labels, maps)
+        now = time.monotonic()
+        return now + allowance.after(now - began)
 
     def _prepared(self, model: nn.Module, spec: InputSpec) -> Preparation:
         """Return what all shards share, made once: it depends on the model and the options, and on no shard's seed."""
