@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import warnings
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.calibration_data import BATCH_SIZE, as_calibration_data
+from dfq_plugins.calibration_data import as_calibration_data
 from dfq_plugins.checks import check_finite, complete_spec
-from dfq_plugins.dataset import SyntheticDataset
-from dfq_plugins.digest import model_digest
-from dfq_plugins.distillation.batches import Examples, split_held_out
+from dfq_plugins.distillation.batches import split_held_out
 from dfq_plugins.distillation.loop import Student, Workplace, distill
 from dfq_plugins.distillation.loss import DistillationLoss
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.distillation.ranks import joined_ranks
 from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource
-from dfq_plugins.errors import DataError, DfqWarning, UsageError
 from dfq_plugins.listeners.broadcast import Broadcast
-from dfq_plugins.locks import FolderLock
-from dfq_plugins.manifest import jsonable
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.options import parse_options
 from dfq_plugins.pipeline import QuantizationRun, checked_spec, top1_agreement
 from dfq_plugins.provided import attributed
 from dfq_plugins.registry import get_registry
-from dfq_plugins.storage import create_folder, remove_temporary_files
+from dfq_plugins.training_material import (
+    answered,
+    check_origin,
+    gathered,
+    learning_generator,
+    name_of,
+    run_identity,
+    work_folder,
+)
 from dfq_plugins.types import ProgressEvent, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor, nn
 
-    from dfq_plugins.calibration_data import CalibrationData, InputBatches
+    from dfq_plugins.calibration_data import CalibrationData
+    from dfq_plugins.distillation.batches import Examples
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.ranks import Ranks
     from dfq_plugins.distillation.sources import Source
     from dfq_plugins.registry import Registry
     from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
 
 CALIBRATION_SAMPLES = 1024
 """Samples that ranges are calibrated on before the training; more change nothing and take time."""
-
-_SHOWN_DIGITS = 12
-
-
-class DataOriginWarning(DfqWarning):
-    """The data was synthesised from another model than the one that is fine-tuned on it."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +120,9 @@ def finetune(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     settings = parse_options(DistillationOptions, training, owner="fine-tuning")
     worker = registry.create("calibrator", calibrator, options)
-    maker = _learning_generator(generator, generator_options, registry)
+    maker = learning_generator(generator, generator_options, registry)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(), joined_ranks() as ranks, _work_folder(work, ranks) as folder:
+    with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a framework or a generator draws from the global state
         teacher = frozen_copy(model)
         check_finite(teacher)
@@ -137,14 +130,14 @@ def finetune(
         samples = as_calibration_data(data, spec)
         spec = checked_spec(teacher, samples.spec or complete_spec(teacher, shape=samples.shape), registry)
         samples.check(spec)
-        parts = split_held_out(_gathered(data, samples), settings.held_out, settings.seed)
+        parts = split_held_out(gathered(data, samples), settings.held_out, settings.seed)
         with attributed(provided):
             prepared = _calibrated(worker, teacher, spec, recipe, parts[0].inputs, broadcast)
         batches = torch.split(parts[1].inputs, settings.batch_size)
         judged = partial(top1_agreement, teacher, batches=batches, limit=len(parts[1]))
         before = judged(prepared.eval())
         record = registry.options("calibrator", calibrator, options)
-        about = [calibrator, str(recipe), asdict(record), spec, _name_of(generator), generator_options]
+        about = [calibrator, str(recipe), asdict(record), spec, name_of(generator), generator_options]
         place = Workplace(folder, run_identity(teacher, parts, settings, about), broadcast, ranks)
         history = _trained(_student(prepared, worker), teacher, spec, parts, settings, maker, place)
         with attributed(provided):
@@ -155,50 +148,6 @@ def finetune(
         ranks.wait()
     about_model = (converted, calibrator, recipe, coverage, artifacts, agreement)
     return FinetuningRun(*about_model, before, history, settings, len(parts[1]))
-
-
-def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
-    """Warn of a synthetic data set that was made from another model, or refuse it.
-
-    Raises:
-        DataError: it was, and `strict` is set.
-    """
-    if not isinstance(data, SyntheticDataset):
-        return
-    theirs, ours = data.manifest.model_digest, model_digest(teacher)
-    if theirs == ours:
-        return
-    message = (
-        f"The data in {data.folder} was made from another model: digest {theirs[:_SHOWN_DIGITS]} there, "
-        f"{ours[:_SHOWN_DIGITS]} of the model given."
-    )
-    if strict:
-        raise DataError(f"{message} Synthesise data from this model, or do without strict.")
-    warnings.warn(
-        f"{message} Its inputs fit that one's statistics. Synthesise data from this model.",
-        DataOriginWarning,
-        stacklevel=3,
-    )
-
-
-def run_identity(
-    teacher: nn.Module, parts: tuple[Examples, Examples], settings: DistillationOptions, about: object
-) -> str:
-    """Return the digest of everything that the result of a training depends on, in hexadecimal.
-
-    The time budget is left out: a run may be resumed with another one.
-    """
-    training = asdict(replace(settings, max_seconds=None))
-    told = jsonable([model_digest(teacher), [part.digest for part in parts], training, about])
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _gathered(data: CalibrationData, samples: InputBatches) -> Examples:
-    """Return all samples in memory, with the labels of a synthetic data set."""
-    if isinstance(data, SyntheticDataset) and data.manifest.labels != "none":
-        batches = list(data.loader(batch_size=BATCH_SIZE))
-        return Examples(torch.cat([batch.inputs for batch in batches]), torch.cat([batch.labels for batch in batches]))
-    return Examples(torch.cat(list(samples)))
 
 
 def _calibrated(
@@ -244,48 +193,3 @@ def _trained(
         return distill(student, loss, source, held_out, settings, place)
     finally:
         loss.close()
-
-
-def answered(examples: Examples, loss: DistillationLoss, settings: DistillationOptions) -> Examples:
-    """Return the examples with the teacher's answers where no step will ask the teacher anew."""
-    if settings.augments or settings.compares_features:
-        return examples
-    answers = torch.cat([loss.teach(batch).cpu() for batch in torch.split(examples.inputs, settings.batch_size)])
-    return replace(examples, answers=answers)
-
-
-def _learning_generator(
-    generator: str | LearningGenerator | None, options: Mapping[str, object] | object | None, registry: Registry
-) -> LearningGenerator | None:
-    if not isinstance(generator, str):
-        return generator
-    provided = registry.find("generator", generator)
-    if not provided.learns:
-        raise UsageError(
-            f"Generator {generator!r} does not learn against a student: it makes data sets. Give "
-            f"synthesize(model, generator={generator!r}) as the data."
-        )
-    made: LearningGenerator = registry.create_learning(generator, options)
-    return made
-
-
-def _name_of(generator: str | LearningGenerator | None) -> str | None:
-    return generator if generator is None or isinstance(generator, str) else type(generator).__qualname__
-
-
-@contextmanager
-def _work_folder(work: Path | str | None, ranks: Ranks) -> Iterator[Path | None]:
-    """Create the work folder and keep other runs out of it meanwhile."""
-    if work is None:
-        yield None
-        return
-    folder = Path(work).absolute()
-    create_folder(folder)
-    lock = FolderLock(folder)
-    if ranks.leads:  # the other processes only read
-        lock.acquire()
-        remove_temporary_files(folder)
-    try:
-        yield folder
-    finally:
-        lock.release()

@@ -16,9 +16,10 @@ from torch import nn
 from dfq_plugins.distillation import DistillationOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
-from dfq_plugins.finetuning import DataOriginWarning, FinetuningRun, finetune
+from dfq_plugins.finetuning import FinetuningRun, finetune
 from dfq_plugins.pipeline import quantize, run_quantization, synthesize
 from dfq_plugins.registry import Registry, build_registry
+from dfq_plugins.training_material import DataOriginWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
