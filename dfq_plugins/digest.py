@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def model_digest(model: nn.Module) -> str:
+def model_digest(model: nn.Module, *, weights: bool = True) -> str:
     """Return the SHA-256 over the names, shapes, types and bytes of the state dictionary, and the module structure.
+
+    Without `weights` the bytes are left out: the digest is then that of the architecture.
 
     The settings that torch's own modules print (stride, padding, eps) count as structure. `num_batches_tracked`
     counters are left out: they do not change what the network computes.
@@ -31,5 +33,6 @@ def model_digest(model: nn.Module) -> str:
         if isinstance(value, torch.Tensor) and not name.endswith("num_batches_tracked"):
             array = value.detach().cpu().contiguous()
             digest.update(f"{name}:{array.dtype}:{tuple(array.shape)};".encode())
-            digest.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+            if weights and array.numel():
+                digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

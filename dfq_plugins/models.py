@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+SAVED = "saved:"
+"""Begins a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
+
 _counter = itertools.count(1)
 
 
@@ -28,7 +31,7 @@ def load_model(reference: str, weights: Path | None = None) -> nn.Module:
 
     Args:
         reference: `torchvision:resnet18`, `package.module:factory` or `path/to/file.py:factory`; a factory takes no
-            arguments and returns the model.
+            arguments and returns the model. `saved:folder` is a network that was pruned or distilled.
         weights: state dict as .safetensors, or as .pth or .pt read with `weights_only=True`; None keeps what the
             factory returned.
 
@@ -44,14 +47,24 @@ def load_model(reference: str, weights: Path | None = None) -> nn.Module:
     source, separator, name = reference.rpartition(":")
     if not (separator and source and name):
         raise UsageError(
-            f"A model is torchvision:NAME, package.module:factory or file.py:factory, got {reference!r}. "
-            "Give e.g. torchvision:resnet18."
+            "A model is torchvision:NAME, package.module:factory or file.py:factory, or saved:FOLDER, got "
+            f"{reference!r}. Give e.g. torchvision:resnet18."
         )
+    if reference.startswith(SAVED):
+        return _saved(reference, weights)
     with preserve_global_state():
         model = _build(source, name, reference)
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
+
+
+def _saved(reference: str, weights: Path | None) -> nn.Module:
+    from dfq_plugins.saved_network import load_network  # noqa: PLC0415  imports torch
+
+    if weights is not None:
+        raise UsageError(f"{reference} brings its own weights: leave {weights} out.")
+    return load_network(reference.removeprefix(SAVED))
 
 
 def _build(source: str, name: str, reference: str) -> nn.Module:

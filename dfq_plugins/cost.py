@@ -1,0 +1,68 @@
+"""What a network costs: its parameters, and the multiply-adds of one input, as torch's own counter sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfq_plugins.model_state import device_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OPERATIONS = 2
+"""Torch counts a multiplication and the addition after it as two floating-point operations."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Args:
+        parameters: how many it has.
+        nonzero: how many of them are not zero.
+        multiply_adds: of convolutions and linear layers, for one input.
+    """
+
+    parameters: int
+    nonzero: int
+    multiply_adds: int
+
+
+def measure_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
+    """Return the cost of a network for one input of the given shape.
+
+    >>> measure_cost(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 4, 4))
+    Cost(parameters=216, nonzero=216, multiply_adds=3456)
+    """
+    weights = list(model.parameters())
+    nonzero = sum(int(weight.count_nonzero()) for weight in weights)
+    return Cost(
+        sum(weight.numel() for weight in weights), nonzero, _counter(model, shape).get_total_flops() // OPERATIONS
+    )
+
+
+def layer_multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """Return the multiply-adds of every module for one input, those of its parts included.
+
+    >>> layer_multiply_adds(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()), (4,))
+    {'0': 8}
+    """
+    counts = _counter(model, shape).get_flop_counts()
+    prefix = f"{type(model).__name__}."
+    return {
+        name.removeprefix(prefix): sum(operations.values()) // OPERATIONS
+        for name, operations in counts.items()
+        if name.startswith(prefix)
+    }
+
+
+def _counter(model: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
+    inputs = torch.zeros(1, *shape, device=device_of(model))
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(inputs)
+    return counter
