@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,15 +21,18 @@ from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.options import parse_options
 from dfq_plugins.pipeline import QuantizationRun, checked_spec, top1_agreement
+from dfq_plugins.presentation import border_of
 from dfq_plugins.provided import attributed
 from dfq_plugins.registry import get_registry
 from dfq_plugins.training_material import (
     answered,
+    check_generator,
     check_origin,
     gathered,
     learning_generator,
     name_of,
     run_identity,
+    settings_of,
     work_folder,
 )
 from dfq_plugins.types import ProgressEvent, Recipe
@@ -130,6 +133,9 @@ def finetune(
         samples = as_calibration_data(data, spec)
         spec = checked_spec(teacher, samples.spec or complete_spec(teacher, shape=samples.shape), registry)
         samples.check(spec)
+        check_generator(maker, teacher, spec)
+        if settings.border is None:
+            settings = replace(settings, border=border_of(spec))
         parts = split_held_out(gathered(data, samples), settings.held_out, settings.seed)
         with attributed(provided):
             prepared = _calibrated(worker, teacher, spec, recipe, parts[0].inputs, broadcast)
@@ -137,7 +143,8 @@ def finetune(
         judged = partial(top1_agreement, teacher, batches=batches, limit=len(parts[1]))
         before = judged(prepared.eval())
         record = registry.options("calibrator", calibrator, options)
-        about = [calibrator, str(recipe), asdict(record), spec, name_of(generator), generator_options]
+        about = [calibrator, str(recipe), asdict(record), spec, name_of(generator)]
+        about.append(settings_of(generator, generator_options, registry))
         place = Workplace(folder, run_identity(teacher, parts, settings, about), broadcast, ranks)
         history = _trained(_student(prepared, worker), teacher, spec, parts, settings, maker, place)
         with attributed(provided):
@@ -189,7 +196,8 @@ def _trained(
         if maker is not None:
             source = GeneratorSource(maker, frozen_copy(teacher), spec, settings)
         else:
-            source = DatasetSource(answered(examples, loss, settings), settings, spec.num_classes)
+            fill = None if spec.bounds is None else spec.bounds[0]
+            source = DatasetSource(answered(examples, loss, settings), settings, spec.num_classes, fill)
         return distill(student, loss, source, held_out, settings, place)
     finally:
         loss.close()

@@ -1,6 +1,9 @@
 """Options of plugins: frozen dataclasses, checked against their own annotations.
 
 Values come from Python or, as text, from the command line: "300" becomes an int, "none" None, "1,2" a tuple.
+
+A record whose class has `PRESETS`, a mapping of names to values of its fields, takes one option more: `preset`. A
+preset only stands for values: the record holds these, and what is given beside it wins.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ Record = TypeVar("Record")
 
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "a multiple of"}
 _LENGTHS = {"min_length": "at least", "max_length": "at most"}
+
+PRESET = "preset"
+"""The option that names a preset."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +53,7 @@ def parse_options(options_type: type[Record], options: object = None, *, owner: 
     LogOptions(level='INFO', interval=2.5)
     """
     whose = f" of {owner}" if owner else ""
-    given = _as_mapping(options_type, options, whose)
+    given = _with_preset(options_type, _as_mapping(options_type, options, whose), whose)
     hints = get_type_hints(options_type, include_extras=True)
     known = _fields(options_type)
     for name in given:
@@ -70,10 +76,21 @@ def describe_options(options_type: type[Any]) -> tuple[OptionRow, ...]:
     OptionRow(name='interval', type='float >= 0', default='10.0', help='seconds between two records of a stage')
     """
     hints = get_type_hints(options_type, include_extras=True)
-    return tuple(
+    rows = [
         OptionRow(name, type_text(hints[name]), _default_text(field), str(field.metadata.get("help", "")))
         for name, field in _fields(options_type).items()
-    )
+    ]
+    presets = presets_of(options_type)
+    if presets:
+        help_text = "values of several options under one name; what is given beside it wins"
+        rows.insert(0, OptionRow(PRESET, " or ".join(presets), "none", help_text))
+    return tuple(rows)
+
+
+def presets_of(options_type: type[Any]) -> Mapping[str, Mapping[str, object]]:
+    """Return the presets of an options record by name: values of some of its fields."""
+    presets: Mapping[str, Mapping[str, object]] = getattr(options_type, "PRESETS", {})
+    return presets
 
 
 def type_text(hint: Any) -> str:
@@ -109,6 +126,22 @@ def _as_mapping(options_type: type[Any], options: object, whose: str) -> Mapping
     raise UsageError(
         f"The options{whose} are a mapping or a {options_type.__name__}, got {type(options).__name__}: {options!r}."
     )
+
+
+def _with_preset(options_type: type[Any], given: Mapping[str, Any], whose: str) -> Mapping[str, Any]:
+    """Put the values of the preset that is asked for below those that are given."""
+    presets = presets_of(options_type)
+    if not presets or PRESET not in given:
+        return given
+    others, name = {key: value for key, value in given.items() if key != PRESET}, given[PRESET]
+    if name in (None, "none"):
+        return others
+    if name not in presets:
+        raise UsageError(
+            f"Unknown preset {name!r}{whose}.{nearest(str(name), presets)} There are {', '.join(presets)}; none takes "
+            "the defaults."
+        )
+    return {**presets[name], **others}
 
 
 def _fields(options_type: type[Any]) -> dict[str, dataclasses.Field[Any]]:

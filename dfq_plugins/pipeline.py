@@ -100,10 +100,10 @@ def synthesize(
     rank, budget = Rank.current(), Budget.of(max_seconds)
     registry = registry or get_registry()
     provided = registry.find("generator", generator)
-    if provided.learns:
+    if not provided.synthesizes:
         raise UsageError(
             f"Generator {generator!r} learns against a student and makes no data set by itself. Give it to "
-            f"finetune(model, data, generator={generator!r}, ...)."
+            f"finetune(model, data, generator={generator!r}, ...), or to dfq finetune with --generator {generator}."
         )
     with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache():
         record = registry.options("generator", generator, options)

@@ -76,13 +76,19 @@ class Provided:
 
     @property
     def learns(self) -> bool:
-        """Whether it is a generator that learns against a student, for `finetune` alone."""
+        """Whether it is a generator that learns against a student, for `finetune`."""
         return isinstance(self.entry, LearningGeneratorEntry)
+
+    @property
+    def synthesizes(self) -> bool:
+        """Whether it is a generator that makes data sets from a model alone, for `synthesize`."""
+        return self.kind == "generator" and getattr(self.entry, "synthesizes", True)
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that the object behind it must have."""
-        return LEARNING_METHODS if self.learns else KINDS[self.kind].methods
+        own = KINDS[self.kind].methods if self.synthesizes or not self.learns else ()
+        return own + (LEARNING_METHODS if self.learns else ())
 
     @property
     def state(self) -> Literal["ready", "unavailable"]:

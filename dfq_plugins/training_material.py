@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.options import DistillationOptions
     from dfq_plugins.distillation.ranks import Ranks
     from dfq_plugins.registry import Registry
-    from dfq_plugins.types import LearningGenerator
+    from dfq_plugins.types import InputSpec, LearningGenerator
 
 _SHOWN_DIGITS = 12
 
@@ -116,6 +116,20 @@ def learning_generator(
 def name_of(generator: str | LearningGenerator | None) -> str | None:
     """Return what to call a generator in the record of a run."""
     return generator if generator is None or isinstance(generator, str) else type(generator).__qualname__
+
+
+def settings_of(
+    generator: str | LearningGenerator | None, options: Mapping[str, object] | object | None, registry: Registry
+) -> object:
+    """Return all settings of a generator that is given by its name, the defaults included; else what was given."""
+    return asdict(registry.options("generator", generator, options)) if isinstance(generator, str) else options
+
+
+def check_generator(maker: LearningGenerator | None, teacher: nn.Module, spec: InputSpec) -> None:
+    """Let a generator that can tell refuse the model before anything is calibrated."""
+    check = getattr(maker, "check_supported", None)
+    if check is not None:
+        check(teacher, spec)
 
 
 @contextmanager

@@ -167,6 +167,10 @@ class LearningGenerator(Protocol):
 
     Before each training step the loop calls `feedback(student)` and then `batch(size)`. The generator keeps its own
     schedule: one that learns once in ten steps lets nine feedbacks pass and hands out the same inputs meanwhile.
+
+    A generator whose learning rate falls over the whole training has a method `progress(share)` as well, which is
+    called before each feedback with the share of the training that is done, 0 to 1. One that can refuse a model or
+    specification early has `check_supported(model, spec)`.
     """
 
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
@@ -337,8 +341,15 @@ class GeneratorEntry(PluginEntry):
     """Registers a `DataGenerator`."""
 
 
+@dataclass(frozen=True)
 class LearningGeneratorEntry(GeneratorEntry):
-    """Registers a `LearningGenerator`, through the hook of the generators."""
+    """Registers a `LearningGenerator`, through the hook of the generators.
+
+    Args:
+        synthesizes: it is a `DataGenerator` as well, and makes data sets from the teacher alone.
+    """
+
+    synthesizes: bool = False
 
 
 class CalibratorEntry(PluginEntry):

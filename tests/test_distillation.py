@@ -140,6 +140,27 @@ class TestLearning:
         assert 0 < history[-1].step < 10_000
         assert history[-1].learning_rate == pytest.approx(0.0)
 
+    def test_a_time_budget_that_runs_out_between_two_steps_ends_the_run(
+        self, tiny_network: nn.Module, examples: Examples, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dfq_plugins.distillation import loop
+
+        seen: list[float] = []
+
+        class Late:
+            """Stands still during each step, and passes the end before the next one begins."""
+
+            seconds = 0.0
+
+            def progress(self, step: float, _seconds: float) -> float:
+                seen.append(step)
+                return 1.0 if step > 1 or seen.count(1) > 1 else 0.9
+
+        monkeypatch.setattr(loop, "Clock", lambda *_: Late())
+        options = replace(OPTIONS, steps=100_000, max_seconds=0.5)
+        history = train(tiny_network, coarse(tiny_network), examples, options)
+        assert history[-1].step == 2
+
     def test_progress_is_reported_step_by_step(self, tiny_network: nn.Module, examples: Examples) -> None:
         events: list[ProgressEvent] = []
         train(tiny_network, coarse(tiny_network), examples, place=Workplace(report=events.append))

@@ -1,4 +1,4 @@
-"""The optimizer of a student: Adam with a learning rate for each tensor, in proportion to the tensor's own size."""
+"""The optimizer of a student: Adam with a learning rate for each tensor, by default in proportion to its size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def build_optimizer(
         )
     known = {id(parameter) for parameter in scales}
     rates = (options.learning_rate, options.scale_learning_rate)
-    groups = [{"params": [p], "base": rates[id(p) in known] * size_of(p), "lr": 0.0} for p in trainable]
+    relative = options.learning_rate_unit == "relative"
+    bases = [rates[id(p) in known] * (size_of(p) if relative else 1.0) for p in trainable]
+    groups = [{"params": [p], "base": base, "lr": 0.0} for p, base in zip(trainable, bases, strict=True)]
     return torch.optim.Adam(groups)
 
 

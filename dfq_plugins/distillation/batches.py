@@ -90,11 +90,18 @@ class TrainingBatches:
         examples: what to train on.
         options: size of a batch, seed, mixup and augmentation.
         num_classes: width of the labels after mixup; None where there are none.
+        fill: what lies outside the inputs, one value a channel; None for zeros.
     """
 
-    def __init__(self, examples: Examples, options: DistillationOptions, num_classes: int | None) -> None:
-        self.examples, self._options, self._classes = examples, options, num_classes
-        self._augmentation = Augmentation(options.jitter, options.flip, options.crop)
+    def __init__(
+        self,
+        examples: Examples,
+        options: DistillationOptions,
+        num_classes: int | None,
+        fill: tuple[float, ...] | None = None,
+    ) -> None:
+        self.examples, self._options = examples, options
+        self._classes, self._fill = num_classes, fill
         self._orders: dict[int, Tensor] = {}
 
     def indices(self, step: int) -> Tensor:
@@ -109,15 +116,27 @@ class TrainingBatches:
 
     def batch(self, step: int) -> Examples:
         """Return the batch of a step, mixed and augmented as the options say."""
-        chosen = self.examples.take(self.indices(step))
-        if not self._options.augments:
-            return chosen
-        rng = rng_for(self._options.seed, "augment", step)
-        mixed = mix_up(chosen, self._options.mixup, self._classes, rng) if self._options.mixup else chosen
-        return Examples(augment(mixed.inputs, self._augmentation, rng), mixed.labels)
+        return presented(self.examples.take(self.indices(step)), self._options, step, self._classes, self._fill)
 
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(len(self.examples), generator=rng_for(self._options.seed, "epoch", epoch))
+
+
+def presented(
+    examples: Examples,
+    options: DistillationOptions,
+    step: int,
+    num_classes: int | None,
+    fill: tuple[float, ...] | None = None,
+) -> Examples:
+    """Return the examples of a step, mixed and augmented as the options say; a border comes with mirroring."""
+    if not options.augments:
+        return examples
+    rng = rng_for(options.seed, "augment", step)
+    mixed = mix_up(examples, options.mixup, num_classes, rng) if options.mixup else examples
+    border = options.border or 0
+    shown = Augmentation(options.jitter, options.flip or border > 0, options.crop, border)
+    return Examples(augment(mixed.inputs, shown, rng, fill), mixed.labels)
 
 
 def mix_up(examples: Examples, alpha: float, num_classes: int | None, rng: torch.Generator) -> Examples:

@@ -84,11 +84,14 @@ def distill(
     held_out: Examples,
     options: DistillationOptions,
     place: Workplace | None = None,
+    *,
+    keep_best: bool = True,
 ) -> tuple[TrainingPoint, ...]:
     """Train a student in place; it ends in the best state by the held-out examples, in eval mode.
 
     Where the work folder holds a checkpoint of the same run, the training goes on from there, to the same result as
-    without the interruption.
+    without the interruption. Without `keep_best` the student ends in its last state, for a training that is to change
+    it at the cost of its answers.
 
     Returns:
         The points of its curves, the first before any training.
@@ -103,7 +106,7 @@ def distill(
     )
     training.begin()
     training.run()
-    return training.finish()
+    return training.finish(keep_best=keep_best)
 
 
 class _Training:
@@ -149,6 +152,7 @@ class _Training:
 
     def run(self) -> None:
         """Take steps until the schedule is through."""
+        looked = self._looks_due(self._progress(self.step))
         while not self.complete:
             progress = self._progress(self.step)
             if progress >= self.options.freeze_ranges and not self.frozen:
@@ -158,15 +162,18 @@ class _Training:
             self.step += 1
             after = self._progress(self.step)
             self._report(after)
-            looks = self.options.evaluations
-            if int(after * looks + 1e-9) > int(progress * looks + 1e-9):
-                self.complete = after >= 1
+            # The clock runs on between two steps: what it passed there is looked at after the next one.
+            if self._looks_due(after) > looked or after >= 1:
+                looked, self.complete = self._looks_due(after), after >= 1
                 self._look(after)
                 self._prepare_training()
 
-    def finish(self) -> tuple[TrainingPoint, ...]:
-        """Bring the best state back and return the curves."""
-        restore(self.model, self.best)
+    def _looks_due(self, progress: float) -> int:
+        return int(progress * self.options.evaluations + 1e-9)
+
+    def finish(self, *, keep_best: bool = True) -> tuple[TrainingPoint, ...]:
+        """Bring the best state back, or the last one, and return the curves."""
+        restore(self.model, self.best if keep_best else self.good)
         self.model.eval()
         self.optimizer.zero_grad()
         return self.history
@@ -181,7 +188,7 @@ class _Training:
 
     def _learn(self, factor: float) -> None:
         """Take one step on the source's next batch."""
-        examples = self.source.batch(self.step, self.model)
+        examples = self._next_examples()
         self.optimizer.zero_grad()
         inputs, labels, answers = (self._mine(part) for part in (examples.inputs, examples.labels, examples.answers))
         assert inputs is not None  # noqa: S101  for the type checker: a batch has inputs
@@ -194,6 +201,13 @@ class _Training:
         set_learning_rate(self.optimizer, factor)
         self.optimizer.step()
         self.losses.append(mean)
+
+    def _next_examples(self) -> Examples:
+        try:
+            return self.source.batch(self.step, self.model, self._progress(self.step))
+        except DivergedError:  # of a generator that learns
+            self._put_back()
+            raise
 
     def _mine(self, part: Tensor | None) -> Tensor | None:
         return None if part is None else self.ranks.part(part).to(self.device)
@@ -250,6 +264,13 @@ class _Training:
         total = self.options.steps
         self.place.report(ProgressEvent("finetune", min(round(progress * total), total), total, metrics))
 
+    def _put_back(self) -> None:
+        """Bring the last good state back."""
+        if self.history:
+            restore(self.model, self.good)
+        self.model.eval()
+        self.optimizer.zero_grad()
+
     def _diverged(self, why: str) -> None:
         """Bring the last good state back and stop.
 
@@ -258,10 +279,7 @@ class _Training:
         """
         step, options = self.step, self.options
         good = self.history[-1].step if self.history else 0
-        if self.history:
-            restore(self.model, self.good)
-        self.model.eval()
-        self.optimizer.zero_grad()
+        self._put_back()
         kept = "" if self.place.folder is None else f" Its checkpoint is in {self.place.folder}."
         raise DivergedError(
             f"The training diverged: {why} at step {step + 1} of {options.steps} (learning rate "

@@ -16,7 +16,7 @@ from dfq_plugins.model_state import device_of, frozen_copy
 from dfq_plugins.options import parse_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _CLASSIFIER_AXES = 2
 
@@ -121,10 +121,11 @@ class DistillationLoss(nn.Module):
     def _terms(self, outputs: Tensor, answers: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         options = self.options
+        share = 1 / outputs.shape[-1] if options.kl_mean == "elements" else 1.0
         if options.kl_weight:
-            found["kl"] = terms.kl_divergence(_logits(outputs), answers, options.temperature)
+            found["kl"] = share * terms.kl_divergence(_logits(outputs), answers, options.temperature)
         if options.symmetrized_kl_weight:
-            found["symmetrized_kl"] = terms.symmetrized_kl(_logits(outputs), answers, options.temperature)
+            found["symmetrized_kl"] = share * terms.symmetrized_kl(_logits(outputs), answers, options.temperature)
         if options.logit_weight:
             found["logit"] = terms.logit_difference(outputs, answers)
         if options.label_weight:
@@ -141,14 +142,23 @@ class DistillationLoss(nn.Module):
         if self.options.feature_weight:
             found["feature"] = torch.stack([terms.feature_difference(*pair) for pair in pairs]).sum()
         if self.options.attention_weight:
-            spatial = [pair for pair in pairs if pair[0].ndim > _CLASSIFIER_AXES]
-            if not spatial:
-                raise UsageError(
-                    "The attention term compares maps over places, and no tap has any. Name convolutions in the option "
-                    "taps, or set attention_weight to 0."
-                )
-            found["attention"] = torch.stack([terms.attention_distance(*pair) for pair in spatial]).sum()
+            found["attention"] = attention_over(*zip(*pairs, strict=True))
         return found
+
+
+def attention_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Return the distance of the attention maps, summed over those features that have places.
+
+    Raises:
+        UsageError: none has.
+    """
+    pairs = [pair for pair in zip(student, teacher, strict=True) if pair[0].ndim > _CLASSIFIER_AXES]
+    if not pairs:
+        raise UsageError(
+            "The attention term compares maps over places, and no tap has any. Name convolutions in the option taps, "
+            "or set attention_weight to 0."
+        )
+    return torch.stack([terms.attention_distance(*(feature.float() for feature in pair)) for pair in pairs]).sum()
 
 
 def require_a_term(options: DistillationOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -21,6 +22,9 @@ class DistillationOptions:
 
     Learning rates are relative: a step of Adam moves a value by about this share of the root mean square of its tensor,
     so that one setting fits layers of any size.
+
+    The preset `zhu2020` is the paper's (arXiv 2010.07334), for quantization; it goes with the generator `adversarial`
+    under the preset of the same name.
     """
 
     steps: Annotated[int, Gt(0)] = _setting(2000, "training steps")
@@ -34,8 +38,14 @@ class DistillationOptions:
     )
     warm_up: Annotated[float, Ge(0), Lt(1)] = _setting(0.05, "share of the steps in which the learning rate rises")
     gradient_clip: Annotated[float, Gt(0)] | None = _setting(5.0, "largest norm of the gradient; none: not clipped")
+    learning_rate_unit: Literal["relative", "absolute"] = _setting(
+        "relative", "both rates: as a share of each tensor's size, or as they are"
+    )
     kl_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the KL divergence of the class probabilities")
     symmetrized_kl_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the KL divergence in both directions")
+    kl_mean: Literal["batch", "elements"] = _setting(
+        "batch", "both KL terms: per sample, or also divided by the number of classes"
+    )
     temperature: Annotated[float, Gt(0)] = _setting(4.0, "what logits are divided by before both KL terms")
     logit_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the mean squared difference of the logits")
     label_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the cross-entropy with hard labels")
@@ -54,6 +64,11 @@ class DistillationOptions:
     jitter: Annotated[int, Ge(0)] = _setting(0, "largest random shift, in pixels")
     flip: bool = _setting(default=False, text="mirror the last axis half of the time")
     crop: Annotated[float, Gt(0), Le(1)] = _setting(1.0, "smallest side of a random resized crop, as a share")
+    border: Annotated[int, Ge(0)] | None = _setting(
+        0,
+        "shift images over a border of so many pixels, and mirror them, as training on small images does; none: an "
+        "eighth of the side of colour images of 16 to 64 pixels, 0 for others",
+    )
     held_out: Annotated[float, Gt(0), Lt(1)] = _setting(0.1, "share of the data that only selects the best state")
     evaluations: Annotated[int, Gt(0)] = _setting(20, "how often the held-out data is looked at, a checkpoint each")
     teacher_precision: Literal["auto", "float32", "bfloat16"] = _setting(
@@ -62,6 +77,26 @@ class DistillationOptions:
     compile: bool = _setting(default=False, text="compile the student's forward and backward pass")
     seed: Annotated[int, Ge(0)] = _setting(0, "seed of the order of the data, of mixup and augmentation")
 
+    PRESETS = MappingProxyType(
+        {
+            "zhu2020": {
+                "steps": 80_000,
+                "batch_size": 128,
+                "learning_rate": 0.002,
+                "scale_learning_rate": 0.002,
+                "learning_rate_unit": "absolute",
+                "warm_up": 0.0,
+                "gradient_clip": 5.0,
+                "kl_weight": 1.0,
+                "kl_mean": "elements",
+                "temperature": 1.0,
+                "attention_weight": 250.0,
+                "batch_norm": "reestimated",
+                "teacher_precision": "float32",
+            }
+        }
+    )
+
     @property
     def augments(self) -> bool:
         """Whether the inputs of a step differ from those of the data set.
@@ -69,7 +104,7 @@ class DistillationOptions:
         >>> DistillationOptions().augments, DistillationOptions(flip=True).augments
         (False, True)
         """
-        return bool(self.mixup or self.jitter or self.flip or self.crop < 1)
+        return bool(self.mixup or self.jitter or self.flip or self.crop < 1 or self.border != 0)
 
     @property
     def compares_features(self) -> bool:

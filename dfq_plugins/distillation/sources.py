@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from dfq_plugins.distillation.batches import Examples, TrainingBatches, rng_for
+from dfq_plugins.distillation.batches import Examples, TrainingBatches, presented, rng_for
 from dfq_plugins.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 class Source(Protocol):
     """Makes the batch of each training step."""
 
-    def batch(self, step: int, student: nn.Module) -> Examples:
-        """Return the batch of a step for the student as it is now."""
+    def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
+        """Return the batch of a step for the student as it is now.
+
+        Args:
+            step: counts from 0.
+            student: the network in training.
+            progress: share of the training that is done, 0 to 1.
+        """
         ...
 
     def capture(self) -> dict[str, Tensor]:
@@ -35,10 +41,16 @@ class Source(Protocol):
 class DatasetSource:
     """Batches of a data set, whose order depends on seed and step alone."""
 
-    def __init__(self, examples: Examples, options: DistillationOptions, num_classes: int | None) -> None:
-        self._batches = TrainingBatches(examples, options, num_classes)
+    def __init__(
+        self,
+        examples: Examples,
+        options: DistillationOptions,
+        num_classes: int | None,
+        fill: tuple[float, ...] | None = None,
+    ) -> None:
+        self._batches = TrainingBatches(examples, options, num_classes, fill)
 
-    def batch(self, step: int, student: nn.Module) -> Examples:  # noqa: ARG002  a data set does not look at it
+    def batch(self, step: int, student: nn.Module, progress: float) -> Examples:  # noqa: ARG002  data sets look at none
         """Return the batch of a step."""
         return self._batches.batch(step)
 
@@ -57,32 +69,37 @@ class GeneratorSource:
         generator: what makes the inputs.
         teacher: a private frozen copy.
         spec: the input to make.
-        options: size of a batch, seed.
+        options: size of a batch, mixup and augmentation, seed.
     """
 
     def __init__(
         self, generator: LearningGenerator, teacher: nn.Module, spec: InputSpec, options: DistillationOptions
     ) -> None:
-        self._generator, self._spec, self._size = generator, spec, options.batch_size
+        self._generator, self._spec, self._options = generator, spec, options
         self._rng = rng_for(options.seed, "generator")
         generator.begin(teacher, spec, self._rng)
 
-    def batch(self, step: int, student: nn.Module) -> Examples:  # noqa: ARG002  the generator counts by itself
-        """Let the generator learn from the student, and return its next batch.
+    def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
+        """Let the generator learn from the student, and return its next batch, mixed and augmented.
 
         Raises:
             DataError: it makes another number of samples, or samples of another shape.
         """
+        hear = getattr(self._generator, "progress", None)
+        if hear is not None:
+            hear(progress)
         self._generator.feedback(student)
-        made = self._generator.batch(self._size)
-        wanted = (self._size, *self._spec.shape)
+        made = self._generator.batch(self._options.batch_size)
+        wanted = (self._options.batch_size, *self._spec.shape)
         if tuple(made.inputs.shape) != wanted:
             raise DataError(
                 f"A learning generator makes the batch that it is asked for, {wanted}, got {tuple(made.inputs.shape)}. "
                 "Report it to its author."
             )
         labels = None if made.labels is None else made.labels.detach().cpu()
-        return Examples(made.inputs.detach().float().cpu(), labels)
+        examples = Examples(made.inputs.detach().float().cpu(), labels)
+        fill = None if self._spec.bounds is None else self._spec.bounds[0]
+        return presented(examples, self._options, step, self._spec.num_classes, fill)
 
     def capture(self) -> dict[str, Tensor]:
         """Return the generator's own state and that of its random numbers."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -76,3 +77,83 @@ class BatchNormInceptionOptions(InversionOptions):
     """Settings of the `bns+inception` generator."""
 
     class_weight: Annotated[float, Ge(0)] = _setting(0.01, "weight of the class term")
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Settings of every generator that is a network of its own, which learns beside the student."""
+
+    latent: Annotated[int, Gt(0)] = _setting(100, "random numbers that one image is made from")
+    width: Annotated[int, Gt(1)] = _setting(128, "channels inside the generator's network")
+    output: Literal["bounded", "batch-norm"] = _setting(
+        "bounded", "last step of the network: into the valid range, or BatchNorm alone, which may leave it"
+    )
+    learning_rate: Annotated[float, Gt(0)] = _setting(0.001, "Adam step of the generator's network")
+    first_moment: Annotated[float, Ge(0), Lt(1)] = _setting(0.9, "decay of Adam's mean of gradients")
+    schedule: Literal["cosine", "constant"] = _setting("cosine", "how the learning rate falls over the training")
+    gradient_clip: Annotated[float, Gt(0)] | None = _setting(5.0, "largest norm of the gradient; none: not clipped")
+    student_steps: Annotated[int, Gt(0)] = _setting(10, "steps of the student for one of the generator, on one batch")
+    batch_norm_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the BatchNorm divergence")
+    divergence: Literal["kl", "l2"] = _setting("kl", "distance between stored and generated statistics")
+    border: Annotated[int, Ge(0)] | None = _setting(
+        None,
+        "shift images over a border of so many pixels before their BatchNorm statistics are taken, as training on "
+        "small images does; none: an eighth of the side of colour images of 16 to 64 pixels, 0 for others",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = _setting("auto", "arithmetic of the teacher and the generator")
+
+
+@dataclass(frozen=True)
+class AdversarialOptions(NetworkOptions):
+    """Settings of the `adversarial` generator.
+
+    The preset `zhu2020` is the paper's (arXiv 2010.07334); the training has a preset of the same name for the student.
+    """
+
+    distance: Literal["kl", "symmetrized-kl", "logit"] = _setting(
+        "kl", "what the generator raises between teacher and student; logit: the mean squared difference"
+    )
+    kl_mean: Literal["batch", "elements"] = _setting("batch", "KL per sample, or also divided by the number of classes")
+    temperature: Annotated[float, Gt(0)] = _setting(1.0, "what logits are divided by before the KL terms")
+    attention_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the distance of the attention maps")
+    taps: tuple[str, ...] = _setting(
+        ("block-ends",), "modules whose input the attention term compares; block-ends finds the ends of all stages"
+    )
+    batch_norm_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the BatchNorm divergence")
+
+    PRESETS = MappingProxyType(
+        {
+            "zhu2020": {
+                "latent": 100,
+                "width": 128,
+                "output": "batch-norm",
+                "learning_rate": 0.001,
+                "first_moment": 0.9,
+                "schedule": "cosine",
+                "gradient_clip": 5.0,
+                "student_steps": 10,
+                "batch_norm_weight": 0.0,
+                "distance": "kl",
+                "kl_mean": "elements",
+                "temperature": 1.0,
+                "attention_weight": 250.0,
+                "precision": "float32",
+            }
+        }
+    )
+
+
+@dataclass(frozen=True)
+class GdfqOptions(NetworkOptions):
+    """Settings of the `gdfq` generator."""
+
+    first_moment: Annotated[float, Ge(0), Lt(1)] = _setting(0.5, "decay of Adam's mean of gradients")
+    student_steps: Annotated[int, Gt(0)] = _setting(1, "steps of the student for one of the generator, on one batch")
+    class_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the cross-entropy with the wanted class")
+    batch_norm_weight: Annotated[float, Ge(0)] = _setting(0.1, "weight of the BatchNorm divergence")
+    warm_up: Annotated[int, Ge(0)] = _setting(400, "steps of the generator before the student's first")
+    iterations: Annotated[int, Gt(0)] = _setting(1000, "steps of the generator where it makes a data set by itself")
+    step_samples: Annotated[int, Gt(1)] = _setting(128, "images in each of these steps")
+    network_seed: Annotated[int, Ge(0)] = _setting(
+        0, "seed of the network that makes a data set: one network makes all its shards"
+    )

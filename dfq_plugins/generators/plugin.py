@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dfq_plugins.generators import options
 from dfq_plugins.hookspecs import hookimpl
-from dfq_plugins.types import GeneratorEntry
+from dfq_plugins.types import GeneratorEntry, LearningGeneratorEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,5 +41,18 @@ def dfq_generators() -> Iterable[GeneratorEntry]:
             "BatchNorm statistics matched and class logits raised together",
             f"{_HERE}.bns_inception:BatchNormInceptionGenerator",
             options=options.BatchNormInceptionOptions,
+        ),
+        LearningGeneratorEntry(
+            "adversarial",
+            "for finetune: a network that learns to make what student and teacher disagree on",
+            f"{_HERE}.adversarial:AdversarialGenerator",
+            options=options.AdversarialOptions,
+        ),
+        LearningGeneratorEntry(
+            "gdfq",
+            "a network that learns images of given classes with the stored statistics, also beside a student",
+            f"{_HERE}.gdfq:GdfqGenerator",
+            options=options.GdfqOptions,
+            synthesizes=True,
         ),
     )

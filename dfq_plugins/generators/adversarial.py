@@ -1,0 +1,113 @@
+"""Adversarial images: a network learns to make what teacher and student disagree on."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.distillation import terms
+from dfq_plugins.distillation.loss import attention_over
+from dfq_plugins.distillation.taps import FeatureTaps, resolve_taps
+from dfq_plugins.errors import UsageError
+from dfq_plugins.generators.network import NetworkGenerator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.distillation.taps import Tap
+    from dfq_plugins.generators.options import AdversarialOptions
+    from dfq_plugins.types import InputSpec
+
+_CLASSIFIER_AXES = 2
+
+
+class AdversarialGenerator(NetworkGenerator):
+    """Raises the distance between teacher and student, which the student lowers on the same images.
+
+    `min_student max_generator E_z[D(T(G(z)), S(G(z))) + R_a]`, minus `batch_norm_weight` times the divergence of the
+    BatchNorm statistics for the generator. Source: Zhu et al. 2020 (arXiv 2010.07334), section 3; statistics beside a
+    disagreement as in GDFQ (Xu et al. 2020) and ZAQ (Liu et al. 2021).
+    """
+
+    options: AdversarialOptions
+
+    def __init__(self, options: AdversarialOptions) -> None:
+        super().__init__(options)
+
+    def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
+        """Refuse what the generator cannot work on; see `NetworkGenerator`."""
+        super().check_supported(model, spec)
+        if self.options.distance != "logit" and spec.num_classes is None:
+            raise UsageError(
+                f"The distance {self.options.distance} compares class probabilities, and the network is no classifier. "
+                "Choose distance=logit."
+            )
+
+    def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
+        """Build a fresh network."""
+        super().begin(teacher, spec, rng)
+        self._taps: tuple[Tap, ...] | None = None
+
+    def step(self, size: int, student: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """Take one step against the student as it is now, which stays so."""
+        if student is None:
+            raise UsageError(
+                "The adversarial generator learns from a student: call feedback(student) before each batch(size)."
+            )
+        with untouched(student):
+            return super().step(size, student)
+
+    def loss(self, images: Tensor, labels: Tensor, student: nn.Module | None) -> Tensor:  # noqa: ARG002  no classes
+        """Return the negative distance of both networks' answers, with the terms beside it."""
+        assert student is not None  # noqa: S101  for the type checker: `step` makes sure of it
+        distance = self._distance(images, student)
+        if not self.teacher.matches:
+            return -distance
+        _, divergence = self.teacher.answer_as_trained(images, self.rng)
+        return self.options.batch_norm_weight * divergence - distance
+
+    def _distance(self, images: Tensor, student: nn.Module) -> Tensor:
+        if not self.options.attention_weight:
+            return self._disagreement(student(images).float(), self.teacher.answer(images))
+        if self._taps is None:
+            self._taps = resolve_taps(self.options.taps, self.teacher.model, student, images.detach())
+        with (
+            FeatureTaps(self.teacher.model, [tap.teacher for tap in self._taps]) as theirs,
+            FeatureTaps(student, [tap.student for tap in self._taps]) as ours,
+        ):
+            distance = self._disagreement(student(images).float(), self.teacher.answer(images))
+            attention = attention_over(ours.collect(), theirs.collect())
+        return distance + self.options.attention_weight * attention
+
+    def _disagreement(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        if self.options.distance == "logit":
+            return terms.logit_difference(outputs, answers)
+        term = terms.kl_divergence if self.options.distance == "kl" else terms.symmetrized_kl
+        share = 1 / outputs.shape[1] if self.options.kl_mean == "elements" else 1.0
+        return share * term(outputs, answers, self.options.temperature)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a network, and take none of its parameters; leave all its values as they were.
+
+    A network in training moves its statistics and observed ranges with every forward pass.
+    """
+    values = list(chain(model.parameters(), model.buffers()))
+    kept = [value.detach().clone() for value in values]
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad = False
+        yield
+    finally:
+        with torch.no_grad():
+            for value, former in zip(values, kept, strict=True):
+                value.copy_(former)
+        for parameter in learned:
+            parameter.requires_grad = True

@@ -1,0 +1,165 @@
+"""What generators that are networks share: they learn once in so many steps of the student, and can be resumed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.distillation.state import capture_optimizer, restore_optimizer
+from dfq_plugins.errors import DivergedError, UsageError
+from dfq_plugins.generators.base import balanced_labels
+from dfq_plugins.generators.image_network import ImageNetwork, require_images
+from dfq_plugins.generators.teacher import ObservedTeacher
+from dfq_plugins.inversion import use_bfloat16
+from dfq_plugins.types import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.generators.options import NetworkOptions
+    from dfq_plugins.types import InputSpec
+
+_SEEDS = 2**62
+_NETWORK, _OPTIMIZER = "network.", "optimizer."
+
+
+class NetworkGenerator:
+    """A `LearningGenerator` that draws random numbers, makes images of them, and learns by a loss on these images.
+
+    The student takes `student_steps` steps on the images of one step of the generator, as they were before that step.
+    Subclasses say what the loss is.
+
+    Args:
+        options: the network, its optimiser, and how often it learns.
+    """
+
+    conditional = False
+
+    def __init__(self, options: NetworkOptions) -> None:
+        self.options = options
+
+    def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
+        """Refuse what the generator cannot work on, before anything is trained.
+
+        Raises:
+            UsageError: inputs that are no images, or no classifier where classes are needed.
+            ModelError: statistics are to be matched, and the network has none.
+        """
+        require_images(spec)
+        if self.conditional and spec.num_classes is None:
+            raise UsageError(
+                "A conditional generator makes images of given classes, so it needs a classifier: set num_classes in "
+                "the input specification, or use the generator 'bns'."
+            )
+        ObservedTeacher(model, spec, self.options)
+
+    def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
+        """Build a fresh network, its weights drawn from `rng`."""
+        self.check_supported(teacher, spec)
+        self.spec, self.rng = spec, rng
+        self.teacher = ObservedTeacher(teacher, spec, self.options)
+        with torch.random.fork_rng(devices=[]):  # torch initialises layers from the global state alone
+            torch.manual_seed(int(torch.randint(_SEEDS, (), generator=rng)))
+            classes = spec.num_classes if self.conditional else None
+            bounded = self.options.output == "bounded"
+            network = ImageNetwork(spec, self.options.latent, self.options.width, bounded=bounded, num_classes=classes)
+        self.network = network.to(self.teacher.device)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=self.options.learning_rate, betas=(self.options.first_moment, 0.999)
+        )
+        self._share, self._used, self._learned = 0.0, 0, 0
+        self._student: nn.Module | None = None
+        self._images = torch.empty(0, *spec.shape, device=self.teacher.device)
+        self._labels = torch.empty(0, dtype=torch.long)
+
+    def progress(self, share: float) -> None:
+        """Hear which share of the training is done, 0 to 1: the learning rate falls with it."""
+        self._share = share
+
+    def feedback(self, student: nn.Module) -> None:
+        """Take note of the student; the next `batch` learns from it where it is time."""
+        self._student = student
+
+    def batch(self, size: int) -> Batch:
+        """Return the images of the student's next step `(size, *shape)`, with their classes where they have any."""
+        if self._used % self.options.student_steps == 0 or len(self._images) != size:
+            self._used = 0
+            self.renew(size)
+        self._used += 1
+        self._student = None
+        return Batch(self._images.clone(), self._labels.clone() if self.conditional else None)
+
+    def renew(self, size: int) -> None:
+        """Take one step, and keep the images that it was taken on."""
+        self._images, self._labels = self.step(size, self._student)
+
+    def step(self, size: int, student: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """Take one step of the network; return the images that it was taken on, and the classes asked for.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        labels = balanced_labels(size, self.spec.num_classes if self.conditional else None, self.rng)
+        with torch.enable_grad():
+            images = self.draw(labels)
+            loss = self.loss(images, labels.to(images.device), student)
+            gradients = torch.autograd.grad(loss, list(self.network.parameters()))
+        if not math.isfinite(float(loss)):
+            raise DivergedError(
+                f"The generator diverged: its loss was {float(loss)} at its step {self._learned + 1} (learning rate "
+                f"{self.options.learning_rate}). Lower its learning_rate, or set its gradient_clip."
+            )
+        self._descend(gradients)
+        self._learned += 1
+        return images.detach(), labels
+
+    def draw(self, labels: Tensor) -> Tensor:
+        """Return images `(batch, *shape)` of new random numbers, for the classes `(batch,)` where it knows classes."""
+        latent = torch.randn(len(labels), self.options.latent, generator=self.rng).to(self.teacher.device)
+        half = use_bfloat16(self.options.precision, self.teacher.device)
+        with torch.autocast(self.teacher.device.type, dtype=torch.bfloat16, enabled=half):
+            images: Tensor = self.network(latent, labels.to(latent.device))
+        return images
+
+    def loss(self, images: Tensor, labels: Tensor, student: nn.Module | None) -> Tensor:
+        """Return what the network lowers, a scalar.
+
+        Args:
+            images: `(batch, *shape)`, with gradients.
+            labels: classes that they were asked for, `(batch,)`; 0 where there are no classes.
+            student: the student as it is now; None where there is none yet.
+        """
+        raise NotImplementedError
+
+    def _descend(self, gradients: tuple[Tensor, ...]) -> None:
+        parameters = list(self.network.parameters())
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.options.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.options.gradient_clip)
+        factor = 0.5 * (1 + math.cos(math.pi * self._share)) if self.options.schedule == "cosine" else 1.0
+        self.optimizer.param_groups[0]["lr"] = self.options.learning_rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return the network, its optimiser, and the images in use with how often they were used."""
+        network = {f"{_NETWORK}{name}": value for name, value in self.network.state_dict().items()}
+        moments = {f"{_OPTIMIZER}{name}": value for name, value in capture_optimizer(self.optimizer).items()}
+        counts = torch.tensor([self._used, self._learned])
+        return {**network, **moments, "images": self._images, "labels": self._labels, "counts": counts}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        parts = {
+            prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            for prefix in (_NETWORK, _OPTIMIZER)
+        }
+        self.network.load_state_dict(parts[_NETWORK])
+        restore_optimizer(self.optimizer, parts[_OPTIMIZER])
+        self._images, self._labels = state["images"].to(self.teacher.device), state["labels"].clone()
+        self._used, self._learned = map(int, state["counts"])
