@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfq_plugins.generators.options import InversionOptions
-    from dfq_plugins.inversion import InversionObjective
+    from dfq_plugins.augmentation import AxisMaps
     from dfq_plugins.types import InputSpec
 
 SNAPSHOT_INTERVAL = 10
@@ -30,7 +29,79 @@ REPORT_SECONDS = 5.0
 """Seconds after which progress is reported in any case, so that slow networks too say early how long they will take."""
 
 
-def learning_rate_at(progress: float, options: InversionOptions) -> float:
+class Schedule(Protocol):
+    """What the loop reads of a generator's options."""
+
+    @property
+    def iterations(self) -> int:
+        """How many steps."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Step of Adam, in units of `scale`."""
+        ...
+
+    @property
+    def schedule(self) -> str:
+        """How the rate falls: `cosine` or `constant`."""
+        ...
+
+    @property
+    def statistics(self) -> str:
+        """Whether a batch counts for itself (`batch`) or with all others (`set`)."""
+        ...
+
+    @property
+    def clamp(self) -> bool:
+        """Whether the inputs are kept in their valid range."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Type that the network computes in."""
+        ...
+
+    @property
+    def jitter(self) -> int:
+        """Largest random shift, in pixels."""
+        ...
+
+    @property
+    def flip(self) -> bool:
+        """Whether inputs are mirrored half of the time."""
+        ...
+
+    @property
+    def crop(self) -> float:
+        """Smallest side of a random crop, as a share."""
+        ...
+
+    @property
+    def border(self) -> int | None:
+        """Width of the border to shift over; None for the usual one."""
+        ...
+
+
+class Objective(Protocol):
+    """What the loop lowers."""
+
+    def __call__(
+        self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None, maps: AxisMaps = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, the gradient of the inputs, and what `rest_of` is to know of this batch, all detached."""
+        ...
+
+    def empty_pool(self) -> Tensor:
+        """Return what is known of a batch that was not seen yet."""
+        ...
+
+    def rest_of(self, pools: list[Tensor], index: int) -> tuple[Tensor, float] | None:
+        """Return what is known of the other batches, and the share of batch `index` in all."""
+        ...
+
+
+def learning_rate_at(progress: float, options: Schedule) -> float:
     """Return the learning rate after a share of the steps, 0 to 1: constant, or a half cosine down to zero.
 
     >>> from dfq_plugins.generators.options import InversionOptions
@@ -42,7 +113,7 @@ def learning_rate_at(progress: float, options: InversionOptions) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def augmentation_of(options: InversionOptions, spec: InputSpec) -> Augmentation:
+def augmentation_of(options: Schedule, spec: InputSpec) -> Augmentation:
     """Return what happens to the inputs before each forward pass; training that shifts over a border also mirrors."""
     border = border_of(spec) if options.border is None else options.border
     return Augmentation(options.jitter, options.flip or border > 0, options.crop, border)
@@ -60,9 +131,9 @@ def clamp_(inputs: Tensor, spec: InputSpec) -> Tensor:
 def optimize_inputs(
     batches: list[Tensor],
     labels: list[Tensor],
-    objective: InversionObjective,
+    objective: Objective,
     spec: InputSpec,
-    options: InversionOptions,
+    options: Schedule,
     rng: torch.Generator,
     report: Callable[[ProgressEvent], None],
     *,
@@ -130,7 +201,7 @@ def _set_gradient(variable: Tensor, gradient: Tensor) -> None:
     variable.grad.copy_(gradient)
 
 
-def _snapshot(pace: Pace, loss: float, variables: list[Tensor], good: list[Tensor], options: InversionOptions) -> None:
+def _snapshot(pace: Pace, loss: float, variables: list[Tensor], good: list[Tensor], options: Schedule) -> None:
     """Keep the inputs if they and the loss are finite; otherwise bring the last good ones back and stop."""
     finite = math.isfinite(loss) and all(bool(variable.isfinite().all()) for variable in variables)
     for variable, kept in zip(variables, good, strict=True):

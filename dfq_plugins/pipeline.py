@@ -112,9 +112,11 @@ def synthesize(
         check_finite(teacher)
         spec = checked_spec(teacher, spec, registry)
         _check_supported(maker, provided, teacher, spec, budget)
+        settled = getattr(maker, "settled_options", None)
+        options_used = asdict(settled() if settled else record)
         plan = DatasetPlan(
             model_digest=model_digest(teacher),
-            generator=GeneratorRecord(generator, provided.distribution, provided.version, asdict(record)),
+            generator=GeneratorRecord(generator, provided.distribution, provided.version, options_used),
             seed=seed,
             spec=spec,
             num_samples=num_samples,

@@ -136,7 +136,8 @@ class DataGenerator(Protocol):
 
     A generator that makes inputs for given classes has an attribute `conditional` that is true, and yields labels. One
     that can keep to a time has an attribute `timed` that is true, and `generate` then takes one argument more,
-    `allowance`: None, or a `dfq_plugins.budget.Allowance`.
+    `allowance`: None, or a `dfq_plugins.budget.Allowance`. One whose samples depend on a file has `settled_options()`,
+    which returns its options with the file's checksum in them: the data set is then known to be of that very file.
     """
 
     def generate(

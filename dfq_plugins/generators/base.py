@@ -109,7 +109,7 @@ class InversionGenerator:
                 spec,
                 self.options,
                 rng,
-                _within(report, number, len(groups)),
+                within(report, number, len(groups)),
                 scale=ready.noise.scale,
                 pace=pace,
             )
@@ -219,7 +219,7 @@ def _split_labels(sizes: list[int], padded: list[int], num_classes: int | None, 
     ]
 
 
-def _within(report: Callable[[ProgressEvent], None], part: int, parts: int) -> Callable[[ProgressEvent], None]:
+def within(report: Callable[[ProgressEvent], None], part: int, parts: int) -> Callable[[ProgressEvent], None]:
     """Report the progress of one of several equal parts as progress of the whole."""
 
     def whole(event: ProgressEvent) -> None:

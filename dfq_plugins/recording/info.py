@@ -1,0 +1,148 @@
+"""What `record.json` says of an activation record. Imports neither torch nor pydantic."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from dfq_plugins.errors import DataError
+from dfq_plugins.manifest import jsonable
+
+# pydantic resolves the annotations below at run time, so that these cannot move into the TYPE_CHECKING block.
+from dfq_plugins.recording.options import Graph, Statistic, Units  # noqa: TC001
+from dfq_plugins.storage import write_atomically
+from dfq_plugins.types import InputSpec  # noqa: TC001
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import TypeAdapter
+
+INFO_FILE = "record.json"
+TENSOR_FILE = "record.safetensors"
+FORMAT_VERSION = 1
+
+NEXT_STEP = "Restore it from a copy, or record the model again with dfq record."
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One recorded layer.
+
+    Args:
+        name: module that reads it, or `output`.
+        shape: shape of one sample's activation, without the batch axis.
+        units: how many numbers are recorded of it.
+        rectified: whether it is never negative, so that negative targets mean zero.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    units: int
+    rectified: bool
+
+
+@dataclass(frozen=True)
+class NoiseRecord:
+    """The noise that a record holds.
+
+    Args:
+        epsilon: privacy budget.
+        delta: probability of its failure.
+        clip_norm: length that the units of a sample, all recorded layers together, were clipped to.
+        multiplier: standard deviation of the noise on the sums, in units of `clip_norm` (its square on the products).
+    """
+
+    epsilon: float
+    delta: float
+    clip_norm: float
+    multiplier: float
+
+
+@dataclass(frozen=True)
+class RecordInfo:
+    """What an activation record holds and where it comes from.
+
+    Args:
+        model_digest: digest of the network that was recorded.
+        input_spec: its input.
+        class_counts: samples of each class; rounded, and with noise, where noise was added.
+        labels: whether the classes came with the data, or from the network.
+        statistics: what is recorded.
+        layers: of which layers, the output last.
+        units: what a unit is.
+        temperature: what the logits were divided by.
+        graph: how the edges of the spectral statistics' graph weigh.
+        coefficients: share of the Fourier coefficients that is kept.
+        dropout_filters: how many filters all layers were recorded under.
+        jitter: largest variance that was added to make a singular covariance regular, by statistic; empty where none.
+        noise: None where no noise was added.
+        reveals: in words, what the record tells of the data.
+        sha256: checksum of the file of tensors.
+        versions: Python and the libraries that recorded it.
+        format_version: version of this format.
+    """
+
+    model_digest: str
+    input_spec: InputSpec
+    class_counts: tuple[int, ...]
+    labels: Literal["given", "teacher"]
+    statistics: tuple[Statistic, ...]
+    layers: tuple[Layer, ...]
+    units: Units
+    temperature: float
+    graph: Graph
+    coefficients: float
+    dropout_filters: int
+    jitter: dict[str, float]
+    noise: NoiseRecord | None
+    reveals: tuple[str, ...]
+    sha256: str
+    versions: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def write_info(folder: Path, info: RecordInfo) -> None:
+    """Write `record.json` atomically.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    text = json.dumps(jsonable(info), indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(folder / INFO_FILE, f"{text}\n".encode())
+
+
+def read_info(folder: Path) -> RecordInfo:
+    """Read and check the `record.json` of the record in `folder`.
+
+    Raises:
+        DataError: there is none, it is damaged, or a newer version wrote it.
+    """
+    path = folder / INFO_FILE
+    try:
+        data = json.loads(path.read_bytes())
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format version {version}, and this dfq-plugins reads up to {FORMAT_VERSION}. "
+                "Install a newer dfq-plugins."
+            )
+        info: RecordInfo = _adapter().validate_python(data)
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} is no activation record: it holds no {INFO_FILE}. Give the folder that dfq record wrote."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Give the folder that dfq record wrote.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: it is no valid record. {NEXT_STEP}") from error
+    return info
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # noqa: PLC0415  reading a record alone needs it
+
+    return TypeAdapter(RecordInfo)

@@ -1,0 +1,41 @@
+"""Registers the generators that work from activation records, through the same hook as everybody's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dfq_plugins.generators.record_options import RecordOptions
+from dfq_plugins.hookspecs import hookimpl
+from dfq_plugins.types import GeneratorEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_HERE = "dfq_plugins.generators"
+
+
+@hookimpl
+def dfq_generators() -> Iterable[GeneratorEntry]:
+    """Name the generators that rebuild inputs from what `dfq record` wrote."""
+    return tuple(
+        GeneratorEntry(name, f"from a record: {summary}", f"{_HERE}.{place}", options=RecordOptions)
+        for name, summary, place in (
+            ("record-top", "inputs with the logits of their class", "record_top:RecordTopGenerator"),
+            ("record-all", "inputs with every layer's activations", "record_all:RecordAllGenerator"),
+            (
+                "record-all-dropout",
+                "the same in networks thinned by dropout",
+                "record_all_dropout:RecordAllDropoutGenerator",
+            ),
+            (
+                "record-spectral",
+                "inputs with the spectral coefficients of all layers",
+                "record_spectral:RecordSpectralGenerator",
+            ),
+            (
+                "record-spectral-pairs",
+                "inputs with the spectral coefficients of each layer pair",
+                "record_spectral_pairs:RecordSpectralPairsGenerator",
+            ),
+        )
+    )

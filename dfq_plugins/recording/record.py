@@ -1,0 +1,156 @@
+"""An activation record as generators use it: its tensors, checked against the model that they are to be used with."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from dfq_plugins.digest import model_digest
+from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.recording.factors import ClassGaussians
+from dfq_plugins.recording.info import INFO_FILE, NEXT_STEP, TENSOR_FILE, RecordInfo, read_info, write_info
+from dfq_plugins.recording.units import OUTPUT, find_layers
+from dfq_plugins.storage import create_folder, remove_empty, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.recording.info import Layer
+    from dfq_plugins.recording.options import Statistic
+    from dfq_plugins.types import InputSpec
+
+
+@dataclass(frozen=True)
+class ActivationRecord:
+    """What was recorded of a network and its data.
+
+    Args:
+        folder: where it lies.
+        info: what `record.json` says.
+        tensors: the statistics, by the names that docs/file-formats.md lists.
+    """
+
+    folder: Path
+    info: RecordInfo
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def open(cls, folder: Path) -> ActivationRecord:
+        """Read a record and check that it is whole.
+
+        Raises:
+            DataError: a file is missing, cut off or damaged, or a newer version wrote it.
+        """
+        info = read_info(folder)
+        path = folder / TENSOR_FILE
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"The record's file {path} cannot be read ({error.strerror}). {NEXT_STEP}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != info.sha256:
+            raise DataError(f"{path} is damaged: its SHA-256 should be {info.sha256}, but is {found}. {NEXT_STEP}")
+        try:
+            return cls(folder, info, safetensors.torch.load(data))
+        except SafetensorError as error:
+            raise DataError(f"{path} is damaged: it is no safetensors file ({error}). {NEXT_STEP}") from error
+
+    def gaussians(self, name: str) -> ClassGaussians:
+        """Return the Gaussians of one statistic: `top`, `all.2`, `spectral`, `pairs`, `dropout.0.all.2`."""
+        return ClassGaussians(self.tensors[f"{name}.mean"], self.tensors[f"{name}.factor"])
+
+    @property
+    def hidden(self) -> list[str]:
+        """Names of the recorded layers besides the output."""
+        return [layer.name for layer in self.info.layers if layer.name != OUTPUT]
+
+    def masks(self, number: int) -> dict[str, Tensor]:
+        """Return a dropout filter: which units are kept, by layer name and for `input`."""
+        prefix = f"dropout.{number}.kept."
+        return {
+            name.removeprefix(prefix): mask.bool() for name, mask in self.tensors.items() if name.startswith(prefix)
+        }
+
+    def require(self, statistic: Statistic) -> None:
+        """Refuse a record that does not hold a statistic.
+
+        Raises:
+            DataError: it does not.
+        """
+        if statistic not in self.info.statistics:
+            raise DataError(
+                f"The record {self.folder} holds {', '.join(self.info.statistics)}, not {statistic!r}. Use the "
+                f"generator of one of these, or record again with --statistics {statistic}."
+            )
+
+    def check_model(self, model: nn.Module, spec: InputSpec) -> None:
+        """Refuse a model that is not the one that was recorded, or whose layers have other shapes now.
+
+        Raises:
+            ModelError: the digests differ, or a layer's shape does.
+        """
+        digest = model_digest(model)
+        if digest != self.info.model_digest:
+            raise ModelError(
+                f"The record {self.folder} was made from another model: its model digest is "
+                f"{self.info.model_digest}, and this model's is {digest}. Give the model that was recorded, or "
+                "record this one with dfq record."
+            )
+        found = {layer.name: layer for layer in find_layers(model, spec, self.hidden, self.info.units)}
+        for layer in self.info.layers:
+            _check_shape(layer, found[layer.name], self, spec)
+
+
+def _check_shape(recorded: Layer, found: Layer, record: ActivationRecord, spec: InputSpec) -> None:
+    if recorded.shape != found.shape:
+        raise ModelError(
+            f"The layer {recorded.name!r} changed shape: {recorded.shape} in the record {record.folder}, and "
+            f"{found.shape} for inputs of shape {spec.shape}. The record was made with {record.info.input_spec.shape}: "
+            "give that shape, or record the model again."
+        )
+
+
+def write_record(folder: Path, info: RecordInfo, tensors: Mapping[str, Tensor]) -> ActivationRecord:
+    """Write a record into a new or empty folder, the description last: it always describes a file that is whole.
+
+    Args:
+        folder: where to.
+        info: what the record is; its checksum is filled in.
+        tensors: the statistics.
+
+    Raises:
+        DataError: the folder cannot be written; nothing is left in it.
+    """
+    created = create_folder(folder)
+    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
+    info = replace(info, sha256=hashlib.sha256(data).hexdigest())
+    try:
+        write_atomically(folder / TENSOR_FILE, data)
+        write_info(folder, info)
+    except BaseException:
+        (folder / TENSOR_FILE).unlink(missing_ok=True)
+        remove_empty(created)
+        raise
+    return ActivationRecord(folder, info, tensors)
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder that holds anything already, before any work is done.
+
+    Raises:
+        DataError: it is a file, or not empty.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists():
+        held = "a record already" if (folder / INFO_FILE).is_file() else "other files"
+        raise DataError(
+            f"A record is written into a new folder, and {folder} holds {held}. Delete it, or choose another folder."
+        )
