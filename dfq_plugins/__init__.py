@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from dfq_plugins.dataset import SyntheticDataset
     from dfq_plugins.distillation.loss import DistillationLoss
     from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distilling import distill
     from dfq_plugins.finetuning import finetune
     from dfq_plugins.hookspecs import hookimpl
     from dfq_plugins.pipeline import quantize, run_quantization, synthesize
+    from dfq_plugins.pruning.run import prune
     from dfq_plugins.quality.inspection import inspect
+    from dfq_plugins.recording.options import RecordingOptions
+    from dfq_plugins.recording.recorder import record
+    from dfq_plugins.saved_network import load_network
     from dfq_plugins.types import Batch, InputSpec, Recipe
 
     __version__: str
@@ -26,12 +31,17 @@ __all__ = [
     "DistillationOptions",
     "InputSpec",
     "Recipe",
+    "RecordingOptions",
     "SyntheticDataset",
     "__version__",
+    "distill",
     "finetune",
     "hookimpl",
     "inspect",
+    "load_network",
+    "prune",
     "quantize",
+    "record",
     "run_quantization",
     "synthesize",
 ]
@@ -42,11 +52,16 @@ _HOMES = {
     "DistillationOptions": "distillation.options",
     "InputSpec": "types",
     "Recipe": "types",
+    "RecordingOptions": "recording.options",
     "SyntheticDataset": "dataset",
+    "distill": "distilling",
     "finetune": "finetuning",
     "hookimpl": "hookspecs",
     "inspect": "quality.inspection",
+    "load_network": "saved_network",
+    "prune": "pruning.run",
     "quantize": "pipeline",
+    "record": "recording.recorder",
     "run_quantization": "pipeline",
     "synthesize": "pipeline",
 }
