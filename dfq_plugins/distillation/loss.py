@@ -65,7 +65,8 @@ class DistillationLoss(nn.Module):
                     "The feature and attention terms look into the student: give DistillationLoss(teacher, options, "
                     "student=..., sample=inputs), or set feature_weight and attention_weight to 0."
                 )
-            pairs = resolve_taps(self.options.taps, self.teacher, student, sample)
+            same_channels = bool(self.options.feature_weight)
+            pairs = resolve_taps(self.options.taps, self.teacher, student, sample, same_channels=same_channels)
             self._taps = (
                 FeatureTaps(self.teacher, [pair.teacher for pair in pairs]),
                 FeatureTaps(student, [pair.student for pair in pairs]),

@@ -33,7 +33,9 @@ class Tap:
     student: str
 
 
-def resolve_taps(names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor) -> tuple[Tap, ...]:
+def resolve_taps(
+    names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor, *, same_channels: bool = True
+) -> tuple[Tap, ...]:
     """Return the pairs of modules for the names that were asked for.
 
     A module that a framework dissolved, such as a whole block in an FX graph, is replaced by one that reads the same
@@ -44,6 +46,7 @@ def resolve_taps(names: Sequence[str], teacher: nn.Module, student: nn.Module, s
         teacher: float network.
         student: quantized network.
         sample: inputs `(batch, *shape)` to run both on once.
+        same_channels: whether both must read as many channels; attention maps compare places alone.
 
     Raises:
         UsageError: the teacher never calls a module of that name.
@@ -59,7 +62,10 @@ def resolve_taps(names: Sequence[str], teacher: nn.Module, student: nn.Module, s
         raise UsageError(
             "Feature terms need taps, and no module of the network downsamples. Name modules in the option taps."
         )
-    return tuple(_resolve(name, by_name, calls, present) for name in dict.fromkeys(wanted))
+    taps = tuple(_resolve(name, by_name, calls, present) for name in dict.fromkeys(wanted))
+    for tap in taps:
+        _require_same_shape(tap, by_name[tap.teacher].entered, present[tap.student].entered, same_channels)
+    return taps
 
 
 def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], present: Mapping[str, Call]) -> Tap:
@@ -77,13 +83,18 @@ def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], pres
             f"{nearest(name, present)} Choose a module that is left in both, e.g. "
             f"{_some(reader for reader in present if reader in by_name)}."
         )
-    found = present[matches[0]]
-    if found.entered.shape != call.entered.shape:
-        raise ModelError(
-            f"The tap {name!r} reads a tensor of shape {tuple(call.entered.shape)} in the teacher and "
-            f"{tuple(found.entered.shape)} in the student. Choose a module that both call with the same."
-        )
     return Tap(name, matches[0])
+
+
+def _require_same_shape(tap: Tap, theirs: Tensor, ours: Tensor, same_channels: bool) -> None:
+    start = 1 if same_channels else 2
+    if theirs.ndim != ours.ndim or theirs.shape[start:] != ours.shape[start:]:
+        spatial = theirs.ndim > 2  # noqa: PLR2004  (batch, channels, *places)
+        hint = " The attention term alone allows another number of channels." if spatial else ""
+        raise ModelError(
+            f"The tap {tap.teacher!r} reads a tensor of shape {tuple(theirs.shape)} in the teacher and "
+            f"{tuple(ours.shape)} in the student. Choose a module that both call with the same.{hint}"
+        )
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,0 +1,140 @@
+"""Structured pruning: scales are pressed towards zero, the smallest filters removed, and the rest trained again."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dfq_plugins.cost import layer_multiply_adds, measure_cost
+from dfq_plugins.distillation.loop import Student, Workplace
+from dfq_plugins.errors import ModelError, UsageError, nearest
+from dfq_plugins.lessons import teach
+from dfq_plugins.pruning.graph import Groups, find_groups, remove_filters, same_answers, zero_filters
+from dfq_plugins.pruning.scales import Paced, SparsifyingLoss, group_scales, penalty_for, shared_scales
+from dfq_plugins.pruning.selection import select_by_target, select_by_threshold
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.loss import DistillationLoss
+    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distillation.sources import Source
+    from dfq_plugins.lessons import Lesson
+    from dfq_plugins.pruning.options import PruningOptions
+    from dfq_plugins.pruning.scales import Penalty
+    from dfq_plugins.pruning.selection import Removed
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much goes: exactly one of these is given.
+
+    Args:
+        multiply_adds: share of the multiply-adds that is left.
+        threshold: filters with a smaller scale go.
+        sparsity: share of the weights that is set to zero.
+    """
+
+    multiply_adds: float | None = None
+    threshold: float | None = None
+    sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise UsageError(
+                "Say in one way how much is to go: multiply_adds=0.7 (share that is left), threshold=0.1 (filters with "
+                f"a smaller scale), or sparsity=0.5 (share of single weights), got {', '.join(given) or 'none'}."
+            )
+        ((name, value),) = given.items()
+        highest = float("inf") if name == "threshold" else 1.0
+        if not 0 < value < highest:
+            raise UsageError(f"{name} must be above 0 and below {highest:g}, got {value:g}.")
+
+
+def sparsify(
+    model: nn.Module,
+    groups: Groups,
+    lesson: Lesson,
+    settings: DistillationOptions,
+    options: PruningOptions,
+    place: Workplace,
+) -> tuple[TrainingPoint, ...]:
+    """Train a network while the penalty presses the scales of its filters towards zero, in place."""
+    with shared_scales(model, groups.usable) as scales:
+        penalty = penalty_for(model, groups.usable, scales, lesson.sample, options)
+        return teach(
+            Student(model),
+            lesson,
+            replace(settings, steps=options.sparsity_steps),
+            place,
+            make_loss=_with(penalty),
+            pace=lambda source: _paced(source, penalty),
+            keep_best=False,  # the best answers are those from before
+        )
+
+
+def _with(penalty: Penalty) -> Callable[..., DistillationLoss]:
+    def make(
+        teacher: nn.Module, options: DistillationOptions, *, student: nn.Module, sample: Tensor
+    ) -> SparsifyingLoss:
+        return SparsifyingLoss(teacher, options, student, sample, penalty)
+
+    return make
+
+
+def _paced(source: Source, penalty: Penalty) -> Source:
+    return Paced(source, penalty)
+
+
+def prunable(model: nn.Module, lesson: Lesson, options: PruningOptions) -> Groups:
+    """Return which filters can go.
+
+    Raises:
+        UsageError: a layer to keep is not in the network.
+        PluginError: torch-pruning is not installed.
+        ModelError: the network cannot be traced, or nothing of it can be pruned.
+    """
+    names = {name for name, _ in model.named_modules()}
+    for name in options.keep:
+        if name not in names:
+            raise UsageError(
+                f"The option keep names {name!r}, and the network has no such layer.{nearest(name, names)}"
+            )
+    return find_groups(model, lesson.sample, options.keep)
+
+
+def selected(model: nn.Module, groups: Groups, lesson: Lesson, amount: Amount, options: PruningOptions) -> Removed:
+    """Return which filters go, by group.
+
+    Raises:
+        UsageError: a layer would be emptied; names it.
+    """
+    scales = group_scales(model, groups.usable)
+    if amount.threshold is not None:
+        return select_by_threshold(groups.usable, scales, amount.threshold)
+    assert amount.multiply_adds is not None  # noqa: S101  for the type checker: one of both is given
+    shape = lesson.spec.shape
+    costs = layer_multiply_adds(model, shape) | {"": measure_cost(model, shape).multiply_adds}
+    return select_by_target(groups.usable, scales, costs, amount.multiply_adds, options.fewest)
+
+
+def take_out(model: nn.Module, groups: Groups, removed: Removed, lesson: Lesson) -> None:
+    """Remove filters in place, and make sure that the network answers as if they were zero.
+
+    Raises:
+        ModelError: it does not.
+    """
+    zeroed = copy.deepcopy(model)
+    zero_filters(zeroed, groups.usable, removed)
+    remove_filters(model, lesson.sample, groups.usable, removed)
+    if not same_answers(zeroed, model, lesson.sample):
+        raise ModelError(
+            f"Without its filters {type(model).__name__} does not answer as with these filters at zero, so that "
+            "torch-pruning took out what does not belong to them. Name the layers to prune last in the option keep, "
+            "or set single weights to zero instead (sparsity)."
+        )

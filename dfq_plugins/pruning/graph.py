@@ -1,0 +1,248 @@
+"""Which filters of a network belong together, and their removal, by the dependency graph of torch-pruning.
+
+Removing one filter shortens what the next layers read; where a residual connection adds features up, all layers that
+write to it lose the same filter. torch-pruning finds these groups by following the gradient graph. It takes every
+operation that it does not know for one that keeps channels where they are, so each group is tried out before it is
+believed: the network without a filter must answer as the network in which that filter is zero.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dfq_plugins.errors import ModelError, PluginError
+from dfq_plugins.pruning.tracing import require_traceable, traced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+WITH_FILTERS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  no public base
+NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001  as above
+TOLERANCE = 1e-6
+"""Largest difference, as a share of the largest answer, of two networks in float64 that are to be the same."""
+
+HARMLESS = (
+    *("Relu", "LeakyRelu", "Hardtanh", "Silu", "Gelu", "Elu", "Hardswish"),
+    *("AvgPool", "MaxPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Mean"),
+    *("Add", "Sub", "Mul", "Cat", "Reshape", "Slice", "Output", "Native", "Cudnn"),
+)
+"""What the names of operations begin with that keep every channel in its place, and zero at zero."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of a layer that belongs to a group.
+
+    Args:
+        name: of the layer.
+        outputs: whether its outputs belong to the group, or its inputs.
+        places: for each of the group's filters, the indices there; several after a flattening.
+        width: how many indices the side has.
+    """
+
+    name: str
+    outputs: bool
+    places: tuple[tuple[int, ...], ...]
+    width: int
+
+
+@dataclass(frozen=True)
+class FilterGroup:
+    """Filters that can only go together.
+
+    Args:
+        name: the first layer of the group.
+        members: all layers that lose something with a filter, that one first.
+        norms: names of the BatchNorm layers among them.
+        operations: names of the operations between them.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    norms: tuple[str, ...]
+    operations: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of filters."""
+        return len(self.members[0].places)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What of a network can be pruned, and what cannot, with the reason for each layer."""
+
+    usable: tuple[FilterGroup, ...]
+    left: tuple[tuple[str, str], ...]
+
+
+def find_groups(model: nn.Module, sample: Tensor, keep: Sequence[str] = ()) -> Groups:
+    """Return the groups of filters of a network that can be removed.
+
+    Args:
+        model: in eval mode; stays as it is.
+        sample: inputs `(batch, *shape)`.
+        keep: layers whose groups are left alone.
+
+    Raises:
+        PluginError: torch-pruning is not installed.
+        ModelError: the network cannot be traced, or nothing of it can be pruned.
+    """
+    private = _trainable(model)
+    graph = _graph(private, sample)
+    found = [_record(graph, group, private) for group in graph.get_all_groups(root_module_types=WITH_FILTERS)]
+    reasons = {group.name: _obstacle(group, private, keep) for group in found}
+    usable = [group for group in found if not reasons[group.name]]
+    for group in _failing(model, sample, usable):
+        reasons[group.name] = f"{_suspects(group)} moves or changes its channels"
+    usable = [group for group in usable if not reasons[group.name]]
+    left = tuple((name, reason) for name, reason in reasons.items() if reason)
+    if not usable:
+        told = "; ".join(f"{name}: {reason}" for name, reason in left) or "no layer with filters was found"
+        raise ModelError(
+            f"No filter of {type(model).__name__} can be removed ({told}). Set single weights to zero instead: "
+            "sparsity=0.5, or --sparsity 0.5."
+        )
+    return Groups(tuple(usable), left)
+
+
+@torch.no_grad()
+def zero_filters(model: nn.Module, groups: Iterable[FilterGroup], removed: Mapping[str, Sequence[int]]) -> None:
+    """Set filters to zero in place, with the BatchNorm scales and shifts after them, so that nothing leaves them."""
+    for group in groups:
+        for member in group.members:
+            module = model.get_submodule(member.name)
+            if member.outputs:
+                places = [place for channel in removed.get(group.name, ()) for place in member.places[channel]]
+                for parameter in (module.weight, module.bias):
+                    if isinstance(parameter, torch.Tensor):
+                        parameter[places] = 0.0
+
+
+def remove_filters(
+    model: nn.Module, sample: Tensor, groups: Iterable[FilterGroup], removed: Mapping[str, Sequence[int]]
+) -> None:
+    """Remove filters in place, and what reads them.
+
+    Raises:
+        PluginError: torch-pruning is not installed.
+    """
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(requires_grad=True)
+    graph = _graph(model, sample)
+    for group in groups:
+        channels = list(removed.get(group.name, ()))
+        if channels:
+            layer = model.get_submodule(group.name)
+            graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, channels).prune()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags[name])
+        parameter.grad = None
+
+
+def same_answers(first: nn.Module, second: nn.Module, inputs: Tensor) -> bool:
+    """Whether two networks give the same answers, up to rounding in float64."""
+    with torch.no_grad():
+        one, other = (copy.deepcopy(model).double()(inputs.double()) for model in (first, second))
+    if one.shape != other.shape:
+        return False
+    return bool((one - other).abs().max() <= TOLERANCE * one.abs().max().clamp_min(TOLERANCE))
+
+
+def _graph(model: nn.Module, sample: Tensor) -> Any:
+    """Return torch-pruning's dependency graph of a network that takes gradients."""
+    try:
+        import torch_pruning  # noqa: PLC0415  optional
+    except ImportError as error:
+        raise PluginError(
+            'Filters are removed by torch-pruning, which is not installed. Run: pip install "dfq-plugins[pruning]"'
+        ) from error
+    require_traceable(model, sample)
+    with traced(model):
+        # A tuple, because it would unpack a tensor along the batch.
+        return torch_pruning.DependencyGraph().build_dependency(model, (sample,), verbose=False)
+
+
+def _trainable(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(requires_grad=True)
+
+
+def _record(graph: Any, group: Any, model: nn.Module) -> FilterGroup:
+    names = {module: name for name, module in model.named_modules()}
+    members, norms, operations = [], [], []
+    for item in group:
+        module, outputs = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
+        if module not in names or not any(True for _ in module.parameters(recurse=False)):
+            operations.append(_operation(module))
+            continue
+        places: list[list[int]] = [[] for _ in range(len(group[0].idxs))]
+        for place, channel in zip(item.idxs, item.root_idxs, strict=True):
+            places[channel].append(place)
+        width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
+        members.append(Member(names[module], outputs, tuple(map(tuple, places)), width))
+        if isinstance(module, NORMS) and sum(map(len, places)) == width:  # not of a concatenation
+            norms.append(names[module])
+    return FilterGroup(names[group[0].dep.target.module], tuple(members), tuple(norms), tuple(operations))
+
+
+def _operation(module: Any) -> str:
+    """Return what an operation is called, from the name that torch-pruning gives it.
+
+    >>> class FromGradient:
+    ...     def __repr__(self):
+    ...         return "_ElementWiseOp_17(ConstantPadNdBackward0)"
+    >>> _operation(FromGradient())
+    'ConstantPadNd'
+    """
+    text = str(module)
+    found = re.search(r"\((\w+?)Backward\d*\)", text)
+    return found[1] if found else re.sub(r"^_|_\d+\(.*$|\(.*$", "", text)
+
+
+def _obstacle(group: FilterGroup, model: nn.Module, keep: Sequence[str]) -> str:
+    """Return why a group cannot be pruned, or nothing."""
+    if any(member.name in keep for member in group.members):
+        return "asked to keep it"
+    if not any(not member.outputs for member in group.members):
+        return "its filters are the network's answers"
+    if not group.norms:
+        return "no BatchNorm follows it, so that no scale says how much its filters matter"
+    if any(model.get_submodule(name).weight is None for name in group.norms):
+        return "its BatchNorm has no scales"
+    return ""
+
+
+def _failing(model: nn.Module, sample: Tensor, groups: Sequence[FilterGroup]) -> list[FilterGroup]:
+    """Return the groups that cannot be removed, found by halving."""
+    if not groups or _removable(model, sample, groups):
+        return []
+    if len(groups) == 1:
+        return list(groups)
+    half = len(groups) // 2
+    return _failing(model, sample, groups[:half]) + _failing(model, sample, groups[half:])
+
+
+def _removable(model: nn.Module, sample: Tensor, groups: Sequence[FilterGroup]) -> bool:
+    """Whether the network without every third filter answers as the one in which they are zero."""
+    trial = {group.name: range(0, group.size, 3) if group.size > 1 else () for group in groups}
+    zeroed, shorter = _trainable(model), _trainable(model)
+    zero_filters(zeroed, groups, trial)
+    try:
+        remove_filters(shorter, sample, groups, trial)
+        return same_answers(zeroed, shorter, sample)
+    except (RuntimeError, IndexError, ValueError):  # shapes that do not fit any more
+        return False
+
+
+def _suspects(group: FilterGroup) -> str:
+    """Name the operations that may move channels, or all where none stands out."""
+    unusual = [name for name in dict.fromkeys(group.operations) if name != "T" and not name.startswith(HARMLESS)]
+    return ", ".join(unusual or dict.fromkeys(group.operations)) or "an operation without gradient"

@@ -1,0 +1,89 @@
+"""Single weights set to zero, by torch's own `torch.nn.utils.prune`: the smallest of the whole network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.utils import prune
+
+from dfq_plugins.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  no public base
+
+
+def prune_weights(model: nn.Module, sparsity: float) -> None:
+    """Mask the smallest weights of all convolutions and linear layers, in place.
+
+    The masks hold while the network is trained, until `bake`.
+
+    Args:
+        model: its layers get the parameter `weight_orig` and the buffer `weight_mask`.
+        sparsity: share of all these weights that is masked.
+
+    Raises:
+        UsageError: a layer would lose all its weights; names it.
+        ModelError: there is no such layer.
+    """
+    layers = weighted_layers(model)
+    prune.global_unstructured(
+        [(layer, "weight") for layer in layers.values()], pruning_method=prune.L1Unstructured, amount=sparsity
+    )
+    require_weights(masks_of(model), f"A sparsity of {sparsity:g}")
+
+
+def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the convolutions and linear layers by name.
+
+    Raises:
+        ModelError: there are none.
+    """
+    layers: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)
+    }
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no convolution and no linear layer, whose weights could be set to zero. Give "
+            "a network of torch.nn layers."
+        )
+    return layers
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks that `torch.nn.utils.prune` attached, by the name of the weight: `layer.weight`."""
+    end = "_mask"
+    return {name.removesuffix(end): mask for name, mask in model.named_buffers() if name.endswith(f"weight{end}")}
+
+
+def require_weights(masks: Mapping[str, Tensor], what: str) -> None:
+    """Refuse masks that leave a layer without a weight.
+
+    Raises:
+        UsageError: names the layer.
+    """
+    for name, mask in masks.items():
+        if not bool(mask.any()):
+            layer = name.rpartition(".")[0] or "the only one"
+            raise UsageError(
+                f"{what} would empty the layer {layer!r}: all its {mask.numel()} weights are among the smallest. Ask "
+                "for less."
+            )
+
+
+def attach_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Attach masks to the weights of the given names, in place."""
+    for name, mask in masks.items():
+        layer, _, parameter = name.rpartition(".")
+        prune.custom_from_mask(model.get_submodule(layer), parameter, mask)  # type: ignore[no-untyped-call]
+
+
+def bake(model: nn.Module) -> None:
+    """Set masked weights to zero for good, in place; the network is then one of plain layers again."""
+    for name in list(masks_of(model)):
+        layer, _, parameter = name.rpartition(".")
+        prune.remove(model.get_submodule(layer), parameter)  # type: ignore[no-untyped-call]

@@ -1,0 +1,59 @@
+"""Settings of pruning. Imports no torch, so that listings stay fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
+
+from dfq_plugins.distillation.options import DistillationOptions
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """How filters are made small, and which of them may go."""
+
+    sparsity_steps: Annotated[int, Ge(0)] = _setting(
+        500, "training steps that press the scales of BatchNorm towards zero before filters are removed"
+    )
+    scale_penalty: Annotated[float, Ge(0)] = _setting(
+        0.01, "weight of the sum of the scales' sizes, divided by the width of each layer's feature map"
+    )
+    weight_penalty: Annotated[float, Ge(0)] = _setting(
+        1e-4, "weight of half the sum of squares of the weights and biases"
+    )
+    penalty_warm_up: Annotated[float, Ge(0), Lt(1)] = _setting(
+        0.2, "share of those steps in which the weight of the scales rises from zero"
+    )
+    keep: tuple[str, ...] = _setting((), "layers whose filters all stay")
+    fewest: Annotated[float, Gt(0), Lt(1)] = _setting(
+        0.1, "share of its filters that each layer keeps when a target says how many go in all"
+    )
+
+
+@dataclass(frozen=True)
+class PruningTraining(DistillationOptions):
+    """How a network is trained while it is pruned: `DistillationOptions` with defaults of its own.
+
+    The divergence is taken in both directions: one alone can collapse (Zhu et al. 2020, arXiv 2010.07334).
+    """
+
+    kl_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the KL divergence of the class probabilities")
+    symmetrized_kl_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the KL divergence in both directions")
+
+    PRESETS = MappingProxyType(
+        {
+            "zhu2020": {
+                **DistillationOptions.PRESETS["zhu2020"],
+                "kl_weight": 0.0,
+                "symmetrized_kl_weight": 1.0,
+                "learning_rate": 0.001,
+            }
+        }
+    )

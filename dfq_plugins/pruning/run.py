@@ -1,0 +1,293 @@
+"""Orchestration of pruning: a trained network and inputs -> a smaller or sparser network that answers as it does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.cost import Cost, measure_cost
+from dfq_plugins.digest import model_digest
+from dfq_plugins.distillation.loop import Student
+from dfq_plugins.distillation.options_student import StudentTraining
+from dfq_plugins.distillation.ranks import Ranks, joined_ranks
+from dfq_plugins.errors import UsageError
+from dfq_plugins.lessons import Inputs, Lesson, prepare_lesson, teach, training_settings
+from dfq_plugins.listeners.broadcast import Broadcast
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.options import parse_options
+from dfq_plugins.plan import library_versions
+from dfq_plugins.pruning.filters import Amount, prunable, selected, sparsify, take_out
+from dfq_plugins.pruning.magnitude import bake, masks_of, prune_weights
+from dfq_plugins.pruning.options import PruningOptions, PruningTraining
+from dfq_plugins.pruning.selection import kept_filters
+from dfq_plugins.pruning.ticket import Ticket
+from dfq_plugins.registry import get_registry
+from dfq_plugins.saved_network import save_network
+from dfq_plugins.training_material import work_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.calibration_data import CalibrationData
+    from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.registry import Registry
+    from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
+
+TICKET_FOLDER = "ticket"
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What is left of a layer.
+
+    Args:
+        name: of the layer; the first one of those that can only lose filters together.
+        before: filters that it had, or weights.
+        after: filters that are left, or weights that are not zero.
+    """
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class PruningRun:
+    """A pruned network with everything that is known about it.
+
+    Args:
+        model: the pruned network, in eval mode, of the layers that it had.
+        spec: what an input looks like.
+        method: "filters", "weights" or "ticket".
+        before: parameters and multiply-adds of the network that was given.
+        after: those of the pruned one.
+        layers: what is left of each layer.
+        left: layers that could not be pruned, with the reason.
+        agreement_before: share of the held-out samples on which the network named the same class as before, when it was
+            pruned and not yet trained again; NaN where it is no classifier.
+        agreement: the same of the finished network.
+        sparsity_history: points of the curves while scales were pressed towards zero.
+        history: points of the curves after the pruning.
+        options: the settings of the pruning.
+        training: the settings of the training.
+        held_out: number of samples that were held out.
+        files: what was written.
+    """
+
+    model: nn.Module
+    spec: InputSpec
+    method: str
+    before: Cost
+    after: Cost
+    layers: tuple[PrunedLayer, ...]
+    left: tuple[tuple[str, str], ...]
+    agreement_before: float
+    agreement: float
+    sparsity_history: tuple[TrainingPoint, ...]
+    history: tuple[TrainingPoint, ...]
+    options: PruningOptions
+    training: DistillationOptions
+    held_out: int
+    files: tuple[Path, ...] = ()
+
+
+def prune(
+    model: nn.Module,
+    data: CalibrationData | None = None,
+    *,
+    multiply_adds: float | None = None,
+    threshold: float | None = None,
+    sparsity: float | None = None,
+    rewind_to: Mapping[str, Tensor] | nn.Module | None = None,
+    spec: InputSpec | None = None,
+    options: Mapping[str, object] | PruningOptions | None = None,
+    training: Mapping[str, object] | DistillationOptions | None = None,
+    generator: str | LearningGenerator | None = None,
+    generator_options: Mapping[str, object] | object | None = None,
+    num_samples: int = 1024,
+    output: Path | str | None = None,
+    factory: str | None = None,
+    work: Path | str | None = None,
+    strict: bool = False,
+    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
+    registry: Registry | None = None,
+) -> PruningRun:
+    """Remove filters from a network, or set single weights to zero, and train what is left to answer as it did.
+
+    Exactly one of `multiply_adds`, `threshold` and `sparsity` says how much goes. Filters are judged by the scales of
+    the BatchNorm after them, which a penalty presses towards zero first. Source: Zhu et al. 2020 (arXiv 2010.07334).
+
+    Args:
+        model: trained network, the teacher; stays as it is.
+        data: what to train on, synthetic or real; a part of it selects the best state. None: a generator makes it.
+        multiply_adds: share of the multiply-adds that is left: filters of the smallest scales go.
+        threshold: filters with a smaller scale go, e.g. 0.1 or 0.01.
+        sparsity: share of the weights of convolutions and linear layers that is set to zero, the smallest first.
+        rewind_to: with `sparsity`: the network as it was before its training, or its state dictionary. The weights
+            that are left start from there: a lottery ticket.
+        spec: what an input looks like; a synthetic data set brings its own.
+        options: settings of the pruning.
+        training: settings of the training, as a mapping with the defaults of `PruningTraining` (`StudentTraining` for
+            a ticket), or as a record.
+        generator: name of a generator that makes the data, in place of `data`; or of one that learns against the
+            student and makes each step's inputs, or such an object.
+        generator_options: settings of a generator that is given by its name.
+        num_samples: how many samples a generator of data sets makes.
+        output: folder for the network, which `saved:FOLDER` loads on the command line; None writes nothing.
+        factory: what builds the whole network on the command line, for the record in that folder: `file.py:factory`.
+        work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
+        strict: refuse a data set that was made from another model, instead of warning.
+        listeners: called with every `ProgressEvent`.
+        registry: where plugins are looked up; None takes those that are installed.
+
+    Raises:
+        UsageError: an amount, option or name that cannot be used, or an amount that would empty a layer.
+        PluginError: an unknown generator, or torch-pruning is not installed.
+        ModelError: a network that cannot be traced, or of which nothing can be pruned.
+        DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run.
+        DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
+    """
+    amount = Amount(multiply_adds, threshold, sparsity)
+    if rewind_to is not None and sparsity is None:
+        raise UsageError(
+            "rewind_to makes a lottery ticket of single weights: give sparsity as well, e.g. sparsity=0.8."
+        )
+    registry = registry or get_registry()
+    record = parse_options(PruningOptions, options, owner="pruning")
+    settings = training_settings(training, PruningTraining if rewind_to is None else StudentTraining)
+    inputs = Inputs(data, generator, generator_options, num_samples, strict)
+    broadcast = Broadcast(listeners, registry)
+    with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
+        torch.manual_seed(settings.seed)  # for whatever a generator draws from the global state
+        lesson = prepare_lesson(model, inputs, spec, settings, folder, broadcast, registry)
+        job = _Job(lesson, amount, record, settings, folder, broadcast, ranks)
+        ticket = None if rewind_to is None else Ticket.find(lesson.teacher, rewind_to, sparsity or 0.0)
+        run, about = job.filters() if sparsity is None else job.weights(ticket)
+        if output is not None and ranks.leads:
+            run = replace(run, files=_write(run, about, lesson, Path(output), factory, ticket))
+        ranks.wait()
+    return run
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run of `prune`, once its inputs are there."""
+
+    lesson: Lesson
+    amount: Amount
+    options: PruningOptions
+    settings: DistillationOptions
+    folder: Path | None
+    report: Broadcast
+    ranks: Ranks
+
+    def filters(self) -> tuple[PruningRun, dict[str, object]]:
+        """Remove filters."""
+        network = frozen_copy(self.lesson.teacher).requires_grad_(requires_grad=True)
+        groups = prunable(network, self.lesson, self.options)
+        pressing, training = self._shares()
+        first: tuple[TrainingPoint, ...] = ()
+        about = [asdict(self.options), groups.left]
+        if self.options.sparsity_steps:
+            place = self.lesson.workplace(self.folder, "sparsify", pressing, about, self.report, self.ranks)
+            first = sparsify(network, groups, self.lesson, pressing, self.options, place)
+        removed = selected(network, groups, self.lesson, self.amount, self.options)
+        take_out(network, groups, removed, self.lesson)
+        before = self.lesson.agreement(network)
+        history = self._train(network, training, [*about, removed])
+        kept = kept_filters(groups.usable, removed)
+        layers = tuple(PrunedLayer(group.name, group.size, kept[group.name]) for group in groups.usable)
+        return self._run(network, "filters", layers, groups.left, before, first, history), {"removed": removed}
+
+    def weights(self, ticket: Ticket | None) -> tuple[PruningRun, dict[str, object]]:
+        """Set single weights to zero, or train a ticket of those that are left."""
+        assert self.amount.sparsity is not None  # noqa: S101  for the type checker
+        network = frozen_copy(self.lesson.teacher).requires_grad_(requires_grad=True)
+        if ticket is None:
+            prune_weights(network, self.amount.sparsity)
+        else:
+            network = ticket.rewind(network)
+        masks = masks_of(network)
+        layers = tuple(
+            PrunedLayer(name.rpartition(".")[0], mask.numel(), int(mask.sum())) for name, mask in masks.items()
+        )
+        before = self.lesson.agreement(network)
+        about = [self.amount.sparsity, None if ticket is None else model_digest(network)]
+        history = self._train(network, self.settings, about)
+        bake(network)
+        method = "weights" if ticket is None else "ticket"
+        return self._run(network, method, layers, (), before, (), history), {}
+
+    def _shares(self) -> tuple[DistillationOptions, DistillationOptions]:
+        """Divide a limit of time between both trainings by their steps."""
+        limit, pressing = self.settings.max_seconds, self.options.sparsity_steps
+        if limit is None:
+            return self.settings, self.settings
+        share = pressing / (pressing + self.settings.steps)
+        pressed = replace(self.settings, max_seconds=limit * share) if share else self.settings
+        return pressed, replace(self.settings, max_seconds=limit * (1 - share))
+
+    def _train(self, network: nn.Module, settings: DistillationOptions, about: object) -> tuple[TrainingPoint, ...]:
+        place = self.lesson.workplace(self.folder, "finetune", settings, about, self.report, self.ranks)
+        return teach(Student(network), self.lesson, settings, place)
+
+    def _run(
+        self,
+        network: nn.Module,
+        method: str,
+        layers: tuple[PrunedLayer, ...],
+        left: tuple[tuple[str, str], ...],
+        before: float,
+        first: tuple[TrainingPoint, ...],
+        history: tuple[TrainingPoint, ...],
+    ) -> PruningRun:
+        lesson, shape = self.lesson, self.lesson.spec.shape
+        return PruningRun(
+            model=network,
+            spec=lesson.spec,
+            method=method,
+            before=measure_cost(lesson.teacher, shape),
+            after=measure_cost(network, shape),
+            layers=layers,
+            left=left,
+            agreement_before=before,
+            agreement=lesson.agreement(network),
+            sparsity_history=first,
+            history=history,
+            options=self.options,
+            training=self.settings,
+            held_out=len(lesson.held_out),
+        )
+
+
+def _write(
+    run: PruningRun,
+    more: Mapping[str, object],
+    lesson: Lesson,
+    output: Path,
+    factory: str | None,
+    ticket: Ticket | None,
+) -> tuple[Path, ...]:
+    about = {
+        "kind": "pruned",
+        "method": run.method,
+        "teacher": {"digest": model_digest(lesson.teacher), **asdict(run.before)},
+        "student": asdict(run.after),
+        "input_spec": asdict(run.spec),
+        "inputs": {"by": lesson.about, "samples": len(lesson.examples) + len(lesson.held_out)},
+        "agreement": {"before": run.agreement_before, "after": run.agreement, "samples": run.held_out},
+        "layers": [asdict(layer) for layer in run.layers],
+        "left": dict(run.left),
+        "settings": {"pruning": asdict(run.options), "training": asdict(run.training)},
+        "history": [asdict(point) for point in (*run.sparsity_history, *run.history)],
+        "versions": library_versions(),
+        **more,
+    }
+    tickets = () if ticket is None else (ticket.save(output / TICKET_FOLDER),)
+    return (save_network(run.model, output, factory=factory, about=about), *tickets)

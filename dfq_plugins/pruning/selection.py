@@ -1,0 +1,112 @@
+"""Which filters go: those with a scale below a threshold, or the smallest until a target is met."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dfq_plugins.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from dfq_plugins.pruning.graph import FilterGroup
+
+Removed = dict[str, list[int]]
+"""Filters to remove, by the name of their group."""
+
+
+def select_by_threshold(groups: Sequence[FilterGroup], scales: Mapping[str, Tensor], threshold: float) -> Removed:
+    """Return the filters whose scale is below the threshold.
+
+    Raises:
+        UsageError: a layer would lose all its filters; names it.
+    """
+    removed = {group.name: (scales[group.name] < threshold).nonzero().flatten().tolist() for group in groups}
+    for group in groups:
+        if len(removed[group.name]) == group.size:
+            largest = float(scales[group.name].max())
+            raise UsageError(
+                f"The threshold {threshold:g} would empty the layer {group.name!r}: the largest scale of its "
+                f"{group.size} filters is {largest:.3g}. Lower the threshold, name the layer in the option keep, or "
+                "say how much is to be left: multiply_adds=0.7."
+            )
+    return removed
+
+
+def select_by_target(
+    groups: Sequence[FilterGroup],
+    scales: Mapping[str, Tensor],
+    multiply_adds: Mapping[str, int],
+    target: float,
+    fewest: float,
+) -> Removed:
+    """Return the fewest filters of smallest scale, over all layers, whose removal leaves at most the target.
+
+    Args:
+        groups: what can be removed.
+        scales: of their filters, `(filters,)` each.
+        multiply_adds: of each layer of the whole network; those of the network itself under the name "".
+        target: share of the network's multiply-adds that is to be left.
+        fewest: share of its filters that each layer keeps.
+
+    Raises:
+        UsageError: the target cannot be met so; names the layers that would have to be emptied.
+    """
+    order = _smallest_first(groups, scales, fewest)
+    low, high = 0, len(order)
+    wanted = target * multiply_adds[""]
+    if remaining_multiply_adds(groups, _as_removed(groups, order), multiply_adds) > wanted:
+        least = remaining_multiply_adds(groups, _as_removed(groups, order), multiply_adds) / multiply_adds[""]
+        raise UsageError(
+            f"To leave {target:.0%} of the multiply-adds, layers would have to be emptied: with {fewest:.0%} of the "
+            f"filters in each of {', '.join(repr(group.name) for group in groups)}, {least:.1%} are left. Ask for "
+            "more, or lower the option fewest."
+        )
+    while low < high:
+        middle = (low + high) // 2
+        left = remaining_multiply_adds(groups, _as_removed(groups, order[:middle]), multiply_adds)
+        low, high = (low, middle) if left <= wanted else (middle + 1, high)
+    return _as_removed(groups, order[:low])
+
+
+def remaining_multiply_adds(groups: Iterable[FilterGroup], removed: Removed, multiply_adds: Mapping[str, int]) -> float:
+    """Return the network's multiply-adds without the given filters.
+
+    Of each layer's, the share of its outputs that is left counts, times that of its inputs.
+    """
+    left: dict[str, dict[bool, float]] = {}  # of each layer, the share of its outputs and of its inputs
+    for group in groups:
+        for member in group.members:
+            gone = sum(len(member.places[channel]) for channel in removed.get(group.name, ()))
+            sides = left.setdefault(member.name, {})
+            sides[member.outputs] = sides.get(member.outputs, 1.0) - gone / member.width
+    saved = sum(multiply_adds.get(name, 0) * (1 - math.prod(sides.values())) for name, sides in left.items())
+    return multiply_adds[""] - saved
+
+
+def _smallest_first(
+    groups: Sequence[FilterGroup], scales: Mapping[str, Tensor], fewest: float
+) -> list[tuple[float, int, int]]:
+    """Return (scale, place of the group, filter) in ascending order, without those that each layer keeps."""
+    order: list[tuple[float, int, int]] = []
+    for place, group in enumerate(groups):
+        rows = sorted((float(scale), place, channel) for channel, scale in enumerate(scales[group.name]))
+        order += rows[: group.size - max(1, math.ceil(fewest * group.size))]
+    return sorted(order)
+
+
+def _as_removed(groups: Sequence[FilterGroup], chosen: Iterable[tuple[float, int, int]]) -> Removed:
+    removed: Removed = {group.name: [] for group in groups}
+    for _, place, channel in chosen:
+        removed[groups[place].name].append(channel)
+    return {name: sorted(channels) for name, channels in removed.items()}
+
+
+def kept_filters(groups: Iterable[FilterGroup], removed: Removed) -> dict[str, int]:
+    """Return how many filters of each group are left."""
+    counts = Counter({name: len(channels) for name, channels in removed.items()})
+    return {group.name: group.size - counts[group.name] for group in groups}
