@@ -47,6 +47,37 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a network and none reach its parameters; leave all its values as they were.
+
+    A network in training moves its statistics, and a framework its observed ranges, with every forward pass; some
+    change the size of a buffer or put another one in its place.
+    """
+    parameters = [(value, value.detach().clone(), value.requires_grad) for value in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]  # noqa: SLF001  also those not persistent
+    kept = {id(value): value.detach().clone() for value in model.buffers()}
+    try:
+        for value, _, _ in parameters:
+            value.requires_grad = False
+        yield
+    finally:
+        with torch.no_grad():
+            for value, former, learned in parameters:
+                value.copy_(former)
+                value.requires_grad = learned
+            for module, named in buffers:
+                _put_back(module, named, kept)
+
+
+def _put_back(module: nn.Module, named: dict[str, torch.Tensor | None], kept: dict[int, torch.Tensor]) -> None:
+    for name, value in named.items():
+        former = None if value is None else kept[id(value)]
+        if value is not None and former is not None and value.shape == former.shape:
+            former = value.copy_(former)  # the same object, where others may hold it
+        module._buffers[name] = former  # noqa: SLF001  as above
+
+
+@contextmanager
 def preserve_global_state() -> Iterator[None]:
     """Restore random states (Python, NumPy, torch), default dtype and grad mode, also after an error.
 

@@ -267,7 +267,7 @@ rank = os.environ.get("RANK", "alone")
 save_file(capture(run.model), {folder!r} + f"/{{rank}}.safetensors")
 start = {{name: ((value * 4).round() / 4).detach() for name, value in network.named_parameters()}}
 save_file(start, {folder!r} + f"/start-{{rank}}.safetensors")
-print("artifacts", rank, len(run.artifacts))
+sys.stdout.write(f"artifacts {{rank}} {{len(run.artifacts)}}\\n")  # at once: two processes write here
 """
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from itertools import chain
 from typing import TYPE_CHECKING
-
-import torch
 
 from dfq_plugins.distillation import terms
 from dfq_plugins.distillation.loss import attention_over
 from dfq_plugins.distillation.taps import FeatureTaps, resolve_taps
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.network import NetworkGenerator
+from dfq_plugins.model_state import untouched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    import torch
     from torch import Tensor, nn
 
     from dfq_plugins.distillation.taps import Tap
@@ -90,24 +86,3 @@ class AdversarialGenerator(NetworkGenerator):
         term = terms.kl_divergence if self.options.distance == "kl" else terms.symmetrized_kl
         share = 1 / outputs.shape[1] if self.options.kl_mean == "elements" else 1.0
         return share * term(outputs, answers, self.options.temperature)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Let gradients pass through a network, and take none of its parameters; leave all its values as they were.
-
-    A network in training moves its statistics and observed ranges with every forward pass.
-    """
-    values = list(chain(model.parameters(), model.buffers()))
-    kept = [value.detach().clone() for value in values]
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learned:
-            parameter.requires_grad = False
-        yield
-    finally:
-        with torch.no_grad():
-            for value, former in zip(values, kept, strict=True):
-                value.copy_(former)
-        for parameter in learned:
-            parameter.requires_grad = True

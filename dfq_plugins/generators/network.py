@@ -108,9 +108,10 @@ class NetworkGenerator:
             images = self.draw(labels)
             loss = self.loss(images, labels.to(images.device), student)
             gradients = torch.autograd.grad(loss, list(self.network.parameters()))
-        if not math.isfinite(float(loss)):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise DivergedError(
-                f"The generator diverged: its loss was {float(loss)} at its step {self._learned + 1} (learning rate "
+                f"The generator diverged: its loss was {value} at its step {self._learned + 1} (learning rate "
                 f"{self.options.learning_rate}). Lower its learning_rate, or set its gradient_clip."
             )
         self._descend(gradients)
