@@ -48,6 +48,11 @@ class Schedule(Protocol):
         ...
 
     @property
+    def plateau(self) -> float:
+        """Share by which the loss must fall between two looks at it, or the optimisation ends; 0 never ends it."""
+        ...
+
+    @property
     def statistics(self) -> str:
         """Whether a batch counts for itself (`batch`) or with all others (`set`)."""
         ...
