@@ -28,6 +28,7 @@ Exit codes: 0 done, 1 unexpected error (DFQ_DEBUG=1 shows where), 2 bad usage,
     places={
         "demo": Place("dfq_plugins.cli.demo:demo", "Quantize a small embedded network, from synthesis to report."),
         "plugins": Place("dfq_plugins.cli.plugins:plugins", "List generators, calibrators and listeners."),
+        "record": Place("dfq_plugins.cli.record:record", "Record how a model responds to its owner's data."),
         "synthesize": Place("dfq_plugins.cli.synthesize:synthesize", "Synthesise inputs from a model alone."),
         "quantize": Place("dfq_plugins.cli.quantize:quantize", "Quantize a model on a synthetic set."),
         "finetune": Place("dfq_plugins.cli.finetune:finetune", "Quantize a model and train it on a synthetic set."),

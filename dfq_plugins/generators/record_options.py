@@ -30,6 +30,7 @@ class RecordOptions:
     clamp: bool = _setting(default=True, text="keep the inputs in their valid range during the optimisation")
 
     # What the loop that all generators share asks besides: these inputs are optimised as they are, each for itself.
+    plateau: ClassVar[float] = 0.0
     statistics: ClassVar[str] = "batch"
     precision: ClassVar[str] = "float32"
     jitter: ClassVar[int] = 0

@@ -61,21 +61,33 @@ def count_samples(data: RecordingData) -> int:
     return len(whole) if isinstance(whole, Sized) else 0
 
 
-def load_labelled(path: Path, spec: InputSpec) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
-    """Yield the batches of a folder of images, an .npz file or a synthetic set; an .npz file may hold labels as well.
+class LabelledFile:
+    """The batches of a folder of images, an .npz file or a synthetic set; an .npz file may hold labels as well.
+
+    Args:
+        path: the file or folder.
+        spec: what an input looks like.
 
     Raises:
         DataError: the path holds none of these, or samples and labels that do not fit together.
     """
-    labels, done = _npz_labels(path), 0
-    for batch in load_source(path, spec):
-        if labels is None:
-            yield batch
-            continue
-        yield batch, labels[done : done + len(batch)]
-        done += len(batch)
-    if labels is not None and len(labels) != done:
-        raise DataError(f"{path} holds {done} samples and {len(labels)} labels. Give one label for each sample.")
+
+    def __init__(self, path: Path, spec: InputSpec) -> None:
+        self._path = path
+        self._batches = load_source(path, spec)
+        self._labels = _npz_labels(path)
+        self.dataset = self._labels if self._labels is not None else ()  # as a DataLoader says how many samples it has
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
+        """Yield inputs, or inputs and labels."""
+        labels, done = self._labels, 0
+        for batch in self._batches:
+            done += len(batch)
+            yield batch if labels is None else (batch, labels[done - len(batch) : done])
+        if labels is not None and len(labels) != done:
+            raise DataError(
+                f"{self._path} holds {done} samples and {len(labels)} labels. Give one label for each sample."
+            )
 
 
 def _npz_labels(path: Path) -> Tensor | None:

@@ -1,0 +1,121 @@
+"""`dfq record`: write down, once, how a model's layers respond to its owner's data."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dfq_plugins.cli import progress
+from dfq_plugins.cli.shared import (
+    complete_spec,
+    json_option,
+    load_model,
+    model_options,
+    on_device,
+    print_json,
+    spec_options,
+)
+from dfq_plugins.options import parse_options
+from dfq_plugins.recording.options import STATISTICS, RecordingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dfq_plugins.recording.record import ActivationRecord
+
+_DEFAULTS = RecordingOptions()
+
+
+def _words(flag: str, name: str, help_text: str) -> Callable[[Any], Any]:
+    """Return an option that takes words with commas between them and arrives as a tuple."""
+
+    def split(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+        return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+    return click.option(flag, name, metavar="NAME,...", callback=split, help=help_text)
+
+
+@click.command()
+@model_options
+@click.argument("data")
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the record, new or empty.",
+)
+@_words("--statistics", "statistics", f"What to record, of {', '.join(STATISTICS)}; default: all of these.")
+@_words("--layers", "layers", "Modules whose inputs to record; default: every weighted layer but the first.")
+@click.option("--units", type=click.Choice(["full", "channel"]), help="What a unit is; default: every activation.")
+@click.option("--coefficients", type=float, help=f"Share of spectral coefficients; default {_DEFAULTS.coefficients}.")
+@click.option("--dropout-filters", type=int, help="Dropout filters to record all layers under; default 0.")
+@click.option("--labels", type=click.Choice(["auto", "teacher"]), help="Classes of the data, or as the model sees it.")
+@click.option("--epsilon", type=float, help="Add noise: privacy budget for one sample more or less.")
+@click.option("--delta", type=float, help=f"Probability that the budget fails; default {_DEFAULTS.delta:g}.")
+@click.option("--clip-norm", type=float, help="Longest vector of a sample's units; default: that of noise inputs.")
+@click.option("--max-memory", type=float, help=f"GiB that the statistics may take; default {_DEFAULTS.max_memory:g}.")
+@click.option("--seed", type=int, help="Seed of the dropout filters; default 0.")
+@click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1.")
+@spec_options
+@json_option
+def record(
+    model_reference: str,
+    weights: Path | None,
+    threads: int | None,
+    data: str,
+    output: Path,
+    device: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Record how MODEL's layers respond to DATA, so that inputs can be rebuilt later without the data.
+
+    DATA is an .npz file (arrays `inputs` and, where there are any, `labels`), a folder of images, or the folder of a
+    synthetic set. Without labels the model names the classes. The record goes to --generator record-spectral and its
+    relatives: dfq synthesize MODEL --generator record-spectral --option record=FOLDER.
+    """
+    names = RecordingOptions.__dataclass_fields__
+    settings = {name: value for name in names if (value := given.pop(name, None)) is not None}
+    options = parse_options(RecordingOptions, settings, owner="the recording")
+    began = time.monotonic()
+    with progress.reporting() as listener:
+        import dfq_plugins  # noqa: PLC0415  its names import torch
+        from dfq_plugins.recording.data import LabelledFile  # noqa: PLC0415  imports torch
+        from dfq_plugins.recording.record import require_free  # noqa: PLC0415  imports torch
+
+        require_free(output)
+        model = on_device(load_model(model_reference, weights, threads), device)
+        spec = complete_spec(model, given)
+        batches = LabelledFile(Path(data), spec)
+        made = dfq_plugins.record(model, batches, spec, output=output, options=options, listeners=[listener])
+    summary = _summary(made, time.monotonic() - began)
+    if as_json:
+        print_json(summary)
+        return
+    click.echo("{num_samples} samples recorded in {folder}, {bytes:,} bytes, {seconds} s.".format(**summary))
+    click.echo("What the record reveals:")
+    for sentence in summary["reveals"]:
+        click.echo(f"  - {sentence}")
+
+
+def _summary(made: ActivationRecord, seconds: float) -> dict[str, Any]:
+    info = made.info
+    return {
+        "folder": str(made.folder),
+        "model_digest": info.model_digest,
+        "num_samples": sum(info.class_counts),
+        "class_counts": info.class_counts,
+        "labels": info.labels,
+        "statistics": info.statistics,
+        "layers": {layer.name: layer.units for layer in info.layers},
+        "dropout_filters": info.dropout_filters,
+        "jitter": info.jitter,
+        "epsilon": None if info.noise is None else info.noise.epsilon,
+        "reveals": info.reveals,
+        "bytes": sum(file.stat().st_size for file in made.folder.iterdir()),
+        "seconds": round(seconds, 1),
+    }
