@@ -14,6 +14,7 @@ from dfq_plugins import objectives
 from dfq_plugins.augmentation import apply_maps
 from dfq_plugins.compilation import explained_failure
 from dfq_plugins.divergences import DIVERGENCES
+from dfq_plugins.frozen_norm import freeze_norms
 from dfq_plugins.memory import halves, is_out_of_memory, note_halving
 from dfq_plugins.model_state import device_of
 from dfq_plugins.statistics import StatisticsTaps, require_reached_layers, stored_statistics
@@ -57,7 +58,7 @@ class InversionObjective:
         self.options = options
         self.device = device_of(model)
         self.half = use_bfloat16(options.precision, self.device)
-        self.model = _cast(copy.deepcopy(model), self.half)
+        self.model = _cast(freeze_norms(copy.deepcopy(model)), self.half)
         self.fill = torch.tensor(spec.bounds[0] if spec.bounds else (0.0,) * spec.channels, device=self.device)
         self.matches = options.batch_norm_weight > 0
         if self.matches:
@@ -84,7 +85,7 @@ class InversionObjective:
             maps: augmentation of the inputs, part of what is differentiated.
         """
         others, share = rest if rest is not None else (self.empty_pool(), 1.0)
-        arguments = (maps, labels, (1 - share) * others, torch.tensor(share, device=inputs.device))
+        arguments = (maps, labels, (1 - share) * others, inputs.new_full((), share))
         if not self._halves:
             try:
                 return self._step(inputs, *arguments)
@@ -101,7 +102,7 @@ class InversionObjective:
         if self._compiles:
             # The compiler works on both passes, the backward one when it is first asked for: guard them together.
             try:
-                return _differentiated(self._compiled_loss(), inputs, *arguments)
+                return self._compiled_step(inputs, *arguments)
             except Exception as error:  # whatever the compiler raises, the uncompiled step is right
                 if is_out_of_memory(error):
                     raise
@@ -158,10 +159,16 @@ class InversionObjective:
         if self.matches:
             self.taps.forget()
 
-    def _compiled_loss(self) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _compiled_step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
+        on_gpu = inputs.is_cuda
         if self._compiled is None:
-            self._compiled = torch.compile(self._loss, dynamic=False)
-        return self._compiled
+            mode = "reduce-overhead" if on_gpu else None  # one recorded launch in the place of hundreds
+            self._compiled = torch.compile(self._loss, dynamic=False, mode=mode)
+        if not on_gpu:
+            return _differentiated(self._compiled, inputs, *arguments)
+        torch.compiler.cudagraph_mark_step_begin()
+        loss, gradient, moments = _differentiated(self._compiled, inputs, *arguments)
+        return loss.clone(), gradient.clone(), moments.clone()  # the next replay writes over what this one returned
 
     def evaluate_once(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> Tensor:
         """Return the loss of one batch without compiling anything."""

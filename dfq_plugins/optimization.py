@@ -118,6 +118,15 @@ def learning_rate_at(progress: float, options: Schedule) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def on_plateau(former: float, loss: float, share: float) -> bool:
+    """Tell whether a loss fell by less than a share of what it was at the last look; never for a share of 0.
+
+    >>> on_plateau(1.0, 0.995, 0.01), on_plateau(1.0, 0.98, 0.01), on_plateau(1.0, 1.0, 0.0)
+    (True, False, False)
+    """
+    return share > 0 and former - loss < share * abs(former) < math.inf
+
+
 def augmentation_of(options: Schedule, spec: InputSpec) -> Augmentation:
     """Return what happens to the inputs before each forward pass; training that shifts over a border also mirrors."""
     border = border_of(spec) if options.border is None else options.border
@@ -171,27 +180,31 @@ def optimize_inputs(
     good = [variable.detach().clone() for variable in variables]
     metrics: dict[str, float] = {}
     pace = pace or Pace(options.iterations)
-    last_report = time.monotonic()
+    last_report, former = time.monotonic(), math.inf
     while not pace.finished:
         losses = []
         for index, (variable, optimizer) in enumerate(zip(variables, optimizers, strict=True)):
             optimizer.param_groups[0]["lr"] = learning_rate_at(pace.progress, options) * scale
             rest = objective.rest_of(pools, index) if options.statistics == "set" else None
             maps = draw_maps(settings, tuple(variable.shape), rng, variable.device)
-            loss, gradient, pools[index] = objective(variable, labels[index], rest, maps)
+            one, gradient, pools[index] = objective(variable, labels[index], rest, maps)
             _set_gradient(variable, gradient)
             optimizer.step()
             if options.clamp:
                 clamp_(variable.data, spec)
-            losses.append(loss)
+            losses.append(one)
         pace.advance()
         looks = (pace.done - 1) % SNAPSHOT_INTERVAL == 0
         if not variables[0].is_cuda:  # a GPU may still be busy with the steps until its loss is looked at
             pace.measure()
         if looks or pace.finished:
-            _snapshot(pace, float(torch.stack(losses).mean()), variables, good, options)
+            loss = float(torch.stack(losses).mean())
+            _snapshot(pace, loss, variables, good, options)
             metrics = {"loss": float(losses[-1])}
             pace.measure()
+            if on_plateau(former, loss, options.plateau):
+                pace.stop()
+            former = loss
         if looks or pace.finished or time.monotonic() - last_report >= REPORT_SECONDS:
             last_report = time.monotonic()
             report(ProgressEvent("synthesize", pace.done, pace.expected, metrics))

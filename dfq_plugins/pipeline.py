@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dfq_plugins.allocation import kept_memory
 from dfq_plugins.budget import Budget
 from dfq_plugins.calibration_data import as_calibration_data
 from dfq_plugins.checks import check_finite, complete_spec, trial_run
@@ -105,7 +106,7 @@ def synthesize(
             f"Generator {generator!r} learns against a student and makes no data set by itself. Give it to "
             f"finetune(model, data, generator={generator!r}, ...), or to dfq finetune with --generator {generator}."
         )
-    with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache():
+    with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache(), kept_memory():
         record = registry.options("generator", generator, options)
         maker = registry.create("generator", generator, record)
         teacher = frozen_copy(model)

@@ -33,6 +33,9 @@ class InversionOptions:
         "fitted", "the noise to start from: of the colour and scale that fit the network best, or white"
     )
     schedule: Literal["cosine", "constant"] = _setting("cosine", "how the learning rate falls")
+    plateau: Annotated[float, Ge(0)] = _setting(
+        0.0, "stop early once ten steps lower the loss by less than this share of it; 0: never"
+    )
     divergence: Literal["kl", "l2"] = _setting("kl", "distance between stored and synthetic statistics")
     step_samples: Annotated[int, Gt(0)] | None = _setting(None, "samples in one step; none: the whole shard at once")
     statistics: Literal["batch", "set"] = _setting("batch", "match the statistics of each step, or of the shard")

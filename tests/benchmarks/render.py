@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common import read_result
+from render_speed import time_sections
+from render_tables import figure, origin, table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
@@ -30,30 +32,6 @@ NAMES = {
     "mobilenetv1_075_imagenet": "MobileNetV1 0.75 on an ImageNet sample",
     "dscnn_kws_mlperftiny": "DS-CNN on spoken keywords (audio features, one channel)",
 }
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table, all columns but the first aligned right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows]) + "\n"
-
-
-def figure(values: list[float]) -> str:
-    """Return mean and spread of a cell."""
-    if not values:
-        return "-"
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.2f}"
-    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:.2f} ± {spread:.2f}"
-
-
-def origin(record: dict[str, Any]) -> str:
-    """Return a line that says where a result comes from."""
-    where = record["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"*{where['processor']}, {where['processors']} processors; Python {where['python']}, {versions}.*\n"
 
 
 def calibration_section(name: str) -> str:
@@ -198,6 +176,8 @@ def main() -> None:
         "## Data similarity\n",
         similarity_section(),
     ]
+    if times := time_sections():
+        parts += ["## Time and memory\n", *times]
     ablations = [text for text in map(ablation_section, ("resnet20_cifar10", "digits")) if text]
     if ablations:
         parts += ["## Choosing the defaults\n", *ablations]

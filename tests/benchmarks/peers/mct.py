@@ -1,21 +1,19 @@
-"""Sony's Model Compression Toolkit, in a virtual environment of its own: installed here, spoken to over a pipe."""
+"""Sony's Model Compression Toolkit, in a virtual environment of its own, which is installed here."""
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import venv
 from pathlib import Path
-from typing import Any, Self
 
 import torch
+from peers.process import PeerProcess
 
-REQUIREMENTS = ("model-compression-toolkit==2.6.1", "torch", "torchvision")
+REQUIREMENTS = ("model-compression-toolkit==2.6.1", "torch", "torchvision", "safetensors")
 WORKER = Path(__file__).with_name("mct_worker.py")
 
 
-class ModelCompressionToolkit:
+class ModelCompressionToolkit(PeerProcess):
     """A process of the peer's environment that makes images with the peer's own defaults.
 
     Args:
@@ -25,20 +23,7 @@ class ModelCompressionToolkit:
     """
 
     def __init__(self, folder: Path, network: str, threads: int) -> None:
-        self._command = [str(_environment(folder)), str(WORKER), network, str(threads)]
-
-    def __enter__(self) -> Self:
-        """Start the process and wait until it has loaded the network."""
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self._answer()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
+        super().__init__([_environment(folder), WORKER, network, str(threads)])
 
     def make(self, images: int, iterations: int | None, output: Path | None = None) -> float:
         """Make images and return the seconds that it took.
@@ -48,17 +33,8 @@ class ModelCompressionToolkit:
             iterations: None for the peer's default.
             output: file for the images `(images, *shape)`, as a tensor.
         """
-        order = {"images": images, "iterations": iterations, "output": str(output) if output else None}
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        return float(self._answer()["seconds"])
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        sys.exit(f"The peer's process ended: {' '.join(self._command)}")
+        answer = self.ask(images=images, iterations=iterations, output=str(output) if output else None)
+        return float(answer["seconds"])
 
 
 def _environment(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import model_compression_toolkit as mct
 import torch
-import torchvision
+from random_weights import random_network
 
 SMALL = 32
 
@@ -21,8 +21,7 @@ SMALL = 32
 def load(name: str) -> tuple[torch.nn.Module, int]:
     """Return the network in eval mode and the size of its images."""
     if name.startswith("torchvision:"):
-        torch.manual_seed(0)
-        return torchvision.models.get_model(name.removeprefix("torchvision:")).eval(), 224
+        return random_network(name.removeprefix("torchvision:")), 224
     path = Path(__file__).resolve().parents[4] / "shared" / "data" / "networks.py"
     location = importlib.util.spec_from_file_location("networks", path)
     module = importlib.util.module_from_spec(location)
@@ -39,8 +38,6 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         settings = {} if order["iterations"] is None else {"n_iter": order["iterations"]}
-        if size == SMALL:  # the default adds 32 pixels to optimise: four times the work on images as small as these
-            settings["extra_pixels"] = 0
         began = time.monotonic()
         config = mct.data_generation.get_pytorch_data_generation_config(**settings)
         images = mct.data_generation.pytorch_data_generation_experimental(

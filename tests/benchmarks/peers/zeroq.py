@@ -20,9 +20,9 @@ def zeroq_step(model: nn.Module, inputs: Tensor) -> Callable[[], None]:
     losses: list[Tensor] = []
 
     def matched(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen = arguments[0].transpose(0, 1).flatten(1)  # (channels, values)
-        stored_mean, stored_std = layer.running_mean, (layer.running_var + layer.eps).sqrt()
-        losses.append((seen.mean(1) - stored_mean).square().sum() + (seen.std(1) - stored_std).square().sum())
+        variance, mean = torch.var_mean(arguments[0], (0, 2, 3))
+        stored_std = (layer.running_var + layer.eps).sqrt()
+        losses.append((mean - layer.running_mean).square().sum() + (variance.sqrt() - stored_std).square().sum())
 
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

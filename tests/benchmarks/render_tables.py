@@ -1,0 +1,29 @@
+"""What the rendered pages share: tables, cells and the line of origin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table, all columns but the first aligned right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows]) + "\n"
+
+
+def figure(values: list[float]) -> str:
+    """Return mean and spread of a cell."""
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return f"{mean:.2f} ± {spread:.2f}"
+
+
+def origin(record: dict[str, Any]) -> str:
+    """Return a line that says where a result comes from."""
+    where = record["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    return f"*{where['processor']}, {where['processors']} processors; Python {where['python']}, {versions}.*\n"
