@@ -30,12 +30,10 @@ class FrozenNorm(nn.Module):
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__()
-        mean, var = layer.running_mean, layer.running_var
-        assert mean is not None
-        assert var is not None
+        mean, var = (value.detach().clone() for value in (layer.running_mean, layer.running_var) if value is not None)
         self.eps = layer.eps
-        self.register_buffer("running_mean", mean.detach().clone())
-        self.register_buffer("running_var", var.detach().clone())
+        self.register_buffer("running_mean", mean)
+        self.register_buffer("running_var", var)
         root = (var + layer.eps).rsqrt()
         scale = root if layer.weight is None else layer.weight * root
         shift = -mean * scale if layer.bias is None else layer.bias - mean * scale
@@ -47,7 +45,7 @@ class FrozenNorm(nn.Module):
         """Return the normalised inputs `(batch, channels, *spatial)`, in their type."""
         if not torch.compiler.is_compiling():  # the library's kernel takes one pass, these operations several
             mean, var = self.running_mean, self.running_var
-            return nn.functional.batch_norm(inputs, mean, var, self.weight, self.bias, False, 0.0, self.eps)  # noqa: FBT003
+            return nn.functional.batch_norm(inputs, mean, var, self.weight, self.bias, eps=self.eps)
         view = (1, -1) + (1,) * (inputs.ndim - 2)
         return torch.addcmul(self.shift.view(view), inputs.float(), self.scale.view(view)).to(inputs.dtype)
 

@@ -166,7 +166,7 @@ class InversionObjective:
             self._compiled = torch.compile(self._loss, dynamic=False, mode=mode)
         if not on_gpu:
             return _differentiated(self._compiled, inputs, *arguments)
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         loss, gradient, moments = _differentiated(self._compiled, inputs, *arguments)
         return loss.clone(), gradient.clone(), moments.clone()  # the next replay writes over what this one returned
 
