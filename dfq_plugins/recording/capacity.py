@@ -26,8 +26,7 @@ def memory_needed(sizes: Sequence[int], classes: int, options: RecordingOptions)
     >>> round(memory_needed([1200, 1200, 10], 10, RecordingOptions()), 2)
     0.65
     """
-    first = 0 if "all" in options.statistics else len(sizes) - 1
-    needed = LayerMoments.bytes_needed(sizes, classes, joint=options.spectral, first=first)
+    needed = LayerMoments.bytes_needed(sizes, classes, joint=options.spectral)
     if options.dropout_filters:
         thinned = [round(KEPT_UNITS * size) for size in sizes[:-1]] + [sizes[-1]]
         needed += options.dropout_filters * LayerMoments.bytes_needed(thinned, classes, joint=False)

@@ -62,30 +62,28 @@ class LayerMoments:
         sizes: units of each layer.
         classes: how many.
         joint: keep the covariance across layers.
-        first: layers before this one are left out.
     """
 
-    def __init__(self, sizes: Sequence[int], classes: int, *, joint: bool, first: int = 0) -> None:
+    def __init__(self, sizes: Sequence[int], classes: int, *, joint: bool) -> None:
         self.sizes = tuple(sizes)
         self.joint = joint
-        self.first = first
-        self.groups = [ClassMoments(classes, size) for size in ([sum(sizes)] if joint else sizes[first:])]
+        self.groups = [ClassMoments(classes, size) for size in ([sum(sizes)] if joint else sizes)]
 
     @staticmethod
-    def bytes_needed(sizes: Sequence[int], classes: int, *, joint: bool, first: int = 0) -> int:
+    def bytes_needed(sizes: Sequence[int], classes: int, *, joint: bool) -> int:
         """Return the bytes that the moments take, with the work space of what is computed from them.
 
         >>> LayerMoments.bytes_needed([10], 1, joint=False)
         4880
         """
-        groups = [sum(sizes)] if joint else list(sizes[first:])
+        groups = [sum(sizes)] if joint else list(sizes)
         kept = sum(classes * (group * group + group) for group in groups)
         return BYTES * (kept + 5 * max(groups) ** 2)
 
     def add(self, units: Sequence[Tensor], labels: Tensor) -> None:
         """Add a batch: each layer's units `(batch, units)`, and classes `(batch,)`."""
         values = [part.detach().cpu() for part in units]
-        parts = [torch.cat(values, 1)] if self.joint else values[self.first :]
+        parts = [torch.cat(values, 1)] if self.joint else values
         for group, part in zip(self.groups, parts, strict=True):
             group.add(part, labels)
 
@@ -97,7 +95,7 @@ class LayerMoments:
     def span(self, layer: int) -> tuple[ClassMoments, slice]:
         """Return where a layer's units are."""
         if not self.joint:
-            return self.groups[layer - self.first], slice(None)
+            return self.groups[layer], slice(None)
         start, end = list(pairwise(accumulate(self.sizes, initial=0)))[layer]
         return self.groups[0], slice(start, end)
 

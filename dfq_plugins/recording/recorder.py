@@ -10,7 +10,7 @@ import torch
 
 from dfq_plugins.checks import check_finite
 from dfq_plugins.digest import model_digest
-from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.options import parse_options
@@ -108,12 +108,11 @@ class Recording:
 
     def __init__(self, network: nn.Module, spec: InputSpec, options: RecordingOptions) -> None:
         self.network, self.spec, self.options = network, spec, options
-        self.layers: tuple[Layer, ...] = find_layers(network, spec, options.layers, options.units)
+        self.layers = _layers(network, spec, options)
         classes = spec.num_classes or 0
-        self._require_room(classes)
+        require_memory(self.layers, classes, options)
         sizes = [layer.units for layer in self.layers]
-        first = 0 if "all" in options.statistics else len(sizes) - 1
-        self.moments = LayerMoments(sizes, classes, joint=options.spectral, first=first)
+        self.moments = LayerMoments(sizes, classes, joint=options.spectral)
         rng = torch.Generator().manual_seed(options.seed)
         self.filters = [
             draw_filter(network, spec, self.layers, options.units, rng) for _ in range(options.dropout_filters)
@@ -169,9 +168,6 @@ class Recording:
     def _kept(self, layer: Layer, masks: Mapping[str, Tensor]) -> int:
         return int(masks[layer.name].sum()) if layer.name in masks else layer.units
 
-    def _require_room(self, classes: int) -> None:
-        require_memory(self.layers, classes, self.options)
-
     def _planned_noise(self) -> NoiseRecord | None:
         options = self.options
         if options.epsilon is None:
@@ -216,6 +212,21 @@ class Recording:
             versions=library_versions(),
         )
         return disclosures(info)
+
+
+def _layers(network: nn.Module, spec: InputSpec, options: RecordingOptions) -> tuple[Layer, ...]:
+    """Return the layers that the statistics are of: the output alone, where nothing else is asked for.
+
+    Raises:
+        UsageError: spectral coefficients of a network whose only layer is the output.
+    """
+    layers = find_layers(network, spec, options.layers or None, options.units)
+    if options.spectral and len(layers) == 1:
+        raise UsageError(
+            f"Spectral coefficients belong to a graph between layers, and {type(network).__name__} has no recorded "
+            "layer but its output. Record the statistics top, or name layers."
+        )
+    return layers if options.spectral or "all" in options.statistics else layers[-1:]
 
 
 def _some(classes: Sequence[int], shown: int = 10) -> str:

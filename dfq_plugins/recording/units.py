@@ -49,13 +49,13 @@ def probe_inputs(model: nn.Module, spec: InputSpec) -> Tensor:
 
 
 @torch.no_grad()
-def find_layers(model: nn.Module, spec: InputSpec, names: Sequence[str], units: Units) -> tuple[Layer, ...]:
+def find_layers(model: nn.Module, spec: InputSpec, names: Sequence[str] | None, units: Units) -> tuple[Layer, ...]:
     """Return the layers to record, in the order in which a forward pass reaches them, the output last.
 
     Args:
         model: network in eval mode.
         spec: its input.
-        names: modules whose inputs are recorded; empty takes every convolution and linear layer but those that read
+        names: modules whose inputs are recorded; None takes every convolution and linear layer but those that read
             the network's own input. Of several that read one tensor the first counts.
         units: what a unit is.
 
@@ -65,7 +65,7 @@ def find_layers(model: nn.Module, spec: InputSpec, names: Sequence[str], units: 
     """
     sample = probe_inputs(model, spec)
     calls = record_calls(model, sample)
-    chosen = _named(calls, names) if names else _weighted(calls, sample)
+    chosen = _weighted(calls, sample) if names is None else _named(calls, names)
     for call in chosen:
         if call.entered.ndim < 2 or len(call.entered) != len(sample):  # noqa: PLR2004  (batch, units)
             raise ModelError(
