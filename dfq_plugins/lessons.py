@@ -22,6 +22,7 @@ from dfq_plugins.options import parse_options
 from dfq_plugins.pipeline import checked_spec, synthesize, top1_agreement
 from dfq_plugins.presentation import border_of
 from dfq_plugins.statistics import statistics_layers
+from dfq_plugins.storage import create_folder
 from dfq_plugins.training_material import (
     answered,
     check_generator,
@@ -119,12 +120,10 @@ class Lesson:
         """Return where one training keeps its checkpoints, whose progress goes by the name `stage`."""
         parts = (self.examples, self.held_out)
         identity = run_identity(self.teacher, parts, settings, [stage, about, self.spec, *self.about])
-        return Workplace(
-            None if folder is None else folder / stage,
-            identity,
-            lambda event: report(replace(event, stage=stage)),
-            ranks,
-        )
+        place = None if folder is None else folder / stage
+        if place is not None:
+            create_folder(place)
+        return Workplace(place, identity, lambda event: report(replace(event, stage=stage)), ranks)
 
 
 def training_settings(given: object, kind: type[DistillationOptions]) -> DistillationOptions:

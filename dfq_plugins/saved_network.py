@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+SAVED = "saved:"
+"""Begins a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
+
 NETWORK_FILE, WEIGHTS_FILE = "network.json", "network.safetensors"
 FORMAT_VERSION = 1
 SIZES = (
@@ -157,8 +160,15 @@ def read_record(folder: Path) -> dict[str, Any]:
     )
 
 
-def _seen_from(folder: Path, factory: str) -> str:
-    """Return a factory with its file's path relative to the folder, so that both can move together."""
+def _seen_from(folder: Path, factory: str) -> str | None:
+    """Return a factory with its file's path relative to the folder, so that both can move together.
+
+    Of a saved network that is the factory behind it, for the sizes of all layers are written anew.
+    """
+    if factory.startswith(SAVED):
+        former = Path(factory.removeprefix(SAVED))
+        behind = read_record(former)["factory"]
+        return None if behind is None else _seen_from(folder, _resolved(former, behind))
     source, separator, name = factory.rpartition(":")
     if not separator or not source.endswith(".py"):
         return factory
@@ -177,8 +187,13 @@ def _build(folder: Path, record: Mapping[str, Any]) -> nn.Module:
             f"{folder / NETWORK_FILE} names no factory, so the network cannot be built. Write one into it, e.g. "
             '"factory": "file.py:network", or give the network: load_network(folder, model).'
         )
+    return load_model(_resolved(folder, factory))
+
+
+def _resolved(folder: Path, factory: str) -> str:
+    """Return a factory as it is seen from anywhere."""
     source, _, name = factory.rpartition(":")
-    return load_model(f"{(folder / source).resolve()}:{name}" if source.endswith(".py") else factory)
+    return f"{(folder / source).resolve()}:{name}" if source.endswith(".py") else factory
 
 
 def _read_weights(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:

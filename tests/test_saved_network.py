@@ -83,6 +83,14 @@ def test_without_a_factory_the_network_is_given(tmp_path: Path) -> None:
     assert given[0].out_channels == 6
 
 
+def test_a_network_that_was_saved_before_is_built_by_the_same_factory(factory: str, tmp_path: Path) -> None:
+    save_network(narrow(), tmp_path / "first", factory=factory, about={})
+    (tmp_path / "deep").mkdir()
+    save_network(narrow(), tmp_path / "deep" / "second", factory=f"saved:{tmp_path / 'first'}", about={})
+    assert load_network(tmp_path / "deep" / "second")[0].out_channels == 4  # type: ignore[index]
+    assert "../../code/net.py:network" in (tmp_path / "deep" / "second" / NETWORK_FILE).read_text()
+
+
 def test_a_package_factory_stays_as_it_is(tmp_path: Path) -> None:
     from dfq_plugins.demo.network import digits_network
 

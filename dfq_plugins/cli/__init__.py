@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from dfq_plugins.allocation import prefer_huge_pages
 from dfq_plugins.cli.group import CommandGroup, Place
 from dfq_plugins.cli.versions import print_versions
 
@@ -32,6 +33,8 @@ Exit codes: 0 done, 1 unexpected error (DFQ_DEBUG=1 shows where), 2 bad usage,
         "synthesize": Place("dfq_plugins.cli.synthesize:synthesize", "Synthesise inputs from a model alone."),
         "quantize": Place("dfq_plugins.cli.quantize:quantize", "Quantize a model on a synthetic set."),
         "finetune": Place("dfq_plugins.cli.finetune:finetune", "Quantize a model and train it on a synthetic set."),
+        "distill": Place("dfq_plugins.cli.distill:distill", "Train a smaller network on a trained one's answers."),
+        "prune": Place("dfq_plugins.cli.prune:prune", "Remove filters or weights and train what is left."),
         "inspect": Place("dfq_plugins.cli.inspect:inspect", "Judge how good a set is for calibration."),
         "similarity": Place(
             "dfq_plugins.cli.similarity:similarity", "Rank data sets by likeness to the training data."
@@ -54,5 +57,6 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    prefer_huge_pages()
     cli(prog_name="dfq")
     raise SystemExit(0)  # not reached: click exits by itself

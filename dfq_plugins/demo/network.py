@@ -58,6 +58,11 @@ class DigitsNetwork(nn.Module):
         return logits
 
 
+def small_digits_network() -> DigitsNetwork:
+    """Return an untrained network of a ninth of the weights, to distil the trained one into."""
+    return DigitsNetwork(width=8)
+
+
 def digits_network() -> DigitsNetwork:
     """Return the trained digits network in eval mode.
 

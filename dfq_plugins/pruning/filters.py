@@ -6,11 +6,14 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from dfq_plugins.cost import layer_multiply_adds, measure_cost
 from dfq_plugins.distillation.loop import Student, Workplace
 from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.lessons import teach
 from dfq_plugins.pruning.graph import Groups, find_groups, remove_filters, same_answers, zero_filters
+from dfq_plugins.pruning.recentring import recentre
 from dfq_plugins.pruning.scales import Paced, SparsifyingLoss, group_scales, penalty_for, shared_scales
 from dfq_plugins.pruning.selection import select_by_target, select_by_threshold
 
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from dfq_plugins.pruning.options import PruningOptions
     from dfq_plugins.pruning.scales import Penalty
     from dfq_plugins.pruning.selection import Removed
+
+
+RECENTRING_SAMPLES, RECENTRING_BATCH = 512, 128
+"""Samples on which BatchNorm statistics are compared before and after filters go."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +131,12 @@ def selected(model: nn.Module, groups: Groups, lesson: Lesson, amount: Amount, o
 
 
 def take_out(model: nn.Module, groups: Groups, removed: Removed, lesson: Lesson) -> None:
-    """Remove filters in place, and make sure that the network answers as if they were zero.
+    """Remove filters in place, make sure that the network answers as if they were zero, and correct its statistics.
 
     Raises:
         ModelError: it does not.
     """
-    zeroed = copy.deepcopy(model)
+    whole, zeroed = copy.deepcopy(model), copy.deepcopy(model)
     zero_filters(zeroed, groups.usable, removed)
     remove_filters(model, lesson.sample, groups.usable, removed)
     if not same_answers(zeroed, model, lesson.sample):
@@ -138,3 +145,5 @@ def take_out(model: nn.Module, groups: Groups, removed: Removed, lesson: Lesson)
             "torch-pruning took out what does not belong to them. Name the layers to prune last in the option keep, "
             "or set single weights to zero instead (sparsity)."
         )
+    inputs = lesson.examples.inputs[:RECENTRING_SAMPLES].to(lesson.sample.device)
+    recentre(model, whole, groups.usable, removed, torch.split(inputs, RECENTRING_BATCH))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import read_result
+from compression_tables import compression_sections
 from render_speed import time_sections
 from render_tables import figure, origin, table
 
@@ -175,6 +176,7 @@ def main() -> None:
         per_tensor_section(),
         "## Data similarity\n",
         similarity_section(),
+        *compression_sections(table, origin),
     ]
     if times := time_sections():
         parts += ["## Time and memory\n", *times]

@@ -1,0 +1,111 @@
+"""`dfq distill`: train a smaller network to answer as a trained one does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import dfq_plugins
+from dfq_plugins.cli import progress
+from dfq_plugins.cli.compression import checked_settings, opened, print_costs, training_of
+from dfq_plugins.cli.reporting import announce, report_option
+from dfq_plugins.cli.shared import json_option, load_model, print_json
+from dfq_plugins.distillation.options_student import StudentTraining
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfq_plugins.distilling import DistillingRun
+
+WEIGHTS = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--teacher", metavar="MODEL", required=True, help="The trained network.")
+@click.option("--teacher-weights", type=WEIGHTS, help="Its state dict: .safetensors, .pth or .pt.")
+@click.option("--student", metavar="MODEL", required=True, help="The network to train.")
+@click.option("--student-weights", type=WEIGHTS, help="Weights to begin with; default: the factory's.")
+@click.option("--data", type=click.Path(path_type=Path), help="A synthetic set, a folder of images, or an .npz file.")
+@click.option(
+    "--ticket", type=click.Path(file_okay=False, path_type=Path), help="A lottery ticket of the student to train."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own.")
+@training_of(lambda: StudentTraining)
+@report_option
+@json_option
+def distill(
+    teacher: str,
+    student: str,
+    data: Path | None,
+    ticket: Path | None,
+    threads: int | None,
+    report: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Train the network STUDENT to answer as TEACHER does, on a synthetic set, on real inputs, or by a generator.
+
+    Each MODEL is torchvision:NAME, package.module:factory, file.py:factory, or saved:FOLDER. With --output, the
+    student is written as safetensors and JSON. With --work, an interrupted training goes on when the same command is
+    given again. Under torchrun, every process takes a part of each batch.
+    """
+    given = checked_settings(given, StudentTraining)
+    weights = {role: given.pop(f"{role}_weights") for role in ("teacher", "student")}
+    with progress.reporting() as listener:
+        big = load_model(teacher, weights["teacher"], threads)
+        small = _student(student, weights["student"], given["training"])
+        inputs, spec = opened(data, big, given)
+        if ticket is not None:
+            from dfq_plugins.pruning.ticket import Ticket  # noqa: PLC0415  imports torch
+
+            given["ticket"] = Ticket.load(ticket)
+        run = dfq_plugins.distill(big, small, inputs, spec=spec, factory=student, **given, listeners=[listener])
+        if report is not None:
+            from dfq_plugins.report import compression  # noqa: PLC0415  imports matplotlib
+
+            compression.write_distilling_report(report, run)
+    if as_json:
+        print_json(as_dict(run) | {"report": report})
+        return
+    print_distilling(run)
+    announce(report)
+
+
+def _student(reference: str, weights: Path | None, training: dict[str, Any]) -> nn.Module:
+    """Build the student, whose first weights are drawn by the seed of the training."""
+    import torch
+
+    from dfq_plugins.model_state import preserve_global_state  # noqa: PLC0415  imports torch
+
+    with preserve_global_state():
+        torch.manual_seed(int(training.get("seed", 0)))
+        return load_model(reference, weights, None)
+
+
+def print_distilling(run: DistillingRun) -> None:
+    """Print what became of the student."""
+    print_costs(("teacher", run.teacher_cost), ("student", run.student_cost))
+    last = run.history[-1]
+    click.echo(
+        f"Trained in {last.step} steps, {last.seconds:.0f} s. Agreement with the teacher on {run.held_out} held-out "
+        f"samples: {run.agreement_before:.2%} before, {run.agreement:.2%} after."
+    )
+    for file in run.files:
+        click.echo(f"Written: {file}")
+
+
+def as_dict(run: DistillingRun) -> dict[str, Any]:
+    """Return the run for `--json`."""
+    return {
+        "teacher": asdict(run.teacher_cost),
+        "student": asdict(run.student_cost),
+        "agreement_before": run.agreement_before,
+        "agreement": run.agreement,
+        "held_out": run.held_out,
+        "history": [asdict(point) for point in run.history],
+        "training": asdict(run.training),
+        "files": run.files,
+    }

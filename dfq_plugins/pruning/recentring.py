@@ -1,0 +1,86 @@
+"""BatchNorm statistics after a pruning: moved by what the missing filters change, with nothing trained yet.
+
+A filter that goes takes its mean with it, and all layers behind it would normalise by a mean and variance that their
+input no longer has. Estimating both anew would replace the statistics of the training data by those of the synthetic
+one; so they are only corrected by the difference that the pruning makes on the same inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from dfq_plugins.pruning.graph import FilterGroup
+    from dfq_plugins.pruning.selection import Removed
+
+Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
+SMALLEST_VARIANCE = 1e-12
+
+
+@torch.no_grad()
+def recentre(
+    pruned: nn.Module, whole: nn.Module, groups: Sequence[FilterGroup], removed: Removed, batches: Sequence[Tensor]
+) -> None:
+    """Correct the running statistics of a pruned network in place.
+
+    `mean + (after - before)` and `variance * after / before`, where before and after are the statistics of the same
+    inputs in the whole and in the pruned network.
+
+    Args:
+        pruned: the network without its filters.
+        whole: the network with them.
+        groups: what the filters belong to.
+        removed: which of them are gone.
+        batches: inputs `(batch, *shape)`.
+    """
+    before, after = (batch_statistics(model, batches) for model in (whole, pruned))
+    gone = _gone(groups, removed)
+    for name, (mean, variance) in after.items():
+        module = pruned.get_submodule(name)
+        kept = [place for place in range(len(before[name][0])) if place not in gone.get(name, set())]
+        was_mean, was_variance = (value[kept] for value in before[name])
+        module.running_mean += mean - was_mean  # type: ignore[operator]
+        module.running_var *= variance / was_variance.clamp_min(SMALLEST_VARIANCE)  # type: ignore[operator]
+
+
+def batch_statistics(model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
+    """Return mean and variance of what enters each BatchNorm, each layer normalised by its own on the way.
+
+    >>> network = nn.Sequential(nn.BatchNorm1d(1))
+    >>> ((mean, variance),) = batch_statistics(network, [torch.tensor([[1.0], [3.0]])]).values()
+    >>> mean.item(), variance.item()
+    (2.0, 2.0)
+    """
+    private = copy.deepcopy(model).eval()
+    norms: dict[str, nn.modules.batchnorm._BatchNorm] = {}
+    for name, module in private.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:  # noqa: SLF001  no public base
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over the batches
+            norms[name] = module.train()
+    for batch in batches:
+        private(batch)
+    return {
+        name: (module.running_mean, module.running_var)
+        for name, module in norms.items()
+        if module.running_mean is not None and module.running_var is not None
+    }
+
+
+def _gone(groups: Sequence[FilterGroup], removed: Removed) -> dict[str, set[int]]:
+    """Return which outputs of each layer are gone."""
+    found: dict[str, set[int]] = {}
+    for group in groups:
+        for member in group.members:
+            if member.outputs:
+                places = (place for channel in removed.get(group.name, ()) for place in member.places[channel])
+                found.setdefault(member.name, set()).update(places)
+    return found

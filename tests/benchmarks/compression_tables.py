@@ -1,0 +1,90 @@
+"""The sections of docs/benchmarks.md on pruned and distilled networks, from their JSON results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common import read_result
+
+PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "pruning.svg"
+
+
+def pruning_table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: one row for each share of the multiply-adds and each kind of data."""
+    header = ["multiply-adds", "trained on", "parameters", "multiply-adds, M", "ms, batch 1", "ms, batch 100", "top-1"]
+    whole = record["float"]
+    rows = [["100 %", "whole network", *_figures([whole])]]
+    targets = sorted({target for cells in record["cells"].values() for target in cells}, key=float, reverse=True)
+    for target in targets:
+        for row, cells in record["cells"].items():
+            if target in cells:
+                rows.append([f"{float(target):.0%}", row, *_figures(list(cells[target].values()))])
+    return header, rows
+
+
+def _figures(seeds: list[dict[str, Any]]) -> list[str]:
+    def mean(*path: str) -> float:
+        values = []
+        for one in seeds:
+            value: Any = one
+            for name in path:
+                value = value[name]
+            values.append(value)
+        return float(sum(values) / len(values))
+
+    return [
+        f"{mean('parameters'):,.0f}",
+        f"{mean('multiply_adds') / 1e6:.1f}",
+        f"{mean('latency', '1'):.2f}",
+        f"{mean('latency', '100'):.1f}",
+        f"{mean('accuracy'):.2f}",
+    ]
+
+
+def distilling_table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: one row for each kind of data and column of settings."""
+    header = ["trained on", "settings", "steps", "minutes of training", "minutes of synthesis", "top-1"]
+    rows = [
+        ["teacher", "", "", "", "", f"{record['float']['teacher']:.2f}"],
+        ["the same student, published weights", "", "", "", "", _published(record)],
+    ]
+    for row, columns in record["cells"].items():
+        for label, cell in columns.items():
+            seeds = list(cell.values())
+            count = len(seeds)
+            minutes, made = (sum(one[name] for one in seeds) / count / 60 for name in ("seconds", "synthesis_seconds"))
+            steps, top = (sum(one[name] for one in seeds) / count for name in ("steps", "accuracy"))
+            rows.append([row, label, f"{steps:.0f}", f"{minutes:.0f}", f"{made:.0f}", f"{top:.2f}"])
+    return header, rows
+
+
+def _published(record: dict[str, Any]) -> str:
+    return f"{record['float']['student_trained_on_all_real_data']:.2f}"
+
+
+def compression_sections(table: Any, origin: Any) -> list[str]:
+    """Return the Markdown of both sections, without what has not been measured.
+
+    Args:
+        table: makes a Markdown table of header and rows.
+        origin: makes the line that says where a result comes from.
+    """
+    parts: list[str] = []
+    pruned = read_result("pruning-resnet20_cifar10")
+    if pruned is not None and pruned["cells"]:
+        text = (
+            "### Pruned filters: ResNet-20 on CIFAR-10\n\nFilters inside the blocks go; the shortcuts, which pad "
+            f"channels, tie the others. {pruned['test_samples']} images classified; latency is the median of a forward "
+            "pass in float32.\n"
+        )
+        picture = "![Accuracy over multiply-adds, data-free beside real data](images/pruning.svg)\n" if PLOT.is_file() else ""
+        parts += ["## Smaller networks\n", text, table(*pruning_table(pruned)), picture, origin(pruned)]
+    distilled = read_result("distilling-resnet56-resnet20")
+    if distilled is not None and distilled["cells"]:
+        text = (
+            "### Distilled students: ResNet-56 into a network of ResNet-20's size\n\nThe student begins with random "
+            f"weights. Synthetic sets hold {distilled['samples']} samples; {distilled['test_samples']} images classified.\n"
+        )
+        parts += ([] if parts else ["## Smaller networks\n"]) + [text, table(*distilling_table(distilled)), origin(distilled)]
+    return [part for part in parts if part]

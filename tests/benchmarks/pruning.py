@@ -1,0 +1,176 @@
+"""Pruned networks, data-free beside real data: parameters, multiply-adds, latency and accuracy at four sparsities.
+
+    python tests/benchmarks/pruning.py --work FOLDER [--minutes 20] [--rows bns "real 4096"] [--targets 0.7 0.5]
+
+ResNet-20 of the data pack. Synthetic sets and checkpoints are kept in FOLDER, so that an interrupted cell goes on; cells
+that the result file holds already are not measured again. `--minutes` bounds the training of one cell, both parts of it
+together; `-T` sets anything else about it, `-O` about the pruning. At the end the plot is drawn.
+
+A WRN-16-2, the network of Zhu et al. 2020, is left out: the data pack holds no trained one, and 4,096 training images
+do not train one to its published accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from common import accuracy, load_case, read_result, write_result
+from finetuning import data_of
+from torch.utils.benchmark import Timer
+
+import dfq_plugins
+from dfq_plugins.cost import measure_cost
+from dfq_plugins.options import parse_options
+from dfq_plugins.pruning import PruningOptions, PruningTraining
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfq_plugins.pruning import PruningRun
+
+NETWORK = "resnet20_cifar10"
+ROWS = ("bns", "real 1024", "real 4096", "gaussian")
+TARGETS = (0.7, 0.5, 0.35, 0.25)
+BATCHES = (1, 100)
+"""Samples in a batch whose latency is measured."""
+
+PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "pruning.svg"
+LABELS = {"bns": "from the network alone", "real 4096": "4,096 real images", "real 1024": "1,024 real images"}
+
+
+def latency(model: nn.Module, batch: int) -> float:
+    """Return the median milliseconds of a forward pass."""
+    inputs = torch.randn(batch, 3, 32, 32)
+    with torch.inference_mode():
+        timer = Timer("model(inputs)", globals={"model": model, "inputs": inputs}, num_threads=torch.get_num_threads())
+        return 1000 * timer.blocked_autorange(min_run_time=1).median
+
+
+def latencies(model: nn.Module) -> dict[str, float]:
+    """Return the latency at each size of a batch."""
+    return {str(batch): latency(model, batch) for batch in BATCHES}
+
+
+def record_of(run: PruningRun, figure: float, seconds: float) -> dict[str, Any]:
+    """Return what the result file keeps of one cell."""
+    return {
+        "accuracy": figure,
+        "parameters": run.after.parameters,
+        "multiply_adds": run.after.multiply_adds,
+        "latency": latencies(run.model),
+        "agreement_before": run.agreement_before,
+        "agreement": run.agreement,
+        "layers": [asdict(layer) for layer in run.layers],
+        "steps": [history[-1].step for history in (run.sparsity_history, run.history) if history],
+        "history": [asdict(point) for point in (*run.sparsity_history, *run.history)],
+        "seconds": seconds,
+    }
+
+
+def measure(arguments: argparse.Namespace, row: str, target: float, seed: int, case: tuple[Any, ...]) -> None:
+    """Fill one cell."""
+    settings, network, real, *test = case
+    training = {**pairs(arguments.training), "seed": seed}
+    if arguments.minutes:
+        training["max_seconds"] = 60 * arguments.minutes
+    began = time.monotonic()
+    run = dfq_plugins.prune(
+        network,
+        data_of(row, settings.spec, network, real, seed, arguments.work),
+        multiply_adds=target,
+        spec=settings.spec,
+        options=pairs(arguments.option),
+        training=training,
+        work=arguments.work / "pruning" / f"{row}-{target}-{seed}".replace(" ", "-"),
+        listeners=[say],
+    )
+    seconds = time.monotonic() - began
+    figure = accuracy(run.model, *test)
+    record = so_far(arguments.result)  # read again: another process may have measured other cells meanwhile
+    record["cells"].setdefault(row, {}).setdefault(str(target), {})[str(seed)] = record_of(run, figure, seconds)
+    record |= {"training": asdict(run.training), "options": asdict(run.options), "left": dict(run.left)}
+    print(f"{seed} {row:12s} {target:5.2f} {figure:6.2f} {run.after} in {seconds:.0f} s", flush=True)
+    write_result(arguments.result, record)
+
+
+def pairs(texts: list[str]) -> dict[str, str]:
+    """Return KEY=VALUE texts as a mapping."""
+    return dict(text.split("=", 1) for text in texts)
+
+
+def say(event: Any) -> None:
+    """Print how far a training is, now and then."""
+    if event.completed % 100 == 0:
+        print(f"  {event.stage} {event.completed} of {event.total} {dict(event.metrics)}", flush=True)
+
+
+def so_far(name: str) -> dict[str, Any]:
+    """Return what the result file holds."""
+    return read_result(name) or {"cells": {}}
+
+
+def draw(record: dict[str, Any]) -> None:
+    """Draw accuracy over multiply-adds, one line a row, the mean over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for row, cells in record["cells"].items():
+        points = sorted(
+            (mean(cell, "multiply_adds") / record["float"]["multiply_adds"], mean(cell, "accuracy"))
+            for cell in cells.values()
+        )
+        points.append((1.0, record["float"]["accuracy"]))
+        axes.plot(*zip(*points, strict=True), marker="o", label=LABELS.get(row, row))
+    axes.axhline(record["float"]["accuracy"], color="0.7", linewidth=1, zorder=0)
+    axes.set_xlabel("share of the multiply-adds that is left")
+    axes.set_ylabel("top-1, %")
+    axes.set_title("ResNet-20 on CIFAR-10, pruned", loc="left")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(PLOT, metadata={"Date": None})
+    print(f"drew {PLOT.name}")
+
+
+def mean(cell: dict[str, Any], name: str) -> float:
+    """Return the mean of a figure over the seeds."""
+    return sum(one[name] for one in cell.values()) / len(cell)
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", default=["bns", "real 4096"], choices=ROWS)
+    parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, help="most minutes of training in one cell")
+    parser.add_argument("-T", "--training", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("-O", "--option", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--test-images", type=int, default=10_000)
+    parser.add_argument("--result", default=f"pruning-{NETWORK}", help="name of the result file")
+    arguments = parser.parse_args()
+    parse_options(PruningTraining, pairs(arguments.training))
+    parse_options(PruningOptions, pairs(arguments.option))
+    torch.set_num_threads(arguments.threads)
+    settings, network, real, inputs, labels = load_case(NETWORK)
+    test = inputs[: arguments.test_images], labels[: arguments.test_images]
+    cost = asdict(measure_cost(network, settings.spec.shape))
+    whole = cost | {"accuracy": accuracy(network, *test), "latency": latencies(network)}
+    write_result(arguments.result, {**so_far(arguments.result), "float": whole, "test_samples": len(test[1])})
+    for seed in arguments.seeds:
+        for target in arguments.targets:
+            for row in arguments.rows:
+                if str(seed) not in so_far(arguments.result)["cells"].get(row, {}).get(str(target), {}):
+                    measure(arguments, row, target, seed, (settings, network, real, *test))
+    draw(so_far(arguments.result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,545 @@
+"""Pruning: which filters go together, their scales, selection and removal, masks and tickets, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dfq_plugins.cost import layer_multiply_adds, measure_cost
+from dfq_plugins.digest import model_digest
+from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.state import capture
+from dfq_plugins.errors import DataError, ModelError, PluginError, UsageError
+from dfq_plugins.pruning import PruningOptions, PruningRun, PruningTraining, Ticket, prune
+from dfq_plugins.pruning.graph import find_groups, remove_filters, same_answers, zero_filters
+from dfq_plugins.pruning.magnitude import bake, masks_of, prune_weights
+from dfq_plugins.pruning.recentring import batch_statistics, recentre
+from dfq_plugins.pruning.scales import group_scales, map_widths, penalty_for, shared_scales
+from dfq_plugins.pruning.selection import remaining_multiply_adds, select_by_target, select_by_threshold
+from dfq_plugins.saved_network import load_network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dfq_plugins.types import InputSpec, ProgressEvent
+
+QUICK = {"steps": 12, "batch_size": 16, "evaluations": 3, "teacher_precision": "float32"}
+SAMPLE = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def inputs() -> torch.Tensor:
+    return torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(3)).clamp(-2, 2)
+
+
+@pytest.fixture
+def run(tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor) -> Callable[..., PruningRun]:
+    """Prune the tiny network on noise in a few steps, where nothing else is given."""
+
+    def pruned(model: nn.Module | None = None, data: Any = inputs, **settings: Any) -> PruningRun:
+        settings["training"] = {**QUICK, **settings.pop("training", {})}
+        settings["options"] = {"sparsity_steps": 6, **settings.pop("options", {})}
+        settings = {"spec": tiny_spec, **settings}
+        return prune(tiny_network if model is None else model, data, **settings)
+
+    return pruned
+
+
+class Preactivated(nn.Module):
+    """BatchNorm before each convolution, as in wide residual networks, with a depthwise layer and a flattening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm1, self.conv1 = nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.norm3, self.depthwise = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8)
+        self.pool, self.linear = nn.AdaptiveAvgPool2d(2), nn.Linear(32, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.stem(inputs)
+        hidden = hidden + self.conv2(self.norm2(self.conv1(self.norm1(hidden).relu())).relu())
+        return self.linear(self.pool(self.depthwise(self.norm3(hidden).relu())).flatten(1))
+
+
+class Cut(nn.Module):
+    """A convolution and a classifier with an operation between them."""
+
+    def __init__(self, operation: Callable[[torch.Tensor], torch.Tensor], last: Any = None) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.conv, self.after = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.linear = nn.Linear(8, 4)
+        self.operation, self.last = operation, last
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.operation(self.norm(self.stem(inputs)).relu())
+        logits = self.linear(self.after(self.conv(hidden)).relu().mean((2, 3)))
+        return logits if self.last is None else self.last(logits)
+
+
+def drawn(network: nn.Module) -> nn.Module:
+    """Give every BatchNorm scales, shifts and statistics that differ from channel to channel."""
+    rng = torch.Generator().manual_seed(5)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                value.copy_(torch.rand(value.shape, generator=rng) + 0.1)
+    return network.eval()
+
+
+class TestGroups:
+    def test_what_is_added_up_goes_together(self, tiny_network: nn.Module) -> None:
+        groups = find_groups(tiny_network, SAMPLE)
+        (group,) = groups.usable
+        assert {(member.name, member.outputs) for member in group.members} == {
+            ("stem", True), ("norm1", True), ("conv", False), ("conv", True), ("norm2", True), ("linear", False)
+        }  # fmt: skip
+        assert set(group.norms) == {"norm1", "norm2"}
+        assert groups.left == (("linear", "its filters are the network's answers"),)
+
+    def test_preactivation_depthwise_and_flattening(self) -> None:
+        network = drawn(Preactivated())
+        groups = {group.name: group for group in find_groups(network, SAMPLE).usable}
+        stream, inner = groups["depthwise"] if "depthwise" in groups else groups["stem"], groups["conv1"]
+        assert {"norm1", "norm3"} == set(stream.norms)
+        assert inner.norms == ("norm2",)
+        linear = next(member for member in stream.members if member.name == "linear")
+        assert linear.places[1] == (4, 5, 6, 7)
+        assert linear.width == 32
+
+    @pytest.mark.parametrize("network", ["tiny", "preactivated"])
+    def test_removal_answers_as_zeros_do(self, network: str, tiny_network: nn.Module) -> None:
+        model = tiny_network if network == "tiny" else drawn(Preactivated())
+        groups = find_groups(model, SAMPLE).usable
+        removed = {group.name: [1, 4] for group in groups}
+        zeroed, shorter = copy.deepcopy(model), copy.deepcopy(model)
+        zero_filters(zeroed, groups, removed)
+        remove_filters(shorter, SAMPLE, groups, removed)
+        assert same_answers(zeroed, shorter, SAMPLE)
+        assert not same_answers(model, shorter, SAMPLE)
+        assert shorter.stem.out_channels == 6  # type: ignore[union-attr]
+        assert model.stem.out_channels == 8  # type: ignore[union-attr]
+
+    def test_concatenation(self) -> None:
+        class Branches(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.left, self.right = (
+                    nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()) for _ in range(2)
+                )
+                self.linear = nn.Linear(12, 4)
+
+            def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+                return self.linear(torch.cat([self.left(inputs), self.right(inputs)], 1).mean((2, 3)))
+
+        network = drawn(Branches())
+        groups = find_groups(network, SAMPLE).usable
+        assert {group.name for group in groups} == {"left.0", "right.0"}
+        costs = layer_multiply_adds(network, (3, 8, 8)) | {"": measure_cost(network, (3, 8, 8)).multiply_adds}
+        removed = {"left.0": [0, 1], "right.0": [5]}
+        told = remaining_multiply_adds(groups, removed, costs)
+        remove_filters(network, SAMPLE, groups, removed)
+        assert measure_cost(network, (3, 8, 8)).multiply_adds == round(told)
+
+    @pytest.mark.parametrize(
+        ("operation", "name"),
+        [
+            (lambda hidden: hidden.flip(1), "Flip"),
+            (lambda hidden: hidden.roll(3, 1), "Roll"),
+            (torch.sigmoid, "Sigmoid"),
+        ],
+    )
+    def test_what_moves_channels_is_left_alone_and_named(self, operation: Any, name: str) -> None:
+        groups = find_groups(drawn(Cut(operation)), SAMPLE)
+        assert [group.name for group in groups.usable] == ["conv"]
+        assert ("stem", f"{name} moves or changes its channels") in groups.left
+
+    def test_padding_of_channels(self, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(shared_data)
+        networks = __import__("networks")
+        groups = find_groups(networks.build("resnet20_cifar10"), torch.randn(2, 3, 32, 32))
+        assert len(groups.usable) == 9
+        assert dict(groups.left)["conv1"] == "ConstantPadNd moves or changes its channels"
+
+    def test_layers_to_keep(self) -> None:
+        groups = find_groups(drawn(Preactivated()), SAMPLE, keep=("norm2",))
+        assert dict(groups.left)["conv1"] == "asked to keep it"
+
+    def test_nothing_to_prune(self) -> None:
+        plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+        with pytest.raises(
+            ModelError, match=r"No filter of Sequential can be removed \(.*0: no BatchNorm follows it, so"
+        ):
+            find_groups(plain, SAMPLE)
+
+
+class TestTracing:
+    def test_a_cut_graph_is_named_by_the_layer_after_it(self) -> None:
+        with pytest.raises(ModelError, match=r"what enters 'conv' carries no gradient.*detach\(\)"):
+            find_groups(Cut(torch.Tensor.detach), SAMPLE)
+
+    def test_an_answer_without_gradient(self) -> None:
+        with pytest.raises(ModelError, match="its answer carries no gradient, because its last operation"):
+            find_groups(Cut(nn.Identity(), last=torch.Tensor.detach), SAMPLE)
+
+    def test_an_operation_that_fails_is_shown_by_its_line(self) -> None:
+        with pytest.raises(
+            ModelError, match=r"Cut cannot be traced for pruning at .*test_pruning.py:\d+: .*Can't call"
+        ):
+            find_groups(Cut(lambda hidden: torch.from_numpy(np.tanh(hidden.numpy()))), SAMPLE)
+
+    def test_what_torch_pruning_cannot_follow_is_named(self) -> None:
+        def shuffle(hidden: torch.Tensor) -> torch.Tensor:
+            parts = hidden.view(hidden.shape[0], 2, 4, *hidden.shape[2:]).transpose(1, 2)
+            return parts.reshape(hidden.shape[0], -1, *hidden.shape[2:])
+
+        groups = find_groups(drawn(Cut(shuffle)), SAMPLE)
+        assert "Transpose" in dict(groups.left)["stem"]
+
+    def test_without_the_library(self, run: Callable[..., PruningRun], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch_pruning", None)
+        with pytest.raises(PluginError, match=r'not installed. Run: pip install "dfq-plugins\[pruning\]"'):
+            run(multiply_adds=0.5)
+
+
+class TestScales:
+    def test_a_shared_scale_changes_nothing_until_it_is_trained(self, tiny_network: nn.Module) -> None:
+        drawn(tiny_network)
+        groups = find_groups(tiny_network, SAMPLE).usable
+        before = tiny_network(SAMPLE)
+        means = group_scales(tiny_network, groups)["stem"]
+        with shared_scales(tiny_network, groups) as scales:
+            assert torch.allclose(scales["stem"], means)
+            assert torch.allclose(tiny_network(SAMPLE), before, atol=1e-6)
+            with torch.no_grad():
+                scales["stem"][2] = 0.0
+            trained = tiny_network(SAMPLE)
+        assert tiny_network.norm1.weight[2] == 0  # type: ignore[index, union-attr]
+        assert tiny_network.norm2.weight[2] == 0  # type: ignore[index, union-attr]
+        assert torch.allclose(tiny_network(SAMPLE), trained)
+        assert set(dict(tiny_network.named_parameters())) == set(dict(tiny_network.state_dict())) - {
+            name for name, _ in tiny_network.named_buffers()
+        }
+        assert all(parameter.requires_grad for parameter in tiny_network.parameters())
+
+    def test_a_scale_is_the_root_mean_square_over_its_layers(self, tiny_network: nn.Module) -> None:
+        drawn(tiny_network)
+        first, second = (module.weight.detach().numpy() for module in (tiny_network.norm1, tiny_network.norm2))  # type: ignore[union-attr, operator]
+        found = group_scales(tiny_network, find_groups(tiny_network, SAMPLE).usable)["stem"]
+        np.testing.assert_allclose(found.numpy(), np.sqrt((first**2 + second**2) / 2), rtol=1e-6)
+
+    def test_the_penalty(self) -> None:
+        network = drawn(Preactivated())
+        groups = find_groups(network, SAMPLE).usable
+        assert map_widths(network, groups, SAMPLE)["conv1"] == 8.0
+        options = PruningOptions(scale_penalty=2.0, weight_penalty=0.5, penalty_warm_up=0.4)
+        with shared_scales(network, groups) as scales:
+            penalty = penalty_for(network, groups, scales, SAMPLE, options)
+            penalty.progress = 0.1
+            sizes = sum(float(scale.detach().abs().sum()) / 8 for scale in scales.values())
+            squares = sum(
+                float(parameter.detach().square().sum())
+                for name, parameter in network.named_parameters()
+                if parameter.requires_grad and not any(parameter is scale for scale in scales.values())
+            )
+            assert float(penalty.value().detach()) == pytest.approx(0.25 * 2.0 * sizes + 0.25 * squares, rel=1e-5)
+            assert (
+                len(penalty.others) == 9
+            )  # five weights, two of which have a bias, and the shifts of three BatchNorms
+            assert len(scales) == 2
+
+    def test_the_penalty_shrinks_scales(self, run: Callable[..., PruningRun], tiny_network: nn.Module) -> None:
+        whole = group_scales(tiny_network, find_groups(tiny_network, SAMPLE).usable)["stem"]
+        options = {"sparsity_steps": 20, "scale_penalty": 100.0, "penalty_warm_up": 0.0}
+        result = run(multiply_adds=0.99, options=options, training={"steps": 1, "learning_rate": 0.05, "warm_up": 0.0})
+        assert float(result.model.norm1.weight.abs().mean()) < 0.8 * float(whole.mean())  # type: ignore[union-attr, operator]
+        assert [point.step for point in result.sparsity_history][-1] == 20
+
+
+class TestSelection:
+    def setup_method(self) -> None:
+        self.network = drawn(Preactivated())
+        self.groups = find_groups(self.network, SAMPLE).usable
+        self.scales = {group.name: torch.linspace(0.0, 1.0, group.size) + 0.01 for group in self.groups}
+        self.costs = layer_multiply_adds(self.network, (3, 8, 8)) | {
+            "": measure_cost(self.network, (3, 8, 8)).multiply_adds
+        }
+
+    def test_by_threshold(self) -> None:
+        removed = select_by_threshold(self.groups, self.scales, 0.25)
+        assert removed["conv1"] == [0, 1]
+        assert all(self.scales[name][channels[-1] + 1] >= 0.25 for name, channels in removed.items())
+
+    def test_a_threshold_that_empties_a_layer(self) -> None:
+        self.scales["conv1"] = torch.full((6,), 0.05)
+        with pytest.raises(
+            UsageError,
+            match=r"The threshold 0.1 would empty the layer 'conv1': the largest scale of its 6 filters is 0.05",
+        ):
+            select_by_threshold(self.groups, self.scales, 0.1)
+
+    @pytest.mark.parametrize("target", [0.9, 0.7, 0.5])
+    def test_by_target(self, target: float) -> None:
+        removed = select_by_target(self.groups, self.scales, self.costs, target, 0.1)
+        told = remaining_multiply_adds(self.groups, removed, self.costs)
+        remove_filters(self.network, SAMPLE, self.groups, removed)
+        measured = measure_cost(self.network, (3, 8, 8)).multiply_adds
+        assert measured == round(told)
+        assert 0.75 * target < measured / self.costs[""] <= target
+        largest_gone = max(float(self.scales[name][max(gone)]) for name, gone in removed.items() if gone)
+        for group in self.groups:  # no smaller one is left, but for those that each layer keeps
+            kept = sorted(set(range(group.size)) - set(removed[group.name]))
+            assert float(self.scales[group.name][kept[0]]) >= largest_gone or len(kept) == 1
+
+    def test_a_target_that_empties_layers(self) -> None:
+        with pytest.raises(
+            UsageError, match=r"To leave 1% of the multiply-adds, layers would have to be emptied: .*'conv1'"
+        ):
+            select_by_target(self.groups, self.scales, self.costs, 0.01, 0.1)
+
+
+class TestRecentring:
+    def test_statistics_agree_with_numpy(self, tiny_network: nn.Module) -> None:
+        batch = torch.randn(32, 3, 8, 8)
+        mean, variance = batch_statistics(tiny_network, [batch])["norm1"]
+        entered = tiny_network.stem(batch).detach().numpy()  # type: ignore[operator]
+        np.testing.assert_allclose(mean.numpy(), entered.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(variance.numpy(), entered.var((0, 2, 3), ddof=1), rtol=1e-4)
+
+    def test_only_what_the_pruning_changes_is_corrected(self) -> None:
+        network = drawn(Preactivated())
+        groups = find_groups(network, SAMPLE).usable
+        batches, removed = [torch.randn(64, 3, 8, 8)], {"conv1": [0, 2]}
+        shorter = copy.deepcopy(network)
+        remove_filters(shorter, SAMPLE, groups, removed)
+        recentre(shorter, network, groups, removed, batches)
+        assert torch.allclose(shorter.norm1.running_mean, network.norm1.running_mean)  # type: ignore[arg-type, union-attr]
+        kept = [1, 3, 4, 5]
+        assert torch.allclose(shorter.norm2.running_var, network.norm2.running_var[kept])  # type: ignore[arg-type, index, union-attr]
+        (before,), (after,) = ([batch_statistics(model, batches)["norm3"]] for model in (network, shorter))
+        expected = network.norm3.running_mean + after[0] - before[0]  # type: ignore[operator, union-attr]
+        assert torch.allclose(shorter.norm3.running_mean, expected)  # type: ignore[arg-type, union-attr]
+
+
+class TestFilters:
+    def test_the_record_tells_everything(self, run: Callable[..., PruningRun], tmp_path: Path) -> None:
+        events: list[ProgressEvent] = []
+        result = run(multiply_adds=0.7, output=tmp_path / "out", listeners=[events.append])
+        assert result.method == "filters"
+        assert result.after.multiply_adds <= 0.7 * result.before.multiply_adds
+        assert result.after.parameters < result.before.parameters
+        (layer,) = result.layers
+        assert (layer.name, layer.before) == ("stem", 8)
+        assert result.model.stem.out_channels == layer.after < 8  # type: ignore[union-attr]
+        assert result.left == (("linear", "its filters are the network's answers"),)
+        assert [event.stage for event in events] == ["sparsify"] * 6 + ["finetune"] * 12
+        assert isinstance(result.training, PruningTraining)
+        assert (result.training.kl_weight, result.training.symmetrized_kl_weight) == (0.0, 1.0)
+        assert not result.model.training
+        assert result.held_out == 6
+        assert result.files == (tmp_path / "out" / "network.json",)
+
+    def test_it_comes_back(
+        self, run: Callable[..., PruningRun], tiny_network: nn.Module, inputs: torch.Tensor, tmp_path: Path
+    ) -> None:
+        drawn(tiny_network)
+        scales = group_scales(tiny_network, find_groups(tiny_network, SAMPLE).usable)["stem"]
+        options = {"sparsity_steps": 0}
+        result = run(tiny_network, threshold=float(scales.median()) + 1e-3, options=options, output=tmp_path)
+        found = load_network(tmp_path, tiny_network)
+        assert torch.equal(found(inputs), result.model(inputs))
+        assert found.stem.out_channels < 8  # type: ignore[union-attr]
+
+    def test_it_goes_on_to_quantization(self, run: Callable[..., PruningRun], inputs: torch.Tensor) -> None:
+        from dfq_plugins.pipeline import run_quantization
+
+        pruned = run(multiply_adds=0.6).model
+        quantized = run_quantization(pruned, inputs, calibrator="pytorch-quantization")
+        assert quantized.model(inputs).shape == (60, 4)
+
+    def test_same_seed_same_network(self, run: Callable[..., PruningRun]) -> None:
+        first, again, other = (run(multiply_adds=0.7, training={"seed": seed}).model for seed in (0, 0, 1))
+        assert torch.equal(first.stem.weight, again.stem.weight)  # type: ignore[union-attr, arg-type]
+        assert not torch.equal(first.stem.weight, other.stem.weight)  # type: ignore[union-attr, arg-type]
+
+    def test_model_and_process_stay_as_they_were(self, run: Callable[..., PruningRun], tiny_network: nn.Module) -> None:
+        tiny_network.train()
+        before, random = capture(tiny_network), torch.random.get_rng_state()
+        for settings in ({"multiply_adds": 0.7}, {"sparsity": 0.5}):
+            run(**settings)
+            with pytest.raises(UsageError):
+                run(**{name: value / 1000 if name == "multiply_adds" else 0.9999 for name, value in settings.items()})
+        assert tiny_network.training
+        assert all(torch.equal(value, before[name]) for name, value in capture(tiny_network).items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny_network.modules())
+        assert torch.equal(torch.random.get_rng_state(), random)
+
+    def test_a_run_that_was_interrupted_goes_on(self, run: Callable[..., PruningRun], tmp_path: Path) -> None:
+        whole = run(multiply_adds=0.7, options={"penalty_warm_up": 0.9})
+        for stage, step in (("sparsify", 4), ("finetune", 8)):
+
+            def interrupt(event: ProgressEvent, stage: str = stage, step: int = step) -> None:
+                if (event.stage, event.completed) == (stage, step):
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                run(multiply_adds=0.7, options={"penalty_warm_up": 0.9}, work=tmp_path, listeners=[interrupt])
+        resumed = run(multiply_adds=0.7, options={"penalty_warm_up": 0.9}, work=tmp_path)
+        assert all(torch.equal(value, capture(whole.model)[name]) for name, value in capture(resumed.model).items())
+        with pytest.raises(DataError, match="checkpoint of another run"):
+            run(multiply_adds=0.7, options={"penalty_warm_up": 0.5}, work=tmp_path)
+
+    def test_attention_maps_compare_networks_of_other_widths(self, run: Callable[..., PruningRun]) -> None:
+        training = {"attention_weight": 1.0, "taps": ("conv",)}
+        assert run(multiply_adds=0.7, training=training).after.multiply_adds
+        with pytest.raises(ModelError, match="The attention term alone allows another number of channels"):
+            run(multiply_adds=0.7, training={"feature_weight": 1.0, "taps": ("conv",)})
+
+    def test_a_limit_of_time_is_shared(self, run: Callable[..., PruningRun]) -> None:
+        result = run(multiply_adds=0.7, training={"max_seconds": 60.0})
+        assert result.history[-1].step == 12
+
+    def test_the_papers_preset(self) -> None:
+        from dfq_plugins.options import parse_options
+
+        settings = parse_options(PruningTraining, {"preset": "zhu2020", "steps": 10})
+        assert (settings.kl_weight, settings.symmetrized_kl_weight, settings.learning_rate) == (0.0, 1.0, 0.001)
+        assert (settings.steps, settings.attention_weight) == (10, 250.0)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({}, r"Say in one way how much is to go: .* got none"),
+            ({"threshold": 0.1, "sparsity": 0.5}, r"got threshold, sparsity"),
+            ({"multiply_adds": 1.5}, r"multiply_adds must be above 0 and below 1, got 1.5"),
+            ({"threshold": -0.1}, r"threshold must be above 0 and below inf, got -0.1"),
+            ({"multiply_adds": 0.7, "rewind_to": {}}, r"rewind_to makes a lottery ticket .* sparsity=0.8"),
+            ({"multiply_adds": 0.7, "options": {"keep": ("stam",)}}, r"The option keep names 'stam'.*'stem'"),
+            ({"multiply_adds": 0.7, "data": None}, r"give data, or the name of a generator, e.g. generator='bns'"),
+            ({"multiply_adds": 0.7, "generator": "bns"}, r"'bns' makes data sets, and data is given already"),
+            ({"multiply_adds": 0.001}, r"layers would have to be emptied: .*'stem'"),
+            ({"threshold": 50.0}, r"The threshold 50 would empty the layer 'stem'"),
+        ],
+    )
+    def test_bad_usage(self, run: Callable[..., PruningRun], settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            run(**settings)
+
+    def test_data_of_another_shape(self, run: Callable[..., PruningRun]) -> None:
+        with pytest.raises(DataError, match=r"The network takes samples of shape \(3, 8, 8\)"):
+            run(data=torch.randn(8, 3, 6, 6), multiply_adds=0.7)
+
+
+class TestWeights:
+    def test_the_smallest_weights_go(self, run: Callable[..., PruningRun], tiny_network: nn.Module) -> None:
+        result = run(sparsity=0.5, training={"steps": 3})
+        layers = {name: module for name, module in tiny_network.named_modules() if hasattr(module, "weight")}
+        weights = {name: layers[name].weight.detach().flatten() for name in ("stem", "conv", "linear")}  # type: ignore[union-attr, operator]
+        border = torch.cat(list(weights.values())).abs().median()
+        for layer in result.layers:
+            assert layer.after == int((weights[layer.name].abs() > border).sum())
+            assert int(result.model.get_submodule(layer.name).weight.count_nonzero()) == layer.after  # type: ignore[operator, union-attr]
+        assert (result.method, result.after.multiply_adds) == ("weights", result.before.multiply_adds)
+        assert result.after.nonzero < 0.6 * result.after.parameters
+        assert set(result.model.state_dict()) == set(tiny_network.state_dict())
+
+    def test_a_sparsity_that_empties_a_layer(self, tiny_network: nn.Module) -> None:
+        tiny_network.linear.weight.data *= 1e-6  # type: ignore[union-attr, operator]
+        with pytest.raises(
+            UsageError,
+            match=r"A sparsity of 0.3 would empty the layer 'linear': all its 32 weights are among the smallest",
+        ):
+            prune_weights(tiny_network, 0.3)
+
+    def test_a_network_without_weights(self) -> None:
+        with pytest.raises(ModelError, match="has no convolution and no linear layer"):
+            prune_weights(nn.Sequential(nn.ReLU()), 0.5)
+
+
+class TestTickets:
+    @pytest.fixture
+    def initial(self, tiny_network: nn.Module) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(9)
+            return type(tiny_network)()
+
+    def test_it_rewinds_and_keeps_its_masks(self, tiny_network: nn.Module, initial: nn.Module) -> None:
+        ticket = Ticket.find(tiny_network, initial, 0.75)
+        network = ticket.rewind(tiny_network)
+        masks = masks_of(network)
+        assert ticket.sparsity == pytest.approx(0.75, abs=0.01)
+        for name, mask in masks.items():
+            first = initial.get_parameter(name)
+            assert torch.equal(network.get_submodule(name.removesuffix(".weight")).weight, first * mask)  # type: ignore[arg-type]
+        assert torch.equal(network.norm1.running_mean, torch.zeros(8))  # type: ignore[arg-type, union-attr]
+        bake(network)
+        assert set(network.state_dict()) == set(tiny_network.state_dict())
+
+    def test_it_is_saved_and_loaded(self, tiny_network: nn.Module, initial: nn.Module, tmp_path: Path) -> None:
+        ticket = Ticket.find(tiny_network, initial.state_dict(), 0.5)
+        assert ticket.save(tmp_path) == tmp_path / "ticket.json"
+        found = Ticket.load(tmp_path)
+        assert found.architecture == ticket.architecture
+        assert all(torch.equal(found.masks[name], mask) for name, mask in ticket.masks.items())
+        assert all(torch.equal(found.initial[name], value) for name, value in ticket.initial.items())
+        assert model_digest(found.rewind(tiny_network)) == model_digest(ticket.rewind(tiny_network))
+
+    def test_it_is_trained_without_data(
+        self, run: Callable[..., PruningRun], initial: nn.Module, tmp_path: Path, tiny_network: nn.Module
+    ) -> None:
+        result = run(sparsity=0.5, rewind_to=initial, output=tmp_path)
+        assert result.method == "ticket"
+        assert result.history[-1].held_out_loss < result.history[0].held_out_loss
+        assert result.files[1] == tmp_path / "ticket" / "ticket.json"
+        ticket = Ticket.load(tmp_path / "ticket")
+        for name, mask in ticket.masks.items():
+            weight = result.model.get_parameter(name)
+            assert torch.equal(weight != 0, mask)
+            assert not torch.equal(weight, tiny_network.get_parameter(name) * mask)
+
+    def test_a_ticket_of_another_model(self, tiny_network: nn.Module, initial: nn.Module) -> None:
+        ticket = Ticket.find(tiny_network, initial, 0.5)
+        other = Preactivated()
+        digests = (
+            rf"digest {ticket.architecture[:12]}, and that of Preactivated is {model_digest(other, weights=False)[:12]}"
+        )
+        with pytest.raises(DataError, match=f"The ticket is of another model: its architecture has the {digests}"):
+            ticket.rewind(other)
+
+    def test_masks_and_values_of_another_network(self, tiny_network: nn.Module, initial: nn.Module) -> None:
+        with pytest.raises(
+            ModelError, match=r"The initial values of a ticket .* 'norm2.weight' does not fit TinyNetwork"
+        ):
+            Ticket.find(tiny_network, Preactivated(), 0.5)
+        with pytest.raises(ModelError, match="The masks of a ticket belong to the network itself, and 'nothing'"):
+            Ticket.from_masks(tiny_network, {"nothing": torch.ones(2)}, initial)
+        with pytest.raises(UsageError, match="The ticket would empty the layer 'stem'"):
+            Ticket.from_masks(tiny_network, {"stem.weight": torch.zeros(8, 3, 3, 3)}, initial)
+
+    def test_what_is_damaged_is_refused(self, tiny_network: nn.Module, initial: nn.Module, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="holds no sound ticket: FileNotFoundError"):
+            Ticket.load(tmp_path)
+        path = Ticket.find(tiny_network, initial, 0.5).save(tmp_path)
+        path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 9'))
+        with pytest.raises(DataError, match="format version 9; install a newer dfq-plugins"):
+            Ticket.load(tmp_path)
+        path.write_text(path.read_text().replace('"format_version": 9', '"format_version": 1'))
+        (tmp_path / "ticket.safetensors").write_bytes(b"nothing")
+        with pytest.raises(DataError, match="its tensors changed since they were written"):
+            Ticket.load(tmp_path)
+
+
+def test_settings_may_be_a_record_of_any_training(tiny_network: nn.Module) -> None:
+    record = DistillationOptions(steps=2, batch_size=16)
+    result = prune(tiny_network, torch.randn(20, 3, 8, 8), sparsity=0.5, training=record)
+    assert result.training is record
