@@ -19,7 +19,6 @@ from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.recording.factors import ClassGaussians, pack, unpack
 from dfq_plugins.recording.info import TENSOR_FILE
-from dfq_plugins.recording.record import ActivationRecord
 from dfq_plugins.recording.recorder import record
 from dfq_plugins.recording.units import UnitReader
 from dfq_plugins.registry import get_registry
@@ -28,6 +27,8 @@ from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from dfq_plugins.recording.record import ActivationRecord
 
 SPEC = InputSpec((1, 6, 6), (0.2,), (0.25,), (0.0, 1.0), 3)
 NAMES = ("record-top", "record-all", "record-all-dropout", "record-spectral", "record-spectral-pairs")
