@@ -254,6 +254,8 @@ class Recipe:
     Recipe(weight_bits=4, activation_bits=8)
     >>> str(Recipe(8, 8))
     'w8a8'
+    >>> Recipe.parse("binary")
+    Recipe(weight_bits=1, activation_bits=32)
     """
 
     weight_bits: int
@@ -261,11 +263,13 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
-        """Read `w<bits>a<bits>`, each from 1 to 32.
+        """Read `w<bits>a<bits>`, each from 1 to 32; 32 is float. `binary` is `w1a32`: two values, float activations.
 
         Raises:
             UsageError: the text is not of that form.
         """
+        if text.strip().lower() == "binary":
+            return cls(1, 32)
         match = re.fullmatch(r"w(\d{1,2})a(\d{1,2})", text.strip().lower())
         if match is None or not all(1 <= int(bits) <= 32 for bits in match.groups()):  # noqa: PLR2004
             raise UsageError(f"A recipe is w<bits>a<bits>, e.g. w8a8 or w4a8, got {text!r}.")

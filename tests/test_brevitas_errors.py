@@ -11,6 +11,7 @@ from torch import nn
 from dfq_brevitas import graph
 from dfq_brevitas.calibrator import BrevitasCalibrator
 from dfq_brevitas.framework import brevitas_config
+from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.types import InputSpec, Recipe
 
@@ -41,15 +42,34 @@ def test_untraceable_model_names_the_line_and_the_way_round(tiny_spec: InputSpec
     assert network.training
 
 
-@pytest.mark.parametrize("recipe", ["w1a8", "w9a8", "w8a1", "w8a16"])
+@pytest.mark.parametrize("recipe", ["w9a8", "w8a1", "w8a16", "w1a1"])
 def test_unsupported_widths(tiny_network: nn.Module, tiny_spec: InputSpec, recipe: str) -> None:
-    with pytest.raises(UsageError, match=f"2 to 8 bits, got {recipe}. Choose e.g. w8a8, w4a8 or w4a4."):
+    told = f"2 to 8 bits or 32, which is float, got {recipe}. Choose e.g. w8a8, w4a4, or w1a32 for binary weights."
+    with pytest.raises(UsageError, match=told):
         BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe.parse(recipe))
 
 
 def test_no_training_at_other_widths_either(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
-    with pytest.raises(UsageError, match="brevitas takes weights and activations of 2 to 8 bits, got w1a8"):
-        BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe(1, 8), training=True)
+    with pytest.raises(UsageError, match="brevitas takes weights of 1 to 8 bits and activations of 2 to 8 bits or 32"):
+        BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe(9, 8), training=True)
+
+
+@pytest.mark.parametrize("option", ["gptq", "learned_round"])
+def test_rounding_that_binary_weights_have_not(option: str, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    worker = BrevitasCalibrator(BrevitasOptions(**{option: True}))
+    with pytest.raises(
+        UsageError, match=f"{option} chooses between neighbouring integers, and binary weights have two"
+    ):
+        worker.prepare(tiny_network, tiny_spec, Recipe(1, 32))
+
+
+def test_nothing_between_the_first_and_the_last_layer(tiny_spec: InputSpec) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    told = "Sequential has no layer between its first and its last, and these keep float weights"
+    with pytest.raises(ModelError, match=f"{told}. Set first_and_last=quantized"):
+        BrevitasCalibrator().prepare(network, tiny_spec, Recipe(1, 32))
+    options = BrevitasOptions(first_and_last="quantized")
+    assert BrevitasCalibrator(options).prepare(network, tiny_spec, Recipe(1, 32))
 
 
 def test_nothing_to_quantize(tiny_spec: InputSpec) -> None:

@@ -15,7 +15,7 @@ from dfq_brevitas.framework import GraphModule, bias_correction_mode, calibratio
 from dfq_brevitas.graph import float_graph, quantized_graph
 from dfq_brevitas.input_range import fix_input_range, make_input_unsigned
 from dfq_brevitas.options import BrevitasOptions
-from dfq_brevitas.quantizers import quantizer_maps
+from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
 from dfq_brevitas.quiet import framework_notices_silenced
 from dfq_brevitas.training import learned_scales, take_gradients
 from dfq_brevitas.weights import apply_gptq, learn_rounding
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
 
-SUPPORTED_BITS = range(2, 9)
+WEIGHT_BITS = range(1, 9)
+ACTIVATION_BITS = range(2, 9)
 _RUN_KEY = "dfq_brevitas"
 _KEPT_SAMPLES = 4  # qonnx runs node by node, about a second a sample
 
@@ -54,7 +55,8 @@ class BrevitasCalibrator:
 
     Quantized are the weights and the inputs of every linear and convolution layer, the first and the last included, the
     outputs of activations, and both inputs of every addition, which share one scale as FINN needs it. The network's
-    output keeps the accumulator's precision.
+    output keeps the accumulator's precision. With activations of 32 bits only weights are quantized. Beside binary
+    weights the first and the last layer stay in float.
     """
 
     def __init__(self, options: BrevitasOptions | None = None) -> None:
@@ -70,12 +72,13 @@ class BrevitasCalibrator:
             UsageError: the recipe is not supported.
             ModelError: the model cannot be traced, or holds nothing to quantize.
         """
-        _require_supported(recipe)
+        _require_supported(recipe, self.options)
         private = frozen_copy(model).float()
         with framework_notices_silenced():
             graph = quantized_graph(float_graph(private, self.options), recipe, self.options, training=training)
-            _require_quantized(graph, model)
-            if spec.extremes is not None and self.options.known_input_range:
+            _require_quantized(graph, model, keeps_ends=self.options.keeps_ends(recipe.weight_bits))
+            quantizes_input = recipe.activation_bits != FLOAT_BITS
+            if spec.extremes is not None and self.options.known_input_range and quantizes_input:
                 make_input_unsigned(graph, spec.extremes, quantizer_maps(recipe, self.options).identities["unsigned"])
         graph.meta[_RUN_KEY] = _Run(spec, recipe, training)
         return graph.eval()
@@ -145,12 +148,14 @@ class BrevitasCalibrator:
 
     def describe(self, converted: nn.Module) -> Coverage:
         """List layers, activations and additions with the widths that their own quantizers report."""
-        _, graph = _run_of(converted)
+        run, graph = _run_of(converted)
         with torch.no_grad(), framework_notices_silenced():
-            return describe_coverage(graph)
+            return describe_coverage(graph, run.recipe)
 
     def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         """Write `model.qonnx.onnx` (for FINN) and `model.qcdq.onnx` (for ONNX Runtime), run and compare both.
+
+        Binary weights have no QCDQ form, so that they come as QONNX alone.
 
         Raises:
             ArtifactError: a file does not compute what the torch model does; it is removed first.
@@ -160,7 +165,7 @@ class BrevitasCalibrator:
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         _require_same_shape(spec, run.spec)
-        return export_onnx(graph, run.samples, path)
+        return export_onnx(graph, run.samples, path, with_qcdq=run.recipe.weight_bits > 1)
 
 
 class _Batches:
@@ -176,22 +181,35 @@ class _Batches:
             yield _checked(batch, self._spec).to(self._device)
 
 
-def _require_supported(recipe: Recipe) -> None:
-    if recipe.weight_bits not in SUPPORTED_BITS or recipe.activation_bits not in SUPPORTED_BITS:
+def _require_supported(recipe: Recipe, options: BrevitasOptions) -> None:
+    if recipe.weight_bits not in WEIGHT_BITS or recipe.activation_bits not in (*ACTIVATION_BITS, FLOAT_BITS):
         raise UsageError(
-            f"brevitas takes weights and activations of {SUPPORTED_BITS[0]} to {SUPPORTED_BITS[-1]} bits, got {recipe}"
-            ". Choose e.g. w8a8, w4a8 or w4a4."
+            f"brevitas takes weights of {WEIGHT_BITS[0]} to {WEIGHT_BITS[-1]} bits and activations of "
+            f"{ACTIVATION_BITS[0]} to {ACTIVATION_BITS[-1]} bits or {FLOAT_BITS}, which is float, got {recipe}. Choose "
+            "e.g. w8a8, w4a4, or w1a32 for binary weights."
+        )
+    if recipe.weight_bits == 1 and (options.gptq or options.learned_round):
+        chosen = "gptq" if options.gptq else "learned_round"
+        raise UsageError(
+            f"{chosen} chooses between neighbouring integers, and binary weights have two values, got {recipe}. Leave "
+            f"{chosen} out, and fine-tune instead."
         )
 
 
-def _require_quantized(graph: GraphModule, model: nn.Module) -> None:
-    if not any(map(is_weight_layer, graph.modules())):
-        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
-        held = ", ".join(kinds) or "nothing"
+def _require_quantized(graph: GraphModule, model: nn.Module, *, keeps_ends: bool) -> None:
+    if any(map(is_weight_layer, graph.modules())):
+        return
+    if keeps_ends and any(isinstance(module, LAYERS) for module in graph.modules()):
         raise ModelError(
-            f"Brevitas found no layer to quantize in {type(model).__name__} (it holds: {held}). "
-            "It quantizes linear, convolution and transposed convolution modules: write layers as such modules."
+            f"{type(model).__name__} has no layer between its first and its last, and these keep float weights. Set "
+            "first_and_last=quantized."
         )
+    kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+    held = ", ".join(kinds) or "nothing"
+    raise ModelError(
+        f"Brevitas found no layer to quantize in {type(model).__name__} (it holds: {held}). "
+        "It quantizes linear, convolution and transposed convolution modules: write layers as such modules."
+    )
 
 
 def _require_same_shape(given: InputSpec, prepared: InputSpec) -> None:

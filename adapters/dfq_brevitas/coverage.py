@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from dfq_brevitas.bias import is_weight_layer
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, GraphModule, Node, quant_nn
 from dfq_brevitas.graph import Dequantize, OnGrid
+from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS
 from dfq_plugins.types import Coverage, QuantizedLayer
+
+if TYPE_CHECKING:
+    from dfq_plugins.types import Recipe
 
 _ADDITION = "addition"
 _LOGITS = "the network's output keeps the accumulator's precision"
 
 
-def describe_coverage(graph: GraphModule) -> Coverage:
+def describe_coverage(graph: GraphModule, recipe: Recipe) -> Coverage:
     """List the layers and the quantizers of activations with their widths, and what stays in float and why."""
     quantized, floating, seen = [], [], set()
     for node in graph.graph.nodes:
@@ -28,8 +32,16 @@ def describe_coverage(graph: GraphModule) -> Coverage:
         elif _own_quantizer(module) is not None:
             quantized.append(QuantizedLayer(name, _kind(node, module), None, number_format(_own_quantizer(module))))
         elif not isinstance(module, (Dequantize, OnGrid)):
-            floating.append((name, f"{type(module).__name__}: Brevitas has no quantizer for it in graph mode"))
+            floating.append((name, f"{type(module).__name__}: {_why_float(module, recipe)}"))
     return Coverage(tuple(quantized), (*floating, ("(output)", _LOGITS)))
+
+
+def _why_float(module: nn.Module, recipe: Recipe) -> str:
+    if isinstance(module, LAYERS):
+        return "the first and the last layer keep float weights"
+    if recipe.activation_bits == FLOAT_BITS:
+        return "activations stay in float"
+    return "Brevitas has no quantizer for it in graph mode"
 
 
 def _layer_row(name: str, layer: Any, reading: Any | None) -> QuantizedLayer:
@@ -73,7 +85,9 @@ def _kind(node: Node, module: nn.Module) -> str:
 
 
 def number_format(quantizer: Any) -> str:
-    """Return the format of a quantizer's integers in words, e.g. `'uint4 per tensor'`."""
+    """Return the format of a quantizer's integers in words, e.g. `'uint4 per tensor, symmetric'`."""
     bits, scale = int(quantizer.bit_width()), quantizer.scale()
+    if bits == 1:
+        return f"binary, -d or +d per {'channel' if scale.numel() > 1 else 'tensor'}"
     sign = "int" if quantizer.is_signed else "uint"
     return f"{sign}{bits} per {'channel' if scale.numel() > 1 else 'tensor'}, symmetric"

@@ -38,13 +38,16 @@ The runtimes sum in another order, so that a value between two levels may now an
 _OPSET = 13  # the first with per-channel QuantizeLinear; FINN reads no later one reliably
 
 
-def export_onnx(graph: GraphModule, samples: torch.Tensor, folder: Path) -> tuple[Artifact, ...]:
+def export_onnx(
+    graph: GraphModule, samples: torch.Tensor, folder: Path, *, with_qcdq: bool = True
+) -> tuple[Artifact, ...]:
     """Write both files into `folder`, run each on `samples`, compare, and only then give it its name.
 
     Args:
         graph: a converted model.
         samples: inputs `(samples, *shape)` to compare on.
         folder: where to write; created if it is not there.
+        with_qcdq: write the QCDQ file too, which has no form for binary weights.
 
     Raises:
         ArtifactError: a file cannot be written in its format, or does not agree with the model.
@@ -53,10 +56,11 @@ def export_onnx(graph: GraphModule, samples: torch.Tensor, folder: Path) -> tupl
     private = copy.deepcopy(graph).cpu().eval()
     with torch.no_grad():
         expected = private(samples)
-    return (
-        _export(private, samples, expected, folder / QONNX_FILE, "QONNX", _write_qonnx, run_qonnx),
-        _export(private, samples, expected, folder / QCDQ_FILE, "QCDQ ONNX", _write_qcdq, run_onnx_runtime),
-    )
+    qonnx = _export(private, samples, expected, folder / QONNX_FILE, "QONNX", _write_qonnx, run_qonnx)
+    if not with_qcdq:
+        return (qonnx,)
+    qcdq = _export(private, samples, expected, folder / QCDQ_FILE, "QCDQ ONNX", _write_qcdq, run_onnx_runtime)
+    return qonnx, qcdq
 
 
 def _export(

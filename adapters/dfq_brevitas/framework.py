@@ -9,6 +9,7 @@ with framework_notices_silenced():
     import brevitas.nn.quant_layer as nonlinear
     from brevitas import config as brevitas_config
     from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
+    from brevitas.core.quant.binary import BinaryQuant
     from brevitas.core.scaling.runtime import StatsFromParameterScaling
     from brevitas.core.scaling.standalone import (
         ParameterFromRuntimeStatsScaling,
@@ -18,16 +19,18 @@ with framework_notices_silenced():
     from brevitas.fx import GraphModule, Node
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode, quantization_status_manager
     from brevitas.graph.gptq import gptq_mode
-    from brevitas.graph.quantize import preprocess_for_quantize, quantize
-    from brevitas.inject.enum import StatsOp
+    from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize, quantize
+    from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType, StatsOp
     from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
     from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
     from brevitas.quant import scaled_int
     from brevitas.quant.base import MSESymmetricScaleSubInjector
+    from brevitas.quant.binary import SignedBinaryWeightPerTensorConst
     from brevitas.quant_tensor import QuantTensor
 
 __all__ = [
     "ActQuantProxyFromInjectorBase",
+    "BinaryQuant",
     "GraphModule",
     "LearnedRoundHardSigmoid",
     "LearnedRoundSte",
@@ -37,6 +40,9 @@ __all__ = [
     "ParameterFromStatsFromParameterScaling",
     "QuantTensor",
     "QuantWeightBiasInputOutputLayer",
+    "ScalingImplType",
+    "ScalingPerOutputType",
+    "SignedBinaryWeightPerTensorConst",
     "StatsFromParameterScaling",
     "StatsOp",
     "bias_correction_mode",
@@ -45,6 +51,7 @@ __all__ = [
     "export_onnx_qcdq",
     "export_qonnx",
     "gptq_mode",
+    "layerwise_quantize",
     "nonlinear",
     "preprocess_for_quantize",
     "quant_nn",

@@ -11,6 +11,7 @@ Brevitas traces, folds BatchNorm, equalises and inserts the quantizers. Around t
 from __future__ import annotations
 
 import operator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,15 +22,16 @@ from dfq_brevitas.framework import (
     Node,
     QuantTensor,
     brevitas_config,
+    layerwise_quantize,
     preprocess_for_quantize,
     quant_nn,
     quantize,
 )
-from dfq_brevitas.quantizers import UNSIGNED_ACTIVATIONS, QuantizerMaps, quantizer_maps
+from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, UNSIGNED_ACTIVATIONS, QuantizerMaps, quantizer_maps
 from dfq_brevitas.tracing import preparation_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from dfq_brevitas.options import BrevitasOptions
     from dfq_plugins.types import Recipe
@@ -109,19 +111,25 @@ def quantized_graph(
 ) -> GraphModule:
     """Insert Brevitas's quantizers into a float graph, in place.
 
+    Where activations stay in float, only the layers are exchanged, for Brevitas's own with quantized weights.
+
     Raises:
         ModelError: Brevitas cannot handle the graph.
     """
     maps = quantizer_maps(recipe, options, training=training)
+    kept = end_layers(graph) if options.keeps_ends(recipe.weight_bits) else ()
     ignored = brevitas_config.IGNORE_MISSING_KEYS
     try:
-        quantized = quantize(
-            graph,
-            quant_identity_map=maps.identities,
-            compute_layer_map=maps.layers,
-            quant_act_map=maps.activations,
-            unsigned_act_tuple=UNSIGNED_ACTIVATIONS,
-        )
+        if recipe.activation_bits == FLOAT_BITS:
+            return _refreshed(layerwise_quantize(graph, maps.layers, name_blacklist=list(kept)))
+        with _disguised(graph, kept) as unmapped:
+            quantized = quantize(
+                graph,
+                quant_identity_map=maps.identities,
+                compute_layer_map=maps.layers | unmapped,
+                quant_act_map=maps.activations,
+                unsigned_act_tuple=UNSIGNED_ACTIVATIONS,
+            )
     except Exception as error:
         raise preparation_error(graph, error) from error
     finally:
@@ -130,6 +138,27 @@ def quantized_graph(
     _strip_output_quantizers(quantized)
     _dequantize_foreign_operations(quantized)
     return _refreshed(quantized)
+
+
+def end_layers(graph: GraphModule) -> tuple[str, ...]:
+    """Return the names of the layers with weights that are called first and last."""
+    called = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+    names = [name for name in called if isinstance(graph.get_submodule(name), LAYERS)]
+    return tuple(dict.fromkeys((names[0], names[-1]))) if names else ()
+
+
+@contextmanager
+def _disguised(graph: GraphModule, names: Iterable[str]) -> Iterator[dict[type[nn.Module], None]]:
+    """Give the named layers a class of their own within the block, and map it to None: `quantize` passes it by."""
+    layers = [(graph.get_submodule(name), type(graph.get_submodule(name))) for name in names]
+    disguises = {kind: type(f"Float{kind.__name__}", (kind,), {}) for _, kind in layers}
+    try:
+        for layer, kind in layers:
+            layer.__class__ = disguises[kind]
+        yield dict.fromkeys(disguises.values())
+    finally:
+        for layer, kind in layers:
+            layer.__class__ = kind
 
 
 def _wrap_moves(graph: GraphModule) -> None:
@@ -215,7 +244,7 @@ def _dequantize_foreign_operations(graph: GraphModule) -> None:
     """Put a `Dequantize` before each operation, and the output, that may meet a quantized tensor it does not know."""
     graph.add_module("dequantize", Dequantize())
     for node in list(graph.graph.nodes):
-        if not _is_foreign(node):
+        if not _is_foreign(graph, node):
             continue
         for source in node.all_input_nodes:
             if source.op == "call_module" and isinstance(graph.get_submodule(str(source.target)), _float_kinds()):
@@ -230,7 +259,9 @@ def _float_kinds() -> tuple[type[nn.Module], ...]:
     return (quant_nn.QuantLinear, quant_nn.QuantConv1d, quant_nn.QuantConv2d, quant_nn.QuantConv3d)
 
 
-def _is_foreign(node: Node) -> bool:
+def _is_foreign(graph: GraphModule, node: Node) -> bool:
+    if node.op == "call_module":
+        return type(graph.get_submodule(str(node.target))) in LAYERS  # kept in float
     if node.op == "call_method":
         return str(node.target) not in _KNOWN_METHODS
     if node.op == "call_function":

@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le
 
 WeightScale = Literal["mse", "max"]
 ActivationScale = Literal["mse", "percentile", "max"]
+FirstAndLast = Literal["quantized", "float"]
 BiasCorrection = Literal["network", "layer", "none"]
 
 _PERCENTILES = ((4, 99.75), (6, 99.9))
@@ -47,6 +48,12 @@ class BrevitasOptions:
         metadata={
             "help": "percentage of absolute activations inside the range, for the percentile scale; not given: 99.75 "
             "up to 4 bits, 99.9 up to 6 bits, 100 above"
+        },
+    )
+    first_and_last: FirstAndLast | None = field(
+        default=None,
+        metadata={
+            "help": "weights of the first and the last layer; not given: float beside binary weights, else quantized"
         },
     )
     mse_candidates: Annotated[int, Ge(3), Le(1000)] = field(
@@ -100,6 +107,14 @@ class BrevitasOptions:
         ('mse', 'percentile')
         """
         return self.activation_scale or ("mse" if bits <= _SEARCHED_BITS else "percentile")
+
+    def keeps_ends(self, weight_bits: int) -> bool:
+        """Tell whether the first and the last layer keep float weights: beside binary ones, as in BinaryConnect.
+
+        >>> BrevitasOptions().keeps_ends(1), BrevitasOptions().keeps_ends(4)
+        (True, False)
+        """
+        return (self.first_and_last or ("float" if weight_bits == 1 else "quantized")) == "float"
 
     def percentile_for(self, bits: int) -> float:
         """Return the percentile for activations of so many bits: fewer levels gain from clipping more.

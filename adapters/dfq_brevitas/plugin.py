@@ -17,7 +17,7 @@ def dfq_calibrators() -> Iterable[CalibratorEntry]:
     """Register the graph mode calibrator."""
     yield CalibratorEntry(
         name="brevitas",
-        summary="Brevitas graph PTQ, 2 to 8 bits: QONNX for FINN, QCDQ for ONNX Runtime",
+        summary="Brevitas graph PTQ, 2 to 8 bits and binary weights: QONNX for FINN, QCDQ for ONNX Runtime",
         factory="dfq_brevitas.calibrator:BrevitasCalibrator",
         requires=("brevitas", "onnx", "onnxoptimizer", "onnxruntime", "qonnx"),
         install="dfq-plugins[brevitas]",

@@ -9,8 +9,12 @@ import torch
 from torch import nn
 
 from dfq_brevitas.framework import (
+    BinaryQuant,
     MSESymmetricScaleSubInjector,
     ParameterFromStatsFromParameterScaling,
+    ScalingImplType,
+    ScalingPerOutputType,
+    SignedBinaryWeightPerTensorConst,
     StatsFromParameterScaling,
     StatsOp,
     nonlinear,
@@ -32,6 +36,9 @@ LAYERS: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose3d,
 )
 """The layers whose weights are quantized."""
+
+FLOAT_BITS = 32
+"""The width of activations that are not quantized."""
 
 UNSIGNED_ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.Sigmoid)
 
@@ -80,13 +87,19 @@ class QuantizerMaps:
 
 def quantizer_maps(recipe: Recipe, options: BrevitasOptions, *, training: bool = False) -> QuantizerMaps:
     """Return the maps of layers, activations and inserted quantizers for a recipe, for training on request."""
+    if recipe.activation_bits == FLOAT_BITS:
+        weight = weight_quantizer(recipe, options, follow_weights=training and not options.learned_weight_scales)
+        # A bias on the accumulator's grid needs the scale of the layer's input, and there is none.
+        return QuantizerMaps(
+            _layers({"weight_quant": weight, "bias_quant": None, "return_quant_tensor": False}), {}, {}
+        )
     bias = scaled_int.Int32Bias if options.quantize_bias else None
     weight = weight_quantizer(recipe, options, follow_weights=training and not options.learned_weight_scales)
     layer = {"weight_quant": weight, "bias_quant": bias, "return_quant_tensor": False}
     signed = {"act_quant": activation_quantizer(recipe, options, signed=True), "return_quant_tensor": True}
     unsigned = {"act_quant": activation_quantizer(recipe, options, signed=False), "return_quant_tensor": True}
     return QuantizerMaps(
-        layers={kind: (getattr(quant_nn, f"Quant{kind.__name__}"), layer) for kind in LAYERS},
+        layers=_layers(layer),
         activations={
             nn.ReLU: (quant_nn.QuantReLU, unsigned),
             nn.ReLU6: (QuantReLU6, unsigned),
@@ -99,16 +112,37 @@ def quantizer_maps(recipe: Recipe, options: BrevitasOptions, *, training: bool =
     )
 
 
+def _layers(settings: dict[str, Any]) -> dict[type[nn.Module], tuple[Any, dict[str, Any]]]:
+    return {kind: (getattr(quant_nn, f"Quant{kind.__name__}"), settings) for kind in LAYERS}
+
+
 def weight_quantizer(recipe: Recipe, options: BrevitasOptions, *, follow_weights: bool = False) -> Any:
     """Return a symmetric weight quantizer.
 
     Its scale is computed once and then stays a parameter, or follows the weights wherever they go.
     """
+    if recipe.weight_bits == 1:
+        return binary_quantizer(options, follow_weights=follow_weights)
     return _with_search(_WEIGHTS[options.weight_scale, options.per_channel], options, options.weight_scale).let(
         bit_width=recipe.weight_bits,
         narrow_range=options.narrow_range,
         scaling_impl=StatsFromParameterScaling if follow_weights else ParameterFromStatsFromParameterScaling,
     )
+
+
+def binary_quantizer(options: BrevitasOptions, *, follow_weights: bool) -> Any:
+    """Return Brevitas's quantizer to {-d, +d}, d the mean of the absolute weights, which is nearest to them.
+
+    A d of its own clips the weights behind the signs to -d..d, as BinaryConnect does (Courbariaux et al. 2015); one
+    that follows the weights must not, since clipping would lower their mean, and so d, at each step.
+    """
+    per_output = ScalingPerOutputType.CHANNEL if options.per_channel else ScalingPerOutputType.TENSOR
+    settings = {"scaling_stats_op": StatsOp.AVE, "scaling_per_output_type": per_output}
+    if follow_weights:
+        settings |= {"scaling_impl_type": ScalingImplType.STATS, "tensor_quant": BinaryQuant}
+    else:
+        settings |= {"scaling_impl_type": ScalingImplType.PARAMETER_FROM_STATS}
+    return SignedBinaryWeightPerTensorConst.let(**settings)
 
 
 def activation_quantizer(recipe: Recipe, options: BrevitasOptions, *, signed: bool) -> Any:
