@@ -17,6 +17,7 @@ from dfq_plugins.divergences import DIVERGENCES
 from dfq_plugins.frozen_norm import freeze_norms
 from dfq_plugins.memory import halves, is_out_of_memory, note_halving
 from dfq_plugins.model_state import device_of
+from dfq_plugins.pooling import native_pooling
 from dfq_plugins.statistics import StatisticsTaps, require_reached_layers, stored_statistics
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class InversionObjective:
         self.options = options
         self.device = device_of(model)
         self.half = use_bfloat16(options.precision, self.device)
-        self.model = _cast(freeze_norms(copy.deepcopy(model)), self.half)
+        self.model = _cast(native_pooling(freeze_norms(copy.deepcopy(model))), self.half)
         self.fill = torch.tensor(spec.bounds[0] if spec.bounds else (0.0,) * spec.channels, device=self.device)
         self.matches = options.batch_norm_weight > 0
         if self.matches:

@@ -1,0 +1,110 @@
+"""Max pooling by torch's own kernel inside a compiled step.
+
+On a processor the compiler turns max pooling and its gradient into loops that take ten times as long as torch's kernel
+(measured with torch 2.15), so the kernel is called as it is: the compiler sees one operation that it cannot open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence  # noqa: TC003  torch reads the signatures
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfq_plugins.model_state import device_of
+
+
+@torch.library.custom_op("dfq_plugins::max_pool2d", mutates_args=())
+def max_pool2d(
+    inputs: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the largest values `(batch, channels, height, width)`, and their places in the inputs."""
+    values, places = torch.ops.aten.max_pool2d_with_indices(inputs, kernel, stride, padding, dilation)
+    return values, places
+
+
+@torch.library.custom_op("dfq_plugins::max_pool2d_gradient", mutates_args=())
+def max_pool2d_gradient(
+    gradient: Tensor,
+    inputs: Tensor,
+    places: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return the gradient of the inputs."""
+    like = torch.channels_last if inputs.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    laid_out = gradient.contiguous(memory_format=like)
+    pooled: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
+        laid_out, inputs, kernel, stride, padding, dilation, False, places
+    )
+    return pooled
+
+
+def _shapes(inputs: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    values, places = torch.ops.aten.max_pool2d_with_indices(inputs, *settings)
+    return values, places
+
+
+def _gradient_shape(_gradient: Tensor, inputs: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(inputs)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.settings = inputs[1:]
+
+
+def _backward(ctx: Any, gradient: Tensor, _places: Tensor) -> tuple[Tensor | None, ...]:
+    inputs, places = ctx.saved_tensors
+    return max_pool2d_gradient(gradient, inputs, places, *ctx.settings), None, None, None, None
+
+
+max_pool2d.register_fake(_shapes)
+max_pool2d_gradient.register_fake(_gradient_shape)
+max_pool2d.register_autograd(_backward, setup_context=_remember)
+
+
+class NativeMaxPool2d(nn.Module):
+    """Stands for a `MaxPool2d` layer in a copy of a network that is to be compiled.
+
+    Args:
+        layer: a layer that rounds its output's size down, and returns no indices.
+
+    >>> layer = nn.MaxPool2d(2)
+    >>> values = torch.arange(16.0).view(1, 1, 4, 4)
+    >>> torch.equal(NativeMaxPool2d(layer)(values), layer(values))
+    True
+    """
+
+    def __init__(self, layer: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.layer = layer
+        shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        self.kernel, self.stride, self.padding, self.dilation = (_pair(value) for value in shape)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the largest values of the inputs `(batch, channels, height, width)`."""
+        if torch.compiler.is_compiling():
+            return max_pool2d(inputs, self.kernel, self.stride, self.padding, self.dilation)[0]
+        pooled: Tensor = self.layer(inputs)
+        return pooled
+
+
+def _pair(value: int | tuple[int, ...]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def native_pooling(model: nn.Module) -> nn.Module:
+    """Put a `NativeMaxPool2d` in the place of every layer that it can stand for, in place; return the model.
+
+    A network on a GPU stays as it is: there the compiler's code is the faster one.
+    """
+    if device_of(model).type != "cpu":
+        return model
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is nn.MaxPool2d and name and not module.ceil_mode and not module.return_indices:
+            model.set_submodule(name, NativeMaxPool2d(module))
+    return model
