@@ -125,20 +125,30 @@ def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
     Raises:
         DataError: the path holds none of these, or samples that do not fit.
     """
+    require_source(path)
     if (path / MANIFEST_FILE).is_file():
         data = SyntheticDataset.open(path)
         _check_shape(data.spec.shape, spec, path)
         return data.batches(BATCH_SIZE)
-    if path.suffix == ".npz" and path.is_file():
-        return _array_batches(_read_array(path), spec, path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        if files:
-            return _image_batches(files, spec)
-    raise DataError(
-        f"{path} is no synthetic data set, no .npz file and no folder of images ({', '.join(sorted(IMAGE_SUFFIXES))}). "
-        "Give one of these."
-    )
+        return _image_batches(_images_in(path), spec)
+    return _array_batches(_read_array(path), spec, path)
+
+
+def require_source(path: Path) -> None:
+    """Make sure that a path holds something that `load_source` can open.
+
+    Raises:
+        DataError: the path holds none of the kinds.
+    """
+    is_array = path.suffix == ".npz" and path.is_file()
+    if not (is_array or (path / MANIFEST_FILE).is_file() or (path.is_dir() and _images_in(path))):
+        kinds = f"no synthetic data set, no .npz file and no folder of images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        raise DataError(f"{path} is {kinds}. Give one of these.")
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _read_array(path: Path) -> np.ndarray:

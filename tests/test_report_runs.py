@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from dfq_plugins.cli import cli
 from dfq_plugins.dataset import SyntheticDataset
-from dfq_plugins.errors import UsageError
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.quality.fidelity import Fidelity, LayerFidelity
 from dfq_plugins.report import quality
 from dfq_plugins.report.curves import curves_svg
@@ -219,6 +219,12 @@ def test_inspect_prints_the_figures_and_writes_the_page(made: Path) -> None:
     assert "Is set good enough to calibrate on?" in found.text
     assert "No real data was used." in found.text
     assert "How wide the activations are" in found.headings
+
+
+def test_inspect_asks_for_no_shape_where_there_is_nothing_to_inspect(made: Path) -> None:
+    result = CliRunner().invoke(cli, ["inspect", f"{made}/nowhere", "--model", f"{made}/net.py:network"])
+    assert result.exit_code == DataError.exit_code
+    assert "no synthetic data set, no .npz file and no folder of images" in " ".join(result.stderr.split())
 
 
 def test_inspect_gives_json(made: Path) -> None:

@@ -70,7 +70,8 @@ def _source(path: Path, model: nn.Module, given: dict[str, Any]) -> tuple[Synthe
             raise UsageError(f"A synthetic set brings its own input specification: leave out {', '.join(named)}.")
         data = dfq_plugins.SyntheticDataset.open(path)
         return data, data.spec
-    from dfq_plugins.similarity import load_source  # noqa: PLC0415  imports torch
+    from dfq_plugins.similarity import load_source, require_source  # noqa: PLC0415  imports torch
 
+    require_source(path)  # before questions about a shape that would be in vain
     spec = complete_spec(model, given)
     return list(load_source(path, spec)), spec
