@@ -137,12 +137,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--test-samples", type=int, help="judge on so many test images; default: all")
     parser.add_argument("--rows", nargs="+", help="only these rows; another process may measure others meanwhile")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     subject = load_subject(arguments.subject)
+    subject = (*subject[:3], *(part[: arguments.test_samples] for part in subject[3:]))
     name = f"ablation-{arguments.subject}"
-    record = {"samples": arguments.samples, "seeds": arguments.seeds, "base": BASE}
+    record = {
+        "samples": arguments.samples,
+        "seeds": arguments.seeds,
+        "base": BASE,
+        "test_samples": len(subject[4]),
+    }
     jobs: dict[str, Any] = {
         "real data": lambda seed: real_row(subject, arguments.samples, seed),
         "gaussian": lambda seed: synthetic_row(subject, "gaussian", None, arguments.samples, seed),

@@ -136,9 +136,9 @@ def ablation_section(name: str) -> str:
     base = ", ".join(f"{key} {value}" for key, value in record["base"].items() if value not in (None, 0, False))
     text = (
         f"### Settings of the inversion: {NAMES.get(name, 'digits network')}\n\n"
-        f"{record['samples']} samples, {len(record['seeds'])} seed(s), two consumers at W4A4, top-1 %, all "
-        f"layers. Each row changes one setting of the base ({base}). The divergence is that of the whole set, its mean "
-        "over layers.\n"
+        f"{record['samples']} samples, {len(record['seeds'])} seed(s), two consumers at W4A4, all layers, top-1 % on "
+        f"{record['test_samples']} images. Each row changes one setting of the base ({base}). The divergence is that "
+        "of the whole set, its mean over layers.\n"
     )
     return "\n".join([text, table(["setting", *CONSUMERS, "divergence (nats)"], rows), origin(record)])
 

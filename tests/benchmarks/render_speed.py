@@ -111,7 +111,8 @@ def savers_section() -> str:
     ]
     text = (
         "### Fewer iterations: what was tried\n\n"
-        f"ResNet-20, {record['samples']} images, pytorch-quantization W4A4. Seconds of the optimisation alone.\n"
+        f"ResNet-20, {record['samples']} images, pytorch-quantization W4A4, {record['test_samples']} test images. "
+        f"Seconds of the optimisation alone, {record['environment']['threads']} thread(s).\n"
     )
     return "\n".join([text, table(["way", "seconds", "top-1", "divergence (nats)"], rows), origin(record)])
 
