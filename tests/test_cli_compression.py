@@ -105,8 +105,9 @@ class TestPrune:
         save_file(first, tmp_path / "initial.safetensors")
         out = tmp_path / "out"
         told = run(
-            "prune", model, folder, *QUICK, "--sparsity", 0.5, "-o", out, "--rewind-to", tmp_path / "initial.safetensors"
-        ).stdout  # fmt: skip
+            *("prune", model, folder, *QUICK, "--sparsity", 0.5, "-o", out),
+            *("--rewind-to", tmp_path / "initial.safetensors"),
+        ).stdout
         assert f"Written: {out / 'ticket' / 'ticket.json'}" in told
         again = ["distill", "--teacher", model, "--data", folder, "--ticket", out / "ticket", *QUICK]
         run(*again, "--student", model)
@@ -121,7 +122,7 @@ class TestPrune:
 
     def test_refusals(self, model: str, folder: Path) -> None:
         told = run("prune", model, folder, *QUICK, "-O", "sparsity_steps=0", "--threshold", 9, code=2).stderr
-        assert "The threshold 9 would empty the layer '0'" in told
+        assert "The threshold 9 would empty the layer '3': the largest scale of its 8 filters is 0." in told
         assert "Say in one way how much is to go" in run("prune", model, folder, *QUICK, code=2).stderr
         assert "Did you mean 'keep'?" in run("prune", model, folder, "-O", "kepp=0", code=2).stderr
         assert "Did you mean 'steps'?" in run("prune", model, folder, "-T", "stepps=1", code=2).stderr
@@ -131,7 +132,7 @@ class TestPrune:
     def test_the_settings_are_listed(self) -> None:
         assert "scale_penalty" in run("prune", "--list-options").stdout
         rows = run("prune", "--list-training").stdout.splitlines()
-        (row,) = (row for row in rows if row.startswith("symmetrized_kl_weight"))
+        (row,) = (row for row in rows if "symmetrized_kl_weight" in row)
         assert row.split()[:5] == ["symmetrized_kl_weight", "float", ">=", "0", "1.0"]
 
 

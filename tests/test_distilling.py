@@ -162,7 +162,7 @@ class TestInputs:
 
 def test_a_student_larger_than_its_teacher(run: Callable[..., DistillingRun]) -> None:
     with pytest.warns(
-        LargerStudentWarning, match=r"1,604 parameters against \d+\. It can learn no more than the teacher"
+        LargerStudentWarning, match=r"1,704 parameters against \d+\. It can learn no more than the teacher"
     ):
         run(student(50), training={"steps": 1})
 

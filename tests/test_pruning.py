@@ -95,6 +95,14 @@ def drawn(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+def drawn_but(network: nn.Module) -> nn.Module:
+    """Draw only those BatchNorms that have scales."""
+    affine = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
+    for module in affine:
+        drawn(module)
+    return network.eval()
+
+
 class TestGroups:
     def test_what_is_added_up_goes_together(self, tiny_network: nn.Module) -> None:
         groups = find_groups(tiny_network, SAMPLE)
@@ -168,6 +176,29 @@ class TestGroups:
         groups = find_groups(networks.build("resnet20_cifar10"), torch.randn(2, 3, 32, 32))
         assert len(groups.usable) == 9
         assert dict(groups.left)["conv1"] == "ConstantPadNd moves or changes its channels"
+
+    def test_one_slope_for_all_channels_and_a_parameter_of_its_own(self) -> None:
+        class Scaled(Cut):
+            def __init__(self) -> None:
+                super().__init__(nn.PReLU())
+                self.factor = nn.Parameter(torch.linspace(0.5, 1.5, 8).view(1, 8, 1, 1))
+
+            def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+                hidden = self.operation(self.norm(self.stem(inputs))) * self.factor
+                return self.linear(self.after(self.conv(hidden)).relu().mean((2, 3)))
+
+        network = drawn(Scaled())
+        groups = find_groups(network, SAMPLE).usable
+        removed = {group.name: [0, 3] for group in groups}
+        zeroed, shorter = copy.deepcopy(network), copy.deepcopy(network)
+        zero_filters(zeroed, groups, removed)
+        remove_filters(shorter, SAMPLE, groups, removed)
+        assert same_answers(zeroed, shorter, SAMPLE)
+        assert {"stem", "conv"} == {group.name for group in groups}
+
+    def test_batch_norm_without_scales(self) -> None:
+        network = Cut(nn.BatchNorm2d(8, affine=False))
+        assert dict(find_groups(drawn_but(network), SAMPLE).left)["stem"] == "its BatchNorm has no scales"
 
     def test_layers_to_keep(self) -> None:
         groups = find_groups(drawn(Preactivated()), SAMPLE, keep=("norm2",))
@@ -251,16 +282,22 @@ class TestScales:
                 if parameter.requires_grad and not any(parameter is scale for scale in scales.values())
             )
             assert float(penalty.value().detach()) == pytest.approx(0.25 * 2.0 * sizes + 0.25 * squares, rel=1e-5)
-            assert (
-                len(penalty.others) == 9
-            )  # five weights, two of which have a bias, and the shifts of three BatchNorms
+            assert len(penalty.others) == 10  # five weights, two biases, and the shifts of three BatchNorms
             assert len(scales) == 2
+            chosen = {name: [1] for name in scales}
+            alone = penalty_for(
+                network, groups, scales, SAMPLE, PruningOptions(scale_penalty=1.0, weight_penalty=0.0), chosen
+            )
+            alone.progress = 1.0
+            assert float(alone.value().detach()) == pytest.approx(
+                sum(float(scale[1].detach().abs()) / 8 for scale in scales.values())
+            )
 
     def test_the_penalty_shrinks_scales(self, run: Callable[..., PruningRun], tiny_network: nn.Module) -> None:
         whole = group_scales(tiny_network, find_groups(tiny_network, SAMPLE).usable)["stem"]
-        options = {"sparsity_steps": 20, "scale_penalty": 100.0, "penalty_warm_up": 0.0}
+        options = {"sparsity_steps": 20, "scale_penalty": 100.0, "penalty_warm_up": 0.0, "press": "all"}
         result = run(multiply_adds=0.99, options=options, training={"steps": 1, "learning_rate": 0.05, "warm_up": 0.0})
-        assert float(result.model.norm1.weight.abs().mean()) < 0.8 * float(whole.mean())  # type: ignore[union-attr, operator]
+        assert float(result.model.norm1.weight.detach().abs().mean()) < 0.8 * float(whole.mean())  # type: ignore[union-attr, operator]
         assert [point.step for point in result.sparsity_history][-1] == 20
 
 
@@ -518,7 +555,7 @@ class TestTickets:
 
     def test_masks_and_values_of_another_network(self, tiny_network: nn.Module, initial: nn.Module) -> None:
         with pytest.raises(
-            ModelError, match=r"The initial values of a ticket .* 'norm2.weight' does not fit TinyNetwork"
+            ModelError, match=r"The initial values of a ticket .* 'conv1.weight' does not fit TinyNetwork"
         ):
             Ticket.find(tiny_network, Preactivated(), 0.5)
         with pytest.raises(ModelError, match="The masks of a ticket belong to the network itself, and 'nothing'"):

@@ -70,12 +70,13 @@ def sparsify(
     settings: DistillationOptions,
     options: PruningOptions,
     place: Workplace,
+    chosen: Removed | None = None,
 ) -> tuple[TrainingPoint, ...]:
-    """Train a network while the penalty presses the scales of its filters towards zero, in place."""
+    """Train a network while the penalty presses the scales of its filters, or of the chosen ones, to zero, in place."""
     with shared_scales(model, groups.usable) as scales:
-        penalty = penalty_for(model, groups.usable, scales, lesson.sample, options)
+        penalty = penalty_for(model, groups.usable, scales, lesson.sample, options, chosen)
         return teach(
-            Student(model),
+            Student(model, tuple(scales.values())),
             lesson,
             replace(settings, steps=options.sparsity_steps),
             place,

@@ -180,13 +180,15 @@ def _record(graph: Any, group: Any, model: nn.Module) -> FilterGroup:
     members, norms, operations = [], [], []
     for item in group:
         module, outputs = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
-        if module not in names or not any(True for _ in module.parameters(recurse=False)):
+        width = None
+        if module in names and (isinstance(module, NORMS) or any(True for _ in module.parameters(recurse=False))):
+            width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
+        if width is None:  # no layer, or one with a single value for all channels
             operations.append(_operation(module))
             continue
         places: list[list[int]] = [[] for _ in range(len(group[0].idxs))]
         for place, channel in zip(item.idxs, item.root_idxs, strict=True):
             places[channel].append(place)
-        width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
         members.append(Member(names[module], outputs, tuple(map(tuple, places)), width))
         if isinstance(module, NORMS) and sum(map(len, places)) == width:  # not of a concatenation
             norms.append(names[module])
@@ -202,7 +204,7 @@ def _operation(module: Any) -> str:
     >>> _operation(FromGradient())
     'ConstantPadNd'
     """
-    text = str(module)
+    text = type(module).__name__ if isinstance(module, nn.Parameter) else str(module)
     found = re.search(r"\((\w+?)Backward\d*\)", text)
     return found[1] if found else re.sub(r"^_|_\d+\(.*$|\(.*$", "", text)
 

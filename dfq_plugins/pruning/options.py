@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -22,8 +22,11 @@ class PruningOptions:
     sparsity_steps: Annotated[int, Ge(0)] = _setting(
         500, "training steps that press the scales of BatchNorm towards zero before filters are removed"
     )
+    press: Literal["chosen", "all"] = _setting(
+        "chosen", "with a target: press the scales of those filters alone that will go, or all and choose afterwards"
+    )
     scale_penalty: Annotated[float, Ge(0)] = _setting(
-        0.01, "weight of the sum of the scales' sizes, divided by the width of each layer's feature map"
+        10.0, "weight of the sum of the scales' sizes, divided by the width of each layer's feature map"
     )
     weight_penalty: Annotated[float, Ge(0)] = _setting(
         1e-4, "weight of half the sum of squares of the weights and biases"
@@ -44,6 +47,9 @@ class PruningTraining(DistillationOptions):
     The divergence is taken in both directions: one alone can collapse (Zhu et al. 2020, arXiv 2010.07334).
     """
 
+    scale_learning_rate: Annotated[float, Ge(0)] = _setting(
+        0.03, "Adam step of the scales while they are pressed, as a share of their size"
+    )
     kl_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the KL divergence of the class probabilities")
     symmetrized_kl_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the KL divergence in both directions")
 

@@ -194,10 +194,12 @@ class _Job:
         pressing, training = self._shares()
         first: tuple[TrainingPoint, ...] = ()
         about = [asdict(self.options), groups.left]
+        beforehand = self.amount.threshold is None and self.options.press == "chosen"
+        chosen = selected(network, groups, self.lesson, self.amount, self.options) if beforehand else None
         if self.options.sparsity_steps:
-            place = self.lesson.workplace(self.folder, "sparsify", pressing, about, self.report, self.ranks)
-            first = sparsify(network, groups, self.lesson, pressing, self.options, place)
-        removed = selected(network, groups, self.lesson, self.amount, self.options)
+            place = self.lesson.workplace(self.folder, "sparsify", pressing, [*about, chosen], self.report, self.ranks)
+            first = sparsify(network, groups, self.lesson, pressing, self.options, place, chosen)
+        removed = chosen or selected(network, groups, self.lesson, self.amount, self.options)
         take_out(network, groups, removed, self.lesson)
         before = self.lesson.agreement(network)
         history = self._train(network, training, [*about, removed])

@@ -100,13 +100,13 @@ class Penalty:
     latter of all other weights and biases. Source: Zhu et al. 2020 (arXiv 2010.07334), section on pruning.
 
     Args:
-        scales: with the width of the feature map that each belongs to.
+        scales: with the width of the feature map that each belongs to, and which of them are pressed.
         others: all other parameters that are trained.
         options: both weights, and how slowly the first rises.
         progress: share of the steps that are done.
     """
 
-    scales: tuple[tuple[nn.Parameter, float], ...]
+    scales: tuple[tuple[nn.Parameter, float, slice | list[int]], ...]
     others: tuple[nn.Parameter, ...]
     options: PruningOptions
     progress: float = 0.0
@@ -114,7 +114,7 @@ class Penalty:
     def value(self) -> Tensor:
         """Return the penalty as things stand, a scalar."""
         rise = min(1.0, self.progress / self.options.penalty_warm_up) if self.options.penalty_warm_up else 1.0
-        sizes = torch.stack([scale.abs().sum() / width for scale, width in self.scales]).sum()
+        sizes = torch.stack([scale[pressed].abs().sum() / width for scale, width, pressed in self.scales]).sum()
         total = rise * self.options.scale_penalty * sizes
         if self.options.weight_penalty and self.others:
             squares = torch.stack([parameter.square().sum() for parameter in self.others]).sum()
@@ -128,12 +128,14 @@ def penalty_for(
     scales: Mapping[str, nn.Parameter],
     sample: Tensor,
     options: PruningOptions,
+    chosen: Mapping[str, list[int]] | None = None,
 ) -> Penalty:
-    """Return the penalty on the given scales, and on the other parameters of the network."""
+    """Return the penalty on the given scales, or on the chosen ones, and on the other parameters of the network."""
     known = {id(scale) for scale in scales.values()}
     others = tuple(p for p in model.parameters() if p.requires_grad and id(p) not in known)
     widths = map_widths(model, groups, sample)
-    return Penalty(tuple((scale, widths[name]) for name, scale in scales.items()), others, options)
+    pressed = {name: slice(None) if chosen is None else chosen[name] for name in scales}
+    return Penalty(tuple((scale, widths[name], pressed[name]) for name, scale in scales.items()), others, options)
 
 
 def map_widths(model: nn.Module, groups: Sequence[FilterGroup], sample: Tensor) -> dict[str, float]:
