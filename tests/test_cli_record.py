@@ -24,12 +24,12 @@ from torch import nn
 
 def network():
     rng = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
-        model[4].bias.copy_(torch.tensor([0.0, 0.1]))
-        model[4].weight[1] = -model[4].weight[0]
+        model[0].bias.zero_()  # features lie around zero, so that both classes occur
+        model[4].bias.zero_()
     return model
 """
 SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
@@ -110,6 +110,12 @@ def test_labels_and_samples_that_do_not_fit_are_refused(model: str, tmp_path: Pa
     assert not (tmp_path / "r").exists()
 
 
+def test_labels_that_are_no_class_numbers_are_refused(model: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", inputs=np.zeros((4, 3, 8, 8), np.float32), labels=np.linspace(0, 1, 4))
+    result = run(model, tmp_path / "d.npz", "-o", tmp_path / "r", code=5)
+    assert "holds labels of type float64. Give class numbers, one whole number for each sample." in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
@@ -142,7 +148,6 @@ def test_the_record_goes_to_a_generator(model: str, samples: Path, tmp_path: Pat
     result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "set"), "--extend", "4"])
     assert result.exit_code == 0, result.output
     assert "8 samples by record-spectral" in result.stdout
-    assert "--statistics" not in result.output
-    result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "b"), "--generator", "record-top"])
+    result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "b"), "--generator", "record-top", *SPEC])
     assert result.exit_code == 2
     assert "The model's owner makes it with dfq record" in result.stderr

@@ -97,7 +97,13 @@ def _npz_labels(path: Path) -> Tensor | None:
         loaded = np.load(file, allow_pickle=False) if file.read(2) == b"PK" and not file.seek(0) else None
         names = [name for name in LABEL_NAMES if loaded is not None and name in loaded.files]
         array = None if loaded is None or not names else np.asarray(loaded[names[0]])
-    return None if array is None else torch.from_numpy(array.astype(np.int64, casting="same_kind"))
+    if array is None:
+        return None
+    if array.dtype.kind not in "iu":
+        raise DataError(
+            f"{path} holds labels of type {array.dtype}. Give class numbers, one whole number for each sample."
+        )
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def _items(data: RecordingData) -> Iterator[Any]:
