@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.model_state import untouched
 from dfq_plugins.types import (
     Artifact,
     Batch,
@@ -369,3 +370,105 @@ BROKEN_CALIBRATORS: list[tuple[type[Rounding], str]] = [
     (HalfWriting, "test_a_failed_export_leaves_nothing_half_written"),
 ]
 """Each broken calibrator, and the test that catches it."""
+
+
+class Nudging:
+    """Keeps a batch of noise, and moves it up the disagreement of both networks at every step."""
+
+    def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
+        self.teacher, self.spec, self.rng = teacher, spec, rng
+        self.inputs = torch.empty(0, *spec.shape)
+
+    def feedback(self, student: nn.Module) -> None:
+        if len(self.inputs):
+            inputs = self.inputs.clone().requires_grad_()
+            with untouched(student):
+                (gradient,) = torch.autograd.grad((student(inputs) - self.teacher(inputs)).square().sum(), inputs)
+            self.inputs = self.clamped(self.inputs + 0.05 * gradient.sign())
+
+    def batch(self, size: int) -> Any:
+        if len(self.inputs) != size:
+            self.inputs = self.clamped(torch.randn(size, *self.spec.shape, generator=self.rng))
+        return Batch(self.inputs.clone())
+
+    def clamped(self, inputs: torch.Tensor) -> torch.Tensor:
+        low, high = self.spec.extremes or (-2.0, 2.0)
+        return inputs.clamp(low, high)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"inputs": self.inputs}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.inputs = state["inputs"].clone()
+
+
+class OneSize(Nudging):
+    def batch(self, _size: int) -> Any:
+        return super().batch(8)
+
+
+class DoubleLearner(Nudging):
+    def batch(self, size: int) -> Any:
+        return Batch(super().batch(size).inputs.double())
+
+
+class Overshooting(Nudging):
+    def clamped(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * 3
+
+
+class BoundedLearner(Nudging):
+    def clamped(self, inputs: torch.Tensor) -> torch.Tensor:
+        low, high = self.spec.extremes  # type: ignore[misc]  # None where the range is not known: the mistake
+        return inputs.clamp(low, high)
+
+
+class LabelledByOne(Nudging):
+    def batch(self, size: int) -> Any:
+        return Batch(super().batch(size).inputs, torch.full((size,), self.spec.num_classes or 0))
+
+
+class Stubborn(Nudging):
+    def feedback(self, student: nn.Module) -> None: ...
+
+
+class Careless(Nudging):
+    """Runs the student as it comes, in training mode: its BatchNorm moves."""
+
+    def feedback(self, student: nn.Module) -> None:
+        student(torch.zeros(2, *self.spec.shape))
+        super().feedback(student)
+
+
+class GloballyDrawing(Nudging):
+    def feedback(self, student: nn.Module) -> None:
+        super().feedback(student)
+        self.inputs = self.clamped(self.inputs + 0.1 * torch.randn(self.inputs.shape))
+
+
+class SeedlessLearner(Nudging):
+    def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
+        super().begin(teacher, spec, rng.manual_seed(0))
+
+
+class Forgetful(Nudging):
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None: ...
+
+
+BROKEN_LEARNERS: list[tuple[type[Nudging], str]] = [
+    (OneSize, "test_makes_the_batch_that_it_is_asked_for"),
+    (DoubleLearner, "test_inputs_are_plain_float32_tensors"),
+    (Overshooting, "test_inputs_stay_in_the_valid_range"),
+    (BoundedLearner, "test_an_input_of_unknown_range_is_made_or_refused"),
+    (LabelledByOne, "test_labels_are_classes"),
+    (Stubborn, "test_it_learns"),
+    (Careless, "test_the_student_stays_as_it_is"),
+    (GloballyDrawing, "test_same_seed_same_values"),
+    (SeedlessLearner, "test_another_seed_other_values"),
+    (Forgetful, "test_it_goes_on_exactly_where_it_stopped"),
+    (GloballyDrawing, "test_the_process_stays_as_it_is"),
+]
+"""Each broken learning generator, and the test that catches it."""

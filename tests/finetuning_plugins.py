@@ -128,6 +128,15 @@ class ShortSeeker(Seeker):
     size_off_by = 1
 
 
+class Both(Seeker):
+    """Makes data sets as well."""
+
+    def generate(
+        self, _model: nn.Module, spec: InputSpec, *, num_samples: int, rng: torch.Generator, **_: Any
+    ) -> Iterator[Batch]:
+        yield Batch(torch.randn(num_samples, *spec.shape, generator=rng).clamp(-2, 2))
+
+
 class Idle:
     """Lacks what a learning generator needs."""
 
@@ -151,6 +160,8 @@ class Noise:
 def dfq_generators() -> Iterator[GeneratorEntry]:
     for kind in (Seeker, ShortSeeker, Idle):
         yield LearningGeneratorEntry(kind.__name__.lower(), "", f"{__name__}:{kind.__name__}")
+    for name, kind in (("both", Both), ("promised", Seeker)):
+        yield LearningGeneratorEntry(name, "", f"{__name__}:{kind.__name__}", synthesizes=True)
     yield GeneratorEntry("noise", "", f"{__name__}:Noise")
 
 

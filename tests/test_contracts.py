@@ -11,10 +11,21 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from contract_plugins import BROKEN_CALIBRATORS, BROKEN_GENERATORS, Anything, Greedy, Patching, Rounding, Uniform
+from contract_plugins import (
+    BROKEN_CALIBRATORS,
+    BROKEN_GENERATORS,
+    BROKEN_LEARNERS,
+    Anything,
+    Greedy,
+    Nudging,
+    Patching,
+    Rounding,
+    Stubborn,
+    Uniform,
+)
 
 from dfq_plugins.registry import get_registry
-from dfq_plugins.testing import CalibratorContract, GeneratorContract
+from dfq_plugins.testing import CalibratorContract, GeneratorContract, LearningGeneratorContract
 from dfq_plugins.testing.check import run_contract
 
 QUICK = {"iterations": 2, "start": "white", "compile": "never"}
@@ -32,6 +43,35 @@ class TestBuiltInGenerators(GeneratorContract):
     def generator(self, request: pytest.FixtureRequest) -> Any:
         options = {} if request.param == "gaussian" else QUICK
         return get_registry().create("generator", request.param, options)
+
+
+class TestGdfq(GeneratorContract):
+    @pytest.fixture
+    def generator(self) -> Any:
+        return get_registry().create("generator", "gdfq", {"iterations": 2, "step_samples": 8, "width": 8})
+
+
+class TestNudging(LearningGeneratorContract):
+    @pytest.fixture
+    def generator(self) -> Any:
+        return Nudging()
+
+
+class TestBuiltInLearningGenerators(LearningGeneratorContract):
+    @pytest.fixture(params=[("adversarial", {}), ("adversarial", {"distance": "symmetrized-kl"}), ("gdfq", {})])
+    def generator(self, request: pytest.FixtureRequest) -> Any:
+        name, options = request.param
+        warm_up = {"warm_up": 2} if name == "gdfq" else {}
+        return get_registry().create_learning(name, {"width": 8, **warm_up, **options})
+
+
+class TestThePapersPreset(LearningGeneratorContract):
+    @pytest.fixture
+    def generator(self) -> Any:
+        return get_registry().create_learning("adversarial", {"preset": "zhu2020", "width": 8})
+
+    def test_inputs_stay_in_the_valid_range(self) -> None:  # type: ignore[override]
+        pytest.skip("the paper's generator ends in BatchNorm, whose output has no bounds")
 
 
 class TestRounding(CalibratorContract):
@@ -55,6 +95,11 @@ def test_a_broken_generator_is_caught(broken: type[Uniform], test: str) -> None:
     assert failed_names("generator", broken, test) == {test}
 
 
+@pytest.mark.parametrize(("broken", "test"), BROKEN_LEARNERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_broken_learning_generator_is_caught(broken: type[Nudging], test: str) -> None:
+    assert failed_names("learning generator", broken, test) == {test}
+
+
 @pytest.mark.parametrize(("broken", "test"), BROKEN_CALIBRATORS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_calibrator_is_caught(broken: type[Rounding], test: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken is Patching:
@@ -63,7 +108,12 @@ def test_a_broken_calibrator_is_caught(broken: type[Rounding], test: str, monkey
 
 
 @pytest.mark.parametrize(
-    ("contract", "broken"), [(GeneratorContract, BROKEN_GENERATORS), (CalibratorContract, BROKEN_CALIBRATORS)]
+    ("contract", "broken"),
+    [
+        (GeneratorContract, BROKEN_GENERATORS),
+        (LearningGeneratorContract, BROKEN_LEARNERS),
+        (CalibratorContract, BROKEN_CALIBRATORS),
+    ],
 )
 def test_every_test_of_a_contract_has_a_plugin_that_breaks_it(contract: type, broken: list[tuple[type, str]]) -> None:
     assert {name for name in dir(contract) if name.startswith("test_")} == {test for _, test in broken}
@@ -72,6 +122,8 @@ def test_every_test_of_a_contract_has_a_plugin_that_breaks_it(contract: type, br
 def test_a_failure_says_rule_value_and_next_step() -> None:
     (reason,) = run_contract("generator", Greedy, only="larger").failed.values()
     assert reason == "Batches hold at most batch_size=4 samples, got [10]."
+    (reason,) = run_contract("learning generator", Stubborn, only="it_learns").failed.values()
+    assert reason.startswith("All 12 batches are the same. Learn in feedback() or batch()")
     (reason,) = run_contract("calibrator", Anything, only="recipe").failed.values()
     assert reason == (
         "prepare() for w1a1 must raise a UsageError of dfq_plugins.errors that says what to do instead, "
@@ -91,6 +143,8 @@ def test_a_plugin_that_cannot_be_built_fails_every_test() -> None:
 def test_a_contract_without_its_fixture_says_so() -> None:
     with pytest.raises(NotImplementedError, match="GeneratorContract needs a fixture 'generator'"):
         GeneratorContract.generator.__wrapped__(GeneratorContract())  # type: ignore[attr-defined]
+    with pytest.raises(NotImplementedError, match="LearningGeneratorContract needs a fixture 'generator'"):
+        LearningGeneratorContract.generator.__wrapped__(LearningGeneratorContract())  # type: ignore[attr-defined]
     with pytest.raises(NotImplementedError, match="CalibratorContract needs a fixture 'calibrator'"):
         CalibratorContract.calibrator.__wrapped__(CalibratorContract())  # type: ignore[attr-defined]
 

@@ -360,6 +360,26 @@ class TestBatches:
         assert torch.equal(TrainingBatches(examples, options, None).batch(2).inputs, forward[2])
         assert len(forward[2]) == 25
 
+    def test_a_border_shifts_and_mirrors_over_what_lies_outside(self) -> None:
+        image = torch.arange(1.0, 17.0).view(1, 1, 4, 4)
+        options = replace(OPTIONS, batch_size=1, border=2)
+        batches = TrainingBatches(Examples(image), options, None, (-9.0,))
+        shown = {tuple(batches.batch(step).inputs.flatten().tolist()) for step in range(200)}
+        padded = nn.functional.pad(image, (2, 2, 2, 2), value=-9.0)
+        crops = [padded[0, 0, top : top + 4, left : left + 4] for top in range(5) for left in range(5)]
+        expected = {tuple(view.flatten().tolist()) for crop in crops for view in (crop, crop.flip(1))}
+        # A mirrored image is shifted after it was mirrored, which gives the same set.
+        assert shown <= expected
+        assert len(shown) > 40
+
+    def test_absolute_learning_rates(self, tiny_network: nn.Module) -> None:
+        from dfq_plugins.distillation.adam import build_optimizer
+
+        options = replace(OPTIONS, learning_rate=0.002, scale_learning_rate=0.5, learning_rate_unit="absolute")
+        scale: Any = tiny_network.linear.bias
+        optimizer = build_optimizer(tiny_network, [scale], options)
+        assert sorted({group["base"] for group in optimizer.param_groups}) == [0.002, 0.5]
+
     def test_parts_do_not_overlap(self) -> None:
         trained_on, held_out = split_held_out(Examples(torch.arange(50.0)), 0.1, seed=1)
         assert len(held_out) == 5

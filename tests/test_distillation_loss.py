@@ -225,3 +225,12 @@ def test_options_may_be_a_record(teacher: nn.Module, inputs: Tensor) -> None:
     record = DistillationOptions(kl_weight=0.0, logit_weight=1.0, teacher_precision="bfloat16")
     found: Callable[..., Tensor] = DistillationLoss(teacher, record)
     assert found(teacher(inputs), inputs).item() < 1e-2  # the teacher's bfloat16 alone
+
+
+def test_the_mean_over_elements_is_that_over_samples_divided_by_the_classes(teacher: nn.Module) -> None:
+    inputs, outputs = torch.randn(6, 3, 8, 8), torch.randn(6, 4)
+    weights: dict[str, object] = {"kl_weight": 1.0, "symmetrized_kl_weight": 0.5, "teacher_precision": "float32"}
+    per_sample, per_element = (
+        DistillationLoss(teacher, {**weights, "kl_mean": mean})(outputs, inputs) for mean in ("batch", "elements")
+    )
+    assert per_element.item() == pytest.approx(per_sample.item() / 4, rel=1e-5)

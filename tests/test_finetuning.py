@@ -20,12 +20,13 @@ from dfq_plugins.finetuning import FinetuningRun, finetune
 from dfq_plugins.pipeline import quantize, run_quantization, synthesize
 from dfq_plugins.registry import Registry, build_registry
 from dfq_plugins.training_material import DataOriginWarning
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dfq_plugins.dataset import SyntheticDataset
-    from dfq_plugins.types import InputSpec, ProgressEvent
+    from dfq_plugins.types import ProgressEvent
 
 QUICK = {"steps": 12, "batch_size": 16, "evaluations": 3, "learning_rate": 0.03, "teacher_precision": "float32"}
 
@@ -153,6 +154,15 @@ def test_the_teacher_is_not_asked_again_for_inputs_that_stay_the_same(
     assert sum(asked) == 6 + 12 * 16
 
 
+def test_a_border_that_is_left_open_is_chosen_by_the_input(
+    run: Callable[..., FinetuningRun], tiny_network: nn.Module
+) -> None:
+    assert run(training={"border": None}).training.border == 0  # 8 pixels are too few for one
+    inputs = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(3)).clamp(-2, 2)
+    spec = InputSpec((3, 16, 16), (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), 4)
+    assert run(tiny_network, inputs, spec=spec, training={"border": "none"}).training.border == 2
+
+
 class TestOrigin:
     @pytest.fixture
     def data(self, registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec) -> SyntheticDataset:
@@ -224,10 +234,45 @@ class TestLearningGenerators:
         with pytest.raises(UsageError, match="'noise' does not learn against a student: it makes data sets"):
             run(generator="noise")
 
+    def test_one_that_also_makes_data_sets(
+        self, run: Callable[..., FinetuningRun], registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
+    ) -> None:
+        data = synthesize(tiny_network, tiny_spec, generator="both", num_samples=20, registry=registry)
+        assert run(data=data, spec=None, generator="both").history[-1].step == 12
+
+    def test_one_that_only_promises_to(self, registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+        with pytest.raises(PluginError, match=r"builds a Seeker without generate\(\)"):
+            synthesize(tiny_network, tiny_spec, generator="promised", registry=registry)
+
+    def test_its_batches_are_mixed_and_augmented_too(self, run: Callable[..., FinetuningRun]) -> None:
+        plain, shown = (run(generator="seeker", training={"border": border}).model for border in (0, 2))
+        assert not torch.equal(plain.stem.weight, shown.stem.weight)  # type: ignore[union-attr, arg-type]
+
+    def test_it_hears_how_far_the_training_is(self, run: Callable[..., FinetuningRun], registry: Registry) -> None:
+        heard: list[float] = []
+        maker: Any = registry.create_learning("seeker")
+        maker.progress = heard.append
+        run(generator=maker)
+        assert heard == pytest.approx([step / 12 for step in range(12)])
+
+    def test_it_may_refuse_before_anything_is_calibrated(
+        self, run: Callable[..., FinetuningRun], registry: Registry
+    ) -> None:
+        def refuse(_model: nn.Module, spec: InputSpec) -> None:
+            raise UsageError(f"not for {spec.shape}")
+
+        events: list[ProgressEvent] = []
+        maker: Any = registry.create_learning("seeker")
+        maker.check_supported = refuse
+        with pytest.raises(UsageError, match=r"not for \(3, 8, 8\)"):
+            run(generator=maker, listeners=[events.append])
+        assert events == []
+
     def test_it_makes_no_data_set_by_itself(
         self, registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
     ) -> None:
-        with pytest.raises(UsageError, match=r"'seeker' learns against a student .*finetune\(model, data"):
+        told = r"'seeker' learns against a student .*finetune\(model, data.*or to dfq finetune with --generator seeker"
+        with pytest.raises(UsageError, match=told):
             synthesize(tiny_network, tiny_spec, generator="seeker", registry=registry)
 
 

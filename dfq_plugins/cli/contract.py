@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,10 +15,9 @@ from dfq_plugins.errors import ContractError, PluginError, UsageError, nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dfq_plugins.provided import Kind, Provided
     from dfq_plugins.registry import Registry
-    from dfq_plugins.testing.check import ContractResult
-
-KINDS: tuple[Literal["generator", "calibrator"], ...] = ("generator", "calibrator")
+    from dfq_plugins.testing.check import ContractKind, ContractResult
 
 
 def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str], *, as_json: bool) -> None:
@@ -29,17 +28,22 @@ def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str
         PluginError: no generator or calibrator of that name is ready, or pytest is not installed.
         ContractError: a test of the contract failed.
     """
-    kinds = _kinds_of(registry, name)
-    for kind in kinds:
-        registry.options(kind, str(name), options)
+    found = _found(registry, name)
+    for provided in found:
+        registry.options(provided.kind, str(name), options)
     if importlib.util.find_spec("pytest") is None:
         raise PluginError('Contracts run on pytest, not installed here. Run: pip install "dfq-plugins[test]"')
     from dfq_plugins.testing.check import run_contract  # noqa: PLC0415  imports torch and pytest
 
-    results = {}
-    for kind in kinds:
-        with contextlib.redirect_stdout(sys.stderr):  # what frameworks print is no result
-            results[kind] = run_contract(kind, lambda kind=kind: registry.create(kind, str(name), options))  # type: ignore[misc]
+    results: dict[ContractKind, ContractResult] = {}
+    for provided in found:
+
+        def build(provided: Provided = provided) -> object:
+            return registry.create(provided.kind, str(name), options)  # type: ignore[call-overload]
+
+        for kind in _contracts_of(provided):
+            with contextlib.redirect_stdout(sys.stderr):  # what frameworks print is no result
+                results[kind] = run_contract(kind, build)
     if as_json:
         print_json({"name": name, "contracts": [_as_dict(kind, result) for kind, result in results.items()]})
     else:
@@ -53,14 +57,21 @@ def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str
         )
 
 
-def _kinds_of(registry: Registry, name: str | None) -> list[Literal["generator", "calibrator"]]:
+def _contracts_of(provided: Provided) -> list[ContractKind]:
+    """Return whose contracts a plugin keeps: a learning generator that makes data sets too has two."""
+    if provided.kind == "calibrator":
+        return ["calibrator"]
+    kinds: list[ContractKind] = ["generator"] if provided.synthesizes else []
+    return [*kinds, "learning generator"] if provided.learns else kinds
+
+
+def _found(registry: Registry, name: str | None) -> list[Provided]:
     if name is None:
         raise UsageError("--check takes the NAME of a generator or calibrator: dfq plugins --check NAME.")
-    kinds = [kind for kind in KINDS if name in registry.of(kind)]
-    for kind in kinds:
-        registry.find(kind, name)  # raises where its framework is missing
-    if kinds:
-        return kinds
+    kinds: tuple[Kind, ...] = ("generator", "calibrator")
+    found = [registry.find(kind, name) for kind in kinds if name in registry.of(kind)]  # raises if one is unavailable
+    if found:
+        return found
     if name in registry.listeners:
         raise PluginError(f"{name!r} is a listener, and only generators and calibrators have a contract.")
     known = [*registry.generators, *registry.calibrators]

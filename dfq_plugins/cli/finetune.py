@@ -81,7 +81,7 @@ def training_options(command: Command) -> Command:
 @model_options
 @click.argument("data", type=click.Path(path_type=Path))
 @name_option("calibrator", "The framework that quantizes: torch-ao, pytorch-quantization, brevitas, ...", required=True)
-@click.option("--recipe", default="w8a8", show_default=True, help="Bits of weights and activations: w8a8, w4a8, w4a4.")
+@click.option("--recipe", default="w8a8", show_default=True, help="Bits of weights, activations: w8a8, w4a4, binary.")
 @click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for the artefacts.")
 @plugin_options
 @training_options

@@ -14,5 +14,6 @@
 
 from dfq_plugins.testing.calibrator import CalibratorContract
 from dfq_plugins.testing.generator import GeneratorContract
+from dfq_plugins.testing.learning import LearningGeneratorContract
 
-__all__ = ["CalibratorContract", "GeneratorContract"]
+__all__ = ["CalibratorContract", "GeneratorContract", "LearningGeneratorContract"]

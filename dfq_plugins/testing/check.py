@@ -6,14 +6,21 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_CLASSES = {"generator": "InstalledGenerator", "calibrator": "InstalledCalibrator"}
+_CLASSES = {
+    "generator": "InstalledGenerator",
+    "learning generator": "InstalledLearningGenerator",
+    "calibrator": "InstalledCalibrator",
+}
+
+ContractKind: TypeAlias = Literal["generator", "learning generator", "calibrator"]
+"""Whose contract; a learning generator that also makes data sets has two."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,7 @@ class ContractResult:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def run_contract(
-    kind: Literal["generator", "calibrator"], build: Callable[[], object], *, only: str = ""
-) -> ContractResult:
+def run_contract(kind: ContractKind, build: Callable[[], object], *, only: str = "") -> ContractResult:
     """Run the contract on fresh objects.
 
     Args:

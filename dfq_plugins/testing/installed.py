@@ -6,11 +6,20 @@ from typing import Any
 
 import pytest
 
-from dfq_plugins.testing import CalibratorContract, GeneratorContract
+from dfq_plugins.testing import CalibratorContract, GeneratorContract, LearningGeneratorContract
 
 
 class InstalledGenerator(GeneratorContract):
     """The contract of the generator under check."""
+
+    @pytest.fixture
+    def generator(self, plugin_under_check: Any) -> Any:
+        """Return the plugin's own object."""
+        return plugin_under_check
+
+
+class InstalledLearningGenerator(LearningGeneratorContract):
+    """The contract of the learning generator under check."""
 
     @pytest.fixture
     def generator(self, plugin_under_check: Any) -> Any:

@@ -38,6 +38,7 @@ COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pytorch-quantization-w4a4": ("pytorch-quantization", "w4a4", {}),
     "brevitas-w4a4": ("brevitas", "w4a4", {}),
     "brevitas-w3a3": ("brevitas", "w3a3", {}),
+    "brevitas-binary": ("brevitas", "binary", {}),
 }
 
 
@@ -69,6 +70,7 @@ def measure(arguments: argparse.Namespace, row: str, column: str, seed: int, cas
     """Fill one cell, and the accuracy before the training beside it where that is asked for."""
     settings, network, real, *test = case
     calibrator, recipe, options = COLUMNS[column]
+    options = options | dict(pair.split("=", 1) for pair in arguments.option)
     data = data_of(row, settings.spec, network, real, seed, arguments.work)
     training = {**dict(pair.split("=", 1) for pair in arguments.training), "seed": seed}
     if arguments.minutes:
@@ -80,6 +82,9 @@ def measure(arguments: argparse.Namespace, row: str, column: str, seed: int, cas
     if arguments.before:
         before = accuracy(dfq_plugins.quantize(network, data, **given), *test)
     began = time.monotonic()
+    if arguments.generator:  # its images in place of the row's, which still calibrate and select
+        given["generator"] = arguments.generator
+        given["generator_options"] = dict(pair.split("=", 1) for pair in arguments.generator_option)
     run = dfq_plugins.finetune(network, data, training=training, work=work, listeners=[say], **given)
     seconds = time.monotonic() - began
     figure = accuracy(run.model, *test)
@@ -112,6 +117,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="most minutes of training in one cell")
     parser.add_argument("-T", "--training", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("-O", "--option", action="append", default=[], metavar="KEY=VALUE", help="of the calibrator")
+    parser.add_argument("--generator", help="one that learns beside the student; name the column with --label")
+    parser.add_argument("-G", "--generator-option", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--label", help="name of the column in the result, where -T makes it another one")
     parser.add_argument("--before", action="store_true", help="measure the calibrated model as well")
     parser.add_argument("--test-images", type=int, default=10_000)
