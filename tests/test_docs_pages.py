@@ -84,10 +84,10 @@ def test_every_hook_stands_on_its_page_with_its_signature() -> None:
 
 
 def test_the_methods_behind_an_entry_stand_there_with_their_signatures() -> None:
-    from dfq_plugins.types import Calibrator, DataGenerator
+    from dfq_plugins.types import Calibrator, DataGenerator, LearningGenerator
 
     text = page("reference/hooks")
-    for protocol in (DataGenerator, Calibrator):
+    for protocol in (DataGenerator, LearningGenerator, Calibrator):
         for name, method in vars(protocol).items():
             if inspect.isfunction(method) and not name.startswith("_"):
                 parameters = list(inspect.signature(method).parameters.values())[1:]

@@ -41,7 +41,7 @@ def test_the_page_shows_the_source_that_lies_beside_it(name: str) -> None:
     assert FILES[name] == (DOCS / "plugins" / name).read_text(encoding="utf-8")
 
 
-def test_the_page_shows_every_file_of_the_two_packages() -> None:
+def test_the_page_shows_every_file_of_the_packages() -> None:
     lying = {
         str(path.relative_to(DOCS / "plugins"))
         for path in (DOCS / "plugins").rglob("*")
@@ -60,7 +60,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     # What they depend on is installed already; the build needs no index either.
     quietly = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", str(site)]
     packages = [words[-1] for words in COMMANDS if words[:3] == ["pip", "install", "-e"]]
-    assert packages == ["./dfq-dead-leaves", "./dfq-onnxruntime"]
+    assert packages == ["./dfq-dead-leaves", "./dfq-ascent", "./dfq-onnxruntime"]
     subprocess.run([sys.executable, "-m", "pip", "install", *quietly, *packages], cwd=folder, check=True)
     return folder, site
 
@@ -68,7 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_the_commands_of_the_page_run(site: tuple[Path, Path]) -> None:
     folder, installed = site
     commands = [words[1:] for words in COMMANDS if words[0] == "dfq"]
-    assert len(commands) == 5
+    assert len(commands) == 7
     completed = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN_COMMANDS, json.dumps(commands)],
         cwd=folder,
@@ -77,9 +77,11 @@ def test_the_commands_of_the_page_run(site: tuple[Path, Path]) -> None:
         text=True,
         check=False,
     )
-    assert completed.stdout.splitlines()[-1:] == ["CODES [0, 0, 0, 0, 0]"], completed.stdout + completed.stderr
+    assert completed.stdout.splitlines()[-1:] == ["CODES [0, 0, 0, 0, 0, 0, 0]"], completed.stdout + completed.stderr
     assert "generator  dead-leaves  dfq-dead-leaves  0.1.0    ready" in completed.stdout
     assert "generator 'dead-leaves': 16 of 16 tests passed." in completed.stdout
+    assert "learning generator 'ascent': 12 of 12 tests passed." in completed.stdout
+    assert "Fine-tuned in 40 steps" in completed.stdout
     assert "calibrator 'onnxruntime': 18 of 18 tests passed." in completed.stdout
     assert "128 samples by dead-leaves" in completed.stdout
     assert "Quantized by onnxruntime at w8a8: 6 layers." in completed.stdout
@@ -88,9 +90,9 @@ def test_the_commands_of_the_page_run(site: tuple[Path, Path]) -> None:
 
 def test_the_packages_own_tests_are_the_contracts(site: tuple[Path, Path]) -> None:
     folder, installed = site
-    assert COMMANDS[-1] == ["pytest", "dfq-dead-leaves", "dfq-onnxruntime"]
+    assert COMMANDS[-1] == ["pytest", "dfq-dead-leaves", "dfq-ascent", "dfq-onnxruntime"]
     completed = subprocess.run(
-        [sys.executable, "-m", *COMMANDS[-1], "-q", "-k", "recipe or finite", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", *COMMANDS[-1], "-q", "-k", "recipe or finite or learns", "-p", "no:cacheprovider"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), *filter(None, sys.path)])},
         capture_output=True,
@@ -98,4 +100,4 @@ def test_the_packages_own_tests_are_the_contracts(site: tuple[Path, Path]) -> No
         check=False,
     )
     assert completed.returncode == 0, completed.stdout + completed.stderr
-    assert "4 passed" in completed.stdout
+    assert "5 passed" in completed.stdout

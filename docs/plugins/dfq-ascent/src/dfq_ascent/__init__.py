@@ -1,0 +1,1 @@
+"""Images that student and teacher disagree on, for dfq-plugins."""
