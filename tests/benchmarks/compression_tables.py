@@ -11,9 +11,9 @@ PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "pruning.svg"
 
 
 PUBLISHED = (
-    "Published on CIFAR-10, with hours on GPUs (Fang et al. 2021, arXiv 2105.08584, table 1; adaptive DeepInversion, then "
-    "CMI; the student on all real data in brackets): WRN-40-2 (94.87) into WRN-16-1 83.01, 90.01 (91.12); ResNet-34 "
-    "(95.70) into ResNet-18 93.26, 94.84 (95.20)."
+    "Published on CIFAR-10, with hours on GPUs (Fang et al. 2021, arXiv 2105.08584, table 1; adaptive DeepInversion, "
+    "then CMI; the student on all real data in brackets): WRN-40-2 (94.87) into WRN-16-1 83.01, 90.01 (91.12); "
+    "ResNet-34 (95.70) into ResNet-18 93.26, 94.84 (95.20)."
 )
 """Other networks than ours, so only the distance from the student's own figure on real data compares."""
 
@@ -94,8 +94,8 @@ def compression_sections(table: Any, origin: Any) -> list[str]:
     if distilled is not None and distilled["cells"]:
         text = (
             "### Distilled students: ResNet-56 into a network of ResNet-20's size\n\nThe student begins with random "
-            f"weights. Synthetic sets hold {distilled['samples']} samples; {distilled['test_samples']} images classified. "
-            f"{PUBLISHED}\n"
+            f"weights. Synthetic sets hold {distilled['samples']} samples; {distilled['test_samples']} images "
+            f"classified. {PUBLISHED}\n"
         )
         parts += ([] if parts else ["## Smaller networks\n"]) + [
             text,

@@ -76,7 +76,9 @@ def record_of(run: DistillingRun, figure: float, seconds: float, synthesis: floa
     }
 
 
-def measure(arguments: argparse.Namespace, row: str, seed: int, network: nn.Module, test: tuple[Tensor, Tensor]) -> None:
+def measure(
+    arguments: argparse.Namespace, row: str, seed: int, network: nn.Module, test: tuple[Tensor, Tensor]
+) -> None:
     """Fill one cell."""
     training = {**dict(text.split("=", 1) for text in arguments.training), "seed": seed}
     if arguments.minutes:
@@ -119,7 +121,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="most minutes of training in one cell")
     parser.add_argument("-n", "--num-samples", type=int, default=4096, help="samples of a synthetic set")
     parser.add_argument("-T", "--training", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--label", default="default", help="name of the column in the result, where -T makes it another")
+    parser.add_argument(
+        "--label", default="default", help="name of the column in the result, where -T makes it another"
+    )
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--result", default="distilling-resnet56-resnet20", help="name of the result file")
     arguments = parser.parse_args()

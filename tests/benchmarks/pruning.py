@@ -2,9 +2,9 @@
 
     python tests/benchmarks/pruning.py --work FOLDER [--minutes 20] [--rows bns "real 4096"] [--targets 0.7 0.5]
 
-ResNet-20 of the data pack. Synthetic sets and checkpoints are kept in FOLDER, so that an interrupted cell goes on; cells
-that the result file holds already are not measured again. `--minutes` bounds the training of one cell, both parts of it
-together; `-T` sets anything else about it, `-O` about the pruning. At the end the plot is drawn.
+ResNet-20 of the data pack. Synthetic sets and checkpoints are kept in FOLDER, so that an interrupted cell goes on;
+cells that the result file holds already are not measured again. `--minutes` bounds the training of one cell, both parts
+of it together; `-T` sets anything else about it, `-O` about the pruning. At the end the plot is drawn.
 
 A WRN-16-2, the network of Zhu et al. 2020, is left out: the data pack holds no trained one, and 4,096 training images
 do not train one to its published accuracy.
