@@ -210,10 +210,10 @@ def generated(generator: Any, network: nn.Module, count: int, losses: list[float
 def test_inputs_come_nearer_to_what_was_recorded(name: str, recorded: ActivationRecord, network: nn.Module) -> None:
     losses: list[float] = []
     generated(generator_of(name, recorded, iterations=200, learning_rate=0.02), network, 24, losses)
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < (0.9 if name == "record-top" else 0.5) * losses[0]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "record-all-dropout"])
+@pytest.mark.parametrize("name", ["record-all", "record-spectral", "record-spectral-pairs"])
 def test_the_network_sees_the_classes_that_were_rebuilt(
     name: str, recorded: ActivationRecord, network: nn.Module
 ) -> None:
@@ -222,6 +222,14 @@ def test_the_network_sees_the_classes_that_were_rebuilt(
     assert float((network(inputs).argmax(1) == labels).float().mean()) > 0.8
     assert float(inputs.min()) >= -0.8 - 1e-5
     assert float(inputs.max()) <= 3.2 + 1e-5
+
+
+def test_a_logit_below_zero_gives_the_top_layers_record_no_direction(recorded: ActivationRecord) -> None:
+    loss, _ = generator_of("record-top", recorded).aim(torch.tensor([0, 0]), torch.Generator().manual_seed(0))
+    logits = torch.tensor([[-0.1, -1.0, -1.0], [0.1, -1.0, -1.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss([logits]), logits)
+    assert bool((gradient[0] == 0).all())
+    assert float(gradient[1, 0]) < 0
 
 
 def test_spectral_inputs_have_the_bright_rows_of_their_class(recorded: ActivationRecord, network: nn.Module) -> None:

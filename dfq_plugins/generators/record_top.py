@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class RecordTopGenerator(RecordGenerator):
     """Matches the class's logits at temperature 8: `mean((ReLU(mean + L z) - ReLU(logits / T))^2)`.
 
+    An input whose logit for its class begins below zero gets no gradient from it, and may stay another class's.
+
     Source: Lopes et al. 2017, top layer activation statistics.
     """
 
