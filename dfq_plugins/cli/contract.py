@@ -39,7 +39,7 @@ def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str
     for provided in found:
 
         def build(provided: Provided = provided) -> object:
-            return registry.create(provided.kind, str(name), options)  # type: ignore[call-overload]
+            return registry.create(provided.kind, str(name), options)
 
         for kind in _contracts_of(provided):
             with contextlib.redirect_stdout(sys.stderr):  # what frameworks print is no result
