@@ -23,6 +23,7 @@ from common import accuracy, load_case, read_result, write_result
 from peers.mct import ModelCompressionToolkit, load_images
 
 import dfq_plugins
+from dfq_plugins.presentation import best_divergences
 from dfq_plugins.statistics import layer_divergences
 
 if TYPE_CHECKING:
@@ -50,12 +51,15 @@ class Race:
 
     def judge(self, name: str, seconds: float, images: Tensor, **about: Any) -> dict[str, Any]:
         """Record the time, divergence and accuracy of a set; return them."""
-        layers = layer_divergences(self.network.eval(), images.split(256), self.case.spec)
+        plain = layer_divergences(self.network.eval(), images.split(256), self.case.spec)
+        shown, layers = best_divergences(self.network, images.split(256), self.case.spec)
         entry = {
             **about,
             "seconds": seconds,
             "samples": len(images),
+            "shown": shown,
             "divergence": sum(layers.values()) / len(layers),
+            "plain divergence": sum(plain.values()) / len(plain),
             "layers": dict(layers),
             "accuracy": {consumer: self._accuracy(consumer, images) for consumer in CONSUMERS},
         }
