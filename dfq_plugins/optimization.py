@@ -10,7 +10,7 @@ import torch
 
 from dfq_plugins.augmentation import Augmentation, draw_maps
 from dfq_plugins.errors import DivergedError
-from dfq_plugins.pace import Pace
+from dfq_plugins.pace import Pace, Plateau
 from dfq_plugins.presentation import border_of
 from dfq_plugins.types import ProgressEvent
 
@@ -118,15 +118,6 @@ def learning_rate_at(progress: float, options: Schedule) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def on_plateau(former: float, loss: float, share: float) -> bool:
-    """Tell whether a loss fell by less than a share of what it was at the last look; never for a share of 0.
-
-    >>> on_plateau(1.0, 0.995, 0.01), on_plateau(1.0, 0.98, 0.01), on_plateau(1.0, 1.0, 0.0)
-    (True, False, False)
-    """
-    return share > 0 and former - loss < share * abs(former) < math.inf
-
-
 def augmentation_of(options: Schedule, spec: InputSpec) -> Augmentation:
     """Return what happens to the inputs before each forward pass; training that shifts over a border also mirrors."""
     border = border_of(spec) if options.border is None else options.border
@@ -180,7 +171,7 @@ def optimize_inputs(
     good = [variable.detach().clone() for variable in variables]
     metrics: dict[str, float] = {}
     pace = pace or Pace(options.iterations)
-    last_report, former = time.monotonic(), math.inf
+    last_report, plateau = time.monotonic(), Plateau(options.plateau)
     while not pace.finished:
         losses = []
         for index, (variable, optimizer) in enumerate(zip(variables, optimizers, strict=True)):
@@ -202,9 +193,8 @@ def optimize_inputs(
             _snapshot(pace, loss, variables, good, options)
             metrics = {"loss": float(losses[-1])}
             pace.measure()
-            if on_plateau(former, loss, options.plateau):
+            if plateau.reached(loss):
                 pace.stop()
-            former = loss
         if looks or pace.finished or time.monotonic() - last_report >= REPORT_SECONDS:
             last_report = time.monotonic()
             report(ProgressEvent("synthesize", pace.done, pace.expected, metrics))

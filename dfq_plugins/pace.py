@@ -15,6 +15,34 @@ MEMORY = 0.9
 """How much of the estimated time of a step outlives one more step: a slow step counts little, lasting load does."""
 
 
+PATIENCE = 3
+"""Looks at the loss in a row that may bring nothing: augmentation lets it go up and down."""
+
+
+class Plateau:
+    """Notices that a loss has stopped falling.
+
+    Args:
+        share: by how much of the best loss so far a new one must be lower to count as progress; 0 for never.
+
+    >>> plateau = Plateau(0.1)
+    >>> [plateau.reached(loss) for loss in (1.0, 0.5, 0.49, 0.52, 0.48)]
+    [False, False, False, False, True]
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._best = float("inf")
+        self._idle = 0
+
+    def reached(self, loss: float) -> bool:
+        """Take a loss into account; tell whether the last ones brought nothing."""
+        progress = loss < (1 - self._share) * self._best
+        self._idle = 0 if progress else self._idle + 1
+        self._best = loss if progress else self._best
+        return self._share > 0 and self._idle >= PATIENCE
+
+
 class Pace:
     """A fixed number of steps.
 

@@ -619,7 +619,7 @@ def test_a_learning_rate_beyond_all_bounds_is_reported(registry: Registry, netwo
         make(registry, "bns", network, 32, iterations=30, learning_rate=1e30, clamp=False)
 
 
-@pytest.mark.parametrize(("plateau", "expected"), [(0.0, 60), (0.01, 11)])
+@pytest.mark.parametrize(("plateau", "expected"), [(0.0, 60), (0.01, 31)])
 def test_a_loss_that_no_longer_falls_ends_the_run(plateau: float, expected: int) -> None:
     batch, events = torch.zeros(4, 1, 2), []
     objective: Any = Steady(good_calls=100)

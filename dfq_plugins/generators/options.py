@@ -34,7 +34,7 @@ class InversionOptions:
     )
     schedule: Literal["cosine", "constant"] = _setting("cosine", "how the learning rate falls")
     plateau: Annotated[float, Ge(0)] = _setting(
-        0.0, "stop early once ten steps lower the loss by less than this share of it; 0: never"
+        0.0, "stop early once thirty steps lower the loss by less than this share of it; 0: never"
     )
     divergence: Literal["kl", "l2"] = _setting("kl", "distance between stored and synthetic statistics")
     step_samples: Annotated[int, Gt(0)] | None = _setting(None, "samples in one step; none: the whole shard at once")
