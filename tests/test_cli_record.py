@@ -148,6 +148,8 @@ def test_the_record_goes_to_a_generator(model: str, samples: Path, tmp_path: Pat
     result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "set"), "--extend", "4"])
     assert result.exit_code == 0, result.output
     assert "8 samples by record-spectral" in result.stdout
-    result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "b"), "--generator", "record-top", *SPEC])
+    result = CliRunner().invoke(
+        cli, ["synthesize", model, "-o", str(tmp_path / "b"), "--generator", "record-top", *SPEC]
+    )
     assert result.exit_code == 2
     assert "The model's owner makes it with dfq record" in result.stderr
