@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import hashlib
 import logging
 import os
 import re
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,6 +77,26 @@ def writable_compile_cache() -> Iterator[None]:
             yield
         finally:
             os.environ[CACHE_VARIABLE] = str(named)
+
+
+def compiled_before(key: str) -> bool:
+    """Tell whether a step of this description was compiled on this machine, so that its code is at hand.
+
+    Args:
+        key: everything that the code depends on.
+    """
+    return _mark_of(key).exists()
+
+
+def remember_compiled(key: str) -> None:
+    """Leave an empty file in the compile cache, which says so; where it cannot be written, nothing is remembered."""
+    with contextlib.suppress(OSError):
+        _mark_of(key).touch()
+
+
+def _mark_of(key: str) -> Path:
+    folder = os.environ.get(CACHE_VARIABLE) or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"  # as torch
+    return Path(folder) / f"dfq-compiled-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def _refusal(folder: str) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfq_plugins import objectives
 from dfq_plugins.augmentation import apply_maps
-from dfq_plugins.compilation import explained_failure
+from dfq_plugins.compilation import compiled_before, explained_failure, remember_compiled
 from dfq_plugins.divergences import DIVERGENCES
 from dfq_plugins.frozen_norm import freeze_norms
 from dfq_plugins.memory import halves, is_out_of_memory, note_halving
@@ -35,6 +35,9 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 COMPILE_SECONDS = (10.0, 0.8)
 """What compilation takes on two slow cores, measured: seconds to begin with, and seconds for each weighted layer."""
+
+COMPILED_BEFORE_SECONDS = (2.0, 0.3)
+"""The same where the code lies in the compile cache and is only looked up."""
 
 COMPILE_SHARE = 0.4
 """The largest share of a budget that may go into compilation."""
@@ -155,6 +158,13 @@ class InversionObjective:
         if self._compiles not in self._warm:
             float(self(inputs, labels, None, maps)[0])
             self._warm.add(self._compiles)
+            if self._compiles:
+                remember_compiled(self.description(inputs))
+
+    def description(self, inputs: Tensor) -> str:
+        """Return what the code of the compiled step depends on: structure and shapes, but no weight."""
+        where = (torch.__version__, inputs.device.type, torch.get_num_threads())
+        return f"{where} {tuple(inputs.shape)} {self.options} {self.model}"
 
     def _forget_calls(self) -> None:
         if self.matches:
@@ -297,7 +307,7 @@ def compile_pays_within(
     if objective.is_compiled:
         return True
     layers = sum(isinstance(module, (*_CONVOLUTIONS, nn.Linear)) for module in objective.model.modules())
-    fixed, each = COMPILE_SECONDS
+    fixed, each = COMPILED_BEFORE_SECONDS if compiled_before(objective.description(inputs)) else COMPILE_SECONDS
     if fixed + each * layers > COMPILE_SHARE * allowance.run_seconds:
         return False
     return iterations * objective.plain_step_seconds(inputs, labels, maps) > allowance.seconds

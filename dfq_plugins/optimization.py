@@ -175,7 +175,7 @@ def optimize_inputs(
     while not pace.finished:
         losses = []
         for index, (variable, optimizer) in enumerate(zip(variables, optimizers, strict=True)):
-            optimizer.param_groups[0]["lr"] = learning_rate_at(pace.progress, options) * scale
+            optimizer.param_groups[0]["lr"] = learning_rate_at(pace.progress, options) * pace.rate * scale
             rest = objective.rest_of(pools, index) if options.statistics == "set" else None
             maps = draw_maps(settings, tuple(variable.shape), rng, variable.device)
             one, gradient, pools[index] = objective(variable, labels[index], rest, maps)

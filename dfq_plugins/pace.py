@@ -65,6 +65,11 @@ class Pace:
         return self.done / self.expected
 
     @property
+    def rate(self) -> float:
+        """What to multiply the learning rate by: it is meant for the usual number of steps."""
+        return 1.0
+
+    @property
     def finished(self) -> bool:
         """Whether no step is left."""
         return self.done >= self.expected
@@ -92,11 +97,16 @@ class TimedPace(Pace):
         seconds: from now to the end.
         most: steps beyond which more do not help.
         clock: seconds that never run backwards.
+        usual: steps that the learning rate is meant for; fewer take a smaller one, in proportion, for what the first
+            large steps disturb a short run has no time to mend. None leaves the rate alone.
     """
 
-    def __init__(self, seconds: float, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float, most: int, clock: Callable[[], float] = time.monotonic, usual: int | None = None
+    ) -> None:
         super().__init__(most)
         self._most = most
+        self._usual = usual
         self._clock = clock
         self._end = clock() + seconds
         self._last: tuple[int, float] | None = None
@@ -107,6 +117,14 @@ class TimedPace(Pace):
     def progress(self) -> float:
         """Share of the schedule that the steps so far have covered, from 0 to 1."""
         return self._progress
+
+    @property
+    def rate(self) -> float:
+        """The smaller, the fewer steps fit; smallest until the first ones have been timed."""
+        if self._usual is None:
+            return 1.0
+        steps = FEWEST_STEPS if self._step is None else self.expected
+        return min(1.0, steps / self._usual)
 
     def advance(self) -> None:
         """Count one step, and move on in the schedule by an equal part of what is left of it."""

@@ -87,9 +87,11 @@ class NativeMaxPool2d(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the largest values of the inputs `(batch, channels, height, width)`."""
+        pooled: Tensor
         if torch.compiler.is_compiling():
-            return max_pool2d(inputs, self.kernel, self.stride, self.padding, self.dilation)[0]
-        pooled: Tensor = self.layer(inputs)
+            pooled, _ = max_pool2d(inputs, self.kernel, self.stride, self.padding, self.dilation)
+        else:
+            pooled = self.layer(inputs)
         return pooled
 
 

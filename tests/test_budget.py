@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from dfq_plugins import inversion, optimization, synthesis
 from dfq_plugins.budget import Allowance, Budget
 from dfq_plugins.cli import cli, progress
+from dfq_plugins.compilation import compiled_before, remember_compiled
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.generators import base
@@ -134,7 +135,7 @@ def test_set_made_in_a_budget_is_whole_and_says_what_it_took(
     assert len(data) == 40
     counts = [shard.iterations for shard in data.manifest.shards]
     assert len(counts) == 3
-    assert all(FEWEST_STEPS <= count <= 300 for count in counts)
+    assert all(FEWEST_STEPS <= count <= 100 for count in counts)
     assert seconds < 6 or min(counts) == FEWEST_STEPS
     written = json.loads((tmp_path / "manifest.json").read_text())
     assert written["max_seconds"] == 5
@@ -152,13 +153,12 @@ def test_set_without_a_budget_says_nothing_of_one(
     assert "budgeted" not in data.manifest.settings.as_json()
 
 
-def test_ample_budget_buys_three_times_the_default_or_the_number_given(
+def test_ample_budget_buys_the_default_or_the_number_given_and_no_more(
     tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BatchNormOptions, "iterations", 4)
     monkeypatch.setattr(BatchNormOptions.__init__, "__defaults__", (4, *BatchNormOptions.__init__.__defaults__[1:]))
-    assert base.MOST_ITERATIONS == 3
-    for given, expected in (({}, 12), ({"iterations": 7}, 7)):
+    for given, expected in (({}, 4), ({"iterations": 7}, 7)):
         data = run(tiny_network, tiny_spec, num_samples=8, max_seconds=500, options=given)
         assert [shard.iterations for shard in data.manifest.shards] == [expected]
 
@@ -253,6 +253,39 @@ def test_compilation_must_fit_into_the_budget_and_be_needed(
     batch, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
     allowance = Allowance(shard_seconds, run_seconds)
     assert compile_pays_within(allowance, 300, objective, batch, labels) is expected
+
+
+def test_what_was_compiled_before_costs_little(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    objective = InversionObjective(tiny_network, tiny_spec, BatchNormOptions())
+    objective._step_seconds = 1.0
+    batch, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    arguments = (Allowance(20, 20), 300, objective, batch, labels)
+    assert not compile_pays_within(*arguments)
+    remember_compiled(objective.description(batch))
+    assert compile_pays_within(*arguments)
+    assert not compile_pays_within(*arguments[:3], batch[:1], labels[:1])  # another shape is other code
+
+
+def test_nothing_is_remembered_where_the_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "nowhere"))
+    remember_compiled("a step")
+    assert not compiled_before("a step")
+
+
+def test_fewer_steps_take_a_smaller_learning_rate() -> None:
+    clock = Clock()
+    short, long = (TimedPace(seconds, most=300, clock=clock, usual=100) for seconds in (25.5, 250.5))
+    assert short.rate == long.rate == FEWEST_STEPS / 100
+    walk(short, clock, lambda _: 1.0)
+    assert 0.2 < short.rate < 0.3
+    clock.now = 0.0
+    walk(TimedPace(250.5, most=300, clock=clock), clock, lambda _: 1.0)
+    assert Pace(25).rate == TimedPace(1.0, most=30, clock=clock).rate == 1.0
 
 
 def test_preparation_is_charged_to_the_whole_run_and_not_to_its_first_shard(

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from dfq_plugins.generators.options import InversionOptions
     from dfq_plugins.types import InputSpec
 
-MOST_ITERATIONS = 3
-"""How many times the default number of iterations a budget may buy: more has never helped."""
-
 SMALLEST_BATCH = 32
 """Fewer samples have no statistics to match: smaller requests are optimised at this size and cut."""
 
@@ -137,12 +134,14 @@ class InversionGenerator:
             )
 
     def _pace(self, seconds: float) -> Pace:
-        """Return the number of iterations of the options, or what fits into a finite number of seconds."""
+        """Return the number of iterations of the options, or what fits of them into a finite number of seconds.
+
+        A budget buys no more: beyond the default the divergence still falls, but what is calibrated gains nothing.
+        """
         if math.isinf(seconds):
             return Pace(self.options.iterations)
         default = type(self.options)().iterations
-        given = self.options.iterations != default
-        return TimedPace(seconds, self.options.iterations if given else MOST_ITERATIONS * default, time.monotonic)
+        return TimedPace(seconds, self.options.iterations, time.monotonic, usual=min(default, self.options.iterations))
 
     def _choose_step(
         self,
