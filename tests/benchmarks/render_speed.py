@@ -114,7 +114,9 @@ def savers_section() -> str:
         f"ResNet-20, {record['samples']} images, pytorch-quantization W4A4, {record['test_samples']} test images. "
         f"Seconds of the optimisation alone, {record['environment']['threads']} thread(s).\n"
     )
-    return "\n".join([text, table(["way", "seconds", "top-1", "divergence (nats)"], rows), origin(record)])
+    return "\n".join(
+        [text, table(["way", "seconds", "top-1", "divergence, shown plainly (nats)"], rows), origin(record)]
+    )
 
 
 def divergence(seeds: dict[str, dict[str, float]]) -> str:

@@ -92,7 +92,7 @@ def stepped(
     average: float = 0.0,
 ) -> Tensor:
     """Let any optimiser of torch move the inputs, its rate falling along a half cosine, or average its iterates."""
-    variable = subject.start(rng).requires_grad_()
+    variable = subject.start(rng).contiguous().requires_grad_()  # L-BFGS sees one vector
     chosen = optimizer([variable])
     first = [group["lr"] for group in chosen.param_groups]
     mean = variable.detach().clone()
@@ -102,7 +102,7 @@ def stepped(
 
         def closure() -> float:
             loss, gradient = subject.gradient(variable.detach(), rng)
-            variable.grad = gradient.contiguous(memory_format=torch.channels_last)
+            variable.grad = gradient.contiguous()
             return loss
 
         chosen.step(closure)
