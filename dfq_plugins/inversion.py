@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfq_plugins import objectives
 from dfq_plugins.augmentation import apply_maps
-from dfq_plugins.compilation import compiled_before, explained_failure, remember_compiled
+from dfq_plugins.compilation import explained_failure, remember_compiled
 from dfq_plugins.divergences import DIVERGENCES
 from dfq_plugins.frozen_norm import freeze_norms
 from dfq_plugins.memory import halves, is_out_of_memory, note_halving
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfq_plugins.augmentation import AxisMaps
-    from dfq_plugins.budget import Allowance
     from dfq_plugins.generators.options import InversionOptions
     from dfq_plugins.moments import Moments
     from dfq_plugins.types import InputSpec
@@ -32,18 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-COMPILE_SECONDS = (10.0, 0.8)
-"""What compilation takes on two slow cores, measured: seconds to begin with, and seconds for each weighted layer."""
-
-COMPILED_BEFORE_SECONDS = (2.0, 0.3)
-"""The same where the code lies in the compile cache and is only looked up."""
-
-COMPILE_SHARE = 0.4
-"""The largest share of a budget that may go into compilation."""
-
-COMPILE_WORTH = 2e12
-"""Multiply-accumulates of a shard's whole optimisation above which a compiled step repays its compilation."""
 
 
 class InversionObjective:
@@ -75,6 +62,7 @@ class InversionObjective:
         self._compiles = False
         self._compiler_works = True
         self._step_seconds: float | None = None
+        self._compiled_shapes: set[tuple[int, ...]] = set()
         self._warm: set[bool] = set()  # which of the two steps, plain and compiled, has been taken
 
     def __call__(
@@ -106,7 +94,7 @@ class InversionObjective:
         if self._compiles:
             # The compiler works on both passes, the backward one when it is first asked for: guard them together.
             try:
-                return self._compiled_step(inputs, *arguments)
+                return self._remembered(self._compiled_step(inputs, *arguments))
             except Exception as error:  # whatever the compiler raises, the uncompiled step is right
                 if is_out_of_memory(error):
                     raise
@@ -158,13 +146,19 @@ class InversionObjective:
         if self._compiles not in self._warm:
             float(self(inputs, labels, None, maps)[0])
             self._warm.add(self._compiles)
-            if self._compiles:
-                remember_compiled(self.description(inputs))
 
     def description(self, inputs: Tensor) -> str:
         """Return what the code of the compiled step depends on: structure and shapes, but no weight."""
         where = (torch.__version__, inputs.device.type, torch.get_num_threads())
         return f"{where} {tuple(inputs.shape)} {self.options} {self.model}"
+
+    def _remembered(self, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Note once for each shape that its step has been compiled; return the step's results."""
+        shape = tuple(step[1].shape)
+        if shape not in self._compiled_shapes:
+            self._compiled_shapes.add(shape)
+            remember_compiled(self.description(step[1]))
+        return step
 
     def _forget_calls(self) -> None:
         if self.matches:
@@ -260,54 +254,3 @@ def _cast(model: nn.Module, half: bool) -> nn.Module:
             if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
                 module.to(torch.bfloat16)
     return model
-
-
-def step_work(model: nn.Module, spec: InputSpec) -> float:
-    """Return the multiply-accumulates of one sample in one step: the forward pass and the gradient of the input."""
-    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *spec.shape, device=device_of(model)))
-    return float(counter.get_total_flops())  # two operations a multiply-accumulate, and two passes
-
-
-def compile_pays(work: float, samples: int, options: InversionOptions) -> bool:
-    """Tell whether compiling repays itself for one shard.
-
-    A shard decides for itself alone: its bytes must not depend on which other shards the same run makes.
-
-    Args:
-        work: what `step_work` returned.
-        samples: samples of the shard.
-        options: number of iterations, and whether to compile always or never.
-    """
-    if options.compile != "auto":
-        return options.compile == "always"
-    return work * samples * options.iterations > COMPILE_WORTH
-
-
-def compile_pays_within(
-    allowance: Allowance,
-    iterations: int,
-    objective: InversionObjective,
-    inputs: Tensor,
-    labels: Tensor,
-    maps: AxisMaps = (),
-) -> bool:
-    """Tell whether to compile where time is limited: where it leaves time to use it, and plain steps do not suffice.
-
-    Args:
-        allowance: the time of this shard and of those after it.
-        iterations: steps of one shard beyond which more do not help.
-        objective: measures how long a plain step takes.
-        inputs: a batch of the shard, `(batch, *shape)`.
-        labels: its wanted classes `(batch,)`.
-        maps: the kind of augmentation that the steps have.
-    """
-    if objective.is_compiled:
-        return True
-    layers = sum(isinstance(module, (*_CONVOLUTIONS, nn.Linear)) for module in objective.model.modules())
-    fixed, each = COMPILED_BEFORE_SECONDS if compiled_before(objective.description(inputs)) else COMPILE_SECONDS
-    if fixed + each * layers > COMPILE_SHARE * allowance.run_seconds:
-        return False
-    return iterations * objective.plain_step_seconds(inputs, labels, maps) > allowance.seconds

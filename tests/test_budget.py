@@ -18,11 +18,12 @@ from dfq_plugins import inversion, optimization, synthesis
 from dfq_plugins.budget import Allowance, Budget
 from dfq_plugins.cli import cli, progress
 from dfq_plugins.compilation import compiled_before, remember_compiled
+from dfq_plugins.compile_choice import compile_pays_within
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.generators import base
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.inversion import InversionObjective, compile_pays_within
+from dfq_plugins.inversion import InversionObjective
 from dfq_plugins.optimization import learning_rate_at
 from dfq_plugins.pace import FEWEST_STEPS, Pace, TimedPace
 from dfq_plugins.pipeline import synthesize
@@ -267,6 +268,20 @@ def test_what_was_compiled_before_costs_little(
     remember_compiled(objective.description(batch))
     assert compile_pays_within(*arguments)
     assert not compile_pays_within(*arguments[:3], batch[:1], labels[:1])  # another shape is other code
+
+
+def test_any_run_that_compiles_is_remembered(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    objective = InversionObjective(tiny_network, tiny_spec, BatchNormOptions())
+    batch, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    objective(batch, labels, None)
+    assert not compiled_before(objective.description(batch))
+    objective.use_compiled(wanted=True)
+    objective(batch, labels, None)
+    assert compiled_before(objective.description(batch))
 
 
 def test_nothing_is_remembered_where_the_cache_cannot_be_written(

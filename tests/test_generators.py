@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins import inversion, optimization
+from dfq_plugins import compile_choice, optimization
 from dfq_plugins.augmentation import Augmentation, augment
+from dfq_plugins.compile_choice import compile_pays, step_work
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
 from dfq_plugins.generators.base import SMALLEST_BATCH, balanced_labels, even_split
 from dfq_plugins.generators.bns import BatchNormGenerator
 from dfq_plugins.generators.noise import Noise, coloured, draw_noise
 from dfq_plugins.generators.options import BatchNormOptions, InversionOptions
 from dfq_plugins.generators.start import colour_candidates, fitted_noise, scale_candidates
-from dfq_plugins.inversion import InversionObjective, compile_pays, step_work
+from dfq_plugins.inversion import InversionObjective
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.optimization import learning_rate_at, optimize_inputs
 from dfq_plugins.pace import Pace
@@ -523,7 +524,7 @@ def test_compiling_is_decided_by_the_shard_s_own_work(network: nn.Module) -> Non
     assert step_work(network, SPEC) == 2 * macs
     assert not any(module._forward_hooks for module in network.modules())
     options = InversionOptions(iterations=100)
-    samples = int(inversion.COMPILE_WORTH / (2 * macs * 100))
+    samples = int(compile_choice.COMPILE_WORTH / (2 * macs * 100))
     assert compile_pays(2 * macs, samples + 1, options)
     assert not compile_pays(2 * macs, samples, options)
     assert compile_pays(0, 1, InversionOptions(compile="always"))
@@ -534,7 +535,7 @@ def test_each_shard_is_compiled_or_not_by_its_own_size(
     registry: Registry, network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maker = registry.create("generator", "bns", {**QUICK, "iterations": 1})
-    monkeypatch.setattr(inversion, "COMPILE_WORTH", 50 * step_work(network, SPEC))
+    monkeypatch.setattr(compile_choice, "COMPILE_WORTH", 50 * step_work(network, SPEC))
     compiled: list[int] = []
 
     def compiler(function: Callable[..., Any], **_: object) -> Callable[..., Any]:

@@ -494,7 +494,7 @@ def test_a_missing_last_shard_is_made_again_to_the_same_bytes_though_it_is_small
         return slightly_other
 
     work = 2 * 64 * (3 * 8 * 9 + 8 * 8 * 9) + 2 * 32
-    monkeypatch.setattr("dfq_plugins.inversion.COMPILE_WORTH", 50 * work * 2)
+    monkeypatch.setattr("dfq_plugins.compile_choice.COMPILE_WORTH", 50 * work * 2)
     monkeypatch.setattr(torch, "compile", compiler)
     settings: dict[str, Any] = {"num_samples": 72, "batch_size": 64, "output": tmp_path / "out"}
     run(**settings)

@@ -12,10 +12,11 @@ import torch
 
 from dfq_plugins.augmentation import draw_maps
 from dfq_plugins.checks import require_batch_norm
+from dfq_plugins.compile_choice import compile_pays, compile_pays_within, step_work
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.generators.start import fitted_noise, known_noise
-from dfq_plugins.inversion import InversionObjective, compile_pays, compile_pays_within, step_work
+from dfq_plugins.inversion import InversionObjective
 from dfq_plugins.model_state import device_of
 from dfq_plugins.optimization import augmentation_of, optimize_inputs
 from dfq_plugins.pace import Pace, TimedPace

@@ -27,8 +27,9 @@ from peers.random_weights import random_network
 from torch.profiler import ProfilerActivity, profile
 
 from dfq_plugins.allocation import kept_memory, prefer_huge_pages
+from dfq_plugins.compile_choice import step_work
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.inversion import InversionObjective, step_work, use_bfloat16
+from dfq_plugins.inversion import InversionObjective, use_bfloat16
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.optimization import optimize_inputs
 from dfq_plugins.types import InputSpec
