@@ -54,8 +54,9 @@ def profile(record: dict[str, Any]) -> str:
     shares = record.get("profile", {})
     rows = [[part, *(f"{one[part]:.0%}" for one in shares.values())] for part in next(iter(shares.values()), {})]
     text = (
-        "Where a step's time goes. The convolutions are the processor library's own and close to its arithmetic peak, "
-        "so the floor bounds every ratio: a peer that takes *peer over the floor* cannot be beaten by more.\n"
+        "Where a step's time goes. The convolutions are the processor library's own: wide ones run at its arithmetic "
+        "peak (a large product of matrices at the same precision), narrow and depthwise ones wait for memory. The floor "
+        "bounds every ratio: a peer that takes *peer over the floor* cannot be beaten by more.\n"
     )
     names = [name.removeprefix("torchvision:") for name in shares]
     return "\n".join([text, table(["share of a step", *names], rows), origin(record)] if rows else [origin(record)])
@@ -74,7 +75,7 @@ def sets_section() -> str:
             f"{entry['divergence']:.4f}",
             *(f"{value:.2f}" for value in entry["accuracy"].values()),
         ]
-        for name, entry in record["sets"].items()
+        for name, entry in sorted(record["sets"].items(), key=lambda item: item[1]["seconds"])
     ]
     consumers = list(next(iter(record["sets"].values()))["accuracy"])
     text = (
