@@ -55,8 +55,8 @@ def profile(record: dict[str, Any]) -> str:
     rows = [[part, *(f"{one[part]:.0%}" for one in shares.values())] for part in next(iter(shares.values()), {})]
     text = (
         "Where a step's time goes. The convolutions are the processor library's own: wide ones run at its arithmetic "
-        "peak (a large product of matrices at the same precision), narrow and depthwise ones wait for memory. The floor "
-        "bounds every ratio: a peer that takes *peer over the floor* cannot be beaten by more.\n"
+        "peak (a large product of matrices at the same precision), narrow and depthwise ones wait for memory. The "
+        "floor bounds every ratio: a peer that takes *peer over the floor* cannot be beaten by more.\n"
     )
     names = [name.removeprefix("torchvision:") for name in shares]
     return "\n".join([text, table(["share of a step", *names], rows), origin(record)] if rows else [origin(record)])
