@@ -21,6 +21,9 @@ def test_installed_frameworks_keep_the_digits_accuracy_at_eight_bits(
     result = run_demo(tmp_path)
     calibrators = ready(get_registry().calibrators)
     assert {"gaussian", "inception", "bns", "bns+inception"} <= set(result.sources)
+    assert not {name for name in result.sources if name.startswith("record-")} | {"adversarial", "gdfq"} & set(
+        result.sources
+    )
     assert {name for name, _ in result.artifacts} == set(calibrators)
     for source in result.sources:
         for calibrator in calibrators:

@@ -1,8 +1,9 @@
-"""`dfq demo`: the digits network quantized with every installed framework on what every generator makes of it."""
+"""`dfq demo`: the digits network quantized with every installed framework on what every generator makes of it alone."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Artifact
 
     Listeners = Sequence[Callable[[ProgressEvent], None]]
+
+logger = logging.getLogger(__name__)
 
 RECIPES = ("w8a8", "w4a4")
 EXPORTED_RECIPE = "w8a8"
@@ -76,8 +79,13 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
     tell = Broadcast(listeners, registry)
     sources = [real_source(bench.network, training)]
     for name in ready(registry.generators):
+        if registry.generators[name].learns:
+            continue
         data_folder = output / folder.DATA_FOLDER / name
-        sources.append(synthetic_source(bench.network, name, data_folder, seed, listeners, registry))
+        try:
+            sources.append(synthetic_source(bench.network, name, data_folder, seed, listeners, registry))
+        except UsageError as refusal:  # it needs something besides the network, such as a record
+            logger.info("The demo goes on without generator %r: %s", name, refusal)
     measurements, artifacts = measure_all(bench, sources, columns, tell)
     result = DemoResult(
         output=output,
