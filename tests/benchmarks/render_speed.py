@@ -136,7 +136,7 @@ def overheads_section() -> str:
             [f"our forward loop over the bare one, {name}", f"{statistics.median(values):.3f}", "at most 1.05"]
             for name, values in record["loops"]["ratios"].items()
         ),
-        ["`import dfq_plugins`, added ms", f"{statistics.median(record['imports']['milliseconds']):.0f}", "at most 60"],
+        ["`import dfq_plugins`, added ms", f"{statistics.median(record['imports']['milliseconds']):.1f}", "at most 60"],
     ]
     return "\n".join(["### Overheads\n", table(["measure", "median", "to reach"], rows), origin(record)])
 
