@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ FEWEST_STEPS = 10
 
 MEMORY = 0.9
 """How much of the estimated time of a step outlives one more step: a slow step counts little, lasting load does."""
-
 
 PATIENCE = 3
 """Looks at the loss in a row that may bring nothing: augmentation lets it go up and down."""
@@ -142,3 +142,17 @@ class TimedPace(Pace):
             fitting = self.done + int(max(0.0, self._end - now) / self._step) if self._step > 0 else self._most
             self.expected = max(self.done, min(self._most, max(fitting, FEWEST_STEPS)))
         self._last = (self.done, now)
+
+
+def pace_within(seconds: float, steps: int, usual: int | None = None) -> Pace:
+    """Return a pace of so many steps, or of what fits of them into a finite number of seconds.
+
+    Args:
+        seconds: from now to the end; infinite where time is no matter.
+        steps: how many, at most.
+        usual: steps that the learning rate is meant for, see `TimedPace`.
+
+    >>> pace_within(math.inf, 7).expected
+    7
+    """
+    return Pace(steps) if math.isinf(seconds) else TimedPace(seconds, steps, time.monotonic, usual)

@@ -125,14 +125,15 @@ def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
     Raises:
         DataError: the path holds none of these, or samples that do not fit.
     """
-    require_source(path)
     if (path / MANIFEST_FILE).is_file():
         data = SyntheticDataset.open(path)
         _check_shape(data.spec.shape, spec, path)
         return data.batches(BATCH_SIZE)
-    if path.is_dir():
-        return _image_batches(_images_in(path), spec)
-    return _array_batches(_read_array(path), spec, path)
+    if _is_array(path):
+        return _array_batches(_read_array(path), spec, path)
+    if files := sorted(_images_in(path)):
+        return _image_batches(files, spec)
+    raise _no_source(path)
 
 
 def require_source(path: Path) -> None:
@@ -141,14 +142,22 @@ def require_source(path: Path) -> None:
     Raises:
         DataError: the path holds none of the kinds.
     """
-    is_array = path.suffix == ".npz" and path.is_file()
-    if not (is_array or (path / MANIFEST_FILE).is_file() or (path.is_dir() and _images_in(path))):
-        kinds = f"no synthetic data set, no .npz file and no folder of images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        raise DataError(f"{path} is {kinds}. Give one of these.")
+    if not ((path / MANIFEST_FILE).is_file() or _is_array(path) or any(_images_in(path))):
+        raise _no_source(path)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+def _is_array(path: Path) -> bool:
+    return path.suffix == ".npz" and path.is_file()
+
+
+def _images_in(path: Path) -> Iterator[Path]:
+    """Find the images of a folder one by one; there are none in what is no folder."""
+    return (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _no_source(path: Path) -> DataError:
+    kinds = f"no synthetic data set, no .npz file and no folder of images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+    return DataError(f"{path} is {kinds}. Give one of these.")
 
 
 def _read_array(path: Path) -> np.ndarray:

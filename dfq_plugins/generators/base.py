@@ -19,7 +19,7 @@ from dfq_plugins.generators.start import fitted_noise, known_noise
 from dfq_plugins.inversion import InversionObjective
 from dfq_plugins.model_state import device_of
 from dfq_plugins.optimization import augmentation_of, optimize_inputs
-from dfq_plugins.pace import Pace, TimedPace
+from dfq_plugins.pace import pace_within
 from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.budget import Allowance
     from dfq_plugins.generators.options import InversionOptions
+    from dfq_plugins.pace import Pace
     from dfq_plugins.types import InputSpec
 
 SMALLEST_BATCH = 32
@@ -139,10 +140,8 @@ class InversionGenerator:
 
         A budget buys no more: beyond the default the divergence still falls, but what is calibrated gains nothing.
         """
-        if math.isinf(seconds):
-            return Pace(self.options.iterations)
-        default = type(self.options)().iterations
-        return TimedPace(seconds, self.options.iterations, time.monotonic, usual=min(default, self.options.iterations))
+        most = self.options.iterations
+        return pace_within(seconds, most, usual=min(type(self.options)().iterations, most))
 
     def _choose_step(
         self,
@@ -164,8 +163,8 @@ class InversionGenerator:
             return math.inf
         maps = draw_maps(augmentation_of(options, spec), tuple(batch.shape), torch.Generator(), batch.device)
         if options.compile == "auto":
-            most = self._pace(0.0).expected
-            objective.use_compiled(compile_pays_within(allowance, most, objective, batch, labels, maps))
+            pays = compile_pays_within(allowance, options.iterations, objective, batch, labels, maps)
+            objective.use_compiled(pays)
         else:
             objective.use_compiled(compile_pays(ready.work, samples, options))
         objective.warm_up(batch, labels, maps)

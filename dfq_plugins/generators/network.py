@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dfq_plugins.distillation.schedule import learning_rate_factor
 from dfq_plugins.distillation.state import capture_optimizer, restore_optimizer
 from dfq_plugins.errors import DivergedError, UsageError
 from dfq_plugins.generators.base import balanced_labels
@@ -142,7 +143,7 @@ class NetworkGenerator:
             parameter.grad = gradient
         if self.options.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.options.gradient_clip)
-        factor = 0.5 * (1 + math.cos(math.pi * self._share)) if self.options.schedule == "cosine" else 1.0
+        factor = learning_rate_factor(self._share, 0.0) if self.options.schedule == "cosine" else 1.0
         self.optimizer.param_groups[0]["lr"] = self.options.learning_rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -17,7 +17,7 @@ from dfq_plugins.generators.base import balanced_labels, even_split, within
 from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.model_state import device_of
 from dfq_plugins.optimization import optimize_inputs
-from dfq_plugins.pace import Pace, TimedPace
+from dfq_plugins.pace import pace_within
 from dfq_plugins.recording.record import ActivationRecord
 from dfq_plugins.recording.units import UnitReader
 from dfq_plugins.types import Batch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dfq_plugins.augmentation import AxisMaps
     from dfq_plugins.budget import Allowance
     from dfq_plugins.generators.record_options import RecordOptions
+    from dfq_plugins.pace import Pace
     from dfq_plugins.recording.options import Statistic
     from dfq_plugins.types import InputSpec, ProgressEvent
 
@@ -131,7 +132,7 @@ class RecordGenerator(ABC):
         sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
         parts = torch.split(balanced_labels(num_samples, spec.num_classes, rng), sizes)
         for number, labels in enumerate(parts):
-            pace = self._pace((end - time.monotonic()) / (len(parts) - number))
+            pace = pace_within((end - time.monotonic()) / (len(parts) - number), self.options.iterations)
             yield self._rebuild(model, spec, labels, rng, within(report, number, len(parts)), pace)
             if allowance is not None:
                 allowance.iterations = min(pace.done, allowance.iterations or pace.done)
@@ -159,11 +160,6 @@ class RecordGenerator(ABC):
             objective = RecordObjective(reader, loss)
             optimize_inputs([inputs], [labels], objective, spec, options, rng, report, scale=span, pace=pace)
         return Batch(inputs.detach(), labels.to(device))
-
-    def _pace(self, seconds: float) -> Pace:
-        if math.isinf(seconds):
-            return Pace(self.options.iterations)
-        return TimedPace(seconds, self.options.iterations, time.monotonic)
 
 
 class RecordObjective:
