@@ -12,11 +12,10 @@ import torch
 from dfq_plugins.calibration_data import as_calibration_data
 from dfq_plugins.checks import check_finite, complete_spec
 from dfq_plugins.distillation.batches import split_held_out
-from dfq_plugins.distillation.loop import Student, Workplace, distill
-from dfq_plugins.distillation.loss import DistillationLoss
+from dfq_plugins.distillation.loop import Student, Workplace
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.distillation.ranks import joined_ranks
-from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource
+from dfq_plugins.lessons import Lesson, teach
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.options import parse_options
@@ -25,7 +24,6 @@ from dfq_plugins.presentation import border_of
 from dfq_plugins.provided import attributed
 from dfq_plugins.registry import get_registry
 from dfq_plugins.training_material import (
-    answered,
     check_generator,
     check_origin,
     gathered,
@@ -43,9 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins.calibration_data import CalibrationData
-    from dfq_plugins.distillation.batches import Examples
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.sources import Source
     from dfq_plugins.registry import Registry
     from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
 
@@ -146,7 +142,8 @@ def finetune(
         about = [calibrator, str(recipe), asdict(record), spec, name_of(generator)]
         about.append(settings_of(generator, generator_options, registry))
         place = Workplace(folder, run_identity(teacher, parts, settings, about), broadcast, ranks)
-        history = _trained(_student(prepared, worker), teacher, spec, parts, settings, maker, place)
+        lesson = Lesson(teacher, spec, *parts, None if maker is None else lambda: maker, ())
+        history = teach(_student(prepared, worker), lesson, settings, place)
         with attributed(provided):
             converted = worker.convert(prepared)
             coverage = worker.describe(converted)
@@ -177,27 +174,3 @@ def _student(prepared: nn.Module, worker: Calibrator) -> Student:
         () if scales is None else tuple(scales(prepared)),
         (lambda: None) if freeze is None else partial(freeze, prepared),
     )
-
-
-def _trained(
-    student: Student,
-    teacher: nn.Module,
-    spec: InputSpec,
-    parts: tuple[Examples, Examples],
-    settings: DistillationOptions,
-    maker: LearningGenerator | None,
-    place: Workplace,
-) -> tuple[TrainingPoint, ...]:
-    """Train the student in place and return the curves."""
-    examples, held_out = parts
-    loss = DistillationLoss(teacher, settings, student=student.model, sample=held_out.inputs[:2])
-    try:
-        source: Source
-        if maker is not None:
-            source = GeneratorSource(maker, frozen_copy(teacher), spec, settings)
-        else:
-            fill = None if spec.bounds is None else spec.bounds[0]
-            source = DatasetSource(answered(examples, loss, settings), settings, spec.num_classes, fill)
-        return distill(student, loss, source, held_out, settings, place)
-    finally:
-        loss.close()

@@ -215,7 +215,7 @@ def teach(
     if settings.border is None:
         settings = replace(settings, border=border_of(lesson.spec))
     student.model.eval()
-    loss = make_loss(lesson.teacher, settings, student=student.model, sample=lesson.sample)
+    loss = make_loss(lesson.teacher, settings, student=student.model, sample=lesson.sample[:2])
     try:
         source: Source
         if lesson.maker is not None:
