@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.shared import complete_spec, name_option, pairs_option, print_table, spec_options
+from dfq_plugins.cli.shared import complete_spec, name_option, pairs_option, print_table, refuse_own_spec, spec_options
 from dfq_plugins.errors import UsageError
 from dfq_plugins.options import describe_options, parse_options
 from dfq_plugins.registry import get_registry
@@ -94,8 +94,7 @@ def opened(path: Path | None, model: nn.Module, given: dict[str, Any]) -> tuple[
 
     wanted = {name: given.pop(name) for name in SPEC}
     if path is not None and not (path.suffix == ".npz" or (path.is_dir() and not (path / MANIFEST_FILE).is_file())):
-        if named := [f"--{name.replace('_', '-')}" for name, value in wanted.items() if value is not None]:
-            raise UsageError(f"A synthetic set brings its own input specification: leave out {', '.join(named)}.")
+        refuse_own_spec(wanted)
         return SyntheticDataset.open(path), None
     spec = complete_spec(model, wanted)
     if path is None:

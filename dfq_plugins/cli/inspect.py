@@ -10,8 +10,7 @@ import click
 import dfq_plugins
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.reporting import announce, report_option
-from dfq_plugins.cli.shared import complete_spec, json_option, load_model, print_json, spec_options
-from dfq_plugins.errors import UsageError
+from dfq_plugins.cli.shared import complete_spec, json_option, load_model, print_json, refuse_own_spec, spec_options
 from dfq_plugins.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
@@ -65,9 +64,7 @@ def inspect(
 def _source(path: Path, model: nn.Module, given: dict[str, Any]) -> tuple[SyntheticDataset | list[Tensor], InputSpec]:
     """Open the set, and say what an input looks like; a synthetic one knows it by itself."""
     if (path / MANIFEST_FILE).is_file():
-        named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-        if named:
-            raise UsageError(f"A synthetic set brings its own input specification: leave out {', '.join(named)}.")
+        refuse_own_spec(given)
         data = dfq_plugins.SyntheticDataset.open(path)
         return data, data.spec
     from dfq_plugins.similarity import load_source, require_source  # noqa: PLC0415  imports torch

@@ -132,6 +132,16 @@ def on_device(model: nn.Module, device: str) -> nn.Module:
         ) from error
 
 
+def refuse_own_spec(given: Mapping[str, Any]) -> None:
+    """Refuse an input specification beside a synthetic set, which brings its own.
+
+    Raises:
+        UsageError: an option of it was given.
+    """
+    if named := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
+        raise UsageError(f"A synthetic set brings its own input specification: leave out {', '.join(named)}.")
+
+
 def complete_spec(model: nn.Module, given: Mapping[str, Any]) -> InputSpec:
     """Return the model's input specification from what was given and what can be inferred."""
     from dfq_plugins import checks  # noqa: PLC0415  imports torch
