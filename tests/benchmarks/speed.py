@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import load_case, write_result
+from common import load_case, read_result, write_result
 from peers.mct import ModelCompressionToolkit
 from peers.process import PeerProcess
 from peers.random_weights import random_network
@@ -162,6 +162,7 @@ def measure(subject: Subject, rounds: int, peer_folder: Path, threads: int) -> d
     }
     return {
         "batch": subject.batch,
+        "rounds": rounds,
         "milliseconds per image-iteration": {name: summary(values) for name, values in image.items()},
         "ratios": {name: summary(values) for name, values in ratios.items()},
     }
@@ -212,14 +213,15 @@ def main() -> None:
 
         write_result("speed-cuda", measure_cuda(IMAGENET))
         return
-    networks, shares = {}, {}
+    earlier = read_result("speed") or {}  # a run of some networks keeps the others' figures
+    networks, shares = earlier.get("networks", {}), earlier.get("profile", {})
     for subject in SUBJECTS:
         if subject.name in arguments.networks:
             shares[subject.name] = profiled(subject)
             networks[subject.name] = measure(subject, arguments.rounds, arguments.peer, arguments.threads)
             for name, ratio in networks[subject.name]["ratios"].items():
                 print(f"{subject.name:28s} {name:24s} {ratio['median']:6.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})")
-            write_result("speed", {"networks": networks, "profile": shares, "rounds": arguments.rounds})
+            write_result("speed", {"networks": networks, "profile": shares})
 
 
 if __name__ == "__main__":
