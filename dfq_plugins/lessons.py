@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dfq_plugins.allocation import kept_memory
 from dfq_plugins.calibration_data import as_calibration_data
 from dfq_plugins.checks import check_finite, complete_spec
 from dfq_plugins.distillation.batches import split_held_out
@@ -225,7 +226,8 @@ def teach(
             ready = answered(lesson.examples, loss, settings)
             source = DatasetSource(ready, settings, lesson.spec.num_classes, fill)
         paced = source if pace is None else pace(source)
-        return distill(student, loss, paced, lesson.held_out, settings, place, keep_best=keep_best)
+        with kept_memory():
+            return distill(student, loss, paced, lesson.held_out, settings, place, keep_best=keep_best)
     finally:
         loss.close()
 
