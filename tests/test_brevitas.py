@@ -301,14 +301,16 @@ def test_bias_correction_restores_the_means_of_the_float_network(
 ) -> None:
     inputs = torch.cat(tiny_batches)
 
-    def drift(correction: str) -> float:
-        converted = quantize(tiny_network, tiny_spec, [inputs], "w3a3", bias_correction=correction, quantize_bias=False)
+    def drift(correction: str, strength: float = 1.0) -> float:
+        options = {"bias_correction": correction, "correction_strength": strength, "quantize_bias": False}
+        converted = quantize(tiny_network, tiny_spec, [inputs], "w3a3", **options)
         with torch.no_grad():
             return (tiny_network(inputs).mean(0) - converted(inputs).mean(0)).abs().max().item()
 
     assert drift("none") > 0.01
     assert drift("layer") > 1e-3
     assert drift("network") < 1e-4
+    assert drift("network") < drift("network", strength=0.8) < drift("none")
 
 
 def test_channel_mean_knows_where_the_channels_are() -> None:

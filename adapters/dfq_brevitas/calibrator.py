@@ -123,7 +123,8 @@ class BrevitasCalibrator:
         if self.options.learned_round:
             learn_rounding(graph, data, self.options.learned_round_steps)
         if self.options.bias_correction == "network":
-            correct_biases(graph, data)
+            layers = sum(map(is_weight_layer, graph.modules()))
+            correct_biases(graph, data, self.options.correction_strength_for(layers))
         elif self.options.bias_correction == "layer":
             with bias_correction_mode(graph):
                 for inputs in data:

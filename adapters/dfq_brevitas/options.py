@@ -15,6 +15,7 @@ BiasCorrection = Literal["network", "layer", "none"]
 _PERCENTILES = ((4, 99.75), (6, 99.9))
 _WIDE_PERCENTILE = 100.0
 _SEARCHED_BITS = 4
+_HALF_STRENGTH_LAYERS = 60
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,13 @@ class BrevitasOptions:
             "on its own, as Brevitas does (layer), or not (none)"
         },
     )
+    correction_strength: Annotated[float, Gt(0), Le(1)] | None = field(
+        default=None,
+        metadata={
+            "help": "share of the shift that bias_correction=network gives back, 1 for real data; not given: 60 / "
+            "(60 + layers), because synthetic data overstate the shift, the more the deeper the network"
+        },
+    )
     quantize_bias: bool = field(
         default=True,
         metadata={"help": "quantize biases to 32-bit integers of the accumulator's scale"},
@@ -107,6 +115,14 @@ class BrevitasOptions:
         ('mse', 'percentile')
         """
         return self.activation_scale or ("mse" if bits <= _SEARCHED_BITS else "percentile")
+
+    def correction_strength_for(self, layers: int) -> float:
+        """Return the share of the shift to give back in a network of so many layers with weights.
+
+        >>> [BrevitasOptions(correction_strength=given).correction_strength_for(20) for given in (None, 1.0)]
+        [0.75, 1.0]
+        """
+        return self.correction_strength or _HALF_STRENGTH_LAYERS / (_HALF_STRENGTH_LAYERS + layers)
 
     def keeps_ends(self, weight_bits: int) -> bool:
         """Tell whether the first and the last layer keep float weights: beside binary ones, as in BinaryConnect.

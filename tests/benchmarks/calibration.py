@@ -37,6 +37,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "pytorch-quantization w4a4": ("pytorch-quantization", "w4a4", {}),
         "brevitas w4a8": ("brevitas", "w4a8", {}),
         "brevitas w4a4": ("brevitas", "w4a4", {}),
+        "brevitas w4a4, strength 1": ("brevitas", "w4a4", {"correction_strength": 1.0}),
     },
     "mobilenetv1_075_imagenet": W8A8_EVERYWHERE,
     "dscnn_kws_mlperftiny": W8A8_EVERYWHERE,

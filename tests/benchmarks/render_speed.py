@@ -41,8 +41,8 @@ def speed_section() -> str:
     rounds = ", ".join(str(one["rounds"]) for one in networks.values())
     text = (
         "### Time of a step\n\n"
-        f"Interleaved, {record['environment']['threads']} threads, median (lowest to highest) of {rounds} rounds in "
-        "this order; 32 x 32 pixels at batch 128, the others 224 x 224 at batch 32; the toolkit at its own batch of 32. "
+        f"Interleaved, {record['environment']['threads']} threads, median (lowest to highest) of {rounds} rounds; "
+        "32 x 32 pixels at batch 128, the others 224 x 224 at batch 32; the toolkit at its own batch of 32. "
         "The *floor* is the bare network's forward pass and input gradient at our precision (bf16 where the processor "
         "has it), compiled, and as it comes; no statistics, objective, augmentation or optimiser. The floor and ours "
         "keep freed memory between steps as `dfq synthesize` does. Milliseconds per image and iteration:\n"
