@@ -1,7 +1,7 @@
 """Which settings of the inversion calibrate best: each setting changed alone, judged by W4A4 accuracy and divergence.
 
-Two fixed consumers for all, W4A4 in all layers: pytorch-quantization, and Brevitas where it believes the data most, with
-a bias correction that gives back all of the shift that the data show.
+Two fixed consumers for all, W4A4 in all layers: pytorch-quantization, and Brevitas where it believes the data most,
+with a bias correction that gives back all of the shift that the data show.
 
     python tests/benchmarks/ablation.py resnet20_cifar10            # or: digits
 """

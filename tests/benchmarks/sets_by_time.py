@@ -33,7 +33,7 @@ NETWORK, RESULT = "resnet20_cifar10", "sets-by-time"
 SAMPLES, PEER_ITERATIONS, PEER_BATCH = 1024, 500, 32
 BUDGETS = (30.0, 60.0, 300.0)
 CONSUMERS: dict[str, dict[str, Any]] = {"pytorch-quantization": {}, "brevitas": {"correction_strength": 1.0}}
-"""Calibrators with their options; Brevitas gives back all of the shift that the data show, and so believes them most."""
+"""Calibrators with their options; Brevitas gives back all of the shift that the data show: it believes them most."""
 
 
 class Race:
