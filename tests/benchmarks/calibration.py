@@ -16,6 +16,7 @@ import torch
 from common import Case, accuracy, load_case, read_result, write_result
 
 import dfq_plugins
+from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
 from dfq_plugins.registry import get_registry
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def rows_of(
         yield "real data", real[: case.calibration_samples]
     for generator in GENERATORS[case.network]:
         folder = work / f"{case.network}-{generator}-{seed}"
+        if (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete":
+            yield generator, dfq_plugins.SyntheticDataset.open(folder)
+            continue
         samples = SAMPLES[case.network]
         yield (
             generator,
