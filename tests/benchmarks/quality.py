@@ -1,6 +1,6 @@
 """Does the score of `dfq inspect` predict accuracy after calibration? Sets of many kinds and sizes, over networks.
 
-    python tests/benchmarks/quality.py resnet20_cifar10 --work FOLDER
+    python tests/benchmarks/quality.py resnet20_cifar10 --work FOLDER [--without NAME ...]
 
 Each set calibrates one framework at one recipe, and is inspected; accuracies that the result file holds already are not
 measured again. Synthetic sets are kept in FOLDER.
@@ -58,13 +58,13 @@ def measure(about: Subject, data: torch.Tensor, recipe: str) -> float:
     return accuracy(run.model, about.inputs, about.labels)
 
 
-def study(network: str, work: Path, *, inspect_only: bool) -> None:
+def study(network: str, work: Path, *, without: list[str], inspect_only: bool) -> None:
     """Fill in what a network's result file does not hold yet."""
     about, recipe = subject(network), RECIPES[network]
     record = so_far(network)
     record |= {"recipe": recipe, "calibrator": CALIBRATOR, "test_samples": min(TEST_SAMPLES, len(about.labels))}
     record.setdefault("float", accuracy(about.network, about.inputs, about.labels))
-    for name in set_names(about):
+    for name in [name for name in set_names(about) if name not in without]:
         entry = record["sets"].setdefault(name, {})
         if inspect_only and "accuracy" not in entry:
             continue
@@ -96,11 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", choices=list(RECIPES))
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="sets that take too long to make")
     parser.add_argument("--inspect-only", action="store_true", help="judge the measured sets anew, measure nothing")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    study(arguments.network, arguments.work, inspect_only=arguments.inspect_only)
+    study(arguments.network, arguments.work, without=arguments.without, inspect_only=arguments.inspect_only)
     for name, value in so_far(arguments.network)["spearman"].items():
         print(f"{name:20s} {value:6.3f}")
 
