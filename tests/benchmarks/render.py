@@ -59,9 +59,9 @@ def calibration_section(name: str) -> str:
 
 
 ALL_OF_THE_SHIFT = "brevitas w4a4, strength 1"
-STRENGTH_NOTE = """Brevitas's biases get back a share of the shift that the data show, because synthetic data overstate it;
-`strength 1` gives back all of it (`correction_strength`), which is best for real data. Compare synthetic data in the
-first column with real data in the second.
+STRENGTH_NOTE = """Brevitas's biases get back a share of the shift that the data show, because synthetic data overstate
+it; `strength 1` gives back all of it (`correction_strength`), which is best for real data. Compare synthetic data in
+the first column with real data in the second.
 """
 ROW_ORDER = ["real data", "gaussian", "inception", "bns", "bns+inception"]
 
