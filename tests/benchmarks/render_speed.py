@@ -148,8 +148,8 @@ def cuda_section() -> str:
     if record is None:
         return (
             "### On a GPU\n\nNot measured: no GPU was at hand. `python tests/benchmarks/speed.py --device cuda` takes "
-            "1,024 images of 224 x 224 from ResNet-18, ResNet-50 and MobileNetV2, as seconds and as a share of the bf16 "
-            "peak, and counts how often the loop waits for the GPU.\n"
+            "1,024 images of 224 x 224 from ResNet-18, ResNet-50 and MobileNetV2: seconds, share of the bf16 peak, and "
+            "how often the loop waits for the GPU.\n"
         )
     rows = [
         [name, figure(one["seconds"]), f"{one['share of the bf16 peak']:.0%}", str(one["waits in eight steps"])]
