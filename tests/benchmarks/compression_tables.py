@@ -89,7 +89,7 @@ def compression_sections(table: Any, origin: Any) -> list[str]:
         picture = (
             "![Accuracy over multiply-adds, data-free beside real data](images/pruning.svg)\n" if PLOT.is_file() else ""
         )
-        parts += ["## Smaller networks\n", text, table(*pruning_table(pruned)), picture, origin(pruned)]
+        parts += [text, table(*pruning_table(pruned)), picture, origin(pruned)]
     distilled = read_result("distilling-resnet56-resnet20")
     if distilled is not None and distilled["cells"]:
         text = (
@@ -97,9 +97,5 @@ def compression_sections(table: Any, origin: Any) -> list[str]:
             f"weights. Synthetic sets hold {distilled['samples']} samples; {distilled['test_samples']} images "
             f"classified. {PUBLISHED}\n"
         )
-        parts += ([] if parts else ["## Smaller networks\n"]) + [
-            text,
-            table(*distilling_table(distilled)),
-            origin(distilled),
-        ]
+        parts += [text, table(*distilling_table(distilled)), origin(distilled)]
     return [part for part in parts if part]

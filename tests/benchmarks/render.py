@@ -12,6 +12,7 @@ from common import read_result
 from compression_tables import compression_sections
 from render_speed import time_sections
 from render_tables import figure, origin, table
+from training_tables import finetuning_sections, records_section
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
@@ -151,6 +152,12 @@ def ablation_section(name: str) -> str:
     return "\n".join([text, table(["setting", *CONSUMERS, "divergence (nats)"], rows), origin(record)])
 
 
+def smaller_networks() -> list[str]:
+    """Return the sections on pruned and distilled networks."""
+    found = [part for part in (*compression_sections(table, origin), records_section()) if part]
+    return ["## Smaller networks\n", *found] if found else []
+
+
 def readme_table() -> str:
     """Return the README's table: ResNet-20 in every framework, on real data, on synthetic data and on noise."""
     record = read_result("calibration-resnet20_cifar10")
@@ -188,7 +195,8 @@ def main() -> None:
         per_tensor_section(),
         "## Data similarity\n",
         similarity_section(),
-        *compression_sections(table, origin),
+        *finetuning_sections(),
+        *smaller_networks(),
     ]
     if times := time_sections():
         parts += ["## Time and memory\n", *times]

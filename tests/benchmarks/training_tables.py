@@ -1,0 +1,153 @@
+"""The sections of docs/benchmarks.md on fine-tuning and on activation records, from their results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import read_result
+from render_tables import figure, origin, table
+
+ROWS = ("bns", "real 1024", "real 4096", "gaussian", "inception", "bns+inception", "adversarial", "gdfq", "mixed")
+PAIRS = {
+    "lenet5": "LeNet-5 into half of it",
+    "hinton1200": "1200-1200 into 800-800",
+    "lenet5_batch_norm": "LeNet-5 with BatchNorm into half of LeNet-5",
+}
+PAPER = {
+    "lenet5": {
+        "real": 98.65,
+        "record-top": 77.30,
+        "record-all": 85.61,
+        "record-spectral": 90.28,
+        "record-spectral-pairs": 92.47,
+    },
+    "hinton1200": {
+        "real": 95.70,
+        "record-top": 68.75,
+        "record-all": 76.38,
+        "record-all-dropout": 76.23,
+        "record-spectral": 89.41,
+        "record-spectral-pairs": 91.24,
+    },
+}
+"""Lopes, Fenu and Starner 2017, accuracy of the student in percent."""
+
+
+def finetuning_sections() -> list[str]:
+    """Return what fine-tuning reaches, what the time does to it, and what its settings do."""
+    parts = [_accuracy(), _by_time(), _settings()]
+    found = [part for part in parts if part]
+    return ["## Accuracy after fine-tuning\n", *found] if found else []
+
+
+def _accuracy() -> str:
+    record = read_result("finetuning-resnet20_cifar10")
+    if record is None or not record["cells"]:
+        return ""
+    cells, kinds = record["cells"], [row for row in ROWS if row in record["cells"]]
+    rows = [
+        [
+            label.replace("-", " "),
+            *(figure(_accuracies(cells[kind].get(label))) for kind in kinds),
+            _behind(record["float"], cells.get("bns", {}).get(label)),
+            f"{options['steps']}",
+            _minutes(cells, label),
+        ]
+        for label, options in record["training"].items()
+    ]
+    header = ["setting", *kinds, "bns behind float", "steps", "minutes"]
+    text = (
+        "### ResNet-20 on CIFAR-10\n\n"
+        f"The float network ({record['float']:.2f}) teaches; {record['samples']} synthetic images, or as many real "
+        f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified. All "
+        "layers are quantized, first and last included (binary: all but these two). Minutes are those of calibration "
+        "and training on one processor, without synthesis.\n"
+    )
+    return "\n".join([text, table(header, rows), origin(record)])
+
+
+def _by_time() -> str:
+    record = read_result("finetuning-time")
+    if record is None:
+        return ""
+    rows = []
+    for row, cells in record["cells"].items():
+        ordered = sorted(cells.items(), key=lambda item: record["training"][item[0]]["steps"])
+        for label, seeds in ordered:
+            minutes = sum(one["seconds"] for one in seeds.values()) / len(seeds) / 60
+            steps = record["training"][label]["steps"]
+            rows.append([row, str(steps), f"{minutes:.1f}", figure(_accuracies(seeds))])
+    text = (
+        "### Accuracy against time\n\npytorch-quantization at W4A4; each line is a training of its own, whose learning "
+        "rate falls to zero at its end. One processor.\n"
+    )
+    return "\n".join([text, table(["trained on", "steps", "minutes", "top-1"], rows), origin(record)])
+
+
+def _settings() -> str:
+    record = read_result("finetuning-ablation")
+    if record is None:
+        return ""
+    rows = [
+        [row, label, figure(_accuracies(seeds)), f"{next(iter(seeds.values()))['seconds'] / 60:.1f}"]
+        for row, cells in record["cells"].items()
+        for label, seeds in sorted(cells.items(), key=lambda item: -_accuracies(item[1])[0])
+    ]
+    text = (
+        "### Settings of the training\n\npytorch-quantization at W4A4, 600 steps, one seed, best first. Each line "
+        "changes what it names of: batches of 64, images shifted over a border of 4 pixels and mirrored, KL divergence "
+        "at temperature 4, no mixup, no other loss, fixed ranges.\n"
+    )
+    return "\n".join([text, table(["trained on", "setting", "top-1", "minutes"], rows), origin(record)])
+
+
+def records_section() -> str:
+    """Return what students reach that were distilled from activation records."""
+    record = read_result("records")
+    if record is None or not record["cells"]:
+        return ""
+    settings = record["settings"]
+    text = (
+        "### Students from activation records: MNIST\n\n"
+        f"{settings['samples']} rebuilt inputs, {settings['iterations']} iterations each, and all 60,000 training "
+        f"images for `real`; the student takes {settings['steps']} steps on the teacher's soft labels. Accuracy on the 10,000 "
+        "test labels; beside it the paper's (Lopes, Fenu and Starner 2017).\n"
+    )
+    parts = [text]
+    for name, cells in _by_pair(record["cells"]).items():
+        teacher = next(iter(next(iter(cells.values())).values()))["teacher"]
+        rows = [
+            [
+                row,
+                figure(_accuracies(seeds)),
+                f"{PAPER.get(name, {}).get(row, float('nan')):.2f}".replace("nan", "-"),
+                f"{sum(one['seconds_data'] for one in seeds.values()) / len(seeds) / 60:.1f}",
+            ]
+            for row, seeds in cells.items()
+        ]
+        header = [f"{PAIRS[name]} (teacher {teacher:.2f})", "top-1", "in the paper", "minutes to make the data"]
+        parts.append(table(header, rows))
+    return "\n".join([*parts, origin(record)])
+
+
+def _by_pair(cells: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the cells, which go by "pair row seed", by pair, row and seed."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, cell in cells.items():
+        name, row, seed = key.split(" ")
+        found.setdefault(name, {}).setdefault(row, {})[seed] = cell
+    return found
+
+
+def _accuracies(seeds: dict[str, Any] | None) -> list[float]:
+    return [one["accuracy"] for one in (seeds or {}).values()]
+
+
+def _behind(whole: float, seeds: dict[str, Any] | None) -> str:
+    found = _accuracies(seeds)
+    return f"{whole - sum(found) / len(found):.2f}" if found else "-"
+
+
+def _minutes(cells: dict[str, Any], label: str) -> str:
+    taken = [one["seconds"] / 60 for row in cells.values() for one in row.get(label, {}).values()]
+    return f"{sum(taken) / len(taken):.0f}"
