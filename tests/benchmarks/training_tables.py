@@ -59,8 +59,8 @@ def _accuracy() -> str:
     text = (
         "### ResNet-20 on CIFAR-10\n\n"
         f"The float network ({record['float']:.2f}) teaches; {record['samples']} synthetic images, or as many real "
-        f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified. All "
-        "layers are quantized, first and last included (binary: all but these two). Minutes are those of calibration "
+        f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified. "
+        "All layers are quantized, first and last included (binary: all but these two). Minutes are those of calibration "
         "and training on one processor, without synthesis.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
@@ -110,8 +110,8 @@ def records_section() -> str:
     text = (
         "### Students from activation records: MNIST\n\n"
         f"{settings['samples']} rebuilt inputs, {settings['iterations']} iterations each, and all 60,000 training "
-        f"images for `real`; the student takes {settings['steps']} steps on the teacher's soft labels. Accuracy on the 10,000 "
-        "test labels; beside it the paper's (Lopes, Fenu and Starner 2017).\n"
+        f"images for `real`; the student takes {settings['steps']} steps on the teacher's soft labels. Accuracy on "
+        "the 10,000 test labels; beside it the paper's (Lopes, Fenu and Starner 2017).\n"
     )
     parts = [text]
     for name, cells in _by_pair(record["cells"]).items():
