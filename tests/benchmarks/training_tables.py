@@ -60,8 +60,8 @@ def _accuracy() -> str:
         "### ResNet-20 on CIFAR-10\n\n"
         f"The float network ({record['float']:.2f}) teaches; {record['samples']} synthetic images, or as many real "
         f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified. "
-        "All layers are quantized, first and last included (binary: all but these two). Minutes are those of calibration "
-        "and training on one processor, without synthesis.\n"
+        "All layers are quantized, first and last included (binary: all but these two). Minutes are those of "
+        "calibration and training on one processor, without synthesis.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
 
