@@ -65,7 +65,7 @@ class DistillationOptions:
     flip: bool = _setting(default=False, text="mirror the last axis half of the time")
     crop: Annotated[float, Gt(0), Le(1)] = _setting(1.0, "smallest side of a random resized crop, as a share")
     border: Annotated[int, Ge(0)] | None = _setting(
-        0,
+        None,
         "shift images over a border of so many pixels, and mirror them, as training on small images does; none: an "
         "eighth of the side of colour images of 16 to 64 pixels, 0 for others",
     )
@@ -91,6 +91,7 @@ class DistillationOptions:
                 "kl_mean": "elements",
                 "temperature": 1.0,
                 "attention_weight": 250.0,
+                "border": 0,
                 "batch_norm": "reestimated",
                 "teacher_precision": "float32",
             }
@@ -101,7 +102,7 @@ class DistillationOptions:
     def augments(self) -> bool:
         """Whether the inputs of a step differ from those of the data set.
 
-        >>> DistillationOptions().augments, DistillationOptions(flip=True).augments
+        >>> DistillationOptions(border=0).augments, DistillationOptions(flip=True).augments
         (False, True)
         """
         return bool(self.mixup or self.jitter or self.flip or self.crop < 1 or self.border != 0)

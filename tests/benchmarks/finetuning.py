@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NETWORK = "resnet20_cifar10"
 SAMPLES = 1024
-ROWS = ("bns", "real 1024", "real 4096", "gaussian", "inception", "bns+inception")
+ROWS = ("bns", "bns 4096", "real 1024", "real 4096", "gaussian", "inception", "bns+inception")
 COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch-ao-w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization-w8a8": ("pytorch-quantization", "w8a8", {}),
@@ -43,14 +43,25 @@ COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Tensor, seed: int, work: Path) -> Any:
-    """Return the data of one row and seed; a synthetic set is made where the folder holds no complete one."""
-    if row.startswith("real "):
+    """Return the data of one row and seed; a synthetic set is made where the folder holds no complete one.
+
+    Args:
+        row: `real` or a generator, and how many samples where it is not the usual number.
+        spec: what an input looks like.
+        network: what the inputs are made from.
+        real: all real inputs.
+        seed: of the set, or of the choice of real inputs.
+        work: where sets are kept.
+    """
+    kind, _, count = row.partition(" ")
+    if kind == "real":
         order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-        return real[order[: int(row.split()[1])]]
+        return real[order[: int(count)]]
     folder = work / f"{NETWORK}-{row}-{seed}"
     if (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete":
         return dfq_plugins.SyntheticDataset.open(folder)
-    return dfq_plugins.synthesize(network, spec, generator=row, num_samples=SAMPLES, seed=seed, output=folder)
+    samples = int(count or SAMPLES)
+    return dfq_plugins.synthesize(network, spec, generator=kind, num_samples=samples, seed=seed, output=folder)
 
 
 def record_of(run: FinetuningRun, figure: float, before: float | None, seconds: float) -> dict[str, Any]:

@@ -34,13 +34,18 @@ if TYPE_CHECKING:
     from dfq_plugins.pruning import PruningRun
 
 NETWORK = "resnet20_cifar10"
-ROWS = ("bns", "real 1024", "real 4096", "gaussian")
+ROWS = ("bns", "bns 4096", "real 1024", "real 4096", "gaussian")
 TARGETS = (0.7, 0.5, 0.35, 0.25)
 BATCHES = (1, 100)
 """Samples in a batch whose latency is measured."""
 
 PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "pruning.svg"
-LABELS = {"bns": "from the network alone", "real 4096": "4,096 real images", "real 1024": "1,024 real images"}
+LABELS = {
+    "bns": "from the network alone",
+    "bns 4096": "4,096 from the network alone",
+    "real 4096": "4,096 real images",
+    "real 1024": "1,024 real images",
+}
 
 
 def latency(model: nn.Module, batch: int) -> float:

@@ -7,7 +7,18 @@ from typing import Any
 from common import read_result
 from render_tables import figure, origin, table
 
-ROWS = ("bns", "real 1024", "real 4096", "gaussian", "inception", "bns+inception", "adversarial", "gdfq", "mixed")
+ROWS = (
+    "bns",
+    "bns 4096",
+    "real 1024",
+    "real 4096",
+    "gaussian",
+    "inception",
+    "bns+inception",
+    "adversarial",
+    "gdfq",
+    "mixed",
+)
 PAIRS = {
     "lenet5": "LeNet-5 into half of it",
     "hinton1200": "1200-1200 into 800-800",
