@@ -19,6 +19,16 @@ ROWS = (
     "gdfq",
     "mixed",
 )
+RECORD_ROWS = (
+    "real",
+    "record-top",
+    "record-all",
+    "record-all-dropout",
+    "record-spectral",
+    "record-spectral-pairs",
+    "bns",
+    "gaussian",
+)
 PAIRS = {
     "lenet5": "LeNet-5 into half of it",
     "hinton1200": "1200-1200 into 800-800",
@@ -134,7 +144,7 @@ def records_section() -> str:
                 f"{PAPER.get(name, {}).get(row, float('nan')):.2f}".replace("nan", "-"),
                 f"{sum(one['seconds_data'] for one in seeds.values()) / len(seeds) / 60:.1f}",
             ]
-            for row, seeds in cells.items()
+            for row, seeds in sorted(cells.items(), key=lambda item: RECORD_ROWS.index(item[0]))
         ]
         header = [f"{PAIRS[name]} (teacher {teacher:.2f})", "top-1", "in the paper", "minutes to make the data"]
         parts.append(table(header, rows))
