@@ -155,6 +155,22 @@ def test_input_is_unsigned_where_it_is_never_negative(
     assert quantizer.scale().item() * 255 == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("lowest", "levels", "widest"), [(0.0, 255, 1.0), (-1.0, 127, 1.0)])
+def test_the_input_may_have_a_width_of_its_own(
+    tiny_network: nn.Module, tiny_batches: list[torch.Tensor], lowest: float, levels: int, widest: float
+) -> None:
+    spec = InputSpec((3, 8, 8), value_range=(lowest, 1.0))
+    inputs = [batch.clamp(lowest, 1.0) for batch in tiny_batches]
+    converted = quantize(tiny_network, spec, inputs, "w4a4", input_bits=8)
+    own = converted.inputs_quant.act_quant
+    assert int(own.bit_width()) == 8
+    assert own.is_signed == (lowest < 0)
+    assert own.scale().item() * levels == pytest.approx(widest)
+    assert int(converted.relu1.act_quant.bit_width()) == 4
+    formats = {layer.name: layer.activation for layer in BrevitasCalibrator().describe(converted).quantized}
+    assert "int8" in str(formats["inputs_quant"])
+
+
 def test_both_branches_of_an_addition_share_one_scale(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:

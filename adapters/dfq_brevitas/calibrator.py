@@ -13,7 +13,7 @@ from dfq_brevitas.coverage import describe_coverage
 from dfq_brevitas.export import export_onnx
 from dfq_brevitas.framework import GraphModule, bias_correction_mode, calibration_mode
 from dfq_brevitas.graph import float_graph, quantized_graph
-from dfq_brevitas.input_range import fix_input_range, make_input_unsigned
+from dfq_brevitas.input_range import exchange_input_quantizers, fix_input_range
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
 from dfq_brevitas.quiet import framework_notices_silenced
@@ -77,11 +77,19 @@ class BrevitasCalibrator:
         with framework_notices_silenced():
             graph = quantized_graph(float_graph(private, self.options), recipe, self.options, training=training)
             _require_quantized(graph, model, keeps_ends=self.options.keeps_ends(recipe.weight_bits))
-            quantizes_input = recipe.activation_bits != FLOAT_BITS
-            if spec.extremes is not None and self.options.known_input_range and quantizes_input:
-                make_input_unsigned(graph, spec.extremes, quantizer_maps(recipe, self.options).identities["unsigned"])
+            if recipe.activation_bits != FLOAT_BITS:
+                self._settle_input(graph, spec, recipe)
         graph.meta[_RUN_KEY] = _Run(spec, recipe, training)
         return graph.eval()
+
+    def _settle_input(self, graph: GraphModule, spec: InputSpec, recipe: Recipe) -> None:
+        """Give the input's quantizer the width that was asked for, and no sign where none is needed."""
+        known = spec.extremes is not None and self.options.known_input_range
+        unsigned = known and spec.extremes is not None and spec.extremes[0] >= 0
+        bits = self.options.input_bits or recipe.activation_bits
+        if unsigned or bits != recipe.activation_bits:
+            identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities
+            exchange_input_quantizers(graph, identities["unsigned" if unsigned else "signed"])
 
     def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
         """Let Brevitas record the ranges, then mend weights and biases as the options say, in place.

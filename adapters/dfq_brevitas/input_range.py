@@ -1,4 +1,4 @@
-"""Gives the quantizer of the network's input the range that is known, instead of the one that was observed."""
+"""Gives the quantizer of the network's input a width of its own, and the range that is known, not the observed one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ def input_quantizers(graph: GraphModule) -> Iterator[tuple[str, Any]]:
                 yield str(node.target), module
 
 
-def make_input_unsigned(
-    graph: GraphModule, extremes: tuple[float, float], unsigned: tuple[Any, dict[str, Any]]
-) -> None:
-    """Use an unsigned quantizer for an input that is known to be never negative. Call it before calibration."""
-    if extremes[0] < 0:
-        return
-    kind, arguments = unsigned
+def exchange_input_quantizers(graph: GraphModule, new: tuple[Any, dict[str, Any]]) -> None:
+    """Use another quantizer for the input, in place. Call it before calibration.
+
+    An input that is also added to another tensor keeps the one whose scale both share.
+    """
+    kind, arguments = new
     for name, quantizer in list(input_quantizers(graph)):
         if not _is_shared(graph, quantizer):
             graph.set_submodule(name, kind(**arguments).eval())

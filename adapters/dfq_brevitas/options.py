@@ -61,6 +61,10 @@ class BrevitasOptions:
         default=20,
         metadata={"help": "how many scales the mse search tries"},
     )
+    input_bits: Annotated[int, Ge(2), Le(8)] | None = field(
+        default=None,
+        metadata={"help": "bits of the network input itself; none: as the recipe says for activations"},
+    )
     known_input_range: bool = field(
         default=True,
         metadata={"help": "take the input quantizer's range from the input specification where that knows it"},
