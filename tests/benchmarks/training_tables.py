@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common import read_result
+from finetuning import COLUMNS
 from render_tables import figure, origin, table
 
 ROWS = (
@@ -68,7 +69,7 @@ def _accuracy() -> str:
     cells, kinds = record["cells"], [row for row in ROWS if row in record["cells"]]
     rows = [
         [
-            label.replace("-", " "),
+            _title(label),
             *(figure(_accuracies(cells[kind].get(label))) for kind in kinds),
             _behind(record["float"], cells.get("bns", {}).get(label)),
             f"{options['steps']}",
@@ -81,8 +82,8 @@ def _accuracy() -> str:
         "### ResNet-20 on CIFAR-10\n\n"
         f"The float network ({record['float']:.2f}) teaches; {record['samples']} synthetic images, or as many real "
         f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified. "
-        "All layers are quantized, first and last included (binary: all but these two). Minutes are those of "
-        "calibration and training on one processor, without synthesis.\n"
+        "All layers are quantized, first and last included (binary: all but these two), and so is the image. Minutes "
+        "are those of calibration and training on one processor, without synthesis.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
 
@@ -158,6 +159,11 @@ def _by_pair(cells: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
         name, row, seed = key.split(" ")
         found.setdefault(name, {}).setdefault(row, {})[seed] = cell
     return found
+
+
+def _title(label: str) -> str:
+    calibrator, recipe, options = COLUMNS.get(label, (label, "", {}))
+    return f"{calibrator} {recipe}" + (", image at 8 bits" if "input_bits" in options else "")
 
 
 def _accuracies(seeds: dict[str, Any] | None) -> list[float]:
