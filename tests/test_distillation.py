@@ -380,6 +380,28 @@ class TestBatches:
         optimizer = build_optimizer(tiny_network, [scale], options)
         assert sorted({group["base"] for group in optimizer.param_groups}) == [0.002, 0.5]
 
+    def test_relative_steps_fit_each_channel_and_each_scale(self) -> None:
+        from dfq_plugins.distillation.adam import build_optimizer, set_learning_rate
+
+        network = nn.Linear(2, 2)
+        network.register_parameter("scale", nn.Parameter(torch.tensor([4.0, 0.5])))
+        with torch.no_grad():
+            network.weight.copy_(torch.tensor([[3.0, -3.0], [0.1, 0.1]]))
+            network.bias.copy_(torch.tensor([0.6, -0.8]))
+        before = {name: value.clone() for name, value in network.named_parameters()}
+        options = replace(OPTIONS, learning_rate=0.01, scale_learning_rate=0.1)
+        scale: Any = network.scale
+        optimizer = build_optimizer(network, [scale], options)
+        set_learning_rate(optimizer, 0.5)
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        moved = {name: before[name] - value for name, value in network.named_parameters()}
+        # Adam's first step has the size of the rate, whatever the gradient.
+        torch.testing.assert_close(moved["weight"], 0.005 * torch.tensor([[3.0, 3.0], [0.1, 0.1]]))
+        torch.testing.assert_close(moved["bias"], 0.005 * torch.full((2,), 0.5**0.5))
+        torch.testing.assert_close(moved["scale"], 0.05 * torch.tensor([4.0, 0.5]))
+
     def test_parts_do_not_overlap(self) -> None:
         trained_on, held_out = split_held_out(Examples(torch.arange(50.0)), 0.1, seed=1)
         assert len(held_out) == 5

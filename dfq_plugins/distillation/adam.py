@@ -1,8 +1,8 @@
-"""The optimizer of a student: Adam with a learning rate for each tensor, by default in proportion to its size."""
+"""The optimizer of a student: Adam, whose steps are by default in proportion to the size of what they move."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -10,18 +10,50 @@ from torch import nn
 from dfq_plugins.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
+
+    from torch import Tensor
 
     from dfq_plugins.distillation.options import DistillationOptions
 
 SMALLEST_SIZE = 0.01
 """Root mean square that a tensor is taken to have at least, so that biases of zero can move."""
 
+SMALLEST_SHARE = 0.01
+"""Size that a channel is taken to have at least, as a share of its tensor's."""
+
+_MATRIX = 2  # dimensions from which on the first one counts output channels
+
+
+class RelativeAdam(torch.optim.Adam):
+    """Adam whose step is a share of the size of what it moves: of each output channel, or of each quantizer scale.
+
+    Where BatchNorm is folded into a layer, its channels differ a hundredfold, and so do their scales: a step that fits
+    the largest would change the sign of the smallest.
+
+    Args:
+        groups: parameter groups, as for `torch.optim.Adam`.
+        sizes: the size of each parameter's values, of a shape that broadcasts to it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], sizes: Mapping[nn.Parameter, Tensor]) -> None:
+        super().__init__(groups)
+        self._sizes = dict(sizes)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take Adam's step, each value's in proportion to its size."""
+        before = [parameter.clone() for parameter in self._sizes]
+        loss = super().step(closure)
+        for parameter, size, old in zip(self._sizes, self._sizes.values(), before, strict=True):
+            parameter.copy_(torch.lerp(old, parameter, size))
+        return loss
+
 
 def build_optimizer(
     model: nn.Module, scales: Collection[nn.Parameter], options: DistillationOptions
 ) -> torch.optim.Optimizer:
-    """Return Adam over all parameters that take gradients, one group each with its full rate as `base`.
+    """Return Adam over all parameters that take gradients, with the full rate of each group as `base`.
 
     Args:
         model: the student.
@@ -39,19 +71,34 @@ def build_optimizer(
         )
     known = {id(parameter) for parameter in scales}
     rates = (options.learning_rate, options.scale_learning_rate)
-    relative = options.learning_rate_unit == "relative"
-    bases = [rates[id(p) in known] * (size_of(p) if relative else 1.0) for p in trainable]
-    groups = [{"params": [p], "base": base, "lr": 0.0} for p, base in zip(trainable, bases, strict=True)]
-    return torch.optim.Adam(groups)
+    groups = [{"params": [p], "base": rates[id(p) in known], "lr": 0.0} for p in trainable]
+    if options.learning_rate_unit == "absolute":
+        return torch.optim.Adam(groups)
+    return RelativeAdam(groups, {p: scale_sizes(p) if id(p) in known else weight_sizes(p) for p in trainable})
 
 
-def size_of(parameter: torch.Tensor) -> float:
-    """Return the root mean square of a tensor, at least `SMALLEST_SIZE`.
+@torch.no_grad()
+def weight_sizes(parameter: Tensor) -> Tensor:
+    """Return the root mean square of each output channel of a weight, or of the whole of a vector.
 
-    >>> size_of(torch.tensor([3.0, -3.0])), size_of(torch.zeros(2))
-    (3.0, 0.01)
+    >>> weight_sizes(torch.tensor([[3.0, -3.0], [1.0, 1.0]])).flatten().tolist(), weight_sizes(torch.zeros(2)).item()
+    ([3.0, 1.0], 0.009999999776482582)
     """
-    return max(float(parameter.detach().square().mean().sqrt()), SMALLEST_SIZE)
+    whole = parameter.square().mean().sqrt().clamp(min=SMALLEST_SIZE)
+    if parameter.dim() < _MATRIX:
+        return whole
+    return parameter.square().mean(tuple(range(1, parameter.dim())), keepdim=True).sqrt().clamp(whole * SMALLEST_SHARE)
+
+
+@torch.no_grad()
+def scale_sizes(parameter: Tensor) -> Tensor:
+    """Return the size of each scale.
+
+    >>> scale_sizes(torch.tensor([2.0, -0.5])).tolist()
+    [2.0, 0.5]
+    """
+    whole = parameter.square().mean().sqrt().clamp(min=SMALLEST_SIZE)
+    return parameter.abs().clamp(whole * SMALLEST_SHARE)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

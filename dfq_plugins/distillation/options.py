@@ -20,8 +20,8 @@ def _setting(default: Any, text: str) -> Any:
 class DistillationOptions:
     """How a student is trained on its teacher's answers.
 
-    Learning rates are relative: a step of Adam moves a value by about this share of the root mean square of its tensor,
-    so that one setting fits layers of any size.
+    Learning rates are relative: a step of Adam moves a weight by about this share of the root mean square of its output
+    channel, and a quantizer scale by this share of itself, so that one setting fits layers of any size.
 
     The preset `zhu2020` is the paper's (arXiv 2010.07334), for quantization; it goes with the generator `adversarial`
     under the preset of the same name.
