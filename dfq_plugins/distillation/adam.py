@@ -10,7 +10,7 @@ from torch import nn
 from dfq_plugins.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from torch import Tensor
 
@@ -26,27 +26,39 @@ _MATRIX = 2  # dimensions from which on the first one counts output channels
 
 
 class RelativeAdam(torch.optim.Adam):
-    """Adam whose step is a share of the size of what it moves: of each output channel, or of each quantizer scale.
+    """Adam whose step is a share of what it moves: of the size of a weight's output channel, or of the scale itself.
 
-    Where BatchNorm is folded into a layer, its channels differ a hundredfold, and so do their scales: a step that fits
-    the largest would change the sign of the smallest.
+    Where BatchNorm is folded into a layer, its channels differ by orders of magnitude, and so do their scales. A step
+    that fits the largest would change the sign of the smallest; a scale is therefore multiplied, which it survives.
 
     Args:
-        groups: parameter groups, as for `torch.optim.Adam`.
-        sizes: the size of each parameter's values, of a shape that broadcasts to it.
+        weights: parameters that move by a share of their first size.
+        scales: parameters that are multiplied.
+        rates: the full learning rate of each kind.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], sizes: Mapping[nn.Parameter, Tensor]) -> None:
-        super().__init__(groups)
-        self._sizes = dict(sizes)
+    def __init__(
+        self, weights: Collection[nn.Parameter], scales: Collection[nn.Parameter], rates: tuple[float, float]
+    ) -> None:
+        super().__init__(
+            [
+                {"params": list(part), "base": rate, "lr": 0.0}
+                for part, rate in zip((weights, scales), rates, strict=True)
+                if part
+            ]
+        )
+        self._sizes = {weight: weight_size(weight) for weight in weights}
+        self._scales = tuple(scales)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take Adam's step, each value's in proportion to its size."""
-        before = [parameter.clone() for parameter in self._sizes]
+        weights, scales = ([parameter.clone() for parameter in part] for part in (self._sizes, self._scales))
         loss = super().step(closure)
-        for parameter, size, old in zip(self._sizes, self._sizes.values(), before, strict=True):
+        for (parameter, size), old in zip(self._sizes.items(), weights, strict=True):
             parameter.copy_(torch.lerp(old, parameter, size))
+        for parameter, old in zip(self._scales, scales, strict=True):
+            parameter.copy_(old * torch.exp((parameter - old) * old.sign()))
         return loss
 
 
@@ -70,35 +82,26 @@ def build_optimizer(
             "training=True, or call requires_grad_() on the parameters to train."
         )
     known = {id(parameter) for parameter in scales}
+    weights = [parameter for parameter in trainable if id(parameter) not in known]
+    learned = [parameter for parameter in trainable if id(parameter) in known]
     rates = (options.learning_rate, options.scale_learning_rate)
-    groups = [{"params": [p], "base": rates[id(p) in known], "lr": 0.0} for p in trainable]
-    if options.learning_rate_unit == "absolute":
-        return torch.optim.Adam(groups)
-    return RelativeAdam(groups, {p: scale_sizes(p) if id(p) in known else weight_sizes(p) for p in trainable})
+    if options.learning_rate_unit == "relative":
+        return RelativeAdam(weights, learned, rates)
+    parts = zip((weights, learned), rates, strict=True)
+    return torch.optim.Adam([{"params": part, "base": rate, "lr": 0.0} for part, rate in parts if part])
 
 
 @torch.no_grad()
-def weight_sizes(parameter: Tensor) -> Tensor:
-    """Return the root mean square of each output channel of a weight, or of the whole of a vector.
+def weight_size(parameter: Tensor) -> Tensor:
+    """Return the root mean square of each output channel of a weight, or that of the whole of a vector.
 
-    >>> weight_sizes(torch.tensor([[3.0, -3.0], [1.0, 1.0]])).flatten().tolist(), weight_sizes(torch.zeros(2)).item()
+    >>> weight_size(torch.tensor([[3.0, -3.0], [1.0, 1.0]])).flatten().tolist(), weight_size(torch.zeros(2)).item()
     ([3.0, 1.0], 0.009999999776482582)
     """
     whole = parameter.square().mean().sqrt().clamp(min=SMALLEST_SIZE)
     if parameter.dim() < _MATRIX:
         return whole
     return parameter.square().mean(tuple(range(1, parameter.dim())), keepdim=True).sqrt().clamp(whole * SMALLEST_SHARE)
-
-
-@torch.no_grad()
-def scale_sizes(parameter: Tensor) -> Tensor:
-    """Return the size of each scale.
-
-    >>> scale_sizes(torch.tensor([2.0, -0.5])).tolist()
-    [2.0, 0.5]
-    """
-    whole = parameter.square().mean().sqrt().clamp(min=SMALLEST_SIZE)
-    return parameter.abs().clamp(whole * SMALLEST_SHARE)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

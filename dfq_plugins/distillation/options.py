@@ -27,14 +27,14 @@ class DistillationOptions:
     under the preset of the same name.
     """
 
-    steps: Annotated[int, Gt(0)] = _setting(2000, "training steps")
+    steps: Annotated[int, Gt(0)] = _setting(600, "training steps")
     batch_size: Annotated[int, Gt(0)] = _setting(64, "samples in a step, over all processes together")
     max_seconds: Annotated[float, Gt(0)] | None = _setting(
         None, "most seconds of training; the schedule is compressed into them where the steps would take longer"
     )
-    learning_rate: Annotated[float, Ge(0)] = _setting(0.01, "Adam step of weights, as a share of their size")
+    learning_rate: Annotated[float, Ge(0)] = _setting(0.004, "Adam step of weights, as a share of their size")
     scale_learning_rate: Annotated[float, Ge(0)] = _setting(
-        0.01, "Adam step of learned quantizer scales, as a share of their size"
+        0.004, "Adam step of learned quantizer scales, as a share of their size"
     )
     warm_up: Annotated[float, Ge(0), Lt(1)] = _setting(0.05, "share of the steps in which the learning rate rises")
     gradient_clip: Annotated[float, Gt(0)] | None = _setting(5.0, "largest norm of the gradient; none: not clipped")

@@ -47,6 +47,8 @@ class PruningTraining(DistillationOptions):
     The divergence is taken in both directions: one alone can collapse (Zhu et al. 2020, arXiv 2010.07334).
     """
 
+    steps: Annotated[int, Gt(0)] = _setting(2000, "training steps after the removal")
+    learning_rate: Annotated[float, Ge(0)] = _setting(0.01, "Adam step of weights, as a share of their size")
     scale_learning_rate: Annotated[float, Ge(0)] = _setting(
         0.03, "Adam step of the scales while they are pressed, as a share of their size"
     )
