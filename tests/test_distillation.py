@@ -305,7 +305,7 @@ class TestBadInput:
     ) -> None:
         student = Poisoned(coarse(tiny_network), calls=15)
         told = (
-            r"The training diverged: the loss was nan at step 16 of 24 \(learning rate 0.03, scales 0.004\). The "
+            r"The training diverged: the loss was nan at step 16 of 24 \(learning rate 0.03, scales 0.0004\). The "
             r"student was put back to its state after step 12. Its checkpoint is in .*Lower learning_rate"
         )
         with pytest.raises(DivergedError, match=told):

@@ -34,7 +34,7 @@ class DistillationOptions:
     )
     learning_rate: Annotated[float, Ge(0)] = _setting(0.004, "Adam step of weights, as a share of their size")
     scale_learning_rate: Annotated[float, Ge(0)] = _setting(
-        0.004, "Adam step of learned quantizer scales, as a share of their size"
+        0.0004, "Adam step of learned quantizer scales, as a share of their size"
     )
     warm_up: Annotated[float, Ge(0), Lt(1)] = _setting(0.05, "share of the steps in which the learning rate rises")
     gradient_clip: Annotated[float, Gt(0)] | None = _setting(5.0, "largest norm of the gradient; none: not clipped")
