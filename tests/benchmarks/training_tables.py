@@ -83,8 +83,8 @@ def _accuracy() -> str:
         f"The float network ({record['float']:.2f}) teaches; {record['samples']} synthetic images, or as many real "
         f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified. "
         "All layers are quantized, first and last included (binary: all but these two), and so is the image. Minutes "
-        "are those of calibration and training on one processor, without synthesis. Brevitas quantizes both inputs of every addition too, which "
-        "pytorch-quantization leaves in float.\n"
+        "are those of calibration and training on one processor, without synthesis. Brevitas quantizes both inputs "
+        "of every addition too, which pytorch-quantization leaves in float.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
 
