@@ -84,8 +84,8 @@ class BrevitasCalibrator:
 
     def _settle_input(self, graph: GraphModule, spec: InputSpec, recipe: Recipe) -> None:
         """Give the input's quantizer the width that was asked for, and no sign where none is needed."""
-        known = spec.extremes is not None and self.options.known_input_range
-        unsigned = known and spec.extremes is not None and spec.extremes[0] >= 0
+        extremes = spec.extremes if self.options.known_input_range else None
+        unsigned = extremes is not None and extremes[0] >= 0
         bits = self.options.input_bits or recipe.activation_bits
         if unsigned or bits != recipe.activation_bits:
             identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities

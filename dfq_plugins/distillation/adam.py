@@ -32,21 +32,15 @@ class RelativeAdam(torch.optim.Adam):
     that fits the largest would change the sign of the smallest; a scale is therefore multiplied, which it survives.
 
     Args:
+        groups: parameter groups, as for `torch.optim.Adam`.
         weights: parameters that move by a share of their first size.
         scales: parameters that are multiplied.
-        rates: the full learning rate of each kind.
     """
 
     def __init__(
-        self, weights: Collection[nn.Parameter], scales: Collection[nn.Parameter], rates: tuple[float, float]
+        self, groups: list[dict[str, Any]], weights: Collection[nn.Parameter], scales: Collection[nn.Parameter]
     ) -> None:
-        super().__init__(
-            [
-                {"params": list(part), "base": rate, "lr": 0.0}
-                for part, rate in zip((weights, scales), rates, strict=True)
-                if part
-            ]
-        )
+        super().__init__(groups)
         self._sizes = {weight: weight_size(weight) for weight in weights}
         self._scales = tuple(scales)
 
@@ -84,11 +78,11 @@ def build_optimizer(
     known = {id(parameter) for parameter in scales}
     weights = [parameter for parameter in trainable if id(parameter) not in known]
     learned = [parameter for parameter in trainable if id(parameter) in known]
-    rates = (options.learning_rate, options.scale_learning_rate)
-    if options.learning_rate_unit == "relative":
-        return RelativeAdam(weights, learned, rates)
-    parts = zip((weights, learned), rates, strict=True)
-    return torch.optim.Adam([{"params": part, "base": rate, "lr": 0.0} for part, rate in parts if part])
+    parts = ((weights, options.learning_rate), (learned, options.scale_learning_rate))
+    groups: list[dict[str, Any]] = [{"params": part, "base": rate, "lr": 0.0} for part, rate in parts if part]
+    if options.learning_rate_unit == "absolute":
+        return torch.optim.Adam(groups)
+    return RelativeAdam(groups, weights, learned)
 
 
 @torch.no_grad()
