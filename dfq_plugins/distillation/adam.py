@@ -28,8 +28,8 @@ _MATRIX = 2  # dimensions from which on the first one counts output channels
 class RelativeAdam(torch.optim.Adam):
     """Adam whose step is a share of what it moves: of the size of a weight's output channel, or of the scale itself.
 
-    Where BatchNorm is folded into a layer, its channels differ by orders of magnitude, and so do their scales. A step
-    that fits the largest would change the sign of the smallest; a scale is therefore multiplied, which it survives.
+    Where BatchNorm is folded into a layer, its channels differ by orders of magnitude, and so do their scales: no one
+    step fits a whole tensor. A scale is multiplied, so that it keeps its sign however long it is pushed.
 
     Args:
         groups: parameter groups, as for `torch.optim.Adam`.
