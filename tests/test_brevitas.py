@@ -181,6 +181,17 @@ def test_both_branches_of_an_addition_share_one_scale(
     assert not feeding.is_signed
 
 
+def test_additions_may_have_a_width_of_their_own(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
+) -> None:
+    converted = quantize(tiny_network, tiny_spec, tiny_batches, "w4a4", addition_bits=8)
+    shared, feeding = converted.add_quant.act_quant, converted.relu1.act_quant
+    assert (int(shared.bit_width()), int(feeding.bit_width())) == (8, 4)
+    assert shared.scale().item() < feeding.scale().item()
+    addition = next(node for node in converted.graph.nodes if node.name == "add")
+    assert [source.target for source in addition.all_input_nodes] == ["add_quant", "add_quant"]
+
+
 def test_sliced_and_padded_shortcut_stays_on_the_grid(
     sliced: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:

@@ -20,6 +20,7 @@ with framework_notices_silenced():
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode, quantization_status_manager
     from brevitas.graph.gptq import gptq_mode
     from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize, quantize
+    from brevitas.graph.quantize_impl import ADD_FNS, ADD_METHODS
     from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType, StatsOp
     from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
     from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
@@ -29,6 +30,8 @@ with framework_notices_silenced():
     from brevitas.quant_tensor import QuantTensor
 
 __all__ = [
+    "ADD_FNS",
+    "ADD_METHODS",
     "ActQuantProxyFromInjectorBase",
     "BinaryQuant",
     "GraphModule",

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import operator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from dfq_brevitas.additions import quantize_additions
 from dfq_brevitas.framework import (
     GraphModule,
     Node,
@@ -122,6 +124,9 @@ def quantized_graph(
     try:
         if recipe.activation_bits == FLOAT_BITS:
             return _refreshed(layerwise_quantize(graph, maps.layers, name_blacklist=list(kept)))
+        if options.addition_bits is not None:
+            wider = replace(recipe, activation_bits=options.addition_bits)
+            quantize_additions(graph, quantizer_maps(wider, options).identities["signed"])
         with _disguised(graph, kept) as unmapped:
             quantized = quantize(
                 graph,

@@ -65,6 +65,10 @@ class BrevitasOptions:
         default=None,
         metadata={"help": "bits of the network input itself; none: as the recipe says for activations"},
     )
+    addition_bits: Annotated[int, Ge(2), Le(16)] | None = field(
+        default=None,
+        metadata={"help": "bits of both inputs of every addition; none: as the recipe says for activations"},
+    )
     known_input_range: bool = field(
         default=True,
         metadata={"help": "take the input quantizer's range from the input specification where that knows it"},
