@@ -33,18 +33,26 @@ ROWS = ("bns", "bns 4096", "real 1024", "real 4096", "gaussian", "inception", "b
 IMAGE = {"input_bits": 8}
 """Images are 8 bits wide as they come; at 4 bits they alone cost the float network 2.5 points."""
 
+SUMS = {"addition_bits": 8}
+"""What a shortcut carries is a sum; at 4 bits, signed, 7 levels are left for the branch that is added."""
+
 COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch-ao-w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization-w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas-w8a8": ("brevitas", "w8a8", {}),
     "brevitas-w4a8": ("brevitas", "w4a8", {}),
     "pytorch-quantization-w4a4": ("pytorch-quantization", "w4a4", IMAGE),
-    "brevitas-w4a4": ("brevitas", "w4a4", IMAGE),
-    "brevitas-w3a3": ("brevitas", "w3a3", IMAGE),
+    "brevitas-w4a4": ("brevitas", "w4a4", IMAGE | SUMS),
+    "brevitas-w3a3": ("brevitas", "w3a3", IMAGE | SUMS),
     "pytorch-quantization-w4a4-image4": ("pytorch-quantization", "w4a4", {}),
     "brevitas-w4a4-image4": ("brevitas", "w4a4", {}),
+    "brevitas-w4a4-addition4": ("brevitas", "w4a4", IMAGE),
+    "brevitas-w3a3-addition3": ("brevitas", "w3a3", IMAGE),
     "brevitas-binary": ("brevitas", "binary", {}),
 }
+
+NARROWER = ("-image4", "-addition4", "-addition3")
+"""How columns end that are measured on request alone, to show what a width costs."""
 
 
 def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Tensor, seed: int, work: Path) -> Any:
@@ -128,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", default=["bns", "real 1024", "real 4096", "gaussian"], choices=ROWS)
-    columns = [column for column in COLUMNS if not column.endswith("image4")]
+    columns = [column for column in COLUMNS if not column.endswith(NARROWER)]
     parser.add_argument("--columns", nargs="+", default=columns, choices=list(COLUMNS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)

@@ -128,7 +128,8 @@ def _by_pair(cells: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _title(label: str) -> str:
     calibrator, recipe, options = COLUMNS.get(label, (label, "", {}))
-    return f"{calibrator} {recipe}" + (", image at 8 bits" if "input_bits" in options else "")
+    wide = [name for option, name in (("input_bits", "image"), ("addition_bits", "additions")) if option in options]
+    return f"{calibrator} {recipe}" + (f", {' and '.join(wide)} at 8 bits" if wide else "")
 
 
 def _accuracies(seeds: dict[str, Any] | None) -> list[float]:
