@@ -13,9 +13,10 @@ from dfq_plugins.distillation.loop import Student, Workplace
 from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.lessons import teach
 from dfq_plugins.pruning.graph import Groups, find_groups, remove_filters, same_answers, zero_filters
+from dfq_plugins.pruning.importance import answer_changes
 from dfq_plugins.pruning.recentring import recentre
 from dfq_plugins.pruning.scales import Paced, SparsifyingLoss, group_scales, penalty_for, shared_scales
-from dfq_plugins.pruning.selection import select_by_target, select_by_threshold
+from dfq_plugins.pruning.selection import filter_multiply_adds, select_by_target, select_by_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from dfq_plugins.pruning.selection import Removed
 
 
-RECENTRING_SAMPLES, RECENTRING_BATCH = 512, 128
-"""Samples on which BatchNorm statistics are compared before and after filters go."""
+COMPARED_SAMPLES, COMPARED_BATCH = 512, 128
+"""Samples on which filters are judged, and BatchNorm statistics compared before and after they go."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,14 @@ def prunable(model: nn.Module, lesson: Lesson, options: PruningOptions) -> Group
     return find_groups(model, lesson.sample, options.keep)
 
 
-def selected(model: nn.Module, groups: Groups, lesson: Lesson, amount: Amount, options: PruningOptions) -> Removed:
+def selected(
+    model: nn.Module,
+    groups: Groups,
+    lesson: Lesson,
+    amount: Amount,
+    options: PruningOptions,
+    settings: DistillationOptions,
+) -> Removed:
     """Return which filters go, by group.
 
     Raises:
@@ -128,7 +136,15 @@ def selected(model: nn.Module, groups: Groups, lesson: Lesson, amount: Amount, o
     assert amount.multiply_adds is not None  # noqa: S101  for the type checker: one of both is given
     shape = lesson.spec.shape
     costs = layer_multiply_adds(model, shape) | {"": measure_cost(model, shape).multiply_adds}
+    if options.importance == "answers":
+        changes = answer_changes(model, groups.usable, _some(lesson), settings.temperature, settings.seed)
+        scales = {group.name: changes[group.name] / filter_multiply_adds(group, costs) for group in groups.usable}
     return select_by_target(groups.usable, scales, costs, amount.multiply_adds, options.fewest)
+
+
+def _some(lesson: Lesson) -> tuple[Tensor, ...]:
+    """Return inputs, in batches, on which networks are compared."""
+    return torch.split(lesson.examples.inputs[:COMPARED_SAMPLES].to(lesson.sample.device), COMPARED_BATCH)
 
 
 def take_out(model: nn.Module, groups: Groups, removed: Removed, lesson: Lesson) -> None:
@@ -146,5 +162,4 @@ def take_out(model: nn.Module, groups: Groups, removed: Removed, lesson: Lesson)
             "torch-pruning took out what does not belong to them. Name the layers to prune last in the option keep, "
             "or set single weights to zero instead (sparsity)."
         )
-    inputs = lesson.examples.inputs[:RECENTRING_SAMPLES].to(lesson.sample.device)
-    recentre(model, whole, groups.usable, removed, torch.split(inputs, RECENTRING_BATCH))
+    recentre(model, whole, groups.usable, removed, _some(lesson))

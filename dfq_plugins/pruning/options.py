@@ -25,6 +25,11 @@ class PruningOptions:
     press: Literal["chosen", "all"] = _setting(
         "chosen", "with a target: press the scales of those filters alone that will go, or all and choose afterwards"
     )
+    importance: Literal["answers", "scale"] = _setting(
+        "answers",
+        "with a target: the filters go whose removal changes the answers least for the multiply-adds that it saves, or "
+        "those of the smallest BatchNorm scale, as in the paper",
+    )
     scale_penalty: Annotated[float, Ge(0)] = _setting(
         10.0, "weight of the sum of the scales' sizes, divided by the width of each layer's feature map"
     )

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from dfq_plugins.calibration_data import CalibrationData
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.pruning.graph import Groups
+    from dfq_plugins.pruning.selection import Removed
     from dfq_plugins.registry import Registry
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
@@ -195,17 +197,20 @@ class _Job:
         first: tuple[TrainingPoint, ...] = ()
         about = [asdict(self.options), groups.left]
         beforehand = self.amount.threshold is None and self.options.press == "chosen"
-        chosen = selected(network, groups, self.lesson, self.amount, self.options) if beforehand else None
+        chosen = self._selected(network, groups) if beforehand else None
         if self.options.sparsity_steps:
             place = self.lesson.workplace(self.folder, "sparsify", pressing, [*about, chosen], self.report, self.ranks)
             first = sparsify(network, groups, self.lesson, pressing, self.options, place, chosen)
-        removed = chosen or selected(network, groups, self.lesson, self.amount, self.options)
+        removed = chosen or self._selected(network, groups)
         take_out(network, groups, removed, self.lesson)
         before = self.lesson.agreement(network)
         history = self._train(network, training, [*about, removed])
         kept = kept_filters(groups.usable, removed)
         layers = tuple(PrunedLayer(group.name, group.size, kept[group.name]) for group in groups.usable)
         return self._run(network, "filters", layers, groups.left, before, first, history), {"removed": removed}
+
+    def _selected(self, network: nn.Module, groups: Groups) -> Removed:
+        return selected(network, groups, self.lesson, self.amount, self.options, self.settings)
 
     def weights(self, ticket: Ticket | None) -> tuple[PruningRun, dict[str, object]]:
         """Set single weights to zero, or train a ticket of those that are left."""

@@ -73,6 +73,11 @@ def select_by_target(
     return _as_removed(groups, order[:low])
 
 
+def filter_multiply_adds(group: FilterGroup, multiply_adds: Mapping[str, int]) -> float:
+    """Return the multiply-adds that one filter of a group costs in the whole network."""
+    return sum(multiply_adds.get(member.name, 0) * len(member.places[0]) / member.width for member in group.members)
+
+
 def remaining_multiply_adds(groups: Iterable[FilterGroup], removed: Removed, multiply_adds: Mapping[str, int]) -> float:
     """Return the network's multiply-adds without the given filters.
 
