@@ -13,7 +13,8 @@ from torch.nn import functional
 from dfq_brevitas.bias import channel_mean, is_weight_layer
 from dfq_brevitas.calibrator import BrevitasCalibrator
 from dfq_brevitas.framework import quant_nn, quantization_status_manager
-from dfq_brevitas.graph import Dequantize, OnGrid
+from dfq_brevitas.graph import Dequantize
+from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.types import InputSpec, Recipe
 
@@ -188,8 +189,12 @@ def test_additions_may_have_a_width_of_their_own(
     shared, feeding = converted.add_quant.act_quant, converted.relu1.act_quant
     assert (int(shared.bit_width()), int(feeding.bit_width())) == (8, 4)
     assert shared.scale().item() < feeding.scale().item()
-    addition = next(node for node in converted.graph.nodes if node.name == "add")
-    assert [source.target for source in addition.all_input_nodes] == ["add_quant", "add_quant"]
+    nodes = {node.name: node for node in converted.graph.nodes}
+    assert [source.target for source in nodes["add"].all_input_nodes] == ["add_quant", "add_quant"]
+    # The shortcut is the activation before it is quantized for the layers.
+    assert nodes["relu1_shortcut"].args == nodes["relu1"].args
+    assert {user.target for user in nodes["relu1_shortcut"].users} == {"add_quant"}
+    assert not any("shortcut" in name for name, _ in BrevitasCalibrator().describe(converted).floating)
 
 
 def test_sliced_and_padded_shortcut_stays_on_the_grid(

@@ -12,6 +12,7 @@ from torch import nn
 
 from dfq_brevitas import export
 from dfq_brevitas.calibrator import BrevitasCalibrator
+from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
 from dfq_plugins.types import InputSpec, Recipe
 
@@ -55,6 +56,18 @@ def test_files_hold_the_quantizers_and_run_on_other_data(
     kinds = Counter(node.op_type for node in onnx.load(qonnx.path).graph.node)
     assert kinds["Quant"] >= 3 + 5  # three weights; input, two ReLUs, addition, classifier input; and biases
     assert {"QuantizeLinear", "DequantizeLinear", "Clip"} <= {node.op_type for node in onnx.load(qcdq.path).graph.node}
+
+
+def test_files_hold_additions_of_another_width(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
+) -> None:
+    calibrator = BrevitasCalibrator(BrevitasOptions(input_bits=8, addition_bits=8))
+    prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(4, 4))
+    calibrator.calibrate(prepared, tiny_batches)
+    artifacts = calibrator.export(calibrator.convert(prepared), tiny_spec, tmp_path)
+    assert [check.detail.split(",")[0] for artifact in artifacts for check in artifact.checks[:1]] == [
+        "4 samples: top-1 agreement 100.0%"
+    ] * 2
 
 
 def test_a_file_that_disagrees_is_removed(

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
-from dfq_brevitas.framework import ADD_FNS, ADD_METHODS
+from torch import nn
+
+from dfq_brevitas.framework import ADD_FNS, ADD_METHODS, nonlinear, quant_nn
+from dfq_brevitas.grid import OnGrid
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from dfq_brevitas.framework import GraphModule, Node
+
+
+class Shortcut(nn.Module):
+    """An activation that only an addition reads, whose inputs have a quantizer of their own."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = copy.deepcopy(activation)
+
+    def forward(self, inputs: Any) -> Any:
+        """Apply the activation."""
+        return self.activation(inputs)
 
 
 def quantize_additions(graph: GraphModule, quantizer: tuple[type[nn.Module], dict[str, Any]]) -> None:
     """Quantize both inputs of each addition by one new quantizer, so that they share their scale, in place.
 
-    Call it before Brevitas inserts its own: an addition whose inputs share a scale is left as it is, and the
-    activations before it keep a scale of their own.
+    Call it before Brevitas inserts its own: an addition whose inputs share a scale is left as it is.
     """
     kind, arguments = quantizer
     for node in list(graph.graph.nodes):
@@ -31,7 +44,39 @@ def quantize_additions(graph: GraphModule, quantizer: tuple[type[nn.Module], dic
     graph.recompile()
 
 
+def part_shortcuts(graph: GraphModule) -> None:
+    """Let the quantizers of additions read activations before those are quantized for the layers, in place.
+
+    Call it after Brevitas has inserted its quantizers. The activation is then applied twice: once for the layers, at
+    their width, and once for the addition.
+    """
+    for addition in filter(_adds_two, list(graph.graph.nodes)):
+        for quantized in addition.all_input_nodes:
+            _part(graph, quantized)
+
+
 def _adds_two(node: Node) -> bool:
     adds = node.op == "call_function" and node.target in ADD_FNS
     adds = adds or (node.op == "call_method" and node.target in ADD_METHODS)
     return adds and len(node.all_input_nodes) > 1
+
+
+def _part(graph: GraphModule, reader: Node) -> None:
+    source = reader.all_input_nodes[0]
+    while _module(graph, source, OnGrid) is not None and len(source.users) == 1:
+        reader, source = source, source.all_input_nodes[0]
+    activation = _module(graph, source, nonlinear.QuantNonLinearActLayer)
+    if activation is None or isinstance(activation, quant_nn.QuantIdentity):
+        return
+    name = f"{source.name}_shortcut"
+    if name not in dict(graph.named_children()):
+        graph.add_module(name, Shortcut(activation.act_quant.fused_activation_quant_proxy.activation_impl))
+    with graph.graph.inserting_before(reader):
+        parted = graph.graph.call_module(name, source.args)
+    reader.replace_input_with(source, parted)
+
+
+def _module(graph: GraphModule, node: Node, kind: type[nn.Module]) -> Any | None:
+    """Return the module that a node calls where it is of a kind, else None."""
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, kind) else None

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from dfq_brevitas.additions import Shortcut
 from dfq_brevitas.bias import is_weight_layer
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, GraphModule, Node, quant_nn
-from dfq_brevitas.graph import Dequantize, OnGrid
+from dfq_brevitas.graph import Dequantize
+from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS
 from dfq_plugins.types import Coverage, QuantizedLayer
 
@@ -31,7 +33,7 @@ def describe_coverage(graph: GraphModule, recipe: Recipe) -> Coverage:
             quantized.append(_layer_row(name, module, _reading_quantizer(graph, node)))
         elif _own_quantizer(module) is not None:
             quantized.append(QuantizedLayer(name, _kind(node, module), None, number_format(_own_quantizer(module))))
-        elif not isinstance(module, (Dequantize, OnGrid)):
+        elif not isinstance(module, (Dequantize, OnGrid, Shortcut)):
             floating.append((name, f"{type(module).__name__}: {_why_float(module, recipe)}"))
     return Coverage(tuple(quantized), (*floating, ("(output)", _LOGITS)))
 

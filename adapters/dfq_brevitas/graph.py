@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dfq_brevitas.additions import quantize_additions
+from dfq_brevitas.additions import part_shortcuts, quantize_additions
 from dfq_brevitas.framework import (
     GraphModule,
     Node,
@@ -29,11 +29,12 @@ from dfq_brevitas.framework import (
     quant_nn,
     quantize,
 )
+from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, UNSIGNED_ACTIVATIONS, QuantizerMaps, quantizer_maps
 from dfq_brevitas.tracing import preparation_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from dfq_brevitas.options import BrevitasOptions
     from dfq_plugins.types import Recipe
@@ -54,27 +55,6 @@ _POOLINGS = (
 )
 _SIGN_KEEPING_FUNCTIONS = (torch.flatten, torch.reshape, torch.mean, torch.sum, torch.cat)
 _SIGN_KEEPING_METHODS = frozenset(("flatten", "reshape", "view", "mean", "sum", "permute", "transpose", "contiguous"))
-
-
-class OnGrid(nn.Identity):
-    """Applies a function that only moves values or adds zeros, so that quantized values stay on their grid.
-
-    A subclass of Identity, because Brevitas looks through identities for the quantizer that feeds an addition.
-    """
-
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self.function, self.args, self.kwargs = function, args, kwargs
-
-    def forward(self, inputs: Any) -> Any:
-        """Apply the function to a tensor, or to the values of a quantized tensor."""
-        if isinstance(inputs, QuantTensor):
-            return inputs.set(value=self.function(inputs.value, *self.args, **self.kwargs))
-        return self.function(inputs, *self.args, **self.kwargs)
-
-    def extra_repr(self) -> str:
-        """Name the function."""
-        return getattr(self.function, "__name__", str(self.function))
 
 
 class Dequantize(nn.Module):
@@ -139,6 +119,8 @@ def quantized_graph(
         raise preparation_error(graph, error) from error
     finally:
         brevitas_config.IGNORE_MISSING_KEYS = ignored  # Brevitas leaves it switched when it fails
+    if options.addition_bits is not None:
+        part_shortcuts(quantized)
     _use_unsigned_quantizers(quantized, maps)
     _strip_output_quantizers(quantized)
     _dequantize_foreign_operations(quantized)
