@@ -67,9 +67,7 @@ class BrevitasOptions:
     )
     addition_bits: Annotated[int, Ge(2), Le(16)] | None = field(
         default=None,
-        metadata={
-            "help": "bits of both inputs of every addition, shortcuts included; none: as the recipe says for activations"
-        },
+        metadata={"help": "bits of both inputs of every addition, shortcuts included; none: those of activations"},
     )
     known_input_range: bool = field(
         default=True,
