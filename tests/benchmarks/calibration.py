@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import Case, accuracy, load_case, read_result, write_result
+from common import Case, accuracy, is_complete, load_case, read_result, write_result
 
 import dfq_plugins
-from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
 from dfq_plugins.registry import get_registry
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def rows_of(
         yield "real data", real[: case.calibration_samples]
     for generator in GENERATORS[case.network]:
         folder = work / f"{case.network}-{generator}-{seed}"
-        if (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete":
+        if is_complete(folder):
             yield generator, dfq_plugins.SyntheticDataset.open(folder)
             continue
         samples = SAMPLES[case.network]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_plugins import InputSpec
+from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +120,11 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether a finished set lies in the folder."""
+    return (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete"
 
 
 def write_result(name: str, record: dict[str, Any]) -> None:

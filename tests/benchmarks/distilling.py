@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import CASES, accuracy, networks, read_result, write_result
+from common import CASES, accuracy, is_complete, networks, read_result, write_result
 
 import dfq_plugins
 from dfq_plugins.distillation.options_student import StudentTraining
-from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
 from dfq_plugins.options import parse_options
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ CASE = replace(CASES[STUDENT], network=TEACHER)
 def synthetic_set(generator: str, network: nn.Module, seed: int, arguments: argparse.Namespace) -> tuple[Any, float]:
     """Return a set of the teacher and the seconds that it took, 0 where the folder holds it already."""
     folder = arguments.work / f"{TEACHER}-{generator}-{arguments.num_samples}-{seed}"
-    if (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete":
+    if is_complete(folder):
         return dfq_plugins.SyntheticDataset.open(folder), 0.0
     began = time.monotonic()
     data = dfq_plugins.synthesize(

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import accuracy, load_case, read_result, write_result
+from common import accuracy, is_complete, load_case, read_result, write_result
 
 import dfq_plugins
-from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
 from dfq_plugins.options import parse_options
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Ten
         order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
         return real[order[: int(count)]]
     folder = work / f"{NETWORK}-{row}-{seed}"
-    if (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete":
+    if is_complete(folder):
         return dfq_plugins.SyntheticDataset.open(folder)
     samples = int(count or SAMPLES)
     return dfq_plugins.synthesize(network, spec, generator=kind, num_samples=samples, seed=seed, output=folder)

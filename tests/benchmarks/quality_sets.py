@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import data_folder, load_case, networks
+from common import data_folder, is_complete, load_case, networks
 from torch.nn import functional
 
 import dfq_plugins
 from dfq_plugins import InputSpec
-from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
 from dfq_plugins.similarity import normalise
 
 if TYPE_CHECKING:
@@ -133,11 +132,6 @@ def set_folder(about: Subject, generator: str, options: dict[str, Any], count: i
     """Return where a synthetic set is kept."""
     settings = "-".join(map(str, options.values())) or "default"
     return work / f"{about.name}-{generator}-{settings}-{count}"
-
-
-def is_complete(folder: Path) -> bool:
-    """Tell whether a finished set lies in the folder."""
-    return (folder / MANIFEST_FILE).is_file() and read_manifest(folder).state == "complete"
 
 
 def make_set(about: Subject, name: str, work: Path) -> Tensor:
