@@ -74,9 +74,17 @@ def test_widths_are_read_back_from_the_quantizers(
         assert rows[name].weight == f"int{weight_bits} per channel, symmetric"
         assert int(layer.weight_quant.bit_width()) == weight_bits
     assert rows["conv"].activation == f"uint{activation_bits} per tensor, symmetric"
-    assert rows["stem"].activation == f"int{activation_bits} per tensor, symmetric"
+    assert rows["stem"].activation == "int8 per tensor, symmetric"
     additions = [row for row in rows.values() if "addition" in row.kind]
-    assert [row.activation for row in additions] == [f"int{activation_bits} per tensor, symmetric"]
+    assert [row.activation for row in additions] == ["int8 per tensor, symmetric"]
+
+
+def test_input_and_additions_may_be_as_narrow_as_all_others(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
+) -> None:
+    converted = quantize(tiny_network, tiny_spec, tiny_batches, "w2a3", input_bits=3, addition_bits=3)
+    rows = {row.name: row for row in BrevitasCalibrator().describe(converted).quantized}
+    assert rows["stem"].activation == rows["add_quant"].activation == "int3 per tensor, symmetric"
 
 
 @pytest.mark.parametrize(("narrow", "lowest"), [(False, -8), (True, -7)])
@@ -95,7 +103,7 @@ def test_each_channel_holds_few_levels(
 def test_activations_take_few_values(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
-    converted = quantize(tiny_network, tiny_spec, tiny_batches, "w8a3")
+    converted = quantize(tiny_network, tiny_spec, tiny_batches, "w8a3", input_bits=3)
     seen = {}
     for name in ("inputs_quant", "relu1", "relu2"):
         converted.get_submodule(name).register_forward_hook(
@@ -157,12 +165,12 @@ def test_input_is_unsigned_where_it_is_never_negative(
 
 
 @pytest.mark.parametrize(("lowest", "levels", "widest"), [(0.0, 255, 1.0), (-1.0, 127, 1.0)])
-def test_the_input_may_have_a_width_of_its_own(
+def test_the_input_has_a_width_of_its_own(
     tiny_network: nn.Module, tiny_batches: list[torch.Tensor], lowest: float, levels: int, widest: float
 ) -> None:
     spec = InputSpec((3, 8, 8), value_range=(lowest, 1.0))
     inputs = [batch.clamp(lowest, 1.0) for batch in tiny_batches]
-    converted = quantize(tiny_network, spec, inputs, "w4a4", input_bits=8)
+    converted = quantize(tiny_network, spec, inputs, "w4a4")
     own = converted.inputs_quant.act_quant
     assert int(own.bit_width()) == 8
     assert own.is_signed == (lowest < 0)
@@ -175,17 +183,17 @@ def test_the_input_may_have_a_width_of_its_own(
 def test_both_branches_of_an_addition_share_one_scale(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
-    converted = quantize(tiny_network, tiny_spec, tiny_batches, "w4a4")
+    converted = quantize(tiny_network, tiny_spec, tiny_batches, "w4a4", addition_bits=4)
     shared, feeding = converted.add_quant.act_quant, converted.relu1.act_quant
     assert shared.scale().item() == feeding.scale().item()
     assert shared.is_signed
     assert not feeding.is_signed
 
 
-def test_additions_may_have_a_width_of_their_own(
+def test_additions_have_a_width_of_their_own(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
-    converted = quantize(tiny_network, tiny_spec, tiny_batches, "w4a4", addition_bits=8)
+    converted = quantize(tiny_network, tiny_spec, tiny_batches, "w4a4")
     shared, feeding = converted.add_quant.act_quant, converted.relu1.act_quant
     assert (int(shared.bit_width()), int(feeding.bit_width())) == (8, 4)
     assert shared.scale().item() < feeding.scale().item()
@@ -200,7 +208,7 @@ def test_additions_may_have_a_width_of_their_own(
 def test_sliced_and_padded_shortcut_stays_on_the_grid(
     sliced: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
-    converted = quantize(sliced, tiny_spec, tiny_batches, "w4a4")
+    converted = quantize(sliced, tiny_spec, tiny_batches, "w4a4", addition_bits=4)
     assert sum(isinstance(module, OnGrid) for module in converted.modules()) == 2
     assert converted.add_quant.act_quant.scale().item() == converted.relu.act_quant.scale().item()
     rows = BrevitasCalibrator().describe(converted)

@@ -58,10 +58,10 @@ def test_files_hold_the_quantizers_and_run_on_other_data(
     assert {"QuantizeLinear", "DequantizeLinear", "Clip"} <= {node.op_type for node in onnx.load(qcdq.path).graph.node}
 
 
-def test_files_hold_additions_of_another_width(
+def test_files_hold_additions_as_narrow_as_all_others(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:
-    calibrator = BrevitasCalibrator(BrevitasOptions(input_bits=8, addition_bits=8))
+    calibrator = BrevitasCalibrator(BrevitasOptions(input_bits=4, addition_bits=4))
     prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(4, 4))
     calibrator.calibrate(prepared, tiny_batches)
     artifacts = calibrator.export(calibrator.convert(prepared), tiny_spec, tmp_path)

@@ -121,7 +121,7 @@ def test_calibration_can_be_repeated_after_it_was_cut_short(
 
 
 def test_a_second_calibration_decides_the_sign_anew() -> None:
-    calibrator = PytorchQuantizationCalibrator()
+    calibrator = PytorchQuantizationCalibrator(PytorchQuantizationOptions(input_bits=4))
     prepared: Any = calibrator.prepare(nn.Sequential(nn.Linear(4, 2)), InputSpec((4,)), Recipe(4, 4), training=False)
     signs = []
     for batch in (torch.rand(8, 4), torch.rand(8, 4), torch.randn(8, 4)):
@@ -231,7 +231,7 @@ def test_transposed_convolutions_have_their_channels_on_the_second_axis() -> Non
 def test_the_number_of_levels_is_that_of_the_recipe(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], bits: int
 ) -> None:
-    quantized = quantize(tiny_network, tiny_spec, tiny_batches, f"w{bits}a{bits}")
+    quantized = quantize(tiny_network, tiny_spec, tiny_batches, f"w{bits}a{bits}", input_bits=bits)
     everything = torch.linspace(-10, 10, 100_001)
     assert count_levels(quantized.stem.input_quantizer, everything) == 2**bits
     assert count_levels(quantized.conv.input_quantizer, everything) == 2**bits
@@ -276,17 +276,17 @@ def test_the_input_range_is_that_of_the_spec_and_not_of_the_data(
 def test_mse_cuts_the_known_range_off_below_8_bits(tiny_network: nn.Module) -> None:
     spec = InputSpec((3, 8, 8), (0.5,) * 3, (0.2,) * 3, (0.0, 1.0))  # from -2.5 to 2.5
     w8, w4 = (
-        _prepare(tiny_network, spec, recipe).get_submodule("stem.input_quantizer").amax for recipe in ("w8a8", "w4a4")
+        _prepare(tiny_network, spec, input_bits=bits).get_submodule("stem.input_quantizer").amax for bits in (8, 4)
     )
     assert 1.5 < w4 < 2.4 < w8 <= 2.5
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_network_input_can_have_a_width_of_its_own(
+def test_the_network_input_has_a_width_of_its_own(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], known: bool
 ) -> None:
     spec = tiny_spec if known else unspecified(tiny_spec)
-    quantized = quantize(tiny_network, spec, tiny_batches, "w4a4", input_bits=8)
+    quantized = quantize(tiny_network, spec, tiny_batches, "w4a4")
     assert (quantized.stem.input_quantizer.num_bits, quantized.conv.input_quantizer.num_bits) == (8, 4)
     assert count_levels(quantized.stem.input_quantizer, torch.linspace(-10, 10, 100_001)) == 256
 
@@ -315,7 +315,7 @@ def test_the_network_input_is_recognised_through_padding_and_relu() -> None:
 
 def test_a_non_negative_network_input_is_unsigned_below_8_bits() -> None:
     spec = InputSpec((3, 8, 8), value_range=(0.0, 1.0))
-    quantizer = quantize(Padded().eval(), spec, [torch.rand(4, 3, 8, 8)], "w4a4").padded.input_quantizer
+    quantizer = quantize(Padded().eval(), spec, [torch.rand(4, 3, 8, 8)], "w4a4", input_bits=4).padded.input_quantizer
     assert quantizer.unsigned
     assert quantizer.amax == 1.0
 
@@ -415,7 +415,7 @@ def test_coverage_says_the_number_formats(
     assert calibrator.describe(prepared).quantized[1].activation == "int4, not calibrated"
     calibrator.calibrate(prepared, tiny_batches)
     first, second, _ = calibrator.describe(prepared).quantized
-    assert first.activation == "int4 per tensor, amax 2"
+    assert first.activation == "int8 per tensor, amax 2"
     assert (first.weight or "").startswith("int3 per channel, amax 0.")
     assert (second.activation or "").startswith("uint4 per tensor, amax ")
 
@@ -477,8 +477,11 @@ def test_the_frameworks_messages_are_silenced_for_a_while_only(caplog: pytest.Lo
     assert [record.getMessage() for record in caplog.records] == ["Disable MaxCalibrator"]
 
 
-def _prepare(model: nn.Module, spec: InputSpec, recipe: str = "w8a8", *, training: bool = False) -> nn.Module:
-    return PytorchQuantizationCalibrator().prepare(model, spec, Recipe.parse(recipe), training=training)
+def _prepare(
+    model: nn.Module, spec: InputSpec, recipe: str = "w8a8", *, training: bool = False, input_bits: int = 8
+) -> nn.Module:
+    calibrator = PytorchQuantizationCalibrator(PytorchQuantizationOptions(input_bits=input_bits))
+    return calibrator.prepare(model, spec, Recipe.parse(recipe), training=training)
 
 
 @pytest.mark.parametrize(("recipe", "told"), [("w1a8", "1 bits for weights"), ("w8a16", "16 bits for activations")])

@@ -51,7 +51,7 @@ def run_onnx(path: Path, inputs: torch.Tensor) -> Any:
         ("w4a4", {}),
         ("w4a4", {"unsigned": False}),
         ("w2a6", {"per_channel": False}),
-        ("w4a4", {"input_bits": 8, "activations": "mse"}),
+        ("w4a4", {"input_bits": 4, "activations": "mse"}),
     ],
 )
 def test_onnx_runtime_computes_what_the_fake_quantized_model_does(

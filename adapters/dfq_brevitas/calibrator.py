@@ -55,6 +55,7 @@ class BrevitasCalibrator:
 
     Quantized are the weights and the inputs of every linear and convolution layer, the first and the last included, the
     outputs of activations, and both inputs of every addition, which share one scale as FINN needs it. The network's
+    input and those of additions have a width of their own, 8 bits by default. The network's
     output keeps the accumulator's precision. With activations of 32 bits only weights are quantized. Beside binary
     weights the first and the last layer stay in float.
     """
@@ -86,7 +87,7 @@ class BrevitasCalibrator:
         """Give the input's quantizer the width that was asked for, and no sign where none is needed."""
         extremes = spec.extremes if self.options.known_input_range else None
         unsigned = extremes is not None and extremes[0] >= 0
-        bits = self.options.input_bits or recipe.activation_bits
+        bits = self.options.input_bits
         if unsigned or bits != recipe.activation_bits:
             identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities
             exchange_input_quantizers(graph, identities["unsigned" if unsigned else "signed"])

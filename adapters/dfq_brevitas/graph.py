@@ -104,7 +104,7 @@ def quantized_graph(
     try:
         if recipe.activation_bits == FLOAT_BITS:
             return _refreshed(layerwise_quantize(graph, maps.layers, name_blacklist=list(kept)))
-        if options.addition_bits is not None:
+        if options.addition_bits != recipe.activation_bits:
             wider = replace(recipe, activation_bits=options.addition_bits)
             quantize_additions(graph, quantizer_maps(wider, options).identities["signed"])
         with _disguised(graph, kept) as unmapped:
@@ -119,7 +119,7 @@ def quantized_graph(
         raise preparation_error(graph, error) from error
     finally:
         brevitas_config.IGNORE_MISSING_KEYS = ignored  # Brevitas leaves it switched when it fails
-    if options.addition_bits is not None:
+    if options.addition_bits != recipe.activation_bits:
         part_shortcuts(quantized)
     _use_unsigned_quantizers(quantized, maps)
     _strip_output_quantizers(quantized)

@@ -61,13 +61,13 @@ class BrevitasOptions:
         default=20,
         metadata={"help": "how many scales the mse search tries"},
     )
-    input_bits: Annotated[int, Ge(2), Le(8)] | None = field(
-        default=None,
-        metadata={"help": "bits of the network input itself; none: as the recipe says for activations"},
+    input_bits: Annotated[int, Ge(2), Le(8)] = field(
+        default=8,
+        metadata={"help": "bits of the network input, where activations are quantized"},
     )
-    addition_bits: Annotated[int, Ge(2), Le(16)] | None = field(
-        default=None,
-        metadata={"help": "bits of both inputs of every addition, shortcuts included; none: those of activations"},
+    addition_bits: Annotated[int, Ge(2), Le(16)] = field(
+        default=8,
+        metadata={"help": "bits of both inputs of every addition, shortcuts included, where activations are quantized"},
     )
     known_input_range: bool = field(
         default=True,

@@ -77,7 +77,7 @@ class PytorchQuantizationCalibrator:
             trial_run(prepared, spec.shape)
             on_input = layers_on_input(prepared, spec)
             for name, module in quantized_modules(prepared):
-                if name in on_input and self._options.input_bits is not None:
+                if name in on_input:
                     module.input_quantizer.num_bits = self._options.input_bits
                 observe(name, module.input_quantizer)
             fix_ranges(prepared, spec, on_input, self._options)

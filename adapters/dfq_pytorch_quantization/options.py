@@ -24,7 +24,7 @@ class PytorchQuantizationOptions:
         per_channel: one weight range for each output channel rather than for the whole tensor.
         unsigned: whether inputs that calibration never saw negative are quantized to unsigned integers; `auto` does so
             below 8 bits alone, because TensorRT takes signed 8-bit integers only.
-        input_bits: width of the quantizers on the network input, 2 to 8; None takes that of the recipe.
+        input_bits: width of the quantizers on the network input, 2 to 8.
         pooling: whether the inputs of average pooling modules are quantized too, as the framework does.
         learned_ranges: whether fine-tuning learns the ranges of activations, by the framework's own clipping.
         training_weights: in fine-tuning, keep the calibrated weight ranges, or let them follow the largest weights.
@@ -42,9 +42,7 @@ class PytorchQuantizationOptions:
         default="auto",
         metadata={"help": "unsigned integers for inputs never negative: true, false, or auto (below 8 bits)"},
     )
-    input_bits: Annotated[int, Ge(2), Le(8)] | None = field(
-        default=None, metadata={"help": "bits of the network input itself; none: as the recipe says for activations"}
-    )
+    input_bits: Annotated[int, Ge(2), Le(8)] = field(default=8, metadata={"help": "bits of the network input"})
     pooling: bool = field(default=True, metadata={"help": "quantize the inputs of average pooling modules"})
     learned_ranges: bool = field(default=False, metadata={"help": "in training, learn the ranges of activations"})
     training_weights: TrainingWeights = field(

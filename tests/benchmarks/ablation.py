@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import accuracy, load_case, read_result, write_result
+from common import accuracy, load_case, read_result, throughout, write_result
 
 import dfq_plugins
 
@@ -92,7 +92,9 @@ def measure(subject: tuple[InputSpec, nn.Module, Tensor, Tensor, Tensor], data: 
     spec, network, _, inputs, labels = subject
     figures = {}
     for consumer, options in CONSUMERS.items():
-        quantized = dfq_plugins.quantize(network, data, calibrator=consumer, recipe="w4a4", options=options, spec=spec)
+        quantized = dfq_plugins.quantize(
+            network, data, calibrator=consumer, recipe="w4a4", options=options | throughout(consumer, "w4a4"), spec=spec
+        )
         figures[consumer] = accuracy(quantized, inputs, labels)
     return figures
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import Case, accuracy, is_complete, load_case, read_result, write_result
+from common import Case, accuracy, is_complete, load_case, read_result, throughout, write_result
 
 import dfq_plugins
 from dfq_plugins.registry import get_registry
@@ -31,13 +31,25 @@ W8A8_EVERYWHERE: dict[str, Column] = {
     "pytorch-quantization w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas w8a8": ("brevitas", "w8a8", {}),
 }
+ALL_OF_THE_SHIFT = {"correction_strength": 1.0}
 COLUMNS: dict[str, dict[str, Column]] = {
     "resnet20_cifar10": {
         **W8A8_EVERYWHERE,
         "pytorch-quantization w4a4": ("pytorch-quantization", "w4a4", {}),
+        "pytorch-quantization w4a4 throughout": (
+            "pytorch-quantization",
+            "w4a4",
+            throughout("pytorch-quantization", "w4a4"),
+        ),
         "brevitas w4a8": ("brevitas", "w4a8", {}),
         "brevitas w4a4": ("brevitas", "w4a4", {}),
-        "brevitas w4a4, strength 1": ("brevitas", "w4a4", {"correction_strength": 1.0}),
+        "brevitas w4a4, strength 1": ("brevitas", "w4a4", ALL_OF_THE_SHIFT),
+        "brevitas w4a4 throughout": ("brevitas", "w4a4", throughout("brevitas", "w4a4")),
+        "brevitas w4a4 throughout, strength 1": (
+            "brevitas",
+            "w4a4",
+            ALL_OF_THE_SHIFT | throughout("brevitas", "w4a4"),
+        ),
     },
     "mobilenetv1_075_imagenet": W8A8_EVERYWHERE,
     "dscnn_kws_mlperftiny": W8A8_EVERYWHERE,
@@ -118,6 +130,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--columns", nargs="+", help="these alone")
+    parser.add_argument("--rows", nargs="+", help="these alone")
     parser.add_argument("--calibrators", nargs="+", default=["torch-ao", "pytorch-quantization", "brevitas"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -125,10 +139,15 @@ def main() -> None:
     case, network, real, inputs, labels = load_case(name)
     about = {"samples": SAMPLES[name], "real_samples": case.calibration_samples, "test_samples": len(labels)}
     write_result(f"calibration-{name}", {**so_far(name), **about, "float": accuracy(network, inputs, labels)})
-    columns = {column: entry for column, entry in COLUMNS[name].items() if entry[0] in arguments.calibrators}
+    columns = {
+        column: entry
+        for column, entry in COLUMNS[name].items()
+        if entry[0] in arguments.calibrators and column in (arguments.columns or COLUMNS[name])
+    }
     for seed in arguments.seeds:
         for row, data in rows_of(case, network, real, seed, arguments.work):
-            measure_cells(columns, case, network, data, row, seed, (inputs, labels))
+            if row in (arguments.rows or [row]):
+                measure_cells(columns, case, network, data, row, seed, (inputs, labels))
 
 
 if __name__ == "__main__":

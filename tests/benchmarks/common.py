@@ -16,6 +16,7 @@ import torch
 
 from dfq_plugins import InputSpec
 from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
+from dfq_plugins.types import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +121,15 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def throughout(calibrator: str, recipe: str) -> dict[str, Any]:
+    """Return the options that give the network input and additions the width of all other activations.
+
+    The hardest case, in which data tell most: by default both have 8 bits.
+    """
+    bits = Recipe.parse(recipe).activation_bits
+    return {"input_bits": bits, **({"addition_bits": bits} if calibrator == "brevitas" else {})}
 
 
 def is_complete(folder: Path) -> bool:

@@ -29,24 +29,18 @@ if TYPE_CHECKING:
 NETWORK = "resnet20_cifar10"
 SAMPLES = 1024
 ROWS = ("bns", "bns 4096", "real 1024", "real 4096", "gaussian", "inception", "bns+inception")
-IMAGE = {"input_bits": 8}
-"""Images are 8 bits wide as they come; at 4 bits they alone cost the float network 2.5 points."""
-
-SUMS = {"addition_bits": 8}
-"""What a shortcut carries is a sum; at 4 bits, signed, 7 levels are left for the branch that is added."""
-
 COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch-ao-w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization-w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas-w8a8": ("brevitas", "w8a8", {}),
     "brevitas-w4a8": ("brevitas", "w4a8", {}),
-    "pytorch-quantization-w4a4": ("pytorch-quantization", "w4a4", IMAGE),
-    "brevitas-w4a4": ("brevitas", "w4a4", IMAGE | SUMS),
-    "brevitas-w3a3": ("brevitas", "w3a3", IMAGE | SUMS),
-    "pytorch-quantization-w4a4-image4": ("pytorch-quantization", "w4a4", {}),
-    "brevitas-w4a4-image4": ("brevitas", "w4a4", {}),
-    "brevitas-w4a4-addition4": ("brevitas", "w4a4", IMAGE),
-    "brevitas-w3a3-addition3": ("brevitas", "w3a3", IMAGE),
+    "pytorch-quantization-w4a4": ("pytorch-quantization", "w4a4", {}),
+    "brevitas-w4a4": ("brevitas", "w4a4", {}),
+    "brevitas-w3a3": ("brevitas", "w3a3", {}),
+    "pytorch-quantization-w4a4-image4": ("pytorch-quantization", "w4a4", {"input_bits": 4}),
+    "brevitas-w4a4-image4": ("brevitas", "w4a4", {"input_bits": 4, "addition_bits": 4}),
+    "brevitas-w4a4-addition4": ("brevitas", "w4a4", {"addition_bits": 4}),
+    "brevitas-w3a3-addition3": ("brevitas", "w3a3", {"addition_bits": 3}),
     "brevitas-binary": ("brevitas", "binary", {}),
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import accuracy, read_result, write_result
+from common import accuracy, read_result, throughout, write_result
 from quality_sets import TEST_SAMPLES, make_set, set_names, subject
 from scipy import stats
 
@@ -54,7 +54,8 @@ def figures(found: Inspection) -> dict[str, Any]:
 
 def measure(about: Subject, data: torch.Tensor, recipe: str) -> float:
     """Return the top-1 accuracy in percent after calibration on the set."""
-    run = dfq_plugins.run_quantization(about.network, data, calibrator=CALIBRATOR, recipe=recipe, spec=about.spec)
+    given = {"calibrator": CALIBRATOR, "recipe": recipe, "options": throughout(CALIBRATOR, recipe)}
+    run = dfq_plugins.run_quantization(about.network, data, spec=about.spec, **given)
     return accuracy(run.model, about.inputs, about.labels)
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import accuracy, load_case, read_result, write_result
+from common import accuracy, load_case, read_result, throughout, write_result
 from torch import Tensor, nn
 
 import dfq_plugins
@@ -185,9 +185,9 @@ def measure(subject: Subject, way: Callable[..., Tensor], seed: int, test: tuple
             shards.append(way(subject, rng, shards[-1] if shards else None).detach())
     seconds = time.perf_counter() - began
     layers = layer_divergences(subject.network, shards, subject.spec)
-    quantized = dfq_plugins.quantize(
-        subject.network, torch.cat(shards), calibrator="pytorch-quantization", recipe="w4a4", spec=subject.spec
-    )
+    consumer = {"calibrator": "pytorch-quantization", "recipe": "w4a4"}
+    options = throughout(**consumer)
+    quantized = dfq_plugins.quantize(subject.network, torch.cat(shards), options=options, spec=subject.spec, **consumer)
     divergence = sum(layers.values()) / len(layers)
     return {"seconds": seconds, "divergence": divergence, "accuracy": accuracy(quantized, *test)}
 

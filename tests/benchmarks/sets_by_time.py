@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import accuracy, load_case, read_result, write_result
+from common import accuracy, load_case, read_result, throughout, write_result
 from peers.mct import ModelCompressionToolkit, load_images
 
 import dfq_plugins
@@ -70,7 +70,7 @@ class Race:
         return entry
 
     def _accuracy(self, consumer: str, images: Tensor) -> float:
-        options = CONSUMERS[consumer]
+        options = CONSUMERS[consumer] | throughout(consumer, "w4a4")
         quantized: nn.Module = dfq_plugins.quantize(
             self.network, images, calibrator=consumer, recipe="w4a4", options=options, spec=self.case.spec
         )
