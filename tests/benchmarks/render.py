@@ -54,17 +54,26 @@ def calibration_section(name: str) -> str:
     text.append(table(["calibrated on", *columns], rows))
     if ALL_OF_THE_SHIFT in columns:
         text.append(STRENGTH_NOTE)
+    if any(_is_throughout(column) for column in columns):
+        text.append(THROUGHOUT_NOTE)
     text.append("Which tensors are quantized:\n")
     text.extend(coverage_line(column, record["coverage"][column], record["options"][column]) for column in columns)
     return "\n".join([*text, "", origin(record)])
 
 
 ALL_OF_THE_SHIFT = "brevitas w4a4, strength 1"
+THROUGHOUT_NOTE = """By default the network input has 8 bits at any recipe, and so have both inputs of additions (which
+pytorch-quantization leaves in float). *Throughout* they are as narrow as all other activations.
+"""
 STRENGTH_NOTE = """Brevitas's biases get back a share of the shift that the data show, because synthetic data overstate
 it; `strength 1` gives back all of it (`correction_strength`), which is best for real data. Compare synthetic data in
-the first column with real data in the second.
+the column without with real data in the one with.
 """
 ROW_ORDER = ["real data", "gaussian", "inception", "bns", "bns+inception"]
+
+
+def _is_throughout(column: str) -> bool:
+    return "throughout" in column
 
 
 def coverage_line(column: str, coverage: dict[str, Any], options: str) -> str:
@@ -144,7 +153,7 @@ def ablation_section(name: str) -> str:
     base = ", ".join(f"{key} {value}" for key, value in record["base"].items() if value not in (None, 0, False))
     text = (
         f"### Settings of the inversion: {NAMES.get(name, 'digits network')}\n\n"
-        f"{record['samples']} samples, {len(record['seeds'])} seed(s), two consumers at W4A4, all layers, top-1 % on "
+        f"{record['samples']} samples, {len(record['seeds'])} seed(s), two consumers at W4A4 throughout, top-1 % on "
         f"{record['test_samples']} images. Each row changes one setting of the base ({base}). The divergence is that "
         "of the whole set, its mean over layers. Brevitas gives back all of the shift that the data show "
         "(`correction_strength=1`), and so tells good data from bad.\n"
@@ -163,7 +172,7 @@ def readme_table() -> str:
     record = read_result("calibration-resnet20_cifar10")
     if record is None:
         return ""
-    columns = [column for column in record["coverage"] if "strength" not in column]  # defaults alone
+    columns = [column for column in record["coverage"] if "strength" not in column and not _is_throughout(column)]
     rows = [["float network", *[f"{record['float']:.2f}"] * len(columns)]]
     for row, label in README_ROWS.items():
         cells = record["cells"].get(row, {})
@@ -177,7 +186,10 @@ def write_readme() -> None:
     tail = rest.split(END)[1]
     record = read_result("calibration-resnet20_cifar10") or {"cells": {}}
     seeds = max((len(cell) for row in record["cells"].values() for cell in row.values()), default=0)
-    note = f"All layers quantized, first and last included; mean ± deviation over {seeds} seeds, 9,980 test images"
+    note = (
+        "All layers quantized, first and last included, the image at 8 bits; mean ± deviation over "
+        f"{seeds} seeds, 9,980 test images"
+    )
     best = list(record["cells"].get("real data", {}).get(ALL_OF_THE_SHIFT, {}).values())
     real = f"Real data reach {figure(best)} in Brevitas W4A4 with `correction_strength=1`, which suits them better."
     README.write_text(

@@ -81,7 +81,8 @@ def sets_section() -> str:
     consumers = list(next(iter(record["sets"].values()))["accuracy"])
     text = (
         "### Whole sets by time: ResNet-20\n\n"
-        f"{record['environment']['threads']} thread(s) for either side. W4A4, all layers, 9,980 test images; "
+        f"{record['environment']['threads']} thread(s) for either side. W4A4, all layers and the image, "
+        "9,980 test images; "
         "Brevitas gives back all of the shift that the data show (`correction_strength=1`). A budget of the peer's is "
         "as many iterations of 1,024 images as fit, or its 500 iterations on as many batches as fit; both are shown.\n"
     )
