@@ -68,7 +68,22 @@ def _accuracy() -> str:
         "0, over some twenty trials: that favours this column. Additions got their 8 bits after trials on 2,048 "
         "training images.\n"
     )
-    return "\n".join([text, table(header, rows), origin(record)])
+    return "\n".join([text, table(header, rows), origin(record), *_curve()])
+
+
+def _curve() -> list[str]:
+    """Return the picture of accuracy over time, if there is one."""
+    record = read_result("finetuning-curve")
+    if record is None:
+        return []
+    curves = record["curves"]
+    lasts = ", ".join(f"{name} {curve['points'][-1][0] / 60:.0f}" for name, curve in curves.items())
+    threads, count = record["environment"]["threads"], next(iter(curves.values()))["test_images"]
+    text = (
+        f"\nFrom nothing but the network, synthesis included, W4A4 takes so many minutes on {threads} processor(s): "
+        f"{lasts}. Accuracy on the first {count:,} test images, one seed, on the way:\n"
+    )
+    return [text, "![Accuracy over time from the start of the synthesis](images/finetuning.svg)\n"]
 
 
 def _settings() -> str:
