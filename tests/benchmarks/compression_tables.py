@@ -50,6 +50,18 @@ def _figures(seeds: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _pruning_settings(record: dict[str, Any]) -> str:
+    training, options = record["training"], record["options"]
+    limit = training["max_seconds"]
+    within = (
+        f", all within {limit / 60:.0f} minutes on {record['environment']['threads']} processor(s)" if limit else ""
+    )
+    return (
+        f"Scales are pressed for {options['sparsity_steps']} steps, and what is left is trained for "
+        f"{training['steps']:,} at most{within}; the rest are defaults."
+    )
+
+
 def distilling_table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: one row for each kind of data and column of settings."""
     header = ["trained on", "settings", "steps", "minutes of training", "minutes of synthesis", "top-1"]
@@ -83,8 +95,8 @@ def compression_sections(table: Any, origin: Any) -> list[str]:
     if pruned is not None and pruned["cells"]:
         text = (
             "### Pruned filters: ResNet-20 on CIFAR-10\n\nFilters inside the blocks go; the shortcuts, which pad "
-            f"channels, tie the others. {pruned['test_samples']} images classified; latency is the median of a forward "
-            "pass in float32.\n"
+            f"channels, tie the others. {_pruning_settings(pruned)} {pruned['test_samples']} images classified; latency "
+            "is the median of a forward pass in float32.\n"
         )
         picture = (
             "![Accuracy over multiply-adds, data-free beside real data](images/pruning.svg)\n" if PLOT.is_file() else ""
