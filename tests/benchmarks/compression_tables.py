@@ -95,8 +95,8 @@ def compression_sections(table: Any, origin: Any) -> list[str]:
     if pruned is not None and pruned["cells"]:
         text = (
             "### Pruned filters: ResNet-20 on CIFAR-10\n\nFilters inside the blocks go; the shortcuts, which pad "
-            f"channels, tie the others. {_pruning_settings(pruned)} {pruned['test_samples']} images classified; latency "
-            "is the median of a forward pass in float32.\n"
+            f"channels, tie the others. {_pruning_settings(pruned)} {pruned['test_samples']} images classified; "
+            "latency is the median of a forward pass in float32.\n"
         )
         picture = (
             "![Accuracy over multiply-adds, data-free beside real data](images/pruning.svg)\n" if PLOT.is_file() else ""
