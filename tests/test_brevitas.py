@@ -205,6 +205,36 @@ def test_additions_have_a_width_of_their_own(
     assert not any("shortcut" in name for name, _ in BrevitasCalibrator().describe(converted).floating)
 
 
+class LinearBottleneck(nn.Module):
+    """A shortcut with nothing between the sum and the layers behind it, as in MobileNetV2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.stem(inputs)
+        hidden = hidden + self.first(hidden)
+        return (hidden + self.second(hidden)).mean((2, 3))
+
+
+@pytest.mark.parametrize("addition_bits", [4, 8])
+def test_sums_that_can_be_negative_stay_signed(
+    tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], addition_bits: int
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = LinearBottleneck().eval()
+    converted = quantize(network, tiny_spec, tiny_batches, "w8a4", addition_bits=addition_bits)
+    assert converted.add_output_quant.act_quant.is_signed
+    with torch.no_grad():
+        expected, found = network(tiny_batches[0]), converted(tiny_batches[0])
+    assert (expected - found).norm() < 0.25 * expected.norm()
+    nodes = {node.name: node for node in converted.graph.nodes}
+    reads = [source.all_input_nodes[0].name for source in nodes["add_1"].all_input_nodes]
+    assert reads == (["add", "second"] if addition_bits == 8 else reads)
+
+
 def test_sliced_and_padded_shortcut_stays_on_the_grid(
     sliced: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:

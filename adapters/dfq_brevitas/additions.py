@@ -65,12 +65,16 @@ def _part(graph: GraphModule, reader: Node) -> None:
     source = reader.all_input_nodes[0]
     while _module(graph, source, OnGrid) is not None and len(source.users) == 1:
         reader, source = source, source.all_input_nodes[0]
-    activation = _module(graph, source, nonlinear.QuantNonLinearActLayer)
-    if activation is None or isinstance(activation, quant_nn.QuantIdentity):
+    quantizer = _module(graph, source, nonlinear.QuantNonLinearActLayer)
+    if quantizer is None:
+        return
+    if isinstance(quantizer, quant_nn.QuantIdentity):
+        if source.name.endswith("_output_quant"):  # inserted for the layers behind
+            reader.replace_input_with(source, source.all_input_nodes[0])
         return
     name = f"{source.name}_shortcut"
     if name not in dict(graph.named_children()):
-        graph.add_module(name, Shortcut(activation.act_quant.fused_activation_quant_proxy.activation_impl))
+        graph.add_module(name, Shortcut(quantizer.act_quant.fused_activation_quant_proxy.activation_impl))
     with graph.graph.inserting_before(reader):
         parted = graph.graph.call_module(name, source.args)
     reader.replace_input_with(source, parted)

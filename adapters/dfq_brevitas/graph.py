@@ -20,6 +20,8 @@ from torch import nn
 
 from dfq_brevitas.additions import part_shortcuts, quantize_additions
 from dfq_brevitas.framework import (
+    ADD_FNS,
+    ADD_METHODS,
     GraphModule,
     Node,
     QuantTensor,
@@ -120,6 +122,7 @@ def quantized_graph(
     finally:
         brevitas_config.IGNORE_MISSING_KEYS = ignored  # Brevitas leaves it switched when it fails
     if options.addition_bits != recipe.activation_bits:
+        _use_signed_quantizers(quantized, maps)
         part_shortcuts(quantized)
     _use_unsigned_quantizers(quantized, maps)
     _strip_output_quantizers(quantized)
@@ -187,17 +190,31 @@ def _use_unsigned_quantizers(graph: GraphModule, maps: QuantizerMaps) -> None:
             graph.set_submodule(str(node.target), kind(**arguments).eval())
 
 
+def _use_signed_quantizers(graph: GraphModule, maps: QuantizerMaps) -> None:
+    """Replace quantizers of sums that Brevitas made unsigned where something negative can arrive.
+
+    It takes a quantizer that stands before it for unsigned, whatever that is. Shared scales are not replaced: additions
+    have quantizers of their own here.
+    """
+    kind, arguments = maps.identities["signed"]
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.name.endswith("_output_quant"):
+            unsigned = not graph.get_submodule(str(node.target)).act_quant.is_signed
+            if unsigned and not _never_negative(graph, node.args[0]):
+                graph.set_submodule(str(node.target), kind(**arguments).eval())
+
+
 def _never_negative(graph: GraphModule, node: Node) -> bool:
     """Tell whether a node's values come from ReLUs through operations that keep the sign."""
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         if isinstance(module, (quant_nn.QuantReLU, quant_nn.QuantSigmoid)):
             return True
-        keeps = isinstance(module, (*_POOLINGS, OnGrid))
+        keeps = isinstance(module, (*_POOLINGS, OnGrid, quant_nn.QuantIdentity))
     elif node.op == "call_function":
-        keeps = node.target in _SIGN_KEEPING_FUNCTIONS
+        keeps = node.target in (*_SIGN_KEEPING_FUNCTIONS, *ADD_FNS)
     else:
-        keeps = node.op == "call_method" and node.target in _SIGN_KEEPING_METHODS
+        keeps = node.op == "call_method" and node.target in (*_SIGN_KEEPING_METHODS, *ADD_METHODS)
     sources = [source for source in node.all_input_nodes if source.target != "size"]
     return keeps and bool(sources) and all(_never_negative(graph, source) for source in sources)
 
