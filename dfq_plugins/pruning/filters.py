@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 COMPARED_SAMPLES, COMPARED_BATCH = 512, 128
 """Samples on which filters are judged, and BatchNorm statistics compared before and after they go."""
 
+KEPT_VALUES, SMALLEST_BATCH = COMPARED_BATCH * 3 * 32 * 32, 8
+
 
 @dataclass(frozen=True)
 class Amount:
@@ -137,14 +139,24 @@ def selected(
     shape = lesson.spec.shape
     costs = layer_multiply_adds(model, shape) | {"": measure_cost(model, shape).multiply_adds}
     if options.importance == "answers":
-        changes = answer_changes(model, groups.usable, _some(lesson), settings.temperature, settings.seed)
+        batches = _some(lesson, gradient_batch(lesson.sample[0].numel()))
+        changes = answer_changes(model, groups.usable, batches, settings.temperature, settings.seed)
         scales = {group.name: changes[group.name] / filter_multiply_adds(group, costs) for group in groups.usable}
     return select_by_target(groups.usable, scales, costs, amount.multiply_adds, options.fewest)
 
 
-def _some(lesson: Lesson) -> tuple[Tensor, ...]:
+def _some(lesson: Lesson, batch: int = COMPARED_BATCH) -> tuple[Tensor, ...]:
     """Return inputs, in batches, on which networks are compared."""
-    return torch.split(lesson.examples.inputs[:COMPARED_SAMPLES].to(lesson.sample.device), COMPARED_BATCH)
+    return torch.split(lesson.examples.inputs[:COMPARED_SAMPLES].to(lesson.sample.device), batch)
+
+
+def gradient_batch(values: int) -> int:
+    """Return how many inputs of so many values go together where all features and their gradients are kept.
+
+    >>> gradient_batch(3 * 32 * 32), gradient_batch(3 * 224 * 224)
+    (128, 8)
+    """
+    return max(SMALLEST_BATCH, min(COMPARED_BATCH, KEPT_VALUES // values))
 
 
 def take_out(model: nn.Module, groups: Groups, removed: Removed, lesson: Lesson) -> None:
