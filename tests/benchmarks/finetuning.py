@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 NETWORK = "resnet20_cifar10"
 SAMPLES = 1024
-ROWS = ("bns", "bns 4096", "real 1024", "real 4096", "gaussian", "inception", "bns+inception")
+MIXED = ("bns", "bns+inception", "inception", "gaussian")
+"""Generators of which the row `mixed` takes the first quarter each."""
+
+ROWS = ("bns", "bns 4096", "real 1024", "real 4096", "gaussian", "inception", "bns+inception", "mixed")
 COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch-ao-w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization-w8a8": ("pytorch-quantization", "w8a8", {}),
@@ -52,7 +55,7 @@ def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Ten
     """Return the data of one row and seed; a synthetic set is made where the folder holds no complete one.
 
     Args:
-        row: `real` or a generator, and how many samples where it is not the usual number.
+        row: `real` or a generator, and how many samples where it is not the usual number; or `mixed`.
         spec: what an input looks like.
         network: what the inputs are made from.
         real: all real inputs.
@@ -63,6 +66,9 @@ def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Ten
     if kind == "real":
         order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
         return real[order[: int(count)]]
+    if kind == "mixed":
+        parts = (data_of(part, spec, network, real, seed, work) for part in MIXED)
+        return torch.cat([part.inputs(SAMPLES // len(MIXED)) for part in parts])
     folder = work / f"{NETWORK}-{row}-{seed}"
     if is_complete(folder):
         return dfq_plugins.SyntheticDataset.open(folder)
