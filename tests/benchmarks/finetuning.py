@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from calibration import SAMPLES
 from common import accuracy, is_complete, load_case, read_result, write_result
 
 import dfq_plugins
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from dfq_plugins.finetuning import FinetuningRun
 
 NETWORK = "resnet20_cifar10"
-SAMPLES = 1024
 MIXED = ("bns", "bns+inception", "inception", "gaussian")
 """Generators of which the row `mixed` takes the first quarter each."""
 
@@ -40,6 +40,8 @@ COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pytorch-quantization-w4a4": ("pytorch-quantization", "w4a4", {}),
     "brevitas-w4a4": ("brevitas", "w4a4", {}),
     "brevitas-w3a3": ("brevitas", "w3a3", {}),
+    "pytorch-quantization-w6a6": ("pytorch-quantization", "w6a6", {}),
+    "brevitas-w6a6": ("brevitas", "w6a6", {}),
     "pytorch-quantization-w4a4-image4": ("pytorch-quantization", "w4a4", {"input_bits": 4}),
     "brevitas-w4a4-image4": ("brevitas", "w4a4", {"input_bits": 4, "addition_bits": 4}),
     "brevitas-w4a4-addition4": ("brevitas", "w4a4", {"addition_bits": 4}),
@@ -51,7 +53,15 @@ NARROWER = ("-image4", "-addition4", "-addition3")
 """How columns end that are measured on request alone, to show what a width costs."""
 
 
-def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Tensor, seed: int, work: Path) -> Any:
+def data_of(
+    row: str,
+    spec: dfq_plugins.InputSpec,
+    network: nn.Module,
+    real: Tensor,
+    seed: int,
+    work: Path,
+    name: str = NETWORK,
+) -> Any:
     """Return the data of one row and seed; a synthetic set is made where the folder holds no complete one.
 
     Args:
@@ -61,18 +71,19 @@ def data_of(row: str, spec: dfq_plugins.InputSpec, network: nn.Module, real: Ten
         real: all real inputs.
         seed: of the set, or of the choice of real inputs.
         work: where sets are kept.
+        name: of the network.
     """
     kind, _, count = row.partition(" ")
     if kind == "real":
         order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
         return real[order[: int(count)]]
     if kind == "mixed":
-        parts = (data_of(part, spec, network, real, seed, work) for part in MIXED)
-        return torch.cat([part.inputs(SAMPLES // len(MIXED)) for part in parts])
-    folder = work / f"{NETWORK}-{row}-{seed}"
+        parts = (data_of(part, spec, network, real, seed, work, name) for part in MIXED)
+        return torch.cat([part.inputs(SAMPLES[name] // len(MIXED)) for part in parts])
+    folder = work / f"{name}-{row}-{seed}"
     if is_complete(folder):
         return dfq_plugins.SyntheticDataset.open(folder)
-    samples = int(count or SAMPLES)
+    samples = int(count or SAMPLES[name])
     return dfq_plugins.synthesize(network, spec, generator=kind, num_samples=samples, seed=seed, output=folder)
 
 
@@ -94,7 +105,7 @@ def measure(arguments: argparse.Namespace, row: str, column: str, seed: int, cas
     settings, network, real, *test = case
     calibrator, recipe, options = COLUMNS[column]
     options = options | dict(pair.split("=", 1) for pair in arguments.option)
-    data = data_of(row, settings.spec, network, real, seed, arguments.work)
+    data = data_of(row, settings.spec, network, real, seed, arguments.work, arguments.network)
     training = {**dict(pair.split("=", 1) for pair in arguments.training), "seed": seed}
     if arguments.minutes:
         training["max_seconds"] = 60 * arguments.minutes
@@ -133,6 +144,7 @@ def so_far(name: str) -> dict[str, Any]:
 def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", nargs="?", default=NETWORK, choices=list(SAMPLES))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", default=["bns", "real 1024", "real 4096", "gaussian"], choices=ROWS)
     columns = [column for column in COLUMNS if not column.endswith(NARROWER)]
@@ -147,13 +159,14 @@ def main() -> None:
     parser.add_argument("--label", help="name of the column in the result, where -T makes it another one")
     parser.add_argument("--before", action="store_true", help="measure the calibrated model as well")
     parser.add_argument("--test-images", type=int, default=10_000)
-    parser.add_argument("--result", default=f"finetuning-{NETWORK}", help="name of the result file")
+    parser.add_argument("--result", help="name of the result file; not given: that of the network")
     arguments = parser.parse_args()
     parse_options(dfq_plugins.DistillationOptions, dict(pair.split("=", 1) for pair in arguments.training))
     torch.set_num_threads(arguments.threads)
-    settings, network, real, inputs, labels = load_case(NETWORK)
+    settings, network, real, inputs, labels = load_case(arguments.network)
+    arguments.result = arguments.result or f"finetuning-{arguments.network}"
     test = inputs[: arguments.test_images], labels[: arguments.test_images]
-    about = {"samples": SAMPLES, "test_samples": len(test[1]), "float": accuracy(network, *test)}
+    about = {"samples": SAMPLES[arguments.network], "test_samples": len(test[1]), "float": accuracy(network, *test)}
     write_result(arguments.result, {**so_far(arguments.result), **about})
     for seed in arguments.seeds:
         for column in arguments.columns:

@@ -86,7 +86,7 @@ def measure(calibrator: str, seed: int, test_images: int) -> dict[str, Any]:
     settings, network, _, inputs, labels = load_case(NETWORK)
     test = inputs[:test_images], labels[:test_images]
     began = time.monotonic()
-    data = dfq_plugins.synthesize(network, settings.spec, generator="bns", num_samples=SAMPLES, seed=seed)
+    data = dfq_plugins.synthesize(network, settings.spec, generator="bns", num_samples=SAMPLES[NETWORK], seed=seed)
     synthesis = time.monotonic() - began
     registry = Watching(PluginHost())
     curve = Curve(registry, test, began)
