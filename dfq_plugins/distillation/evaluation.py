@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
 _CLASSIFIER_AXES = 2
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """How far a student is from its teacher.
+
+    Args:
+        loss: KL divergence at temperature 1 in nats; mean squared difference where the network is no classifier.
+        error: standard error of that mean.
+        agreement: share of examples with the teacher's class; None where the network is no classifier.
+    """
+
+    loss: float
+    error: float
+    agreement: float | None
+
+
 class HeldOut:
     """Held-out examples with the teacher's answers to them, asked for once.
 
@@ -33,11 +49,8 @@ class HeldOut:
         self._answers = torch.cat([loss.teach(batch).cpu() for batch in self._batches])
 
     @torch.no_grad()
-    def judge(self, model: nn.Module) -> tuple[float, float | None]:
-        """Return the divergence from the teacher, and the share of examples with the teacher's class.
-
-        The divergence is KL at temperature 1 in nats. Where the network is no classifier, it is the mean squared
-        difference, and there is no agreement.
+    def judge(self, model: nn.Module) -> Judgement:
+        """Return how far the model is from the teacher.
 
         Raises:
             ModelError: the model returns another shape than the teacher.
@@ -46,7 +59,10 @@ class HeldOut:
         device = device_of(model)
         outputs: Tensor = torch.cat([model(batch.to(device)).float().cpu() for batch in self._batches])
         check_same_shape(self._answers, outputs)
-        if outputs.ndim != _CLASSIFIER_AXES:
-            return float(terms.logit_difference(outputs, self._answers)), None
-        same = (outputs.argmax(1) == self._answers.argmax(1)).float().mean()
-        return float(terms.kl_divergence(outputs, self._answers)), float(same)
+        classifies = outputs.ndim == _CLASSIFIER_AXES
+        term = terms.kl_divergence if classifies else terms.logit_difference
+        pairs = zip(outputs, self._answers, strict=True)
+        each = torch.stack([term(output[None], answer[None]) for output, answer in pairs])
+        same = (outputs.argmax(1) == self._answers.argmax(1)).float().mean() if classifies else None
+        error = each.std(correction=0) / len(each) ** 0.5
+        return Judgement(float(each.mean()), float(error), None if same is None else float(same))

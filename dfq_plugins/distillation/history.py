@@ -16,6 +16,7 @@ class TrainingPoint:
         loss: mean training loss since the point before; None at the start.
         held_out_loss: divergence from the teacher on held-out data, lower is better.
         agreement: share of held-out data with the teacher's class; None where the network is no classifier.
+        held_out_error: standard error of the held-out loss.
     """
 
     step: int
@@ -24,13 +25,20 @@ class TrainingPoint:
     loss: float | None
     held_out_loss: float
     agreement: float | None
+    held_out_error: float = 0.0
 
 
 def best_point(history: tuple[TrainingPoint, ...]) -> TrainingPoint:
-    """Return the point of the lowest held-out loss, the earliest of equals.
+    """Return the last point whose held-out loss is the lowest one, or above it by no more than its standard error.
 
-    >>> points = [TrainingPoint(step, 0.0, 0.0, None, loss, None) for step, loss in ((0, 2.0), (1, 1.0), (2, 1.0))]
+    Held-out sets are small, so that the very lowest loss is often luck, and what was trained longer is then better.
+    Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3.
+
+    >>> losses = (2.0, 1.0, 1.2, 1.05, 1.2)
+    >>> points = [TrainingPoint(step, 0.0, 0.0, None, loss, None, 0.1) for step, loss in enumerate(losses)]
     >>> best_point(tuple(points)).step
-    1
+    3
     """
-    return min(history, key=lambda point: point.held_out_loss)
+    lowest = min(history, key=lambda point: point.held_out_loss)
+    highest = lowest.held_out_loss + lowest.held_out_error
+    return next(point for point in reversed(history) if point.held_out_loss <= highest)

@@ -237,13 +237,15 @@ class _Training:
     def _look(self, progress: float) -> None:
         """Judge the student by the held-out examples, keep the best state, and write a checkpoint."""
         self.ranks.average_statistics(self.model)
-        loss, agreement = self.held_out.judge(self.model)
-        if not math.isfinite(loss):
-            self._diverged(f"the held-out loss was {loss}")
+        found = self.held_out.judge(self.model)
+        if not math.isfinite(found.loss):
+            self._diverged(f"the held-out loss was {found.loss}")
         rate = self.options.learning_rate * learning_rate_factor(progress, self.options.warm_up)
         mean = sum(self.losses) / len(self.losses) if self.losses else None
         self.losses = []
-        self.history += (TrainingPoint(self.step, self.clock.seconds, rate, mean, loss, agreement),)
+        self.history += (
+            TrainingPoint(self.step, self.clock.seconds, rate, mean, found.loss, found.agreement, found.error),
+        )
         self.good = capture(self.model)
         if best_point(self.history) is self.history[-1]:
             self.best = self.good
