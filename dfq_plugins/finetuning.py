@@ -130,8 +130,7 @@ def finetune(
         spec = checked_spec(teacher, samples.spec or complete_spec(teacher, shape=samples.shape), registry)
         samples.check(spec)
         check_generator(maker, teacher, spec)
-        if settings.border is None:
-            settings = replace(settings, border=border_of(spec))
+        settings = _settled(settings, spec, recipe)
         parts = split_held_out(gathered(data, samples), settings.held_out, settings.seed)
         with attributed(provided):
             prepared = _calibrated(worker, teacher, spec, recipe, parts[0].inputs, broadcast)
@@ -152,6 +151,16 @@ def finetune(
         ranks.wait()
     about_model = (converted, calibrator, recipe, coverage, artifacts, agreement)
     return FinetuningRun(*about_model, before, history, settings, len(parts[1]))
+
+
+def _settled(settings: DistillationOptions, spec: InputSpec, recipe: Recipe) -> DistillationOptions:
+    """Return the settings with what was left open decided by the input and the recipe."""
+    if settings.border is None:
+        settings = replace(settings, border=border_of(spec))
+    if settings.batch_norm is None:
+        # Signs in place of weights shift every mean and variance far away from what was recorded.
+        settings = replace(settings, batch_norm="reestimated" if recipe.weight_bits == 1 else "frozen")
+    return settings
 
 
 def _calibrated(

@@ -41,18 +41,19 @@ def student(tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[to
     return calibrated(tiny_network, tiny_spec, tiny_batches)[1]
 
 
-def folded(network: nn.Module) -> torch.Tensor:
-    """What BatchNorm leaves of the weights of the middle layer, computed by hand."""
-    norm: Any = network.norm2
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return network.conv.weight.detach() * scale.view(-1, 1, 1, 1)  # type: ignore[union-attr, operator]
-
-
 def test_weights_are_plus_and_minus_the_mean_of_each_channel(student: Any, tiny_network: nn.Module) -> None:
-    weights = folded(tiny_network)
+    weights = tiny_network.conv.weight.detach()
     expected = weights.sign() * weights.abs().mean((1, 2, 3), keepdim=True)
     assert torch.allclose(student.conv.quant_weight().value, expected, atol=1e-6)
     assert int(student.conv.weight_quant.bit_width()) == 1
+
+
+def test_batch_norm_stays_a_layer_unless_it_is_to_be_folded(
+    student: Any, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
+) -> None:
+    assert isinstance(student.norm2, nn.BatchNorm2d)
+    _, merged = calibrated(tiny_network, tiny_spec, tiny_batches, merge_batch_norm=True)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in merged.modules())
 
 
 def test_they_may_share_one_value(
@@ -109,8 +110,14 @@ def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module) -
             return self.classifier(self.middle(self.first(inputs)).mean((2, 3)))
 
     with framework_notices_silenced():
-        assert end_layers(float_graph(Backwards().eval(), BrevitasOptions())) == ("first", "classifier")
-        assert end_layers(float_graph(copy.deepcopy(tiny_network), BrevitasOptions())) == ("stem", "linear")
+        assert end_layers(float_graph(Backwards().eval(), BrevitasOptions(), merge_batch_norm=True)) == (
+            "first",
+            "classifier",
+        )
+        assert end_layers(float_graph(copy.deepcopy(tiny_network), BrevitasOptions(), merge_batch_norm=True)) == (
+            "stem",
+            "linear",
+        )
 
 
 def test_float_activations_are_those_of_the_network(
@@ -125,7 +132,7 @@ def test_float_activations_are_those_of_the_network(
 class TestTraining:
     def test_weights_cross_over_and_are_clipped(self, student: Any, tiny_batches: list[torch.Tensor]) -> None:
         signs = student.conv.quant_weight().value.sign()
-        optimizer = torch.optim.SGD(student.parameters(), lr=0.5)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.02)
         for _ in range(5):
             optimizer.zero_grad()
             student.train()(tiny_batches[0]).square().sum().backward()
@@ -138,7 +145,7 @@ class TestTraining:
     def test_their_size_is_learned(self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: Any) -> None:
         worker, student = calibrated(tiny_network, tiny_spec, tiny_batches)
         (scale,) = worker.scale_parameters(student)
-        assert torch.allclose(scale.detach().flatten(), folded(tiny_network).abs().mean((1, 2, 3)))
+        assert torch.allclose(scale.detach().flatten(), tiny_network.conv.weight.detach().abs().mean((1, 2, 3)))
 
     def test_or_follows_the_weights_unclipped(
         self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
@@ -173,6 +180,7 @@ def test_fine_tuned_without_data_from_end_to_end(
         output=tmp_path,
     )
     assert min(point.held_out_loss for point in run.history[1:]) < run.history[0].held_out_loss
+    assert run.training.batch_norm == "reestimated"
     assert [artifact.path.name for artifact in run.artifacts] == ["model.qonnx.onnx"]
     (check,) = run.artifacts[0].checks
     assert "top-1 agreement 100.0%" in check.detail

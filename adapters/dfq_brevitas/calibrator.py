@@ -76,7 +76,9 @@ class BrevitasCalibrator:
         _require_supported(recipe, self.options)
         private = frozen_copy(model).float()
         with framework_notices_silenced():
-            graph = quantized_graph(float_graph(private, self.options), recipe, self.options, training=training)
+            merge = self.options.merges_batch_norm(recipe.weight_bits, training=training)
+            traced = float_graph(private, self.options, merge_batch_norm=merge)
+            graph = quantized_graph(traced, recipe, self.options, training=training)
             _require_quantized(graph, model, keeps_ends=self.options.keeps_ends(recipe.weight_bits))
             if recipe.activation_bits != FLOAT_BITS:
                 self._settle_input(graph, spec, recipe)

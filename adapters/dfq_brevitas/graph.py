@@ -67,8 +67,8 @@ class Dequantize(nn.Module):
         return inputs.value if isinstance(inputs, QuantTensor) else inputs
 
 
-def float_graph(model: nn.Module, options: BrevitasOptions) -> GraphModule:
-    """Trace a private copy of the model, fold BatchNorm and equalise, as the options say.
+def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm: bool) -> GraphModule:
+    """Trace a private copy of the model, fold BatchNorm if asked to, and equalise as the options say.
 
     Raises:
         ModelError: FX cannot trace the model.
@@ -82,7 +82,7 @@ def float_graph(model: nn.Module, options: BrevitasOptions) -> GraphModule:
             equalize_merge_bias=equalize > 0,
             # Equalisation scales activations, which ReLU6 does not allow: it clips at a fixed value.
             relu6_to_relu=equalize > 0,
-            merge_bn=options.merge_batch_norm,
+            merge_bn=merge_batch_norm,
         )
     except Exception as error:
         raise preparation_error(model, error) from error

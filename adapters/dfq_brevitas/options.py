@@ -73,9 +73,12 @@ class BrevitasOptions:
         default=True,
         metadata={"help": "take the input quantizer's range from the input specification where that knows it"},
     )
-    merge_batch_norm: bool = field(
-        default=True,
-        metadata={"help": "fold BatchNorm into the layer before it"},
+    merge_batch_norm: bool | None = field(
+        default=None,
+        metadata={
+            "help": "fold BatchNorm into the layer before it; not given: yes, but in training with binary weights, "
+            "which need its statistics estimated anew"
+        },
     )
     equalization_iterations: Annotated[int, Ge(0), Le(1000)] = field(
         default=0,
@@ -139,6 +142,14 @@ class BrevitasOptions:
         (True, False)
         """
         return (self.first_and_last or ("float" if weight_bits == 1 else "quantized")) == "float"
+
+    def merges_batch_norm(self, weight_bits: int, *, training: bool) -> bool:
+        """Tell whether BatchNorm is folded.
+
+        >>> [BrevitasOptions().merges_batch_norm(1, training=training) for training in (False, True)]
+        [True, False]
+        """
+        return not (training and weight_bits == 1) if self.merge_batch_norm is None else self.merge_batch_norm
 
     def percentile_for(self, bits: int) -> float:
         """Return the percentile for activations of so many bits: fewer levels gain from clipping more.

@@ -179,7 +179,7 @@ class _Training:
         return self.history
 
     def _prepare_training(self) -> None:
-        set_training_mode(self.model, batch_norm_frozen=self.options.batch_norm == "frozen")
+        set_training_mode(self.model, batch_norm_frozen=self.options.batch_norm != "reestimated")
 
     def _progress(self, step: float) -> float:
         if self.options.max_seconds is None:

@@ -54,8 +54,10 @@ class DistillationOptions:
     taps: tuple[str, ...] = _setting(
         (BLOCK_ENDS,), "modules whose input is compared by the features and attention terms; block-ends finds them"
     )
-    batch_norm: Literal["frozen", "reestimated"] = _setting(
-        "frozen", "statistics of BatchNorm layers: kept as trained, or estimated anew on the synthetic data"
+    batch_norm: Literal["frozen", "reestimated"] | None = _setting(
+        None,
+        "statistics of BatchNorm layers: kept as trained, or estimated anew on the synthetic data; none: kept, but "
+        "estimated anew beside binary weights",
     )
     freeze_ranges: Annotated[float, Ge(0), Le(1)] = _setting(
         0.5, "share of the training after which quantizers stop observing ranges, where a framework observes them"

@@ -23,6 +23,6 @@ class StudentTraining(DistillationOptions):
     learning_rate_unit: Literal["relative", "absolute"] = _setting(
         "absolute", "both rates: as a share of each tensor's size, or as they are"
     )
-    batch_norm: Literal["frozen", "reestimated"] = _setting(
+    batch_norm: Literal["frozen", "reestimated"] | None = _setting(
         "reestimated", "statistics of BatchNorm layers: kept as they are, or estimated on the synthetic data"
     )

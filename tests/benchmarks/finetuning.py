@@ -46,7 +46,7 @@ COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "brevitas-w4a4-image4": ("brevitas", "w4a4", {"input_bits": 4, "addition_bits": 4}),
     "brevitas-w4a4-addition4": ("brevitas", "w4a4", {"addition_bits": 4}),
     "brevitas-w3a3-addition3": ("brevitas", "w3a3", {"addition_bits": 3}),
-    "brevitas-binary": ("brevitas", "binary", {"merge_batch_norm": False}),
+    "brevitas-binary": ("brevitas", "binary", {}),
 }
 
 NARROWER = ("-image4", "-addition4", "-addition3")
