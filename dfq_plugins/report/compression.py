@@ -108,5 +108,5 @@ def _training_section(history: tuple[TrainingPoint, ...], before: float, after: 
         rows = (("before the training", 100 * before), ("after", 100 * after))
         caption = f"Measured on {held_out} samples that took no part in the training"
         blocks.append(Table(("State", "Same class, %"), rows, caption=caption))
-    text = "The state with the lowest divergence on held-out samples was kept."
+    text = "The last state was kept whose divergence on held-out samples is the lowest, within its standard error."
     return Section("How the training went", (text,), (*blocks, training_curves(history)))

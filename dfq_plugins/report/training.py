@@ -52,7 +52,7 @@ def training_section(run: FinetuningRun) -> Section:
     """Return the section on the training of a fine-tuned network."""
     text = (
         "After calibration the quantized network was trained to answer as the float network does, on synthetic samples "
-        "alone. The state with the lowest divergence on held-out samples was kept."
+        "alone. The last state was kept whose divergence on held-out samples is the lowest, within its standard error."
     )
     terms = {name: value for name, value in vars(run.training).items() if name.endswith("_weight") and value}
     facts = Facts(tuple((name, f"{value:g}") for name, value in terms.items()), "Terms of the loss", folded=True)
