@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,9 @@ class Judgement:
     """How far a student is from its teacher.
 
     Args:
-        loss: KL divergence at temperature 1 in nats; mean squared difference where the network is no classifier.
+        loss: KL divergence in nats at the temperature of the training, since at a lower one a student that answers
+            nothing yet can look better than one that is too sure; mean squared difference where the network is no
+            classifier.
         error: standard error of that mean.
         agreement: share of examples with the teacher's class; None where the network is no classifier.
     """
@@ -45,6 +48,7 @@ class HeldOut:
     """
 
     def __init__(self, examples: Examples, loss: DistillationLoss, batch_size: int) -> None:
+        self._temperature = loss.options.temperature
         self._batches = torch.split(examples.inputs, batch_size)
         self._answers = torch.cat([loss.teach(batch).cpu() for batch in self._batches])
 
@@ -60,7 +64,8 @@ class HeldOut:
         outputs: Tensor = torch.cat([model(batch.to(device)).float().cpu() for batch in self._batches])
         check_same_shape(self._answers, outputs)
         classifies = outputs.ndim == _CLASSIFIER_AXES
-        term = terms.kl_divergence if classifies else terms.logit_difference
+        divergence = partial(terms.kl_divergence, temperature=self._temperature)
+        term = divergence if classifies else terms.logit_difference
         pairs = zip(outputs, self._answers, strict=True)
         each = torch.stack([term(output[None], answer[None]) for output, answer in pairs])
         same = (outputs.argmax(1) == self._answers.argmax(1)).float().mean() if classifies else None
