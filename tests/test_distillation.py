@@ -427,4 +427,4 @@ def test_options_are_listed_with_help() -> None:
 
     rows = describe_options(DistillationOptions)
     assert all(row.help for row in rows)
-    assert re.fullmatch(r"frozen or reestimated", next(row.type for row in rows if row.name == "batch_norm"))
+    assert re.fullmatch(r"frozen or reestimated or none", next(row.type for row in rows if row.name == "batch_norm"))
