@@ -106,7 +106,8 @@ def compression_sections(table: Any, origin: Any) -> list[str]:
     if distilled is not None and distilled["cells"]:
         text = (
             "### Distilled students: ResNet-56 into a network of ResNet-20's size\n\nThe student begins with random "
-            f"weights. Synthetic sets hold {distilled['samples']} samples; {distilled['test_samples']} images "
+            f"weights; one processor. Synthetic sets hold {distilled['samples']} samples; "
+            f"{distilled['test_samples']} images "
             f"classified. {PUBLISHED}\n"
         )
         parts += [text, table(*distilling_table(distilled)), origin(distilled)]
