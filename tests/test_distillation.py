@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from dfq_plugins.distillation import DistillationLoss, DistillationOptions, TrainingPoint, distill
 from dfq_plugins.distillation.batches import Examples, TrainingBatches, mix_up, rng_for, split_held_out
+from dfq_plugins.distillation.evaluation import HeldOut
 from dfq_plugins.distillation.history import best_point
 from dfq_plugins.distillation.loop import Student, Workplace
 from dfq_plugins.distillation.sources import DatasetSource
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture, read_checkpoint, restore
+from dfq_plugins.distillation.terms import kl_divergence
 from dfq_plugins.errors import DataError, DivergedError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -420,6 +422,19 @@ class TestBatches:
         mixed = shares[(shares > 0) & (shares < 1)]
         assert mixed.mean().item() == pytest.approx(0.5, abs=0.05)
         assert mixed.var().item() == pytest.approx(0.05, abs=0.015)  # 1 / (4 (2 alpha + 1))
+
+
+def test_states_are_judged_at_the_temperature_of_the_training(tiny_network: nn.Module, examples: Examples) -> None:
+    options = replace(OPTIONS, temperature=3.0)
+    student = coarse(tiny_network)
+    found = HeldOut(examples, DistillationLoss(tiny_network, options), 7).judge(student)
+    with torch.no_grad():
+        answers, outputs = tiny_network(examples.inputs), student(examples.inputs)
+    pairs = zip(outputs.split(1), answers.split(1), strict=True)
+    each = torch.stack([kl_divergence(output, answer, 3.0) for output, answer in pairs])
+    assert found.loss == pytest.approx(float(each.mean()), rel=1e-4)
+    assert found.error == pytest.approx(float(each.std(correction=0)) / len(each) ** 0.5, rel=1e-4)
+    assert found.agreement == pytest.approx(float((answers.argmax(1) == outputs.argmax(1)).float().mean()))
 
 
 def test_options_are_listed_with_help() -> None:
