@@ -46,6 +46,7 @@ PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "pruning.svg"
 LABELS = {
     "bns": "from the network alone",
     "bns 4096": "4,096 from the network alone",
+    "bns 4096, mixup 0.5": "the same, blended (mixup 0.5)",
     "real 4096": "4,096 real images",
     "real 1024": "1,024 real images",
 }
@@ -155,7 +156,8 @@ def draw(record: dict[str, Any]) -> None:
             (mean(cell, "multiply_adds") / record["float"]["multiply_adds"], mean(cell, "accuracy"))
             for cell in cells.values()
         )
-        points.append((1.0, record["float"]["accuracy"]))
+        if len(cells) > 1:  # a single one is no line
+            points.append((1.0, record["float"]["accuracy"]))
         axes.plot(*zip(*points, strict=True), marker="o", label=LABELS.get(row, row))
     axes.axhline(record["float"]["accuracy"], color="0.7", linewidth=1, zorder=0)
     axes.set_xlabel("share of the multiply-adds that is left")
