@@ -58,8 +58,8 @@ def _pruning_settings(record: dict[str, Any]) -> str:
     )
     return (
         f"Scales are pressed for {options['sparsity_steps']} steps, and what is left is trained for "
-        f"{training['steps']:,} at most{within}; the rest are defaults. The row with mixup was measured later, when the "
-        "state to keep was chosen by the one-standard-error rule at the training's temperature."
+        f"{training['steps']:,} at most{within}; the rest are defaults. The row with mixup was measured later, when "
+        "the state to keep was chosen by the one-standard-error rule at the training's temperature."
     )
 
 
