@@ -67,8 +67,8 @@ def _accuracy() -> str:
         "work ran on the machine. Rates and augmentation were chosen by the test accuracy of students of `bns`, seed "
         "0, over some twenty trials: that favours this column. Additions got their 8 bits after trials on 2,048 "
         "training and 2,500 test images; binary weights are trained at rate 0.01. *: measured when the state of "
-        "the very lowest held-out loss was kept; in the other rows it is the last one that is no worse by more than the standard "
-        "error, judged at temperature 1, and since then at that of the training.\n"
+        "the very lowest held-out loss was kept; in the other rows it is the last one that is no worse "
+        "by more than the standard error, judged at temperature 1, and since then at that of the training.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
 
