@@ -21,9 +21,10 @@ BATCHES = [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed
 
 @pytest.fixture
 def network() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(24, 5)).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(24, 5)).eval()
 
 
 def changes(model: nn.Module, seed: int = 0, temperature: float = 4.0) -> torch.Tensor:

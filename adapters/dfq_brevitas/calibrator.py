@@ -55,9 +55,9 @@ class BrevitasCalibrator:
 
     Quantized are the weights and the inputs of every linear and convolution layer, the first and the last included, the
     outputs of activations, and both inputs of every addition, which share one scale as FINN needs it. The network's
-    input and those of additions have a width of their own, 8 bits by default. The network's
-    output keeps the accumulator's precision. With activations of 32 bits only weights are quantized. Beside binary
-    weights the first and the last layer stay in float.
+    input and those of additions have a width of their own, 8 bits by default. The network's output keeps the
+    accumulator's precision. With activations of 32 bits only weights are quantized. Beside binary weights the first and
+    the last layer stay in float.
     """
 
     def __init__(self, options: BrevitasOptions | None = None) -> None:

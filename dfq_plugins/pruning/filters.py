@@ -37,6 +37,7 @@ COMPARED_SAMPLES, COMPARED_BATCH = 512, 128
 """Samples on which filters are judged, and BatchNorm statistics compared before and after they go."""
 
 KEPT_VALUES, SMALLEST_BATCH = COMPARED_BATCH * 3 * 32 * 32, 8
+"""Input values of a batch whose features and gradients are all kept, and the samples that it has at least."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +133,18 @@ def selected(
     Raises:
         UsageError: a layer would be emptied; names it.
     """
-    scales = group_scales(model, groups.usable)
     if amount.threshold is not None:
-        return select_by_threshold(groups.usable, scales, amount.threshold)
+        return select_by_threshold(groups.usable, group_scales(model, groups.usable), amount.threshold)
     assert amount.multiply_adds is not None  # noqa: S101  for the type checker: one of both is given
     shape = lesson.spec.shape
     costs = layer_multiply_adds(model, shape) | {"": measure_cost(model, shape).multiply_adds}
-    if options.importance == "answers":
+    if options.importance == "scale":
+        sizes = group_scales(model, groups.usable)
+    else:
         batches = _some(lesson, gradient_batch(lesson.sample[0].numel()))
         changes = answer_changes(model, groups.usable, batches, settings.temperature, settings.seed)
-        scales = {group.name: changes[group.name] / filter_multiply_adds(group, costs) for group in groups.usable}
-    return select_by_target(groups.usable, scales, costs, amount.multiply_adds, options.fewest)
+        sizes = {group.name: changes[group.name] / filter_multiply_adds(group, costs) for group in groups.usable}
+    return select_by_target(groups.usable, sizes, costs, amount.multiply_adds, options.fewest)
 
 
 def _some(lesson: Lesson, batch: int = COMPARED_BATCH) -> tuple[Tensor, ...]:
