@@ -55,10 +55,14 @@ def part_shortcuts(graph: GraphModule) -> None:
             _part(graph, quantized)
 
 
+def is_addition(node: Node) -> bool:
+    """Tell whether a node is what Brevitas takes for an addition."""
+    known = {"call_function": ADD_FNS, "call_method": ADD_METHODS}
+    return node.target in known.get(node.op, ())
+
+
 def _adds_two(node: Node) -> bool:
-    adds = node.op == "call_function" and node.target in ADD_FNS
-    adds = adds or (node.op == "call_method" and node.target in ADD_METHODS)
-    return adds and len(node.all_input_nodes) > 1
+    return is_addition(node) and len(node.all_input_nodes) > 1
 
 
 def _part(graph: GraphModule, reader: Node) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dfq_brevitas.additions import Shortcut
+from dfq_brevitas.additions import Shortcut, is_addition
 from dfq_brevitas.bias import is_weight_layer
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, GraphModule, Node, quant_nn
 from dfq_brevitas.graph import Dequantize
@@ -82,8 +82,7 @@ def _kind(node: Node, module: nn.Module) -> str:
         return kind
     if node.all_input_nodes[0].op == "placeholder":
         return f"{kind} (network input)"
-    adds = any("add" in str(user.target) and user.op != "call_module" for user in node.users)
-    return f"{kind} ({_ADDITION})" if adds else kind
+    return f"{kind} ({_ADDITION})" if any(map(is_addition, node.users)) else kind
 
 
 def number_format(quantizer: Any) -> str:

@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dfq_brevitas.additions import part_shortcuts, quantize_additions
+from dfq_brevitas.additions import is_addition, part_shortcuts, quantize_additions
 from dfq_brevitas.framework import (
-    ADD_FNS,
-    ADD_METHODS,
     GraphModule,
     Node,
     QuantTensor,
@@ -212,9 +210,9 @@ def _never_negative(graph: GraphModule, node: Node) -> bool:
             return True
         keeps = isinstance(module, (*_POOLINGS, OnGrid, quant_nn.QuantIdentity))
     elif node.op == "call_function":
-        keeps = node.target in (*_SIGN_KEEPING_FUNCTIONS, *ADD_FNS)
+        keeps = is_addition(node) or node.target in _SIGN_KEEPING_FUNCTIONS
     else:
-        keeps = node.op == "call_method" and node.target in (*_SIGN_KEEPING_METHODS, *ADD_METHODS)
+        keeps = node.op == "call_method" and (is_addition(node) or node.target in _SIGN_KEEPING_METHODS)
     sources = [source for source in node.all_input_nodes if source.target != "size"]
     return keeps and bool(sources) and all(_never_negative(graph, source) for source in sources)
 

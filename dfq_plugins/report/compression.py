@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dfq_plugins.report.record import Report, Section, Table
 from dfq_plugins.report.render import render_report
 from dfq_plugins.report.sections import input_facts, settings_section
-from dfq_plugins.report.training import training_curves
+from dfq_plugins.report.training import STATE_KEPT, training_curves
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,5 +108,4 @@ def _training_section(history: tuple[TrainingPoint, ...], before: float, after: 
         rows = (("before the training", 100 * before), ("after", 100 * after))
         caption = f"Measured on {held_out} samples that took no part in the training"
         blocks.append(Table(("State", "Same class, %"), rows, caption=caption))
-    text = "The last state was kept whose divergence on held-out samples is the lowest, within its standard error."
-    return Section("How the training went", (text,), (*blocks, training_curves(history)))
+    return Section("How the training went", (STATE_KEPT,), (*blocks, training_curves(history)))

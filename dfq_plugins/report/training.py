@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.finetuning import FinetuningRun
 
+STATE_KEPT = "The last state was kept whose divergence on held-out samples is the lowest, within its standard error."
+"""What a page says of any training."""
+
 
 def training_curves(history: Sequence[TrainingPoint]) -> Curves:
     """Return the training loss and the divergence on held-out samples over the steps.
@@ -52,7 +55,7 @@ def training_section(run: FinetuningRun) -> Section:
     """Return the section on the training of a fine-tuned network."""
     text = (
         "After calibration the quantized network was trained to answer as the float network does, on synthetic samples "
-        "alone. The last state was kept whose divergence on held-out samples is the lowest, within its standard error."
+        f"alone. {STATE_KEPT}"
     )
     terms = {name: value for name, value in vars(run.training).items() if name.endswith("_weight") and value}
     facts = Facts(tuple((name, f"{value:g}") for name, value in terms.items()), "Terms of the loss", folded=True)
