@@ -32,6 +32,9 @@ def kept_memory() -> Iterator[None]:
 
     Afterwards blocks of 32 MiB and more are the system's again, which is where glibc's own adjustment ends in a process
     that uses large blocks.
+
+    Blocks are found again the more surely the more they are aligned, as on huge pages; and not at all in a thread that
+    was once refused memory, for which glibc takes blocks of this size from elsewhere.
     """
     library = _glibc()
     if library is None:

@@ -12,11 +12,13 @@ import torch
 from dfq_plugins.checks import trial_run
 from dfq_plugins.cost import Cost, measure_cost
 from dfq_plugins.digest import model_digest
+from dfq_plugins.distillation.inheritance import inherit_weights
 from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options_student import StudentTraining
 from dfq_plugins.distillation.ranks import joined_ranks
-from dfq_plugins.errors import DfqWarning, ModelError
-from dfq_plugins.lessons import Inputs, prepare_lesson, teach, trainable_copy, training_settings
+from dfq_plugins.errors import DfqWarning, ModelError, UsageError
+from dfq_plugins.lesson_inputs import Inputs
+from dfq_plugins.lessons import prepare_lesson, teach, trainable_copy, training_settings
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.plan import library_versions
@@ -59,6 +61,7 @@ class DistillingRun:
         training: the settings of the training.
         held_out: number of samples that were held out.
         files: what was written.
+        inherited: the student's layers that began with the teacher's weights.
     """
 
     model: nn.Module
@@ -71,6 +74,7 @@ class DistillingRun:
     training: DistillationOptions
     held_out: int
     files: tuple[Path, ...] = ()
+    inherited: tuple[str, ...] = ()
 
 
 def distill(
@@ -84,6 +88,7 @@ def distill(
     generator_options: Mapping[str, object] | object | None = None,
     num_samples: int = 1024,
     ticket: Ticket | None = None,
+    inherit: bool = False,
     output: Path | str | None = None,
     factory: str | None = None,
     work: Path | str | None = None,
@@ -102,10 +107,12 @@ def distill(
         spec: what an input looks like; a synthetic data set brings its own.
         training: settings of the training, as a mapping with the defaults of `StudentTraining`, or as a record.
         generator: name of a generator that makes the data from the teacher, in place of `data`; or of one that learns
-            against the student and makes each step's inputs, or such an object.
+            beside the student and makes a share of each batch (`training.generated`), or such an object.
         generator_options: settings of a generator that is given by its name.
         num_samples: how many samples a generator of data sets makes.
         ticket: a lottery ticket of the student: its initial weights are trained, and what it masks stays zero.
+        inherit: begin with the weights of those layers of the teacher that have the student's names and shapes; where
+            the teacher has more blocks in a row, those of some, evenly.
         output: folder for the student; None writes nothing.
         factory: what builds the student on the command line, for the record in that folder: `file.py:factory`.
         work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
@@ -114,26 +121,33 @@ def distill(
         registry: where plugins are looked up; None takes those that are installed.
 
     Raises:
-        UsageError: neither data nor a generator, or an option or name that cannot be used.
+        UsageError: neither data nor a generator, an option or name that cannot be used, or nothing to inherit.
         PluginError: an unknown generator.
         ModelError: networks that return different shapes, or a student without parameters to train.
         DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run; a ticket
             of another network.
         DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
     """
+    if inherit and ticket is not None:
+        raise UsageError(
+            "A ticket brings the student's first weights, and so does the teacher. Give ticket or inherit."
+        )
     registry = registry or get_registry()
     settings = training_settings(training, StudentTraining)
-    broadcast = Broadcast(listeners, registry)
     inputs = Inputs(data, generator, generator_options, num_samples, strict)
+    inputs.check(registry)
+    broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a student or a generator draws from the global state
         lesson = prepare_lesson(teacher, inputs, spec, settings, folder, broadcast, registry)
         network = trainable_copy(student) if ticket is None else ticket.rewind(trainable_copy(student))
         check_student(lesson, network)
+        inherited = inherit_weights(lesson.teacher, network) if inherit else ()
         costs = measure_cost(lesson.teacher, lesson.spec.shape), measure_cost(network.eval(), lesson.spec.shape)
         warn_of_larger(*costs)
         about = [model_digest(network), [] if ticket is None else ["ticket", ticket.sparsity]]
-        place = lesson.workplace(folder, "distill", settings, about, broadcast, ranks)
+        settings = lesson.settled(settings, network)
+        place = lesson.workplace(folder, "distill", settings, about, ranks)
         before = lesson.agreement(network)
         history = teach(Student(network), lesson, settings, place)
         bake(network)
@@ -141,10 +155,10 @@ def distill(
         run = (network, lesson.spec, costs[0], cost, before, after, history, settings, len(lesson.held_out))
         files: tuple[Path, ...] = ()
         if output is not None and ranks.leads:
-            done = DistillingRun(*run)
+            done = DistillingRun(*run, inherited=inherited)
             files = (save_network(network, Path(output), factory=factory, about=_about(done, lesson)),)
         ranks.wait()
-    return DistillingRun(*run, files)
+    return DistillingRun(*run, files, inherited)
 
 
 def check_student(lesson: Lesson, student: nn.Module) -> None:
@@ -179,6 +193,7 @@ def _about(run: DistillingRun, lesson: Lesson) -> dict[str, object]:
         "student": asdict(run.student_cost),
         "input_spec": asdict(run.spec),
         "inputs": {"by": lesson.about, "samples": len(lesson.examples) + len(lesson.held_out)},
+        "inherited": list(run.inherited),
         "agreement": {"before": run.agreement_before, "after": run.agreement, "samples": run.held_out},
         "settings": asdict(run.training),
         "history": [asdict(point) for point in run.history],

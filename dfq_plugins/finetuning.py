@@ -10,38 +10,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.calibration_data import as_calibration_data
-from dfq_plugins.checks import check_finite, complete_spec
-from dfq_plugins.distillation.batches import split_held_out
-from dfq_plugins.distillation.loop import Student, Workplace
-from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.loop import Student
+from dfq_plugins.distillation.options import DistillationOptions, rate_for
 from dfq_plugins.distillation.ranks import joined_ranks
-from dfq_plugins.lessons import Lesson, teach
+from dfq_plugins.lesson_inputs import Inputs
+from dfq_plugins.lessons import prepare_lesson, teach
 from dfq_plugins.listeners.broadcast import Broadcast
-from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.options import parse_options
-from dfq_plugins.pipeline import QuantizationRun, checked_spec, top1_agreement
-from dfq_plugins.presentation import border_of
+from dfq_plugins.pipeline import QuantizationRun
 from dfq_plugins.provided import attributed
 from dfq_plugins.registry import get_registry
-from dfq_plugins.training_material import (
-    check_generator,
-    check_origin,
-    gathered,
-    learning_generator,
-    name_of,
-    run_identity,
-    settings_of,
-    work_folder,
-)
+from dfq_plugins.training_material import work_folder
 from dfq_plugins.types import ProgressEvent, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from dfq_plugins.calibration_data import CalibrationData
     from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.lessons import Lesson
     from dfq_plugins.registry import Registry
     from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
 
@@ -97,8 +87,8 @@ def finetune(
         spec: what an input looks like; a synthetic data set brings its own.
         options: settings of the calibrator, as a mapping or as its options record.
         training: settings of the training, as a mapping or as `DistillationOptions`.
-        generator: makes the training's inputs while it learns against the student, in place of `data`: the name of a
-            learning generator, or such an object.
+        generator: makes a share of each batch (`training.generated`) while it learns beside the student: the name of
+            a learning generator, or such an object.
         generator_options: settings of a generator that is given by its name.
         output: folder for the artefacts; None exports nothing.
         work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
@@ -119,59 +109,50 @@ def finetune(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     settings = parse_options(DistillationOptions, training, owner="fine-tuning")
     worker = registry.create("calibrator", calibrator, options)
-    maker = learning_generator(generator, generator_options, registry)
+    inputs = Inputs(data, generator, generator_options, strict=strict)
+    inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a framework or a generator draws from the global state
-        teacher = frozen_copy(model)
-        check_finite(teacher)
-        check_origin(data, teacher, strict=strict)
-        samples = as_calibration_data(data, spec)
-        spec = checked_spec(teacher, samples.spec or complete_spec(teacher, shape=samples.shape), registry)
-        samples.check(spec)
-        check_generator(maker, teacher, spec)
-        settings = _settled(settings, spec, recipe)
-        parts = split_held_out(gathered(data, samples), settings.held_out, settings.seed)
+        lesson = prepare_lesson(model, inputs, spec, settings, folder, broadcast, registry)
         with attributed(provided):
-            prepared = _calibrated(worker, teacher, spec, recipe, parts[0].inputs, broadcast)
-        batches = torch.split(parts[1].inputs, settings.batch_size)
-        judged = partial(top1_agreement, teacher, batches=batches, limit=len(parts[1]))
-        before = judged(prepared.eval())
-        record = registry.options("calibrator", calibrator, options)
-        about = [calibrator, str(recipe), asdict(record), spec, name_of(generator)]
-        about.append(settings_of(generator, generator_options, registry))
-        place = Workplace(folder, run_identity(teacher, parts, settings, about), broadcast, ranks)
-        lesson = Lesson(teacher, spec, *parts, None if maker is None else lambda: maker, ())
+            prepared = _calibrated(worker, lesson, recipe)
+        settings = lesson.settled(_settled(settings, recipe), prepared)
+        before = lesson.agreement(prepared)
+        about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
+        place = lesson.workplace(folder, "finetune", settings, about, ranks)
         history = teach(_student(prepared, worker), lesson, settings, place)
         with attributed(provided):
             converted = worker.convert(prepared)
             coverage = worker.describe(converted)
-            agreement = judged(converted)
-            artifacts = worker.export(converted, spec, Path(output)) if output is not None and ranks.leads else ()
+            agreement = lesson.agreement(converted)
+            artifacts = (
+                worker.export(converted, lesson.spec, Path(output)) if output is not None and ranks.leads else ()
+            )
         ranks.wait()
     about_model = (converted, calibrator, recipe, coverage, artifacts, agreement)
-    return FinetuningRun(*about_model, before, history, settings, len(parts[1]))
+    return FinetuningRun(*about_model, before, history, settings, len(lesson.held_out))
 
 
-def _settled(settings: DistillationOptions, spec: InputSpec, recipe: Recipe) -> DistillationOptions:
-    """Return the settings with what was left open decided by the input and the recipe."""
-    if settings.border is None:
-        settings = replace(settings, border=border_of(spec))
+def _settled(settings: DistillationOptions, recipe: Recipe) -> DistillationOptions:
+    """Return the settings with what was left open decided by the recipe."""
+    if settings.learning_rate is None:
+        settings = replace(settings, learning_rate=rate_for(min(recipe.weight_bits, recipe.activation_bits)))
     if settings.batch_norm is None:
         # Signs in place of weights shift every mean and variance far away from what was recorded.
         settings = replace(settings, batch_norm="reestimated" if recipe.weight_bits == 1 else "frozen")
     return settings
 
 
-def _calibrated(
-    worker: Calibrator, teacher: nn.Module, spec: InputSpec, recipe: Recipe, inputs: Tensor, report: Broadcast
-) -> nn.Module:
+def _calibrated(worker: Calibrator, lesson: Lesson, recipe: Recipe) -> nn.Module:
     """Return the framework's network for training, its ranges calibrated."""
-    prepared = worker.prepare(teacher, spec, recipe, training=True)
-    samples = as_calibration_data(inputs[:CALIBRATION_SAMPLES], spec)
+    prepared = worker.prepare(lesson.teacher, lesson.spec, recipe, training=True)
+    samples = as_calibration_data(lesson.examples.inputs[:CALIBRATION_SAMPLES], lesson.spec)
     total = len(samples)
     with torch.no_grad():
-        worker.calibrate(prepared, samples.observed(lambda done: report(ProgressEvent("calibrate", done, total))))
+        worker.calibrate(
+            prepared, samples.observed(lambda done: lesson.report(ProgressEvent("calibrate", done, total)))
+        )
     return prepared
 
 

@@ -50,7 +50,7 @@ class InversionObjective:
         self.device = device_of(model)
         self.half = use_bfloat16(options.precision, self.device)
         self.model = _cast(native_pooling(freeze_norms(copy.deepcopy(model))), self.half)
-        self.fill = torch.tensor(spec.bounds[0] if spec.bounds else (0.0,) * spec.channels, device=self.device)
+        self.fill = torch.tensor(spec.outside, device=self.device)
         self.matches = options.batch_norm_weight > 0
         if self.matches:
             names = require_reached_layers(model, spec)

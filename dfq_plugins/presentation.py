@@ -97,4 +97,4 @@ def _shown(batch: Tensor, way: Presentation, spec: InputSpec, rng: torch.Generat
     if way == "none" or spec.bounds is None:
         return batch
     border = max(1, min(spec.shape[1:]) // BORDER_SHARE)
-    return augment(batch, Augmentation(flip=True, border=border), rng, spec.bounds[0])
+    return augment(batch, Augmentation(flip=True, border=border), rng, spec.outside)

@@ -16,13 +16,13 @@ from dfq_plugins.calibration_data import BATCH_SIZE
 from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.digest import model_digest
 from dfq_plugins.distillation.batches import Examples
-from dfq_plugins.errors import DataError, DfqWarning, UsageError
+from dfq_plugins.errors import DataError, DfqWarning
 from dfq_plugins.locks import FolderLock
 from dfq_plugins.manifest import jsonable
 from dfq_plugins.storage import create_folder, remove_temporary_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from torch import nn
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.loss import DistillationLoss
     from dfq_plugins.distillation.options import DistillationOptions
     from dfq_plugins.distillation.ranks import Ranks
-    from dfq_plugins.registry import Registry
     from dfq_plugins.types import InputSpec, LearningGenerator
 
 _SHOWN_DIGITS = 12
@@ -90,39 +89,6 @@ def answered(examples: Examples, loss: DistillationLoss, settings: DistillationO
         return examples
     answers = torch.cat([loss.teach(batch).cpu() for batch in torch.split(examples.inputs, settings.batch_size)])
     return replace(examples, answers=answers)
-
-
-def learning_generator(
-    generator: str | LearningGenerator | None, options: Mapping[str, object] | object | None, registry: Registry
-) -> LearningGenerator | None:
-    """Return the learning generator of that name, or the object that was given.
-
-    Raises:
-        UsageError: it is one that makes data sets.
-        PluginError: it is unknown, or not installed.
-    """
-    if not isinstance(generator, str):
-        return generator
-    provided = registry.find("generator", generator)
-    if not provided.learns:
-        raise UsageError(
-            f"Generator {generator!r} does not learn against a student: it makes data sets. Give "
-            f"synthesize(model, generator={generator!r}) as the data."
-        )
-    made: LearningGenerator = registry.create_learning(generator, options)
-    return made
-
-
-def name_of(generator: str | LearningGenerator | None) -> str | None:
-    """Return what to call a generator in the record of a run."""
-    return generator if generator is None or isinstance(generator, str) else type(generator).__qualname__
-
-
-def settings_of(
-    generator: str | LearningGenerator | None, options: Mapping[str, object] | object | None, registry: Registry
-) -> object:
-    """Return all settings of a generator that is given by its name, the defaults included; else what was given."""
-    return asdict(registry.options("generator", generator, options)) if isinstance(generator, str) else options
 
 
 def check_generator(maker: LearningGenerator | None, teacher: nn.Module, spec: InputSpec) -> None:

@@ -74,6 +74,15 @@ class InputSpec:
         return tuple(low), tuple(high)
 
     @property
+    def outside(self) -> tuple[float, ...]:
+        """What lies around an input that is shifted or cropped, per channel: the lowest value, 0 where it is unknown.
+
+        >>> InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)).outside
+        (-2.0,)
+        """
+        return (0.0,) * self.channels if self.bounds is None else self.bounds[0]
+
+    @property
     def standardized(self) -> bool:
         """Whether normalised data has mean 0 and variance 1, so that the input itself has known statistics.
 
@@ -171,7 +180,8 @@ class LearningGenerator(Protocol):
 
     A generator whose learning rate falls over the whole training has a method `progress(share)` as well, which is
     called before each feedback with the share of the training that is done, 0 to 1. One that can refuse a model or
-    specification early has `check_supported(model, spec)`.
+    specification early has `check_supported(model, spec)`. One that takes long before its first batch has
+    `listen(report)`, which is called before `begin` with what hears each `ProgressEvent`.
     """
 
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:

@@ -166,6 +166,16 @@ class TestDistill:
         again = json.loads(run(*arguments, "--work", tmp_path / "work").stdout)
         assert first["history"] == again["history"]
 
+    def test_a_student_may_begin_with_the_teachers_layers(
+        self, model: str, small: str, folder: Path, tmp_path: Path
+    ) -> None:
+        arguments = ["distill", "--teacher", model, "--data", folder, *QUICK, "--inherit", "--student"]
+        result = run(*arguments, model, "-o", tmp_path / "student", "--report", tmp_path / "page.html")
+        assert "Began with the teacher's weights in 5 layers." in result.stdout
+        assert json.loads((tmp_path / "student" / "network.json").read_text())["inherited"] == ["0", "1", "3", "4", "8"]
+        assert "layers with the teacher&#39;s first weights" in (tmp_path / "page.html").read_text()
+        assert "and there are none: the teacher has '0' (8, 3, 3, 3)" in run(*arguments, small, code=2).stderr
+
     def test_a_larger_student_is_told(self, model: str, folder: Path) -> None:
         wide = model.replace(":network", ":wide")
         told = run("distill", "--teacher", model, "--student", wide, "--data", folder, *QUICK).stderr

@@ -119,7 +119,7 @@ def test_a_work_folder_keeps_the_training(model: str, folder: Path, tmp_path: Pa
     first, again = (
         json.loads(run("finetune", model, folder, *QUICK, "--work", work, "--json").stdout) for _ in range(2)
     )
-    assert (work / CHECKPOINT_FILE).is_file()
+    assert (work / "finetune" / CHECKPOINT_FILE).is_file()
     assert first["history"] == again["history"]  # with the seconds: nothing was trained again
 
 

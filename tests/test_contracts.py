@@ -61,8 +61,7 @@ class TestBuiltInLearningGenerators(LearningGeneratorContract):
     @pytest.fixture(params=[("adversarial", {}), ("adversarial", {"distance": "symmetrized-kl"}), ("gdfq", {})])
     def generator(self, request: pytest.FixtureRequest) -> Any:
         name, options = request.param
-        warm_up = {"warm_up": 2} if name == "gdfq" else {}
-        return get_registry().create_learning(name, {"width": 8, **warm_up, **options})
+        return get_registry().create_learning(name, {"width": 8, "warm_up": 2, **options})
 
 
 class TestThePapersPreset(LearningGeneratorContract):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dfq_plugins
 from dfq_plugins.distillation import DistillationLoss, DistillationOptions
 from dfq_plugins.distillation.probe import block_ends, record_calls
-from dfq_plugins.distillation.taps import FeatureTaps, Tap, resolve_taps
+from dfq_plugins.distillation.taps import FeatureTaps, Tap, resolve_taps, stages_alike
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.types import InputSpec, Recipe
 
@@ -42,14 +42,14 @@ class Block(nn.Module):
 class Residual(nn.Module):
     """Two stages, pooling as a module, and a classifier."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 4) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.stage1 = Block(4, 4, 1)
-        self.stage2 = Block(4, 8, 2)
+        self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.stage1 = Block(width, width, 1)
+        self.stage2 = Block(width, 2 * width, 2)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(8, 4)
+        self.linear = nn.Linear(2 * width, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.stage2(self.stage1(F.relu(self.norm(self.conv(inputs)))))
@@ -136,6 +136,21 @@ def test_a_tap_of_another_shape(teacher: nn.Module, inputs: Tensor) -> None:
         resolve_taps(("stage2.conv1",), teacher, student, inputs)
 
 
+def test_stages_are_alike_by_their_places(teacher: nn.Module, inputs: Tensor) -> None:
+    assert stages_alike(teacher, Residual(), inputs) == ("stage2.conv1", "pool", "linear")
+    assert stages_alike(teacher, Residual(width=3).eval(), inputs) == ("stage2.conv1", "pool")
+    assert stages_alike(teacher, nn.Flatten(), inputs) == ()
+
+
+def test_blocks_in_other_places_are_not_compared(inputs: Tensor) -> None:
+    def network(blocks: int) -> nn.Module:
+        row = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(blocks)))
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), row, nn.Linear(8, 4))
+
+    assert stages_alike(network(5), network(3), inputs) == ("1", "2.0.0", "3")
+    assert stages_alike(network(3), network(3), inputs) == ("1", "2.0.0", "2.1.0", "2.2.0", "3")
+
+
 def test_a_network_without_stages_asks_for_taps(inputs: Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
     with pytest.raises(UsageError, match=r"no module of the network downsamples. Name modules in the option taps"):
@@ -209,6 +224,15 @@ class TestDropIn:
         )
         student(inputs + 1)  # nobody collects these
         assert loss(student(inputs), inputs).item() == pytest.approx(0.0, abs=1e-5)
+
+    def test_features_of_other_channels_need_places(self, teacher: nn.Module, inputs: Tensor) -> None:
+        student = Residual(width=3).eval()
+        options = {"feature_weight": 1.0, "taps": ("linear",)}
+        loss = DistillationLoss(teacher, options, student=student, sample=inputs)
+        with pytest.raises(
+            UsageError, match="compares channels, or places where channels differ, and no tap has either"
+        ):
+            loss(student(inputs), inputs)
 
     def test_attention_needs_places(self, teacher: nn.Module, inputs: Tensor) -> None:
         student = copy.deepcopy(teacher)

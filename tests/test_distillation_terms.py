@@ -40,6 +40,42 @@ def test_feature_difference_does_not_depend_on_the_unit() -> None:
     assert terms.feature_difference(torch.ones(1, 2), torch.zeros(1, 2)).isfinite()
 
 
+class TestOtherChannels:
+    def test_the_map_is_that_of_least_squares(self) -> None:
+        student, teacher = FEATURES[0], torch.randn(4, 7, 5, 6, generator=RNG)
+        ours, theirs = (
+            feature.numpy().swapaxes(0, 1).reshape(feature.shape[1], -1).T for feature in (student, teacher)
+        )
+        ours = np.hstack([ours, np.ones((len(ours), 1), dtype=np.float32)])
+        expected = ours @ np.linalg.lstsq(ours, theirs, rcond=None)[0]
+        found = terms.in_channels_of(student, teacher)
+        assert found.shape == teacher.shape
+        assert np.allclose(found.numpy().swapaxes(0, 1).reshape(7, -1).T, expected, atol=1e-4)
+
+    def test_the_gradient_is_that_of_the_smallest_difference(self) -> None:
+        student, teacher = FEATURES[0].double().requires_grad_(), torch.randn(4, 7, 5, 6, generator=RNG).double()
+
+        def smallest(feature: torch.Tensor) -> torch.Tensor:
+            return terms.feature_difference(terms.in_channels_of(feature, teacher), teacher)
+
+        (gradient,) = torch.autograd.grad(smallest(student), student)
+        direction, step = torch.randn(student.shape, generator=RNG).double(), 1e-4
+        with torch.no_grad():
+            rise = (smallest(student + step * direction) - smallest(student - step * direction)) / (2 * step)
+        assert (gradient * direction).sum().item() == pytest.approx(rise.item(), rel=1e-3)
+
+    def test_the_map_is_found_in_float32_also_where_a_loop_is_not(self) -> None:
+        student, teacher = FEATURES[0], 0.5 * FEATURES[0][:, :2] + 100
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mapped = terms.in_channels_of(student, teacher)
+        assert torch.allclose(mapped.float(), teacher, atol=1.0)  # the map itself is applied in bfloat16
+
+    def test_equal_and_dead_channels_have_a_solution(self) -> None:
+        student = torch.cat([FEATURES[0][:, :1]] * 2 + [torch.zeros(4, 1, 5, 6)], dim=1)
+        mapped = terms.in_channels_of(student, FEATURES[1][:, :2])
+        assert mapped.isfinite().all()
+
+
 def test_attention_distance_is_zhus() -> None:
     distances = []
     for student, teacher in zip(*(feature.numpy() for feature in FEATURES), strict=True):

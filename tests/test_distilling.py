@@ -137,10 +137,10 @@ class TestInputs:
     def test_a_generator_that_learns_needs_no_data(
         self, run: Callable[..., DistillingRun], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from dfq_plugins import lessons
+        from dfq_plugins import lesson_inputs
 
-        monkeypatch.setattr(lessons, "DEFAULT_GENERATOR", "noise")
-        monkeypatch.setattr(lessons, "SELECTION_SAMPLES", 30)
+        monkeypatch.setattr(lesson_inputs, "DEFAULT_GENERATOR", "noise")
+        monkeypatch.setattr(lesson_inputs, "SELECTION_SAMPLES", 30)
         assert run(data=None, generator="seeker", training={"steps": 4}).held_out == 3
 
     def test_data_of_another_model(

@@ -103,6 +103,11 @@ def test_model_and_process_stay_as_they_were(run: Callable[..., FinetuningRun], 
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize(("recipe", "rate"), [("w4a4", 0.004), ("w8a4", 0.004), ("w8a8", 0.00025)])
+def test_narrower_values_take_larger_steps(recipe: str, rate: float, run: Callable[..., FinetuningRun]) -> None:
+    assert run(recipe=recipe, training={"learning_rate": None}).training.learning_rate == rate
+
+
 def test_a_run_that_was_interrupted_goes_on(run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
     whole = run()
 
@@ -112,7 +117,7 @@ def test_a_run_that_was_interrupted_goes_on(run: Callable[..., FinetuningRun], t
 
     with pytest.raises(KeyboardInterrupt):
         run(work=tmp_path / "work", listeners=[interrupt])
-    assert (tmp_path / "work" / CHECKPOINT_FILE).is_file()
+    assert (tmp_path / "work" / "finetune" / CHECKPOINT_FILE).is_file()
     steps: list[int] = []
     resumed = run(work=tmp_path / "work", listeners=[lambda event: steps.append(event.completed)])
     assert steps[1:] == list(range(5, 13))
@@ -204,8 +209,15 @@ class TestRefusals:
 
 
 class TestLearningGenerators:
-    def test_its_batches_take_the_place_of_the_data(self, run: Callable[..., FinetuningRun]) -> None:
-        result = run(generator="seeker")
+    @pytest.mark.parametrize(("share", "size"), [(1.0, 16), (0.5, 8), (0.2, 3), (0.01, 1)])
+    def test_it_makes_its_share_of_each_batch(
+        self, share: float, size: int, run: Callable[..., FinetuningRun], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seeker, asked = sys.modules["finetuning_plugins"].Seeker, []
+        make = seeker.batch
+        monkeypatch.setattr(seeker, "batch", lambda self, count: asked.append(count) or make(self, count))
+        result = run(generator="seeker", training={"generated": share})
+        assert set(asked) == {size}
         assert result.history[-1].held_out_loss < result.history[0].held_out_loss
 
     def test_it_resumes_exactly(self, run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
@@ -222,7 +234,7 @@ class TestLearningGenerators:
 
     def test_a_short_batch(self, run: Callable[..., FinetuningRun]) -> None:
         with pytest.raises(
-            DataError, match=r"makes the batch that it is asked for, \(16, 3, 8, 8\), got \(15, 3, 8, 8\)"
+            DataError, match=r"makes the batch that it is asked for, \(8, 3, 8, 8\), got \(7, 3, 8, 8\)"
         ):
             run(generator="shortseeker")
 
@@ -231,7 +243,7 @@ class TestLearningGenerators:
             run(generator="idle")
 
     def test_one_that_makes_data_sets(self, run: Callable[..., FinetuningRun]) -> None:
-        with pytest.raises(UsageError, match="'noise' does not learn against a student: it makes data sets"):
+        with pytest.raises(UsageError, match="'noise' makes data sets, and data is given already"):
             run(generator="noise")
 
     def test_one_that_also_makes_data_sets(

@@ -52,7 +52,7 @@ def coarse(teacher: nn.Module) -> nn.Module:
 
 
 def adversarial(teacher: nn.Module, spec: InputSpec, seed: int = 0, **options: Any) -> AdversarialGenerator:
-    made = AdversarialGenerator(AdversarialOptions(**{**SMALL, **options}))
+    made = AdversarialGenerator(AdversarialOptions(**{**SMALL, "warm_up": 0, **options}))
     made.begin(frozen_copy(teacher), spec, torch.Generator().manual_seed(seed))
     return made
 
@@ -285,7 +285,7 @@ class TestAdversarial:
 
         options = DistillationOptions(**{**TRAINING, "evaluations": 1})  # type: ignore[arg-type]
         student = coarse(tiny_network)
-        made = Broken(AdversarialOptions(**SMALL, student_steps=5))
+        made = Broken(AdversarialOptions(**SMALL, warm_up=0, student_steps=5))
         source = GeneratorSource(made, frozen_copy(tiny_network), tiny_spec, options)
         loss, held_out = DistillationLoss(tiny_network, options), Examples(tiny_batches[0])
         before = capture(student)
@@ -358,7 +358,7 @@ def tune(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> Callable[..., FinetuningRun]:
     def tuned(generator: str, calibrator: str = "brevitas", **settings: Any) -> FinetuningRun:
-        options = {**SMALL, **({"warm_up": 3} if generator == "gdfq" else {"student_steps": 4})}
+        options = {**SMALL, "warm_up": 3, "student_steps": 1 if generator == "gdfq" else 4}
         settings["training"] = {**TRAINING, **settings.pop("training", {})}
         given: dict[str, Any] = {"recipe": "w4a4", "spec": tiny_spec, "generator_options": options, **settings}
         return finetune(tiny_network, torch.cat(tiny_batches), calibrator=calibrator, generator=generator, **given)
@@ -382,12 +382,21 @@ class TestFinetuning:
         assert same(capture(resumed.model), capture(whole.model))
         assert [point.held_out_loss for point in resumed.history] == [point.held_out_loss for point in whole.history]
 
+    def test_the_warm_up_is_reported_once(
+        self, generator: str, tune: Callable[..., FinetuningRun], tmp_path: Path
+    ) -> None:
+        events: list[ProgressEvent] = []
+        for _ in range(2):  # the second time everything is there already
+            tune(generator, work=tmp_path, listeners=[events.append])
+        told = [(event.completed, event.total) for event in events if event.stage == "warm up"]
+        assert told == [(1, 3), (2, 3), (3, 3)]
+
     def test_its_settings_are_part_of_the_run(
         self, generator: str, tune: Callable[..., FinetuningRun], tmp_path: Path
     ) -> None:
         tune(generator, work=tmp_path)
-        tune(generator, work=tmp_path, generator_options={**SMALL, "width": "8", "student_steps": 4} | (
-            {"warm_up": 3, "student_steps": 1} if generator == "gdfq" else {}
+        tune(generator, work=tmp_path, generator_options={**SMALL, "width": "8", "warm_up": 3, "student_steps": 4} | (
+            {"student_steps": 1} if generator == "gdfq" else {}
         ))  # fmt: skip
         with pytest.raises(DataError, match="checkpoint of another run"):
             tune(generator, work=tmp_path, generator_options={**SMALL, "width": 9})
@@ -421,7 +430,7 @@ class TestFinetuning:
             ["synthesize", *model, "--value-range", "0,1", "--generator", "gaussian", "-n", "40", "-o", str(tmp_path)],
         )
         assert made.exit_code == 0, made.output
-        quick = ["-G", "width=8", *(["-G", "warm_up=2"] if generator == "gdfq" else [])]
+        quick = ["-G", "width=8", "-G", "warm_up=2"]
         given = ["-T", "steps=6", "-T", "batch_size=16", "--recipe", "w4a4", "--calibrator", "pytorch-quantization"]
         done = CliRunner().invoke(cli, ["finetune", model[0], str(tmp_path), *given, "--generator", generator, *quick])
         assert done.exit_code == 0, done.output

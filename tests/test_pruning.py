@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -434,11 +435,16 @@ class TestFilters:
         with pytest.raises(DataError, match="checkpoint of another run"):
             run(multiply_adds=0.7, options={"penalty_warm_up": 0.5}, work=tmp_path)
 
-    def test_attention_maps_compare_networks_of_other_widths(self, run: Callable[..., PruningRun]) -> None:
-        training = {"attention_weight": 1.0, "taps": ("conv",)}
-        assert run(multiply_adds=0.7, training=training).after.multiply_adds
-        with pytest.raises(ModelError, match="The attention term alone allows another number of channels"):
-            run(multiply_adds=0.7, training={"feature_weight": 1.0, "taps": ("conv",)})
+    @pytest.mark.parametrize("term", ["attention_weight", "feature_weight"])
+    def test_both_terms_compare_networks_of_other_widths(self, run: Callable[..., PruningRun], term: str) -> None:
+        assert run(multiply_adds=0.7, training={term: 1.0, "taps": ("conv",)}).after.multiply_adds
+
+    def test_stages_are_compared_where_they_are_alike(self, run: Callable[..., PruningRun]) -> None:
+        settings = run(sparsity=0.5).training
+        assert (settings.feature_weight, settings.taps) == (100.0, ("linear",))
+        for given in ({"feature_weight": 0.0}, {"attention_weight": 1.0, "taps": ("conv",)}):
+            assert run(sparsity=0.5, training=given).training.feature_weight == 0.0
+        assert run(multiply_adds=0.7).training.feature_weight == 0.0  # fewer channels, and no places to map them by
 
     def test_a_limit_of_time_is_shared(self, run: Callable[..., PruningRun]) -> None:
         result = run(multiply_adds=0.7, training={"max_seconds": 60.0})
@@ -579,4 +585,4 @@ class TestTickets:
 def test_settings_may_be_a_record_of_any_training(tiny_network: nn.Module) -> None:
     record = DistillationOptions(steps=2, batch_size=16)
     result = prune(tiny_network, torch.randn(20, 3, 8, 8), sparsity=0.5, training=record)
-    assert result.training is record
+    assert result.training == replace(record, border=0)

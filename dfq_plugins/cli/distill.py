@@ -32,6 +32,7 @@ WEIGHTS = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--ticket", type=click.Path(file_okay=False, path_type=Path), help="A lottery ticket of the student to train."
 )
+@click.option("--inherit", is_flag=True, help="Begin with the weights of the teacher's layers that fit.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own.")
 @training_of(lambda: StudentTraining)
 @report_option
@@ -41,6 +42,7 @@ def distill(
     student: str,
     data: Path | None,
     ticket: Path | None,
+    inherit: bool,
     threads: int | None,
     report: Path | None,
     as_json: bool,
@@ -62,7 +64,8 @@ def distill(
             from dfq_plugins.pruning.ticket import Ticket  # noqa: PLC0415  imports torch
 
             given["ticket"] = Ticket.load(ticket)
-        run = dfq_plugins.distill(big, small, inputs, spec=spec, factory=student, **given, listeners=[listener])
+        given |= {"inherit": inherit, "factory": student}
+        run = dfq_plugins.distill(big, small, inputs, spec=spec, **given, listeners=[listener])
         if report is not None:
             from dfq_plugins.report import compression  # noqa: PLC0415  imports matplotlib
 
@@ -88,6 +91,8 @@ def _student(reference: str, weights: Path | None, training: dict[str, Any]) -> 
 def print_distilling(run: DistillingRun) -> None:
     """Print what became of the student."""
     print_costs(("teacher", run.teacher_cost), ("student", run.student_cost))
+    if run.inherited:
+        click.echo(f"Began with the teacher's weights in {len(run.inherited)} layers.")
     last = run.history[-1]
     click.echo(
         f"Trained in {last.step} steps, {last.seconds:.0f} s. Agreement with the teacher on {run.held_out} held-out "
@@ -102,6 +107,7 @@ def as_dict(run: DistillingRun) -> dict[str, Any]:
     return {
         "teacher": asdict(run.teacher_cost),
         "student": asdict(run.student_cost),
+        "inherited": run.inherited,
         "agreement_before": run.agreement_before,
         "agreement": run.agreement,
         "held_out": run.held_out,

@@ -59,7 +59,9 @@ def training_options(command: Command) -> Command:
             help="Folder for checkpoints, from which an interrupted training goes on.",
         ),
         click.option("--strict", is_flag=True, help="Refuse data that was made from another model."),
-        name_option("generator", "A generator that learns against the student and makes the training's inputs."),
+        name_option(
+            "generator", "A generator that learns beside the student and makes half of each batch (-T generated=SHARE)."
+        ),
         pairs_option(
             "--generator-option", "-G", "generator_options", help_text="A setting of --generator, repeatable."
         ),

@@ -78,7 +78,7 @@ def build_optimizer(
     known = {id(parameter) for parameter in scales}
     weights = [parameter for parameter in trainable if id(parameter) not in known]
     learned = [parameter for parameter in trainable if id(parameter) in known]
-    parts = ((weights, options.learning_rate), (learned, options.scale_learning_rate))
+    parts = ((weights, options.weight_rate), (learned, options.scale_learning_rate))
     groups: list[dict[str, Any]] = [{"params": part, "base": rate, "lr": 0.0} for part, rate in parts if part]
     if options.learning_rate_unit == "absolute":
         return torch.optim.Adam(groups)

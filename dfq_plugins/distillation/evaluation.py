@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.batches import Examples
     from dfq_plugins.distillation.loss import DistillationLoss
 
-_CLASSIFIER_AXES = 2
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -63,7 +61,7 @@ class HeldOut:
         device = device_of(model)
         outputs: Tensor = torch.cat([model(batch.to(device)).float().cpu() for batch in self._batches])
         check_same_shape(self._answers, outputs)
-        classifies = outputs.ndim == _CLASSIFIER_AXES
+        classifies = terms.are_logits(outputs)
         divergence = partial(terms.kl_divergence, temperature=self._temperature)
         term = divergence if classifies else terms.logit_difference
         pairs = zip(outputs, self._answers, strict=True)

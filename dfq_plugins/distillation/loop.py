@@ -240,7 +240,7 @@ class _Training:
         found = self.held_out.judge(self.model)
         if not math.isfinite(found.loss):
             self._diverged(f"the held-out loss was {found.loss}")
-        rate = self.options.learning_rate * learning_rate_factor(progress, self.options.warm_up)
+        rate = self.options.weight_rate * learning_rate_factor(progress, self.options.warm_up)
         mean = sum(self.losses) / len(self.losses) if self.losses else None
         self.losses = []
         self.history += (
@@ -285,7 +285,7 @@ class _Training:
         kept = "" if self.place.folder is None else f" Its checkpoint is in {self.place.folder}."
         raise DivergedError(
             f"The training diverged: {why} at step {step + 1} of {options.steps} (learning rate "
-            f"{options.learning_rate}, scales {options.scale_learning_rate}). The student was put back to its state "
+            f"{options.weight_rate}, scales {options.scale_learning_rate}). The student was put back to its state "
             f"after step {good}.{kept} Lower learning_rate or scale_learning_rate, or set gradient_clip, and train "
             "into another work folder."
         )

@@ -18,7 +18,8 @@ from dfq_plugins.options import parse_options
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_CLASSIFIER_AXES = 2
+_PLACES = 3
+"""Axes from which on a feature has places: (batch, channels, *places)."""
 
 
 class DistillationLoss(nn.Module):
@@ -65,8 +66,7 @@ class DistillationLoss(nn.Module):
                     "The feature and attention terms look into the student: give DistillationLoss(teacher, options, "
                     "student=..., sample=inputs), or set feature_weight and attention_weight to 0."
                 )
-            same_channels = bool(self.options.feature_weight)
-            pairs = resolve_taps(self.options.taps, self.teacher, student, sample, same_channels=same_channels)
+            pairs = resolve_taps(self.options.taps, self.teacher, student, sample)
             self._taps = (
                 FeatureTaps(self.teacher, [pair.teacher for pair in pairs]),
                 FeatureTaps(student, [pair.student for pair in pairs]),
@@ -141,10 +141,30 @@ class DistillationLoss(nn.Module):
         ]
         found: dict[str, Tensor] = {}
         if self.options.feature_weight:
-            found["feature"] = torch.stack([terms.feature_difference(*pair) for pair in pairs]).sum()
+            found["feature"] = difference_over(*zip(*pairs, strict=True))
         if self.options.attention_weight:
             found["attention"] = attention_over(*zip(*pairs, strict=True))
         return found
+
+
+def difference_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Return the difference of the features, summed over those that have the same channels, or places to map them by.
+
+    Raises:
+        UsageError: none has.
+    """
+    found = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        if ours.shape == theirs.shape:
+            found.append(terms.feature_difference(ours, theirs))
+        elif ours.ndim >= _PLACES:
+            found.append(terms.feature_difference(terms.in_channels_of(ours, theirs), theirs))
+    if not found:
+        raise UsageError(
+            "The feature term compares channels, or places where channels differ, and no tap has either. Name "
+            "convolutions in the option taps, or set feature_weight to 0."
+        )
+    return torch.stack(found).sum()
 
 
 def attention_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -153,7 +173,7 @@ def attention_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     Raises:
         UsageError: none has.
     """
-    pairs = [pair for pair in zip(student, teacher, strict=True) if pair[0].ndim > _CLASSIFIER_AXES]
+    pairs = [pair for pair in zip(student, teacher, strict=True) if pair[0].ndim >= _PLACES]
     if not pairs:
         raise UsageError(
             "The attention term compares maps over places, and no tap has any. Name convolutions in the option taps, "
@@ -187,7 +207,7 @@ def check_same_shape(answers: Tensor, outputs: Tensor) -> None:
 
 
 def _logits(outputs: Tensor) -> Tensor:
-    if outputs.ndim != _CLASSIFIER_AXES:
+    if not terms.are_logits(outputs):
         raise UsageError(
             f"The KL and label terms need class logits (batch, classes), got {tuple(outputs.shape)}. For other "
             "networks set kl_weight to 0 and logit_weight to 1."

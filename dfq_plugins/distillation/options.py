@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+
+from dfq_plugins.options import setting
 
 BLOCK_ENDS = "block-ends"
 """The tap that stands for the ends of all stages, found in the network itself."""
 
+USUAL_FEATURE_WEIGHT = 100.0
+"""Weight of the features where the stages of teacher and student have the same places."""
 
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+USUAL_RATE = 0.004
+"""Learning rate of weights of up to 4 bits, as a share of their size."""
+
+FEATURE_HELP = (
+    "weight of the features' normalised squared difference, after the best linear map where channels differ; none: "
+    f"{USUAL_FEATURE_WEIGHT:g} at those stage ends that have the same places in both networks, 0 beside the attention "
+    "term, with taps of your own and in a loop of your own"
+)
 
 
 @dataclass(frozen=True)
@@ -27,57 +37,64 @@ class DistillationOptions:
     under the preset of the same name.
     """
 
-    steps: Annotated[int, Gt(0)] = _setting(600, "training steps")
-    batch_size: Annotated[int, Gt(0)] = _setting(64, "samples in a step, over all processes together")
-    max_seconds: Annotated[float, Gt(0)] | None = _setting(
+    steps: Annotated[int, Gt(0)] = setting(600, "training steps")
+    batch_size: Annotated[int, Gt(0)] = setting(64, "samples in a step, over all processes together")
+    max_seconds: Annotated[float, Gt(0)] | None = setting(
         None, "most seconds of training; the schedule is compressed into them where the steps would take longer"
     )
-    learning_rate: Annotated[float, Ge(0)] = _setting(0.004, "Adam step of weights, as a share of their size")
-    scale_learning_rate: Annotated[float, Ge(0)] = _setting(
+    learning_rate: Annotated[float, Ge(0)] | None = setting(
+        None,
+        "Adam step of weights, as a share of their size; none: 0.004, in fine-tuning beyond 4 bits half of it for each "
+        "bit more, to 8, and 0.01 beside binary weights",
+    )
+    scale_learning_rate: Annotated[float, Ge(0)] = setting(
         0.0004, "Adam step of learned quantizer scales, as a share of their size"
     )
-    warm_up: Annotated[float, Ge(0), Lt(1)] = _setting(0.05, "share of the steps in which the learning rate rises")
-    gradient_clip: Annotated[float, Gt(0)] | None = _setting(5.0, "largest norm of the gradient; none: not clipped")
-    learning_rate_unit: Literal["relative", "absolute"] = _setting(
+    warm_up: Annotated[float, Ge(0), Lt(1)] = setting(0.05, "share of the steps in which the learning rate rises")
+    gradient_clip: Annotated[float, Gt(0)] | None = setting(5.0, "largest norm of the gradient; none: not clipped")
+    learning_rate_unit: Literal["relative", "absolute"] = setting(
         "relative", "both rates: as a share of each tensor's size, or as they are"
     )
-    kl_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the KL divergence of the class probabilities")
-    symmetrized_kl_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the KL divergence in both directions")
-    kl_mean: Literal["batch", "elements"] = _setting(
+    kl_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the KL divergence of the class probabilities")
+    symmetrized_kl_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the KL divergence in both directions")
+    kl_mean: Literal["batch", "elements"] = setting(
         "batch", "both KL terms: per sample, or also divided by the number of classes"
     )
-    temperature: Annotated[float, Gt(0)] = _setting(4.0, "what logits are divided by before both KL terms")
-    logit_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the mean squared difference of the logits")
-    label_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the cross-entropy with hard labels")
-    feature_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the features' normalised squared difference")
-    attention_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the distance of the attention maps")
-    taps: tuple[str, ...] = _setting(
+    temperature: Annotated[float, Gt(0)] = setting(4.0, "what logits are divided by before both KL terms")
+    logit_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the mean squared difference of the logits")
+    label_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the cross-entropy with hard labels")
+    feature_weight: Annotated[float, Ge(0)] | None = setting(0.0, FEATURE_HELP)
+    attention_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance of the attention maps")
+    taps: tuple[str, ...] = setting(
         (BLOCK_ENDS,), "modules whose input is compared by the features and attention terms; block-ends finds them"
     )
-    batch_norm: Literal["frozen", "reestimated"] | None = _setting(
+    batch_norm: Literal["frozen", "reestimated"] | None = setting(
         None,
         "statistics of BatchNorm layers: kept as trained, or estimated anew on the synthetic data; none: kept, but "
         "estimated anew beside binary weights",
     )
-    freeze_ranges: Annotated[float, Ge(0), Le(1)] = _setting(
+    freeze_ranges: Annotated[float, Ge(0), Le(1)] = setting(
         0.5, "share of the training after which quantizers stop observing ranges, where a framework observes them"
     )
-    mixup: Annotated[float, Ge(0)] = _setting(0.0, "parameter of the Beta distribution of mixup; 0 turns it off")
-    jitter: Annotated[int, Ge(0)] = _setting(0, "largest random shift, in pixels")
-    flip: bool = _setting(default=False, text="mirror the last axis half of the time")
-    crop: Annotated[float, Gt(0), Le(1)] = _setting(1.0, "smallest side of a random resized crop, as a share")
-    border: Annotated[int, Ge(0)] | None = _setting(
+    mixup: Annotated[float, Ge(0)] = setting(0.0, "parameter of the Beta distribution of mixup; 0 turns it off")
+    jitter: Annotated[int, Ge(0)] = setting(0, "largest random shift, in pixels")
+    flip: bool = setting(default=False, text="mirror the last axis half of the time")
+    crop: Annotated[float, Gt(0), Le(1)] = setting(1.0, "smallest side of a random resized crop, as a share")
+    border: Annotated[int, Ge(0)] | None = setting(
         None,
         "shift images over a border of so many pixels, and mirror them, as training on small images does; none: an "
         "eighth of the side of colour images of 16 to 64 pixels, 0 for others",
     )
-    held_out: Annotated[float, Gt(0), Lt(1)] = _setting(0.1, "share of the data that only selects the best state")
-    evaluations: Annotated[int, Gt(0)] = _setting(20, "how often the held-out data is looked at, a checkpoint each")
-    teacher_precision: Literal["auto", "float32", "bfloat16"] = _setting(
+    generated: Annotated[float, Gt(0), Le(1)] = setting(
+        0.5, "share of a batch that a generator beside the student makes; the rest are samples of the data set"
+    )
+    held_out: Annotated[float, Gt(0), Lt(1)] = setting(0.1, "share of the data that only selects the best state")
+    evaluations: Annotated[int, Gt(0)] = setting(20, "how often the held-out data is looked at, a checkpoint each")
+    teacher_precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "arithmetic of the teacher; auto takes bfloat16 where the hardware has it"
     )
-    compile: bool = _setting(default=False, text="compile the student's forward and backward pass")
-    seed: Annotated[int, Ge(0)] = _setting(0, "seed of the order of the data, of mixup and augmentation")
+    compile: bool = setting(default=False, text="compile the student's forward and backward pass")
+    seed: Annotated[int, Ge(0)] = setting(0, "seed of the order of the data, of mixup and augmentation")
 
     PRESETS = MappingProxyType(
         {
@@ -92,13 +109,24 @@ class DistillationOptions:
                 "kl_weight": 1.0,
                 "kl_mean": "elements",
                 "temperature": 1.0,
+                "feature_weight": 0.0,
                 "attention_weight": 250.0,
                 "border": 0,
+                "generated": 1.0,
                 "batch_norm": "reestimated",
                 "teacher_precision": "float32",
-            }
+            },
         }
     )
+
+    @property
+    def weight_rate(self) -> float:
+        """The learning rate of weights, where none is given the usual one.
+
+        >>> DistillationOptions().weight_rate
+        0.004
+        """
+        return USUAL_RATE if self.learning_rate is None else self.learning_rate
 
     @property
     def augments(self) -> bool:
@@ -113,3 +141,17 @@ class DistillationOptions:
     def compares_features(self) -> bool:
         """Whether a term looks inside the networks."""
         return bool(self.feature_weight or self.attention_weight)
+
+
+def rate_for(bits: int) -> float:
+    """Return the learning rate for quantized values of so many bits.
+
+    A step of a quantizer halves with each bit, and what training mends shrinks with it; so do its steps. Weights behind
+    signs must cross zero to change anything.
+
+    >>> [rate_for(bits) for bits in (1, 3, 4, 6, 8, 32)]
+    [0.01, 0.004, 0.004, 0.001, 0.00025, 0.00025]
+    """
+    if bits == 1:
+        return 2.5 * USUAL_RATE
+    return USUAL_RATE / 2.0 ** min(max(bits - 4, 0), 4)

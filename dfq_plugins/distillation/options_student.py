@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from dfq_plugins.distillation.options import DistillationOptions, _setting
+from dfq_plugins.distillation.options import FEATURE_HELP, DistillationOptions
+from dfq_plugins.options import setting
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class StudentTraining(DistillationOptions):
     take steps of the usual size rather than in proportion to what they are.
     """
 
-    steps: Annotated[int, Gt(0)] = _setting(5000, "training steps")
-    learning_rate: Annotated[float, Ge(0)] = _setting(0.002, "Adam step of weights")
-    learning_rate_unit: Literal["relative", "absolute"] = _setting(
+    steps: Annotated[int, Gt(0)] = setting(5000, "training steps")
+    learning_rate: Annotated[float, Ge(0)] = setting(0.002, "Adam step of weights")
+    learning_rate_unit: Literal["relative", "absolute"] = setting(
         "absolute", "both rates: as a share of each tensor's size, or as they are"
     )
-    batch_norm: Literal["frozen", "reestimated"] | None = _setting(
+    feature_weight: Annotated[float, Ge(0)] | None = setting(None, FEATURE_HELP)
+    batch_norm: Literal["frozen", "reestimated"] | None = setting(
         "reestimated", "statistics of BatchNorm layers: kept as they are, or estimated on the synthetic data"
     )

@@ -81,13 +81,13 @@ def _ends_stage(call: Call) -> bool:
         return True
     if not isinstance(call.module, _DOWNSAMPLING) or call.left is None or call.entered.ndim < _SPATIAL:
         return False
-    return _places(call.left) < _places(call.entered.shape)
+    return places(call.left) < places(call.entered.shape)
 
 
-def _places(shape: Sequence[int]) -> int:
+def places(shape: Sequence[int]) -> int:
     """Return the number of places of a feature `(batch, channels, *spatial)`.
 
-    >>> _places((2, 16, 8, 8))
+    >>> places((2, 16, 8, 8))
     64
     """
     places = 1

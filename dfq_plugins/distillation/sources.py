@@ -1,19 +1,21 @@
-"""Where the batches of a training run come from: a data set, or a generator that learns against the student."""
+"""Where the batches of a training run come from: a data set, a generator that learns beside the student, or both."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from dfq_plugins.distillation.batches import Examples, TrainingBatches, presented, rng_for
 from dfq_plugins.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
     from dfq_plugins.distillation.options import DistillationOptions
-    from dfq_plugins.types import InputSpec, LearningGenerator
+    from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
 
 class Source(Protocol):
@@ -70,13 +72,22 @@ class GeneratorSource:
         teacher: a private frozen copy.
         spec: the input to make.
         options: size of a batch, mixup and augmentation, seed.
+        report: hears of what the generator does before its first batch.
     """
 
     def __init__(
-        self, generator: LearningGenerator, teacher: nn.Module, spec: InputSpec, options: DistillationOptions
+        self,
+        generator: LearningGenerator,
+        teacher: nn.Module,
+        spec: InputSpec,
+        options: DistillationOptions,
+        report: Callable[[ProgressEvent], None] = lambda _: None,
     ) -> None:
         self._generator, self._spec, self._options = generator, spec, options
         self._rng = rng_for(options.seed, "generator")
+        listen = getattr(generator, "listen", None)
+        if listen is not None:
+            listen(report)
         generator.begin(teacher, spec, self._rng)
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
@@ -98,8 +109,7 @@ class GeneratorSource:
             )
         labels = None if made.labels is None else made.labels.detach().cpu()
         examples = Examples(made.inputs.detach().float().cpu(), labels)
-        fill = None if self._spec.bounds is None else self._spec.bounds[0]
-        return presented(examples, self._options, step, self._spec.num_classes, fill)
+        return presented(examples, self._options, step, self._spec.num_classes, self._spec.outside)
 
     def capture(self) -> dict[str, Tensor]:
         """Return the generator's own state and that of its random numbers."""
@@ -111,3 +121,37 @@ class GeneratorSource:
         self._rng.set_state(state["rng"])
         own = {name: tensor for name, tensor in state.items() if name != "rng"}
         self._generator.restore({name.removeprefix("own."): tensor for name, tensor in own.items()})
+
+
+class MixedSource:
+    """Batches of which one source makes the first part and another one the rest."""
+
+    def __init__(self, first: Source, second: Source) -> None:
+        self._parts = (first, second)
+
+    def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
+        """Return the batch of a step; it has labels where both parts have them."""
+        return joined(*(part.batch(step, student, progress) for part in self._parts))
+
+    def capture(self) -> dict[str, Tensor]:
+        """Return what both parts need to go on."""
+        states = [part.capture() for part in self._parts]
+        return {f"{place}.{name}": kept for place, state in enumerate(states) for name, kept in state.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Bring both parts back."""
+        for place, part in enumerate(self._parts):
+            prefix = f"{place}."
+            part.restore({name.removeprefix(prefix): kept for name, kept in state.items() if name.startswith(prefix)})
+
+
+def joined(first: Examples, second: Examples) -> Examples:
+    """Return the examples of both, with labels where both have them; answers are to be computed.
+
+    >>> joined(Examples(torch.zeros(2, 3)), Examples(torch.ones(1, 3))).inputs.shape
+    torch.Size([3, 3])
+    """
+    inputs = torch.cat([first.inputs, second.inputs])
+    if first.labels is None or second.labels is None:
+        return Examples(inputs)
+    return Examples(inputs, torch.cat([first.labels, second.labels]))

@@ -11,13 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from dfq_plugins.distillation.inheritance import counterparts
 from dfq_plugins.distillation.options import BLOCK_ENDS
-from dfq_plugins.distillation.probe import block_ends, plain, record_calls
+from dfq_plugins.distillation.probe import block_ends, places, plain, record_calls
 from dfq_plugins.errors import ModelError, UsageError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    import torch
     from torch import Tensor, nn
 
     from dfq_plugins.distillation.probe import Call
@@ -33,9 +35,7 @@ class Tap:
     student: str
 
 
-def resolve_taps(
-    names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor, *, same_channels: bool = True
-) -> tuple[Tap, ...]:
+def resolve_taps(names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor) -> tuple[Tap, ...]:
     """Return the pairs of modules for the names that were asked for.
 
     A module that a framework dissolved, such as a whole block in an FX graph, is replaced by one that reads the same
@@ -46,7 +46,6 @@ def resolve_taps(
         teacher: float network.
         student: quantized network.
         sample: inputs `(batch, *shape)` to run both on once.
-        same_channels: whether both must read as many channels; attention maps compare places alone.
 
     Raises:
         UsageError: the teacher never calls a module of that name.
@@ -64,8 +63,31 @@ def resolve_taps(
         )
     taps = tuple(_resolve(name, by_name, calls, present) for name in dict.fromkeys(wanted))
     for tap in taps:
-        _require_same_shape(tap, by_name[tap.teacher].entered, present[tap.student].entered, same_channels)
+        _require_same_places(tap, by_name[tap.teacher].entered, present[tap.student].entered)
     return taps
+
+
+def stages_alike(teacher: nn.Module, student: nn.Module, sample: Tensor) -> tuple[str, ...]:
+    """Return the ends of the teacher's stages at which a module of that name in the student reads as many places.
+
+    Without places, or with one, it must read as many channels as well. In a row of blocks of which the student has
+    fewer, the blocks of one name stand in different places but for the first: these do not count.
+
+    >>> import torch
+    >>> layers = [torch.nn.Conv2d(1, 4, 1), torch.nn.Conv2d(4, 2, 1, stride=2), torch.nn.Flatten()]
+    >>> first, second = (torch.nn.Sequential(*layers, torch.nn.Linear(8, 3)) for _ in range(2))
+    >>> stages_alike(first, second, torch.zeros(2, 1, 4, 4))
+    ('1', '3')
+    """
+    calls = record_calls(teacher, sample)
+    theirs = {call.name: call.entered.shape for call in calls}
+    ours = {call.name: call.entered.shape for call in record_calls(student, sample)}
+    partners = {name: module for name, _, module in counterparts(student, teacher)}
+    return tuple(
+        name
+        for name in block_ends(calls, sample)
+        if name in ours and _alike(ours[name], theirs[name]) and partners.get(name) is teacher.get_submodule(name)
+    )
 
 
 def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], present: Mapping[str, Call]) -> Tap:
@@ -86,14 +108,16 @@ def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], pres
     return Tap(name, matches[0])
 
 
-def _require_same_shape(tap: Tap, theirs: Tensor, ours: Tensor, same_channels: bool) -> None:
-    start = 1 if same_channels else 2
-    if theirs.ndim != ours.ndim or theirs.shape[start:] != ours.shape[start:]:
-        spatial = theirs.ndim > 2  # noqa: PLR2004  (batch, channels, *places)
-        hint = " The attention term alone allows another number of channels." if spatial else ""
+def _alike(ours: torch.Size, theirs: torch.Size) -> bool:
+    return ours == theirs or (places(ours) > 1 and ours[2:] == theirs[2:])
+
+
+def _require_same_places(tap: Tap, theirs: Tensor, ours: Tensor) -> None:
+    if theirs.ndim != ours.ndim or theirs.shape[2:] != ours.shape[2:]:
         raise ModelError(
             f"The tap {tap.teacher!r} reads a tensor of shape {tuple(theirs.shape)} in the teacher and "
-            f"{tuple(ours.shape)} in the student. Choose a module that both call with the same.{hint}"
+            f"{tuple(ours.shape)} in the student. Choose a module that both call with as many places; channels may "
+            "differ."
         )
 
 

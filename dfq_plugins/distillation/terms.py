@@ -6,6 +6,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
 from torch import Tensor
 
+_LOGIT_AXES = 2
+
+RIDGE = 1e-6
+"""Share of the mean square that is added where channels are mapped, so that equal ones have a solution."""
+
+
+def are_logits(outputs: Tensor) -> bool:
+    """Whether a network's outputs are those of a classifier, `(batch, classes)`."""
+    return outputs.ndim == _LOGIT_AXES
+
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence of the class probabilities, the teacher's first, in nats, mean over the batch.
@@ -69,6 +79,32 @@ def feature_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """
     smallest = 1e-12  # a feature of zeros has no scale to compare with
     return (student - teacher).square().mean() / teacher.square().mean().clamp_min(smallest)
+
+
+def in_channels_of(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return a student's feature in as many channels as the teacher's: its best linear map, place by place.
+
+    The map is the affine one of least squares over all samples and places, found anew for each batch. It takes no
+    gradient: at a minimum over the map the loss has none along it.
+
+    Args:
+        student: `(batch, channels, *places)`.
+        teacher: `(batch, other channels, *places)`.
+
+    >>> narrow = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0))
+    >>> wide = torch.stack([narrow[:, 0], narrow[:, 1], narrow[:, 0] - 2 * narrow[:, 1] + 3], dim=1)
+    >>> torch.allclose(in_channels_of(narrow, wide), wide, atol=1e-4)
+    True
+    """
+    ours, theirs = (feature.transpose(0, 1).flatten(1) for feature in (student, teacher))
+    ours = torch.cat([ours, torch.ones_like(ours[:1])])
+    with torch.no_grad(), torch.autocast(ours.device.type, enabled=False):  # sums of squares need float32
+        products = ours @ ours.T
+        products += RIDGE * products.diagonal().mean() * torch.eye(len(products), device=products.device)
+        solved = torch.linalg.solve(products, ours @ theirs.T)
+    shape = (len(theirs), len(student), *student.shape[2:])
+    mapped: Tensor = (solved.T @ ours).view(shape)
+    return mapped.transpose(0, 1)
 
 
 def attention_map(feature: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from dfq_plugins.distillation import terms
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.taps import Tap
     from dfq_plugins.generators.options import AdversarialOptions
     from dfq_plugins.types import InputSpec
-
-_CLASSIFIER_AXES = 2
 
 
 class AdversarialGenerator(NetworkGenerator):
@@ -49,19 +48,27 @@ class AdversarialGenerator(NetworkGenerator):
         super().begin(teacher, spec, rng)
         self._taps: tuple[Tap, ...] | None = None
 
-    def step(self, size: int, student: nn.Module | None) -> tuple[Tensor, Tensor]:
-        """Take one step against the student as it is now, which stays so."""
-        if student is None:
+    @property
+    def learns_alone(self) -> bool:
+        """Whether there are statistics to learn before the student is looked at."""
+        return self.teacher.matches
+
+    def renew(self, size: int) -> None:
+        """Take one step, and keep the images that it was taken on."""
+        if self._student is None:
             raise UsageError(
                 "The adversarial generator learns from a student: call feedback(student) before each batch(size)."
             )
-        with untouched(student):
+        super().renew(size)
+
+    def step(self, size: int, student: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """Take one step against the student as it is now, which stays so."""
+        with nullcontext() if student is None else untouched(student):
             return super().step(size, student)
 
     def loss(self, images: Tensor, labels: Tensor, student: nn.Module | None) -> Tensor:  # noqa: ARG002  no classes
-        """Return the negative distance of both networks' answers, with the terms beside it."""
-        assert student is not None  # noqa: S101  for the type checker: `step` makes sure of it
-        distance = self._distance(images, student)
+        """Return the negative distance of both networks' answers, with the terms beside it; without a student these."""
+        distance = images.new_zeros(()) if student is None else self._distance(images, student)
         if not self.teacher.matches:
             return -distance
         _, divergence = self.teacher.answer_as_trained(images, self.rng)

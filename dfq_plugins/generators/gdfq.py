@@ -35,13 +35,6 @@ class GdfqGenerator(NetworkGenerator):
         super().__init__(options)
         self._trained: WeakKeyDictionary[nn.Module, Mapping[str, Tensor]] = WeakKeyDictionary()
 
-    def renew(self, size: int) -> None:
-        """Take one step and keep its images; before the first one the network learns for itself."""
-        if self._learned == 0:
-            for _ in range(self.options.warm_up):
-                self.step(size, None)
-        super().renew(size)
-
     def loss(self, images: Tensor, labels: Tensor, student: nn.Module | None) -> Tensor:  # noqa: ARG002  not asked
         """Return the cross-entropy of the wanted classes and the divergence of the statistics, weighted."""
         answers, divergence = self.teacher.answer_as_trained(images, self.rng)

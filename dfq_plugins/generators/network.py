@@ -14,10 +14,10 @@ from dfq_plugins.generators.base import balanced_labels
 from dfq_plugins.generators.image_network import ImageNetwork, require_images
 from dfq_plugins.generators.teacher import ObservedTeacher
 from dfq_plugins.inversion import use_bfloat16
-from dfq_plugins.types import Batch
+from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
@@ -40,8 +40,18 @@ class NetworkGenerator:
 
     conditional = False
 
+    @property
+    def learns_alone(self) -> bool:
+        """Whether the loss says anything without a student."""
+        return True
+
     def __init__(self, options: NetworkOptions) -> None:
         self.options = options
+        self._report: Callable[[ProgressEvent], None] = lambda _: None
+
+    def listen(self, report: Callable[[ProgressEvent], None]) -> None:
+        """Report the steps of the warm-up."""
+        self._report = report
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
         """Refuse what the generator cannot work on, before anything is trained.
@@ -95,7 +105,11 @@ class NetworkGenerator:
         return Batch(self._images.clone(), self._labels.clone() if self.conditional else None)
 
     def renew(self, size: int) -> None:
-        """Take one step, and keep the images that it was taken on."""
+        """Take one step, and keep the images that it was taken on; the very first follows the warm-up."""
+        if self._learned == 0 and self.learns_alone:
+            for done in range(self.options.warm_up):
+                self.step(size, None)
+                self._report(ProgressEvent("warm up", done + 1, self.options.warm_up))
         self._images, self._labels = self.step(size, self._student)
 
     def step(self, size: int, student: nn.Module | None) -> tuple[Tensor, Tensor]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from dfq_plugins.options import setting
 
 
 @dataclass(frozen=True)
 class GaussianOptions:
     """Settings of the `gaussian` generator."""
 
-    clamp: bool = _setting(default=True, text="keep the inputs in their valid range")
+    clamp: bool = setting(default=True, text="keep the inputs in their valid range")
 
 
 @dataclass(frozen=True)
@@ -27,35 +25,35 @@ class InversionOptions:
     The class attributes' defaults are those of `bns`; the other generators override the weights.
     """
 
-    iterations: Annotated[int, Gt(0)] = _setting(100, "optimisation steps")
-    learning_rate: Annotated[float, Gt(0)] = _setting(0.25, "Adam step, in units of the input's standard deviation")
-    start: Literal["fitted", "white"] = _setting(
+    iterations: Annotated[int, Gt(0)] = setting(100, "optimisation steps")
+    learning_rate: Annotated[float, Gt(0)] = setting(0.25, "Adam step, in units of the input's standard deviation")
+    start: Literal["fitted", "white"] = setting(
         "fitted", "the noise to start from: of the colour and scale that fit the network best, or white"
     )
-    schedule: Literal["cosine", "constant"] = _setting("cosine", "how the learning rate falls")
-    plateau: Annotated[float, Ge(0)] = _setting(
+    schedule: Literal["cosine", "constant"] = setting("cosine", "how the learning rate falls")
+    plateau: Annotated[float, Ge(0)] = setting(
         0.0, "stop early once thirty steps lower the loss by less than this share of it; 0: never"
     )
-    divergence: Literal["kl", "l2"] = _setting("kl", "distance between stored and synthetic statistics")
-    step_samples: Annotated[int, Gt(0)] | None = _setting(None, "samples in one step; none: the whole shard at once")
-    statistics: Literal["batch", "set"] = _setting("batch", "match the statistics of each step, or of the shard")
-    batch_norm_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the BatchNorm divergence")
-    class_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the class term")
-    class_loss: Literal["logit", "cross-entropy"] = _setting("cross-entropy", "form of the class term")
-    blur_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the distance from the blurred input")
-    total_variation_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the total variation")
-    l2_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the mean square of the input")
-    jitter: Annotated[int, Ge(0)] = _setting(0, "largest random shift, in pixels")
-    flip: bool = _setting(default=False, text="mirror the last axis half of the time")
-    crop: Annotated[float, Gt(0), Le(1)] = _setting(1.0, "smallest side of a random resized crop, as a share")
-    border: Annotated[int, Ge(0)] | None = _setting(
+    divergence: Literal["kl", "l2"] = setting("kl", "distance between stored and synthetic statistics")
+    step_samples: Annotated[int, Gt(0)] | None = setting(None, "samples in one step; none: the whole shard at once")
+    statistics: Literal["batch", "set"] = setting("batch", "match the statistics of each step, or of the shard")
+    batch_norm_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the BatchNorm divergence")
+    class_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the class term")
+    class_loss: Literal["logit", "cross-entropy"] = setting("cross-entropy", "form of the class term")
+    blur_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance from the blurred input")
+    total_variation_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the total variation")
+    l2_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the mean square of the input")
+    jitter: Annotated[int, Ge(0)] = setting(0, "largest random shift, in pixels")
+    flip: bool = setting(default=False, text="mirror the last axis half of the time")
+    crop: Annotated[float, Gt(0), Le(1)] = setting(1.0, "smallest side of a random resized crop, as a share")
+    border: Annotated[int, Ge(0)] | None = setting(
         None,
         "shift images over a border of so many pixels, as training on small images does; none: an eighth of the side "
         "of colour images of 16 to 64 pixels, 0 for others",
     )
-    clamp: bool = _setting(default=True, text="keep the inputs in their valid range during the optimisation")
-    precision: Literal["auto", "float32", "bfloat16"] = _setting("auto", "arithmetic of convolutions and linear layers")
-    compile: Literal["auto", "always", "never"] = _setting("auto", "compile the step: auto decides by the work ahead")
+    clamp: bool = setting(default=True, text="keep the inputs in their valid range during the optimisation")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "arithmetic of convolutions and linear layers")
+    compile: Literal["auto", "always", "never"] = setting("auto", "compile the step: auto decides by the work ahead")
 
 
 @dataclass(frozen=True)
@@ -67,43 +65,44 @@ class BatchNormOptions(InversionOptions):
 class InceptionOptions(InversionOptions):
     """Settings of the `inception` generator."""
 
-    batch_norm_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the BatchNorm divergence")
-    class_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the class term")
-    blur_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the distance from the blurred input")
-    l2_weight: Annotated[float, Ge(0)] = _setting(0.01, "weight of the mean square of the input")
-    jitter: Annotated[int, Ge(0)] = _setting(2, "largest random shift, in pixels")
-    flip: bool = _setting(default=True, text="mirror the last axis half of the time")
+    batch_norm_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the BatchNorm divergence")
+    class_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the class term")
+    blur_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the distance from the blurred input")
+    l2_weight: Annotated[float, Ge(0)] = setting(0.01, "weight of the mean square of the input")
+    jitter: Annotated[int, Ge(0)] = setting(2, "largest random shift, in pixels")
+    flip: bool = setting(default=True, text="mirror the last axis half of the time")
 
 
 @dataclass(frozen=True)
 class BatchNormInceptionOptions(InversionOptions):
     """Settings of the `bns+inception` generator."""
 
-    class_weight: Annotated[float, Ge(0)] = _setting(0.01, "weight of the class term")
+    class_weight: Annotated[float, Ge(0)] = setting(0.01, "weight of the class term")
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
     """Settings of every generator that is a network of its own, which learns beside the student."""
 
-    latent: Annotated[int, Gt(0)] = _setting(100, "random numbers that one image is made from")
-    width: Annotated[int, Gt(1)] = _setting(128, "channels inside the generator's network")
-    output: Literal["bounded", "batch-norm"] = _setting(
+    latent: Annotated[int, Gt(0)] = setting(100, "random numbers that one image is made from")
+    width: Annotated[int, Gt(1)] = setting(128, "channels inside the generator's network")
+    output: Literal["bounded", "batch-norm"] = setting(
         "bounded", "last step of the network: into the valid range, or BatchNorm alone, which may leave it"
     )
-    learning_rate: Annotated[float, Gt(0)] = _setting(0.001, "Adam step of the generator's network")
-    first_moment: Annotated[float, Ge(0), Lt(1)] = _setting(0.9, "decay of Adam's mean of gradients")
-    schedule: Literal["cosine", "constant"] = _setting("cosine", "how the learning rate falls over the training")
-    gradient_clip: Annotated[float, Gt(0)] | None = _setting(5.0, "largest norm of the gradient; none: not clipped")
-    student_steps: Annotated[int, Gt(0)] = _setting(10, "steps of the student for one of the generator, on one batch")
-    batch_norm_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the BatchNorm divergence")
-    divergence: Literal["kl", "l2"] = _setting("kl", "distance between stored and generated statistics")
-    border: Annotated[int, Ge(0)] | None = _setting(
+    learning_rate: Annotated[float, Gt(0)] = setting(0.001, "Adam step of the generator's network")
+    first_moment: Annotated[float, Ge(0), Lt(1)] = setting(0.9, "decay of Adam's mean of gradients")
+    schedule: Literal["cosine", "constant"] = setting("cosine", "how the learning rate falls over the training")
+    gradient_clip: Annotated[float, Gt(0)] | None = setting(5.0, "largest norm of the gradient; none: not clipped")
+    student_steps: Annotated[int, Gt(0)] = setting(10, "steps of the student for one of the generator, on one batch")
+    warm_up: Annotated[int, Ge(0)] = setting(400, "steps on the teacher alone, before the student's first")
+    batch_norm_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the BatchNorm divergence")
+    divergence: Literal["kl", "l2"] = setting("kl", "distance between stored and generated statistics")
+    border: Annotated[int, Ge(0)] | None = setting(
         None,
         "shift images over a border of so many pixels before their BatchNorm statistics are taken, as training on "
         "small images does; none: an eighth of the side of colour images of 16 to 64 pixels, 0 for others",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = _setting("auto", "arithmetic of the teacher and the generator")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "arithmetic of the teacher and the generator")
 
 
 @dataclass(frozen=True)
@@ -113,16 +112,16 @@ class AdversarialOptions(NetworkOptions):
     The preset `zhu2020` is the paper's (arXiv 2010.07334); the training has a preset of the same name for the student.
     """
 
-    distance: Literal["kl", "symmetrized-kl", "logit"] = _setting(
+    distance: Literal["kl", "symmetrized-kl", "logit"] = setting(
         "kl", "what the generator raises between teacher and student; logit: the mean squared difference"
     )
-    kl_mean: Literal["batch", "elements"] = _setting("batch", "KL per sample, or also divided by the number of classes")
-    temperature: Annotated[float, Gt(0)] = _setting(1.0, "what logits are divided by before the KL terms")
-    attention_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the distance of the attention maps")
-    taps: tuple[str, ...] = _setting(
+    kl_mean: Literal["batch", "elements"] = setting("batch", "KL per sample, or also divided by the number of classes")
+    temperature: Annotated[float, Gt(0)] = setting(1.0, "what logits are divided by before the KL terms")
+    attention_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance of the attention maps")
+    taps: tuple[str, ...] = setting(
         ("block-ends",), "modules whose input the attention term compares; block-ends finds the ends of all stages"
     )
-    batch_norm_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the BatchNorm divergence")
+    batch_norm_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the BatchNorm divergence")
 
     PRESETS = MappingProxyType(
         {
@@ -135,6 +134,7 @@ class AdversarialOptions(NetworkOptions):
                 "schedule": "cosine",
                 "gradient_clip": 5.0,
                 "student_steps": 10,
+                "warm_up": 0,
                 "batch_norm_weight": 0.0,
                 "distance": "kl",
                 "kl_mean": "elements",
@@ -150,13 +150,12 @@ class AdversarialOptions(NetworkOptions):
 class GdfqOptions(NetworkOptions):
     """Settings of the `gdfq` generator."""
 
-    first_moment: Annotated[float, Ge(0), Lt(1)] = _setting(0.5, "decay of Adam's mean of gradients")
-    student_steps: Annotated[int, Gt(0)] = _setting(1, "steps of the student for one of the generator, on one batch")
-    class_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the cross-entropy with the wanted class")
-    batch_norm_weight: Annotated[float, Ge(0)] = _setting(0.1, "weight of the BatchNorm divergence")
-    warm_up: Annotated[int, Ge(0)] = _setting(400, "steps of the generator before the student's first")
-    iterations: Annotated[int, Gt(0)] = _setting(1000, "steps of the generator where it makes a data set by itself")
-    step_samples: Annotated[int, Gt(1)] = _setting(128, "images in each of these steps")
-    network_seed: Annotated[int, Ge(0)] = _setting(
+    first_moment: Annotated[float, Ge(0), Lt(1)] = setting(0.5, "decay of Adam's mean of gradients")
+    student_steps: Annotated[int, Gt(0)] = setting(1, "steps of the student for one of the generator, on one batch")
+    class_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the cross-entropy with the wanted class")
+    batch_norm_weight: Annotated[float, Ge(0)] = setting(0.1, "weight of the BatchNorm divergence")
+    iterations: Annotated[int, Gt(0)] = setting(1000, "steps of the generator where it makes a data set by itself")
+    step_samples: Annotated[int, Gt(1)] = setting(128, "images in each of these steps")
+    network_seed: Annotated[int, Ge(0)] = setting(
         0, "seed of the network that makes a data set: one network makes all its shards"
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from dfq_plugins.options import setting
 
 
 @dataclass(frozen=True)
@@ -19,15 +17,15 @@ class RecordOptions:
     Source: Lopes, Fenu and Starner 2017: Adam, 1,000 steps a batch of 64, inputs that start at N(0.15, 0.1).
     """
 
-    record: str = _setting("", "folder that dfq record wrote; must be given")
-    record_sha256: str = _setting("", "checksum that the record must have; filled in when a set is made")
-    iterations: Annotated[int, Gt(0)] = _setting(1000, "optimisation steps of each batch")
-    learning_rate: Annotated[float, Gt(0)] = _setting(0.07, "Adam step, as a share of the valid range")
-    start_mean: float = _setting(0.15, "mean of the noise to start from, as a share of the valid range")
-    start_std: Annotated[float, Ge(0)] = _setting(0.1, "its standard deviation, as a share of the valid range")
-    schedule: Literal["cosine", "constant"] = _setting("constant", "how the learning rate falls")
-    step_samples: Annotated[int, Gt(0)] | None = _setting(64, "samples in one step; none: the whole shard at once")
-    clamp: bool = _setting(default=True, text="keep the inputs in their valid range during the optimisation")
+    record: str = setting("", "folder that dfq record wrote; must be given")
+    record_sha256: str = setting("", "checksum that the record must have; filled in when a set is made")
+    iterations: Annotated[int, Gt(0)] = setting(1000, "optimisation steps of each batch")
+    learning_rate: Annotated[float, Gt(0)] = setting(0.07, "Adam step, as a share of the valid range")
+    start_mean: float = setting(0.15, "mean of the noise to start from, as a share of the valid range")
+    start_std: Annotated[float, Ge(0)] = setting(0.1, "its standard deviation, as a share of the valid range")
+    schedule: Literal["cosine", "constant"] = setting("constant", "how the learning rate falls")
+    step_samples: Annotated[int, Gt(0)] | None = setting(64, "samples in one step; none: the whole shard at once")
+    clamp: bool = setting(default=True, text="keep the inputs in their valid range during the optimisation")
 
     # What the loop that all generators share asks besides: these inputs are optimised as they are, each for itself.
     plateau: ClassVar[float] = 0.0

@@ -40,7 +40,7 @@ class ObservedTeacher:
         self.matches = options.batch_norm_weight > 0
         border = border_of(spec) if options.border is None else options.border
         self._shown = Augmentation(flip=border > 0, border=border)
-        self._fill = torch.tensor(spec.bounds[0] if spec.bounds else (0.0,) * spec.channels, device=self.device)
+        self._fill = torch.tensor(spec.outside, device=self.device)
         if self.matches:
             require_batch_norm(model)
             self._names = require_reached_layers(model, spec)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dfq_plugins.distillation.terms import are_logits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
 DRAWS = 4
 """Directions of the answers that are followed back, for each sample."""
-
-_CLASSIFIED = 2  # axes of the answers of a classifier
 
 
 def answer_changes(
@@ -78,7 +78,7 @@ def _read_by(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[
 
 def _direction(answers: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """Draw a direction whose covariance is the curvature of the distance between answers."""
-    if answers.dim() != _CLASSIFIED:
+    if not are_logits(answers):
         return torch.randn(answers.shape, generator=generator).to(answers)
     probabilities = (answers / temperature).softmax(1)
     drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator).to(answers.device)

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from dfq_plugins.distillation.options import DistillationOptions
-
-
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from dfq_plugins.distillation.options import FEATURE_HELP, DistillationOptions
+from dfq_plugins.options import setting
 
 
 @dataclass(frozen=True)
 class PruningOptions:
     """How filters are made small, and which of them may go."""
 
-    sparsity_steps: Annotated[int, Ge(0)] = _setting(
+    sparsity_steps: Annotated[int, Ge(0)] = setting(
         500, "training steps that press the scales of BatchNorm towards zero before filters are removed"
     )
-    press: Literal["chosen", "all"] = _setting(
+    press: Literal["chosen", "all"] = setting(
         "chosen", "with a target: press the scales of those filters alone that will go, or all and choose afterwards"
     )
-    importance: Literal["answers", "scale"] = _setting(
+    importance: Literal["answers", "scale"] = setting(
         "answers",
         "with a target: the filters go whose removal changes the answers least for the multiply-adds that it saves, or "
         "those of the smallest BatchNorm scale, as in the paper",
     )
-    scale_penalty: Annotated[float, Ge(0)] = _setting(
+    scale_penalty: Annotated[float, Ge(0)] = setting(
         10.0, "weight of the sum of the scales' sizes, divided by the width of each layer's feature map"
     )
-    weight_penalty: Annotated[float, Ge(0)] = _setting(
+    weight_penalty: Annotated[float, Ge(0)] = setting(
         1e-4, "weight of half the sum of squares of the weights and biases"
     )
-    penalty_warm_up: Annotated[float, Ge(0), Lt(1)] = _setting(
+    penalty_warm_up: Annotated[float, Ge(0), Lt(1)] = setting(
         0.2, "share of those steps in which the weight of the scales rises from zero"
     )
-    keep: tuple[str, ...] = _setting((), "layers whose filters all stay")
-    fewest: Annotated[float, Gt(0), Lt(1)] = _setting(
+    keep: tuple[str, ...] = setting((), "layers whose filters all stay")
+    fewest: Annotated[float, Gt(0), Lt(1)] = setting(
         0.1, "share of its filters that each layer keeps when a target says how many go in all"
     )
 
@@ -52,13 +49,14 @@ class PruningTraining(DistillationOptions):
     The divergence is taken in both directions: one alone can collapse (Zhu et al. 2020, arXiv 2010.07334).
     """
 
-    steps: Annotated[int, Gt(0)] = _setting(2000, "training steps after the removal")
-    learning_rate: Annotated[float, Ge(0)] = _setting(0.01, "Adam step of weights, as a share of their size")
-    scale_learning_rate: Annotated[float, Ge(0)] = _setting(
+    steps: Annotated[int, Gt(0)] = setting(2000, "training steps after the removal")
+    learning_rate: Annotated[float, Ge(0)] = setting(0.01, "Adam step of weights, as a share of their size")
+    scale_learning_rate: Annotated[float, Ge(0)] = setting(
         0.03, "Adam step of the scales while they are pressed, as a share of their size"
     )
-    kl_weight: Annotated[float, Ge(0)] = _setting(0.0, "weight of the KL divergence of the class probabilities")
-    symmetrized_kl_weight: Annotated[float, Ge(0)] = _setting(1.0, "weight of the KL divergence in both directions")
+    feature_weight: Annotated[float, Ge(0)] | None = setting(None, FEATURE_HELP)
+    kl_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the KL divergence of the class probabilities")
+    symmetrized_kl_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the KL divergence in both directions")
 
     PRESETS = MappingProxyType(
         {

@@ -14,7 +14,8 @@ from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options_student import StudentTraining
 from dfq_plugins.distillation.ranks import Ranks, joined_ranks
 from dfq_plugins.errors import UsageError
-from dfq_plugins.lessons import Inputs, Lesson, prepare_lesson, teach, training_settings
+from dfq_plugins.lesson_inputs import Inputs
+from dfq_plugins.lessons import Lesson, prepare_lesson, teach, training_settings
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.options import parse_options
@@ -77,7 +78,7 @@ class PruningRun:
         sparsity_history: points of the curves while scales were pressed towards zero.
         history: points of the curves after the pruning.
         options: the settings of the pruning.
-        training: the settings of the training.
+        training: the settings of the training after the pruning.
         held_out: number of samples that were held out.
         files: what was written.
     """
@@ -164,11 +165,12 @@ def prune(
     record = parse_options(PruningOptions, options, owner="pruning")
     settings = training_settings(training, PruningTraining if rewind_to is None else StudentTraining)
     inputs = Inputs(data, generator, generator_options, num_samples, strict)
+    inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a generator draws from the global state
         lesson = prepare_lesson(model, inputs, spec, settings, folder, broadcast, registry)
-        job = _Job(lesson, amount, record, settings, folder, broadcast, ranks)
+        job = _Job(lesson, amount, record, settings, folder, ranks)
         ticket = None if rewind_to is None else Ticket.find(lesson.teacher, rewind_to, sparsity or 0.0)
         run, about = job.filters() if sparsity is None else job.weights(ticket)
         if output is not None and ranks.leads:
@@ -186,7 +188,6 @@ class _Job:
     options: PruningOptions
     settings: DistillationOptions
     folder: Path | None
-    report: Broadcast
     ranks: Ranks
 
     def filters(self) -> tuple[PruningRun, dict[str, object]]:
@@ -194,20 +195,24 @@ class _Job:
         network = frozen_copy(self.lesson.teacher).requires_grad_(requires_grad=True)
         groups = prunable(network, self.lesson, self.options)
         pressing, training = self._shares()
+        pressing = self.lesson.settled(pressing, network)
         first: tuple[TrainingPoint, ...] = ()
         about = [asdict(self.options), groups.left]
         beforehand = self.amount.threshold is None and self.options.press == "chosen"
         chosen = self._selected(network, groups) if beforehand else None
         if self.options.sparsity_steps:
-            place = self.lesson.workplace(self.folder, "sparsify", pressing, [*about, chosen], self.report, self.ranks)
+            place = self.lesson.workplace(self.folder, "sparsify", pressing, [*about, chosen], self.ranks)
             first = sparsify(network, groups, self.lesson, pressing, self.options, place, chosen)
         removed = chosen or self._selected(network, groups)
         take_out(network, groups, removed, self.lesson)
         before = self.lesson.agreement(network)
+        training = self.lesson.settled(training, network)
         history = self._train(network, training, [*about, removed])
         kept = kept_filters(groups.usable, removed)
         layers = tuple(PrunedLayer(group.name, group.size, kept[group.name]) for group in groups.usable)
-        return self._run(network, "filters", layers, groups.left, before, first, history), {"removed": removed}
+        training = replace(training, max_seconds=self.settings.max_seconds)
+        run = self._run(network, "filters", layers, before, history, training)
+        return replace(run, left=groups.left, sparsity_history=first), {"removed": removed}
 
     def _selected(self, network: nn.Module, groups: Groups) -> Removed:
         return selected(network, groups, self.lesson, self.amount, self.options, self.settings)
@@ -226,10 +231,11 @@ class _Job:
         )
         before = self.lesson.agreement(network)
         about = [self.amount.sparsity, None if ticket is None else model_digest(network)]
-        history = self._train(network, self.settings, about)
+        settings = self.lesson.settled(self.settings, network)
+        history = self._train(network, settings, about)
         bake(network)
         method = "weights" if ticket is None else "ticket"
-        return self._run(network, method, layers, (), before, (), history), {}
+        return self._run(network, method, layers, before, history, settings), {}
 
     def _shares(self) -> tuple[DistillationOptions, DistillationOptions]:
         """Divide a limit of time between both trainings by their steps."""
@@ -241,7 +247,7 @@ class _Job:
         return pressed, replace(self.settings, max_seconds=limit * (1 - share))
 
     def _train(self, network: nn.Module, settings: DistillationOptions, about: object) -> tuple[TrainingPoint, ...]:
-        place = self.lesson.workplace(self.folder, "finetune", settings, about, self.report, self.ranks)
+        place = self.lesson.workplace(self.folder, "finetune", settings, about, self.ranks)
         return teach(Student(network), self.lesson, settings, place)
 
     def _run(
@@ -249,10 +255,9 @@ class _Job:
         network: nn.Module,
         method: str,
         layers: tuple[PrunedLayer, ...],
-        left: tuple[tuple[str, str], ...],
         before: float,
-        first: tuple[TrainingPoint, ...],
         history: tuple[TrainingPoint, ...],
+        training: DistillationOptions,
     ) -> PruningRun:
         lesson, shape = self.lesson, self.lesson.spec.shape
         return PruningRun(
@@ -262,13 +267,13 @@ class _Job:
             before=measure_cost(lesson.teacher, shape),
             after=measure_cost(network, shape),
             layers=layers,
-            left=left,
+            left=(),
             agreement_before=before,
             agreement=lesson.agreement(network),
-            sparsity_history=first,
+            sparsity_history=(),
             history=history,
             options=self.options,
-            training=self.settings,
+            training=training,
             held_out=len(lesson.held_out),
         )
 

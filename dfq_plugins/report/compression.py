@@ -42,10 +42,15 @@ def write_pruning_report(path: Path, run: PruningRun) -> None:
 
 def distilling_page(run: DistillingRun) -> Report:
     """Return the page of a distillation."""
+    settings: dict[str, dict[str, object]] = {
+        "Network input": input_facts(run.spec),
+        "Student": {"layers with the teacher's first weights": ", ".join(run.inherited) or "none"},
+        "Training": asdict(run.training),
+    }
     sections = (
         _cost_section(("teacher", run.teacher_cost), ("student", run.student_cost)),
         _training_section(run.history, run.agreement_before, run.agreement, run.held_out),
-        settings_section({"Network input": input_facts(run.spec), "Training": asdict(run.training)}),
+        settings_section(settings),
     )
     figures = _figures(run.teacher_cost, run.student_cost, run.agreement, run.held_out)
     return Report("A smaller network", (DISTILLING,), figures, sections, "Made by dfq distill.")
