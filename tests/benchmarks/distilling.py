@@ -1,10 +1,11 @@
 """A smaller network, distilled: ResNet-56 into a ResNet-20-sized student, data-free beside real data, by one budget.
 
-    python tests/benchmarks/distilling.py --work FOLDER --minutes 60 [--rows bns adversarial "real 4096"]
+    python tests/benchmarks/distilling.py --work FOLDER --minutes 60 [--rows bns adversarial "real 4096"] [--inherit]
 
 Sets and checkpoints are kept in FOLDER, so that an interrupted cell goes on; cells that the result file holds already
 are not measured again. `--minutes` bounds the training of one cell, without the synthesis, whose seconds stand beside
-it; `-T` sets anything else about the training, `-n` the number of synthetic samples. The curve of each training is in
+it; `-T` sets anything else about the training, `-n` the number of synthetic samples; with `--inherit` the student
+begins with weights of the teacher (give it a `--label` of its own). The curve of each training is in
 the result file.
 """
 
@@ -50,7 +51,8 @@ def inputs_of(row: str, network: nn.Module, seed: int, arguments: argparse.Names
     if row.startswith("real "):
         return {"data": networks().load_split(CASE.calibration_split, TEACHER)[0][: int(row.split()[1])]}, 0.0
     kind, _, learner = row.rpartition("+") if row.endswith("adversarial") else (row, "", "")
-    # A generator that learns makes the training's inputs; the set beside it selects the best state.
+    # A generator that learns makes half of the training's inputs, or all where no set is named; the set beside it
+    # selects the best state.
     data, seconds = synthetic_set(kind or "bns", network, seed, arguments)
     return {"data": data, **({"generator": learner} if learner else {})}, seconds
 
@@ -85,9 +87,10 @@ def measure(
     given, synthesis = inputs_of(row, network, seed, arguments)
     work = arguments.work / "distilling" / f"{arguments.label}-{row}-{seed}".replace(" ", "-")
     began = time.monotonic()
-    run = dfq_plugins.distill(
-        network, new_student(seed), spec=CASE.spec, training=training, work=work, listeners=[say], **given
-    )
+    if row == "adversarial":
+        training |= {"generated": 1.0}
+    given |= {"inherit": arguments.inherit, "training": training, "work": work}
+    run = dfq_plugins.distill(network, new_student(seed), spec=CASE.spec, listeners=[say], **given)
     seconds = time.monotonic() - began
     figure = accuracy(run.model, *test)
     record = so_far(arguments.result)  # read again: another process may have measured other cells meanwhile
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument(
         "--label", default="default", help="name of the column in the result, where -T makes it another"
     )
+    parser.add_argument("--inherit", action="store_true", help="begin with the weights of the teacher that fit")
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--result", default="distilling-resnet56-resnet20", help="name of the result file")
     arguments = parser.parse_args()

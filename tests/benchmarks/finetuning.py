@@ -116,7 +116,7 @@ def measure(arguments: argparse.Namespace, row: str, column: str, seed: int, cas
     if arguments.before:
         before = accuracy(dfq_plugins.quantize(network, data, **given), *test)
     began = time.monotonic()
-    if arguments.generator:  # its images in place of the row's, which still calibrate and select
+    if arguments.generator:  # beside the row's data, which calibrate and select as well
         given["generator"] = arguments.generator
         given["generator_options"] = dict(pair.split("=", 1) for pair in arguments.generator_option)
     run = dfq_plugins.finetune(network, data, training=training, work=work, listeners=[say], **given)

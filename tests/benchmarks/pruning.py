@@ -46,7 +46,6 @@ PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "pruning.svg"
 LABELS = {
     "bns": "from the network alone",
     "bns 4096": "4,096 from the network alone",
-    "bns 4096, mixup 0.5": "the same, blended (mixup 0.5)",
     "real 4096": "4,096 real images",
     "real 1024": "1,024 real images",
 }

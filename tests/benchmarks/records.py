@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["lenet5", "hinton1200"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--samples", type=int, default=4096, help="synthetic inputs of a row")
     parser.add_argument("--iterations", type=int, default=1000, help="steps of each batch of record generators")
     parser.add_argument("--step-samples", type=int, default=256, help="inputs in one step; they do not mix")
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8, help="of the teachers, where they are to be trained")
     parser.add_argument("--result", default="records", help="name of the result file")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     settings = {key: getattr(arguments, key) for key in ("samples", "iterations", "steps", "recorded", "filters")}
     known = read_result(arguments.result) or {}
     cells = known.get("cells", {}) if known.get("settings") == settings else {}

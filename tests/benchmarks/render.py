@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 CONSUMERS = ("pytorch-quantization", "brevitas")
+README_TRAINED = {
+    "brevitas-w4a4": "Brevitas W4A4",
+    "pytorch-quantization-w4a4": "pytorch-quantization W4A4",
+    "brevitas-w3a3": "Brevitas W3A3",
+}
 README_ROWS = {"real data": "1,024 real images", "bns": "1,024 images from the network alone", "gaussian": "noise"}
 
 HEAD = """# Benchmarks
@@ -180,6 +185,42 @@ def readme_table() -> str:
     return table(["ResNet-20, CIFAR-10, top-1 % calibrated on", *columns], rows)
 
 
+def trained_note() -> str:
+    """Return what the README says of fine-tuning: one sentence."""
+    record = read_result("finetuning-resnet20_cifar10")
+    if record is None:
+        return ""
+    found = []
+    for column, name in README_TRAINED.items():
+        here, there = (list(record["cells"].get(row, {}).get(column, {}).values()) for row in ("bns", "real 4096"))
+        reached, beside = (figure([cell["accuracy"] for cell in cells]) for cells in (here, there))
+        found.append(f"{name} {reached} ({beside})")
+    steps = record["training"]["brevitas-w4a4"]["steps"]
+    told = f"After {steps} steps of `dfq finetune`, a few minutes on a processor (on 4,096 real images)"
+    return f"{told}: {'; '.join(found)}."
+
+
+def smaller_note() -> str:
+    """Return what the README says of pruned and distilled networks: one sentence."""
+    pruned, distilled = read_result("pruning-resnet20_cifar10"), read_result("distilling-resnet56-resnet20")
+    if pruned is None or distilled is None:
+        return ""
+
+    def reached(cells: dict[str, Any], column: str) -> str:
+        return figure([cell["accuracy"] for cell in cells.get(column, {}).values()])
+
+    ours, theirs = (pruned["cells"].get(row, {}) for row in ("bns 4096", "real 4096"))
+    shares = "; ".join(f"{float(key):.0%} {reached(ours, key)} ({reached(theirs, key)})" for key in ("0.7", "0.5"))
+    seeds = min(len(cells.get("0.5", {})) for cells in (ours, theirs))
+    taught, beside = (distilled["cells"].get(row, {}) for row in ("bns", "real 4096"))
+    student = f"{reached(taught, 'inherited')} ({reached(beside, 'inherited')})"
+    return (
+        f"Pruned to a share of the multiply-adds, {seeds} seeds: {shares}. ResNet-56 "
+        f"({distilled['float']['teacher']:.2f}) distilled into ResNet-20's size, begun with some of its "
+        f"blocks, one seed: {student}."
+    )
+
+
 def write_readme() -> None:
     """Put the table between its marks."""
     head, rest = README.read_text().split(BEGIN)
@@ -193,9 +234,8 @@ def write_readme() -> None:
     )
     best = list(record["cells"].get("real data", {}).get(ALL_OF_THE_SHIFT, {}).values())
     real = f"With `correction_strength=1`, meant for real data, these reach {figure(best)} in Brevitas W4A4."
-    README.write_text(
-        f"{head}{BEGIN}\n{readme_table()}\n{note} ([all tables](docs/benchmarks.md)). {real}\n{END}{tail}"
-    )
+    told = f"{note} ([all tables](docs/benchmarks.md)). {real} {trained_note()} {smaller_note()}"
+    README.write_text(f"{head}{BEGIN}\n{readme_table()}\n{told}\n{END}{tail}")
 
 
 def main() -> None:

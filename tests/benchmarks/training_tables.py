@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common import read_result
-from finetuning import COLUMNS, ROWS
+from finetuning import COLUMNS
 from records import ROWS as RECORD_ROWS
 from render_tables import figure, origin, table
 
@@ -33,6 +33,12 @@ PAPER = {
 }
 """Lopes, Fenu and Starner 2017, accuracy of the student in percent."""
 
+SHOWN = ("bns", "bns 4096", "real 1024", "real 4096")
+"""Rows of the result that stand beside each other; the others are ablations."""
+
+ABLATED = "pytorch-quantization-w4a4"
+"""The column that inputs and settings are compared in."""
+
 
 def finetuning_sections() -> list[str]:
     """Return what fine-tuning reaches, and what its settings do."""
@@ -45,7 +51,7 @@ def _accuracy() -> str:
     record = read_result("finetuning-resnet20_cifar10")
     if record is None or not record["cells"]:
         return ""
-    cells, kinds = record["cells"], [row for row in ROWS if row in record["cells"]]
+    cells, kinds = record["cells"], [row for row in SHOWN if row in record["cells"]]
     rows = [
         [
             _title(label) + _mark(cells, label),
@@ -55,6 +61,7 @@ def _accuracy() -> str:
             _minutes(cells, label),
         ]
         for label, options in record["training"].items()
+        if any(label in cells.get(kind, {}) for kind in kinds)
     ]
     header = ["setting", *kinds, "bns behind float", "steps", "minutes"]
     text = (
@@ -66,9 +73,9 @@ def _accuracy() -> str:
         "in float. Minutes are those of calibration and training on one processor, without synthesis, while other "
         "work ran on the machine. Rates and augmentation were chosen by the test accuracy of students of `bns`, seed "
         "0, over some twenty trials: that favours this column. Additions got their 8 bits after trials on 2,048 "
-        "training and 2,500 test images; binary weights are trained at rate 0.01. *: measured when the state of "
-        "the very lowest held-out loss was kept; in the other rows it is the last one that is no worse "
-        "by more than the standard error, judged at temperature 1, and since then at that of the training.\n"
+        "training and 2,500 test images. The last state is kept that is no worse on held-out samples than the best one "
+        "by more than the standard error (judged at temperature 1 in the rows of pytorch-quantization w4a4, but for "
+        "real 1024, and in seed 0 of binary; at the training's in the others). *: the state of the very lowest loss.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
 
@@ -109,21 +116,39 @@ def _other_network() -> str:
 
 
 def _settings() -> str:
-    record = read_result("finetuning-ablation")
-    if record is None:
+    record, usual = read_result("finetuning-ablation"), read_result("finetuning-resnet20_cifar10")
+    if record is None or usual is None:
         return ""
+    cells = [
+        (row, "the default", columns[ABLATED]["0"]) for row, columns in usual["cells"].items() if ABLATED in columns
+    ]
+    cells += [(row, label, cell["0"]) for row, columns in record["cells"].items() for label, cell in columns.items()]
     rows = [
-        [row, label, figure(_accuracies(seeds)), f"{next(iter(seeds.values()))['seconds'] / 60:.1f}"]
-        for row, cells in record["cells"].items()
-        for label, seeds in sorted(cells.items(), key=lambda item: -_accuracies(item[1])[0])
+        [row, label, f"{cell['accuracy']:.2f}", f"{cell['seconds'] / 60:.1f}"]
+        for row, label, cell in sorted(cells, key=lambda found: -found[2]["accuracy"])
     ]
     text = (
-        "### Settings of the training\n\npytorch-quantization at W4A4, the image at 4 bits too, 600 steps, one seed, "
-        "best first. Each line changes what it names of: batches of 64, images shifted over a border of 4 pixels and "
-        "mirrored, KL divergence at temperature 4, no mixup, no other loss, fixed ranges, rate 0.01. Measured before "
-        "steps were in proportion to channels. Seeds of the table above differ by as much as most lines here.\n"
+        "### Inputs and settings of the training\n\npytorch-quantization at W4A4, 600 steps, seed 0, best first. "
+        "*Beside it*: the generator makes half of each batch, the set on the left the rest; *alone*: all of it. "
+        "The other lines change what they name of the default: images shifted over a border of 4 pixels and "
+        "mirrored, KL divergence at temperature 4, no mixup, no other loss. Seeds differ as much as many lines."
+        f"{_features(usual)}\n"
     )
     return "\n".join([text, table(["trained on", "setting", "top-1", "minutes"], rows), origin(record)])
+
+
+def _features(usual: dict[str, Any]) -> str:
+    """Return what comparing the stages does at other widths, beside the same recipe without."""
+    record = read_result("finetuning-features")
+    if record is None:
+        return ""
+    told = [
+        f"{_title(label)} on {row} {cell['0']['accuracy']:.2f} in {cell['0']['steps']:,} steps (without: "
+        f"{usual['cells'][row][label]['0']['accuracy']:.2f} in {usual['cells'][row][label]['0']['steps']:,})"
+        for row, columns in record["cells"].items()
+        for label, cell in columns.items()
+    ]
+    return f" With `feature_weight=100`: {', '.join(told)}."
 
 
 def records_section() -> str:
@@ -136,7 +161,8 @@ def records_section() -> str:
         "### Students from activation records: MNIST\n\n"
         f"{settings['samples']} rebuilt inputs, {settings['iterations']} iterations each (the paper: 1,000), and all "
         f"60,000 training images for `real`; the student takes {settings['steps']} steps on the teacher's soft labels. "
-        "Accuracy on the 10,000 test labels; beside it the paper's (Lopes, Fenu and Starner 2017).\n"
+        "Accuracy on the 10,000 test labels, one seed, or mean ± deviation over two; beside it the paper's (Lopes, "
+        "Fenu and Starner 2017).\n"
     )
     parts = [text]
     for name, cells in _by_pair(record["cells"]).items():
@@ -188,4 +214,4 @@ def _behind(whole: float, seeds: dict[str, Any] | None) -> str:
 
 def _minutes(cells: dict[str, Any], label: str) -> str:
     taken = [one["seconds"] / 60 for row in cells.values() for one in row.get(label, {}).values() if one["seconds"]]
-    return f"{sum(taken) / len(taken):.0f}"
+    return f"{sum(taken) / len(taken):.1f}"
