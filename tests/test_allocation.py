@@ -21,7 +21,7 @@ from dfq_plugins import allocation
 allocation.prefer_huge_pages()
 import torch
 
-VALUES = 32 * allocation.MEBIBYTE  # 128 MiB of float32, beyond what glibc ever keeps by itself
+VALUES = 16 * allocation.MEBIBYTE  # 64 MiB of float32, beyond what glibc ever keeps by itself
 
 def faults_of_a_block():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -34,7 +34,7 @@ def resident():
 
 start = resident()
 with allocation.kept_memory():
-    kept = median([faults_of_a_block() for _ in range(7)])
+    kept = median([faults_of_a_block() for _ in range(41)])
     held = resident() - start
 left = resident() - start
 fetched = median([faults_of_a_block() for _ in range(7)])
