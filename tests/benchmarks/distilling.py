@@ -4,9 +4,8 @@
 
 Sets and checkpoints are kept in FOLDER, so that an interrupted cell goes on; cells that the result file holds already
 are not measured again. `--minutes` bounds the training of one cell, without the synthesis, whose seconds stand beside
-it; `-T` sets anything else about the training, `-n` the number of synthetic samples; with `--inherit` the student
-begins with weights of the teacher (give it a `--label` of its own). The curve of each training is in
-the result file.
+it; `-T` sets anything else about the training; with `--inherit` the student begins with weights of the teacher (give
+it a `--label` of its own). The curve of each training is in the result file.
 """
 
 from __future__ import annotations
@@ -30,30 +29,33 @@ if TYPE_CHECKING:
     from dfq_plugins.distilling import DistillingRun
 
 TEACHER, STUDENT = "resnet56_cifar10", "resnet20_cifar10"
-ROWS = ("bns", "bns+inception", "adversarial", "bns+adversarial", "real 4096", "gaussian")
+ROWS = ("bns", "bns 4096", "bns+inception", "adversarial", "bns+adversarial", "real 4096", "gaussian")
+SAMPLES = 2048
+"""Of a synthetic set, where the row names no other number."""
+
 CASE = replace(CASES[STUDENT], network=TEACHER)
 
 
-def synthetic_set(generator: str, network: nn.Module, seed: int, arguments: argparse.Namespace) -> tuple[Any, float]:
-    """Return a set of the teacher and the seconds that it took, 0 where the folder holds it already."""
-    folder = arguments.work / f"{TEACHER}-{generator}-{arguments.num_samples}-{seed}"
-    if is_complete(folder):
-        return dfq_plugins.SyntheticDataset.open(folder), 0.0
-    began = time.monotonic()
-    data = dfq_plugins.synthesize(
-        network, CASE.spec, generator=generator, num_samples=arguments.num_samples, seed=seed, output=folder
-    )
-    return data, time.monotonic() - began
+def synthetic_set(generator: str, samples: int, network: nn.Module, seed: int, work: Path) -> tuple[Any, float]:
+    """Return a set of the teacher and the seconds that its synthesis took, which are kept beside it."""
+    folder = work / f"{TEACHER}-{generator}-{samples}-{seed}"
+    taken = folder.with_name(f"{folder.name}.seconds")
+    if not is_complete(folder):
+        began = time.monotonic()
+        dfq_plugins.synthesize(network, CASE.spec, generator=generator, num_samples=samples, seed=seed, output=folder)
+        taken.write_text(str(time.monotonic() - began))
+    return dfq_plugins.SyntheticDataset.open(folder), float(taken.read_text())
 
 
-def inputs_of(row: str, network: nn.Module, seed: int, arguments: argparse.Namespace) -> tuple[dict[str, Any], float]:
+def inputs_of(row: str, network: nn.Module, seed: int, work: Path) -> tuple[dict[str, Any], float]:
     """Return what `distill` is given for one row, and the seconds of a synthesis."""
-    if row.startswith("real "):
-        return {"data": networks().load_split(CASE.calibration_split, TEACHER)[0][: int(row.split()[1])]}, 0.0
-    kind, _, learner = row.rpartition("+") if row.endswith("adversarial") else (row, "", "")
+    kind, _, count = row.partition(" ")
+    if kind == "real":
+        return {"data": networks().load_split(CASE.calibration_split, TEACHER)[0][: int(count)]}, 0.0
+    kind, _, learner = kind.rpartition("+") if kind.endswith("adversarial") else (kind, "", "")
     # A generator that learns makes half of the training's inputs, or all where no set is named; the set beside it
     # selects the best state.
-    data, seconds = synthetic_set(kind or "bns", network, seed, arguments)
+    data, seconds = synthetic_set(kind or "bns", int(count or SAMPLES), network, seed, work)
     return {"data": data, **({"generator": learner} if learner else {})}, seconds
 
 
@@ -84,7 +86,7 @@ def measure(
     training = {**dict(text.split("=", 1) for text in arguments.training), "seed": seed}
     if arguments.minutes:
         training["max_seconds"] = 60 * arguments.minutes
-    given, synthesis = inputs_of(row, network, seed, arguments)
+    given, synthesis = inputs_of(row, network, seed, arguments.work)
     work = arguments.work / "distilling" / f"{arguments.label}-{row}-{seed}".replace(" ", "-")
     began = time.monotonic()
     if row == "adversarial":
@@ -121,7 +123,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="most minutes of training in one cell")
-    parser.add_argument("-n", "--num-samples", type=int, default=4096, help="samples of a synthetic set")
     parser.add_argument("-T", "--training", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--label", default="default", help="name of the column in the result, where -T makes it another"
@@ -136,7 +137,7 @@ def main() -> None:
     teacher, student = pack.build(TEACHER), pack.build(STUDENT)
     test = tuple(part[: arguments.test_images] for part in pack.load_split(CASE.test_split, TEACHER))
     whole = {"teacher": accuracy(teacher, *test), "student_trained_on_all_real_data": accuracy(student, *test)}
-    about = {"float": whole, "samples": arguments.num_samples, "test_samples": len(test[1])}
+    about = {"float": whole, "samples": SAMPLES, "test_samples": len(test[1])}
     write_result(arguments.result, {**so_far(arguments.result), **about})
     for seed in arguments.seeds:
         for row in arguments.rows:
