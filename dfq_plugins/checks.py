@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -105,6 +106,26 @@ def complete_spec(
     if num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
         num_classes = outputs.shape[1]
     return InputSpec(shape, mean, std, value_range, num_classes)
+
+
+def checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) -> InputSpec:
+    """Complete the specification, or make sure that the model takes and gives what it says.
+
+    Raises:
+        UsageError: the shape cannot be inferred, or the number of classes is another one.
+        ModelError: the model does not accept the shape.
+    """
+    if spec is None:
+        return complete_spec(model, registry=registry)
+    outputs = trial_run(model, spec.shape)
+    if spec.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
+        return replace(spec, num_classes=outputs.shape[1])
+    if spec.num_classes is not None and outputs.shape[1:] != (spec.num_classes,):
+        raise UsageError(
+            f"num_classes is {spec.num_classes}, but the model returns {tuple(outputs.shape[1:])} values a sample. "
+            "Leave num_classes out to have it read off the model."
+        )
+    return spec
 
 
 def infer_shape(model: nn.Module) -> tuple[int, ...]:

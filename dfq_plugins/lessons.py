@@ -10,7 +10,7 @@ import torch
 
 from dfq_plugins.allocation import kept_memory
 from dfq_plugins.calibration_data import as_calibration_data
-from dfq_plugins.checks import check_finite, complete_spec
+from dfq_plugins.checks import check_finite, checked_spec, complete_spec
 from dfq_plugins.distillation.batches import split_held_out
 from dfq_plugins.distillation.loop import Student, Workplace, distill
 from dfq_plugins.distillation.loss import DistillationLoss
@@ -19,9 +19,9 @@ from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource, Mix
 from dfq_plugins.distillation.taps import stages_alike
 from dfq_plugins.model_state import device_of, frozen_copy
 from dfq_plugins.options import parse_options
-from dfq_plugins.pipeline import checked_spec, top1_agreement
 from dfq_plugins.presentation import border_of
 from dfq_plugins.storage import create_folder
+from dfq_plugins.top1 import top1_agreement
 from dfq_plugins.training_material import answered, check_generator, check_origin, gathered, run_identity
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +13,26 @@ import torch
 from dfq_plugins.allocation import kept_memory
 from dfq_plugins.budget import Budget
 from dfq_plugins.calibration_data import as_calibration_data
-from dfq_plugins.checks import check_finite, complete_spec, trial_run
+from dfq_plugins.checks import check_finite, checked_spec, complete_spec
 from dfq_plugins.compilation import writable_compile_cache
 from dfq_plugins.digest import model_digest
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators import DEFAULT_GENERATOR
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.manifest import GeneratorRecord
-from dfq_plugins.model_state import device_of, frozen_copy, limited_threads, preserve_global_state
+from dfq_plugins.model_state import frozen_copy, limited_threads, preserve_global_state
 from dfq_plugins.plan import DatasetPlan
 from dfq_plugins.provided import attributed
 from dfq_plugins.ranks import Rank
 from dfq_plugins.registry import get_registry
 from dfq_plugins.synthesis import ShardMaker, write_dataset
+from dfq_plugins.top1 import top1_agreement
 from dfq_plugins.types import ProgressEvent, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from dfq_plugins.calibration_data import CalibrationData
     from dfq_plugins.dataset import SyntheticDataset
@@ -139,26 +140,6 @@ def default_shard_size(spec: InputSpec) -> int:
     (256, 32)
     """
     return max(SMALLEST_SHARD, min(LARGEST_SHARD, VALUES_PER_SHARD // math.prod(spec.shape)))
-
-
-def checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) -> InputSpec:
-    """Complete the specification, or make sure that the model takes and gives what it says.
-
-    Raises:
-        UsageError: the shape cannot be inferred, or the number of classes is another one.
-        ModelError: the model does not accept the shape.
-    """
-    if spec is None:
-        return complete_spec(model, registry=registry)
-    outputs = trial_run(model, spec.shape)
-    if spec.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
-        return replace(spec, num_classes=outputs.shape[1])
-    if spec.num_classes is not None and outputs.shape[1:] != (spec.num_classes,):
-        raise UsageError(
-            f"num_classes is {spec.num_classes}, but the model returns {tuple(outputs.shape[1:])} values a sample. "
-            "Leave num_classes out to have it read off the model."
-        )
-    return spec
 
 
 def _check_supported(
@@ -287,18 +268,3 @@ def run_quantization(
 
 def _calibrated(broadcast: Broadcast, done: int, total: int) -> None:
     broadcast(ProgressEvent("calibrate", done, total))
-
-
-@torch.no_grad()
-def top1_agreement(reference: nn.Module, other: nn.Module, batches: Iterable[Tensor], limit: int) -> float:
-    """Return the share of inputs, up to `limit`, to which both models give the same class; NaN for no classifiers."""
-    same = seen = 0
-    for batch in batches:
-        expected, found = (model(batch.to(device_of(model))).cpu() for model in (reference, other))
-        if expected.ndim != 2:  # noqa: PLR2004  (batch, classes)
-            return math.nan
-        same += int((expected.argmax(1) == found.argmax(1)).sum())
-        seen += len(batch)
-        if seen >= limit:
-            break
-    return same / seen

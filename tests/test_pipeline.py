@@ -22,9 +22,10 @@ from dfq_plugins.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
 from dfq_plugins.generators.noise import Noise
 from dfq_plugins.generators.start import known_noise
-from dfq_plugins.pipeline import default_shard_size, quantize, run_quantization, synthesize, top1_agreement
+from dfq_plugins.pipeline import default_shard_size, quantize, run_quantization, synthesize
 from dfq_plugins.registry import Registry, build_registry
 from dfq_plugins.statistics import layer_divergences
+from dfq_plugins.top1 import top1_agreement
 from dfq_plugins.types import Batch, InputSpec, ProgressEvent, Recipe
 
 if TYPE_CHECKING:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from dfq_plugins.checks import check_finite
+from dfq_plugins.checks import check_finite, checked_spec
 from dfq_plugins.digest import model_digest
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.listeners.broadcast import Broadcast
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.options import parse_options
-from dfq_plugins.pipeline import checked_spec
 from dfq_plugins.plan import library_versions
 from dfq_plugins.recording.capacity import require_memory
 from dfq_plugins.recording.data import count_samples, labelled_batches

@@ -14,11 +14,11 @@ from dfq_plugins.finetuning import FinetuningRun
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.pipeline import top1_agreement
 from dfq_plugins.quality.fidelity import layer_fidelity
 from dfq_plugins.quality.inspection import inspect
 from dfq_plugins.report import pages
 from dfq_plugins.report.render import render_report
+from dfq_plugins.top1 import top1_agreement
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:

@@ -1,0 +1,30 @@
+"""How often two networks name the same class: what can be said of a network without labels."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.model_state import device_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+
+@torch.no_grad()
+def top1_agreement(reference: nn.Module, other: nn.Module, batches: Iterable[Tensor], limit: int) -> float:
+    """Return the share of inputs, up to `limit`, to which both models give the same class; NaN for no classifiers."""
+    same = seen = 0
+    for batch in batches:
+        expected, found = (model(batch.to(device_of(model))).cpu() for model in (reference, other))
+        if expected.ndim != 2:  # noqa: PLR2004  (batch, classes)
+            return math.nan
+        same += int((expected.argmax(1) == found.argmax(1)).sum())
+        seen += len(batch)
+        if seen >= limit:
+            break
+    return same / seen
