@@ -101,12 +101,7 @@ def synthesize(
             raise UsageError(f"{name} must be at least 1, got {value}.")
     rank, budget = Rank.current(), Budget.of(max_seconds)
     registry = registry or get_registry()
-    provided = registry.find("generator", generator)
-    if not provided.synthesizes:
-        raise UsageError(
-            f"Generator {generator!r} learns against a student and makes no data set by itself. Give it to "
-            f"finetune(model, data, generator={generator!r}, ...), or to dfq finetune with --generator {generator}."
-        )
+    provided = _synthesizer(registry, generator)
     with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache(), kept_memory():
         record = registry.options("generator", generator, options)
         maker = registry.create("generator", generator, record)
@@ -114,11 +109,9 @@ def synthesize(
         check_finite(teacher)
         spec = checked_spec(teacher, spec, registry)
         _check_supported(maker, provided, teacher, spec, budget)
-        settled = getattr(maker, "settled_options", None)
-        options_used = asdict(settled() if settled else record)
         plan = DatasetPlan(
             model_digest=model_digest(teacher),
-            generator=GeneratorRecord(generator, provided.distribution, provided.version, options_used),
+            generator=_generator_record(maker, provided, record),
             seed=seed,
             spec=spec,
             num_samples=num_samples,
@@ -130,6 +123,17 @@ def synthesize(
         # The generator's model is its own: whatever it does to it, the teacher judges all samples as it was given.
         shard_maker = ShardMaker(teacher, spec, partial(maker.generate, frozen_copy(teacher), spec), provided)
         return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
+
+
+def _synthesizer(registry: Registry, name: str) -> Provided:
+    """Return the generator of that name, if it makes data sets."""
+    provided = registry.find("generator", name)
+    if not provided.synthesizes:
+        raise UsageError(
+            f"Generator {name!r} learns against a student and makes no data set by itself. Give it to "
+            f"finetune(model, data, generator={name!r}, ...), or to dfq finetune with --generator {name}."
+        )
+    return provided
 
 
 def default_shard_size(spec: InputSpec) -> int:
@@ -154,6 +158,14 @@ def _check_supported(
     if check is not None:
         with attributed(provided):
             check(model, spec)
+
+
+def _generator_record(maker: DataGenerator, provided: Provided, options: Any) -> GeneratorRecord:
+    """Return who makes the samples and how, with what the generator filled in itself."""
+    settled = getattr(maker, "settled_options", None)
+    return GeneratorRecord(
+        provided.entry.name, provided.distribution, provided.version, asdict(settled() if settled else options)
+    )
 
 
 def _labels_kind(maker: DataGenerator, spec: InputSpec) -> str:
