@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and the README's table from the JSON results, so that no figure there is typed by hand.
+"""Writes docs/benchmarks.md and the README's tables from the JSON results, so that no figure there is typed by hand.
 
 python tests/benchmarks/render.py
 """
@@ -10,20 +10,14 @@ from typing import Any
 
 from common import read_result
 from compression_tables import compression_sections
+from render_readme import write_readme
 from render_speed import time_sections
-from render_tables import figure, origin, table
+from render_tables import ALL_OF_THE_SHIFT, figure, is_throughout, origin, table
 from training_tables import finetuning_sections, records_section
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+PAGE = ROOT / "docs" / "benchmarks.md"
 CONSUMERS = ("pytorch-quantization", "brevitas")
-README_TRAINED = {
-    "brevitas-w4a4": "Brevitas W4A4",
-    "pytorch-quantization-w4a4": "pytorch-quantization W4A4",
-    "brevitas-w3a3": "Brevitas W3A3",
-}
-README_ROWS = {"real data": "1,024 real images", "bns": "1,024 images from the network alone", "gaussian": "noise"}
 
 HEAD = """# Benchmarks
 
@@ -59,14 +53,13 @@ def calibration_section(name: str) -> str:
     text.append(table(["calibrated on", *columns], rows))
     if ALL_OF_THE_SHIFT in columns:
         text.append(STRENGTH_NOTE)
-    if any(_is_throughout(column) for column in columns):
+    if any(is_throughout(column) for column in columns):
         text.append(THROUGHOUT_NOTE)
     text.append("Which tensors are quantized:\n")
     text.extend(coverage_line(column, record["coverage"][column], record["options"][column]) for column in columns)
     return "\n".join([*text, "", origin(record)])
 
 
-ALL_OF_THE_SHIFT = "brevitas w4a4, strength 1"
 THROUGHOUT_NOTE = """By default the network input has 8 bits at any recipe, and so have both inputs of additions (which
 pytorch-quantization leaves in float). *Throughout* they are as narrow as all other activations.
 """
@@ -75,10 +68,6 @@ it; `strength 1` gives back all of it (`correction_strength`), which is best for
 the column without with real data in the one with.
 """
 ROW_ORDER = ["real data", "gaussian", "inception", "bns", "bns+inception"]
-
-
-def _is_throughout(column: str) -> bool:
-    return "throughout" in column
 
 
 def coverage_line(column: str, coverage: dict[str, Any], options: str) -> str:
@@ -172,74 +161,8 @@ def smaller_networks() -> list[str]:
     return ["## Smaller networks\n", *found] if found else []
 
 
-def readme_table() -> str:
-    """Return the README's table: ResNet-20 in every framework, on real data, on synthetic data and on noise."""
-    record = read_result("calibration-resnet20_cifar10")
-    if record is None:
-        return ""
-    columns = [column for column in record["coverage"] if "strength" not in column and not _is_throughout(column)]
-    rows = [["float network", *[f"{record['float']:.2f}"] * len(columns)]]
-    for row, label in README_ROWS.items():
-        cells = record["cells"].get(row, {})
-        rows.append([label, *[figure(list(cells.get(column, {}).values())) for column in columns]])
-    return table(["ResNet-20, CIFAR-10, top-1 % calibrated on", *columns], rows)
-
-
-def trained_note() -> str:
-    """Return what the README says of fine-tuning: one sentence."""
-    record = read_result("finetuning-resnet20_cifar10")
-    if record is None:
-        return ""
-    found = []
-    for column, name in README_TRAINED.items():
-        here, there = (list(record["cells"].get(row, {}).get(column, {}).values()) for row in ("bns", "real 4096"))
-        reached, beside = (figure([cell["accuracy"] for cell in cells]) for cells in (here, there))
-        found.append(f"{name} {reached} ({beside})")
-    steps = record["training"]["brevitas-w4a4"]["steps"]
-    told = f"After {steps} steps of `dfq finetune`, a few minutes on a processor (on 4,096 real images)"
-    return f"{told}: {'; '.join(found)}."
-
-
-def smaller_note() -> str:
-    """Return what the README says of pruned and distilled networks: one sentence."""
-    pruned, distilled = read_result("pruning-resnet20_cifar10"), read_result("distilling-resnet56-resnet20")
-    if pruned is None or distilled is None:
-        return ""
-
-    def reached(cells: dict[str, Any], column: str) -> str:
-        return figure([cell["accuracy"] for cell in cells.get(column, {}).values()])
-
-    ours, theirs = (pruned["cells"].get(row, {}) for row in ("bns 4096", "real 4096"))
-    shares = "; ".join(f"{float(key):.0%} {reached(ours, key)} ({reached(theirs, key)})" for key in ("0.7", "0.5"))
-    seeds = min(len(cells.get("0.5", {})) for cells in (ours, theirs))
-    taught, beside = (distilled["cells"].get(row, {}) for row in ("bns", "real 4096"))
-    student = f"{reached(taught, 'inherited')} ({reached(beside, 'inherited')})"
-    return (
-        f"Pruned to a share of the multiply-adds, {seeds} seeds: {shares}. ResNet-56 "
-        f"({distilled['float']['teacher']:.2f}) distilled into ResNet-20's size, begun with some of its "
-        f"blocks, one seed: {student}."
-    )
-
-
-def write_readme() -> None:
-    """Put the table between its marks."""
-    head, rest = README.read_text().split(BEGIN)
-    tail = rest.split(END)[1]
-    record = read_result("calibration-resnet20_cifar10") or {"cells": {}}
-    seeds = max((len(cell) for row in record["cells"].values() for cell in row.values()), default=0)
-    note = (
-        "All layers quantized, first and last included, the image and Brevitas's additions at 8 bits; mean ± deviation "
-        "over "
-        f"{seeds} seeds, 9,980 test images"
-    )
-    best = list(record["cells"].get("real data", {}).get(ALL_OF_THE_SHIFT, {}).values())
-    real = f"With `correction_strength=1`, meant for real data, these reach {figure(best)} in Brevitas W4A4."
-    told = f"{note} ([all tables](docs/benchmarks.md)). {real} {trained_note()} {smaller_note()}"
-    README.write_text(f"{head}{BEGIN}\n{readme_table()}\n{told}\n{END}{tail}")
-
-
 def main() -> None:
-    """Write the page and the README's table."""
+    """Write the page and the README's tables."""
     networks = ("resnet20_cifar10", "mobilenetv1_075_imagenet", "dscnn_kws_mlperftiny")
     parts = [
         HEAD,
@@ -257,8 +180,8 @@ def main() -> None:
     if ablations:
         parts += ["## Choosing the defaults\n", *ablations]
     PAGE.write_text("\n".join(part for part in parts if part).rstrip() + "\n")
-    write_readme()
-    print(f"wrote {PAGE.name} and the table of {README.name}")
+    write_readme(ROOT / "README.md")
+    print(f"wrote {PAGE.name} and the tables of README.md")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+ALL_OF_THE_SHIFT = "brevitas w4a4, strength 1"
+"""A column of the calibration results: biases get back all of the shift, as real data allow."""
+
+
+def is_throughout(column: str) -> bool:
+    """Whether image and additions are as narrow as the rest in a column of the calibration results."""
+    return "throughout" in column
+
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table, all columns but the first aligned right."""
