@@ -67,7 +67,8 @@ def _accuracy() -> str:
     text = (
         "### ResNet-20 on CIFAR-10\n\n"
         f"The float network ({record['float']:.2f}) teaches; {record['samples']} synthetic images, or as many real "
-        f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified. "
+        f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified; "
+        f"{_seeds(cells, kinds)}. "
         "All layers are quantized, first and last included (binary: all but these two). The image has 8 bits, and in "
         "Brevitas both inputs of every addition, unless the row says otherwise; pytorch-quantization leaves additions "
         "in float. Minutes are those of calibration and training on one processor, without synthesis, while other "
@@ -78,6 +79,13 @@ def _accuracy() -> str:
         "real 1024, and in seed 0 of binary; at the training's in the others). *: the state of the very lowest loss.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
+
+
+def _seeds(cells: dict[str, Any], kinds: list[str], usual: int = 3) -> str:
+    """Return over how many seeds a mean is taken."""
+    counts = {label: len(seeds) for kind in kinds for label, seeds in cells[kind].items() if len(seeds) > usual}
+    more = "".join(f", {count} in {_title(label)}" for label, count in counts.items())
+    return f"mean ± deviation over {usual} seeds{more}; a single figure is one seed"
 
 
 def _curve() -> list[str]:
