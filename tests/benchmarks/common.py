@@ -118,6 +118,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "processor": processor,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

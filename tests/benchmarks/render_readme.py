@@ -15,8 +15,8 @@ CALIBRATED = {"real data": "1,024 real images", "bns": "1,024 images from the ne
 FINETUNED, PRUNED = "finetuning-resnet20_cifar10", "pruning-resnet20_cifar10"
 DISTILLED = "distilling-resnet56-resnet20"
 TRAINED = (
-    ("fine-tuned: Brevitas W4A4", FINETUNED, "bns", "brevitas-w4a4"),
-    ("fine-tuned: pytorch-quantization W4A4", FINETUNED, "bns", "pytorch-quantization-w4a4"),
+    ("fine-tuned: Brevitas W4A4", FINETUNED, "bns 4096", "brevitas-w4a4"),
+    ("fine-tuned: pytorch-quantization W4A4", FINETUNED, "bns 4096", "pytorch-quantization-w4a4"),
     ("fine-tuned: Brevitas W3A3", FINETUNED, "bns", "brevitas-w3a3"),
     ("pruned to 70 % of the multiply-adds", PRUNED, "bns 4096", "0.7"),
     ("pruned to 50 %", PRUNED, "bns 4096", "0.5"),

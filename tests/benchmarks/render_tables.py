@@ -34,4 +34,5 @@ def origin(record: dict[str, Any]) -> str:
     """Return a line that says where a result comes from."""
     where = record["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"*{where['processor']}, {where['processors']} processors; Python {where['python']}, {versions}.*\n"
+    kind = f"{where['processor']} ({where['instructions']})" if "instructions" in where else where["processor"]
+    return f"*{kind}, {where['processors']} processors; Python {where['python']}, {versions}.*\n"
