@@ -76,7 +76,8 @@ def _accuracy() -> str:
         "0, over some twenty trials: that favours this column. Additions got their 8 bits after trials on 2,048 "
         "training and 2,500 test images. The last state is kept that is no worse on held-out samples than the best one "
         "by more than the standard error (judged at temperature 1 in seeds 0 to 2 of pytorch-quantization w4a4, but "
-        "for real 1024, and in seed 0 of binary; at the training's in the others). *: the state of the very lowest loss.\n"
+        "for real 1024, and in seed 0 of binary; at the training's in the others). *: the state of the very lowest "
+        "loss.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
 
