@@ -84,8 +84,12 @@ def _accuracy() -> str:
 
 def _seeds(cells: dict[str, Any], kinds: list[str], usual: int = 3) -> str:
     """Return over how many seeds a mean is taken."""
-    counts = {label: len(seeds) for kind in kinds for label, seeds in cells[kind].items() if len(seeds) > usual}
-    more = "".join(f", {count} in {_title(label)}" for label, count in counts.items())
+    more = "".join(
+        f", {len(seeds)} in {_title(label)} on {kind}"
+        for kind in kinds
+        for label, seeds in cells[kind].items()
+        if len(seeds) > usual
+    )
     return f"mean ± deviation over {usual} seeds{more}; a single figure is one seed"
 
 
