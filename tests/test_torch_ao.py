@@ -25,6 +25,7 @@ from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.registry import build_registry
 from dfq_plugins.types import InputSpec, QuantizedLayer, Recipe
 from dfq_torch_ao.calibrator import TorchAoCalibrator
+from dfq_torch_ao.engines import reduces_range
 from dfq_torch_ao.options import TorchAoOptions
 
 if TYPE_CHECKING:
@@ -485,7 +486,9 @@ class TestCoverage:
     def test_every_layer_is_listed(
         self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
     ) -> None:
-        coverage = TorchAoCalibrator().describe(quantize(tiny_network, tiny_spec, tiny_batches, engine="onednn"))
+        # The whole range on every processor: without VNNI this engine would leave activations seven bits.
+        converted = quantize(tiny_network, tiny_spec, tiny_batches, engine="onednn", reduce_range=False)
+        coverage = TorchAoCalibrator().describe(converted)
         int8, uint8 = "int8 per channel, symmetric", "uint8 per tensor"
         assert coverage.quantized == (
             QuantizedLayer("stem", "quantized.ConvReLU2d", int8, uint8),
@@ -593,14 +596,29 @@ class TestPlugin:
         assert not results.failed
 
 
-@pytest.mark.parametrize(("engine", "factor"), [("onednn", 2.0), ("x86", 1.0)])
+@pytest.mark.parametrize(("vnni", "reduced"), [(True, False), (False, True)])
+def test_onednn_reduces_the_range_where_its_sums_could_overflow(
+    vnni: bool, reduced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    assert reduces_range(TorchAoOptions(), "onednn") == reduced
+    assert reduces_range(TorchAoOptions(), "x86")
+    assert not reduces_range(TorchAoOptions(reduce_range=False), "x86")
+
+
+@pytest.mark.parametrize(("engine", "reduce_range", "factor"), [("onednn", False, 2.0), ("x86", True, 1.0)])
 def test_the_output_has_room_above_what_calibration_saw(
-    engine: str, factor: float, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
+    engine: str,
+    reduce_range: bool,
+    factor: float,
+    tiny_network: nn.Module,
+    tiny_spec: InputSpec,
+    tiny_batches: list[torch.Tensor],
 ) -> None:
     """Larger logits than any synthetic input gives must not all saturate; the reduced range has that room anyway."""
     scales = []
     for margin in (1.0, 2.0):
-        calibrator = TorchAoCalibrator(TorchAoOptions(engine=engine, output_margin=margin))
+        calibrator = TorchAoCalibrator(TorchAoOptions(engine=engine, reduce_range=reduce_range, output_margin=margin))
         prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(8, 8))
         calibrator.calibrate(prepared, tiny_batches)
         scales.append(calibrator.convert(prepared).linear.scale)

@@ -10,6 +10,7 @@ import torch
 
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_torch_ao.calibrator import TorchAoCalibrator
+from dfq_torch_ao.engines import reduces_range
 from dfq_torch_ao.options import TorchAoOptions
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def test_dscnn(networks: ModuleType) -> None:
     name = "dscnn_kws_mlperftiny"
     model, (inputs, labels) = networks.build(name), networks.load_split("kws_test1000", name)
     converted = quantize(model, InputSpec((1, 49, 10), num_classes=12), inputs[:100], "w8a8", engine="onednn")
-    assert accuracy(model, inputs[200:], labels[200:]) - accuracy(converted, inputs[200:], labels[200:]) < 0.01
+    # Seven bits of activations, on processors without VNNI, lose a little more.
+    largest_drop = 0.02 if reduces_range(TorchAoOptions(), "onednn") else 0.01
+    assert accuracy(model, inputs[200:], labels[200:]) - accuracy(converted, inputs[200:], labels[200:]) < largest_drop
 
 
 def test_mobilenet_needs_a_scale_per_channel(networks: ModuleType) -> None:
