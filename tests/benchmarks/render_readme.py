@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from common import read_result
-from render_tables import ALL_OF_THE_SHIFT, figure, is_throughout, table
+from render_tables import ALL_OF_THE_SHIFT, accuracies, figure, is_throughout, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def trained() -> str:
     rows = []
     for title, name, row, column in TRAINED:
         record = _read(name)
-        ours, theirs = (_accuracies(record, kind, column) for kind in (row, "real 4096"))
+        ours, theirs = (accuracies(record["cells"][kind][column]) for kind in (row, "real 4096"))
         rows.append([title, _samples(record, row), figure(ours), figure(theirs), str(min(len(ours), len(theirs)))])
     header = ["ResNet-20, trained some minutes", "synthetic images", "top-1 %", "on 4,096 real images", "seeds"]
     teacher = _read(DISTILLED)["float"]["teacher"]
@@ -66,10 +66,6 @@ def _read(name: str) -> dict[str, Any]:
     record = read_result(name)
     assert record is not None, f"results/{name}.json is missing"
     return record
-
-
-def _accuracies(record: dict[str, Any], row: str, column: str) -> list[float]:
-    return [cell["accuracy"] for cell in record["cells"][row][column].values()]
 
 
 def _samples(record: dict[str, Any], row: str) -> str:

@@ -19,6 +19,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows]) + "\n"
 
 
+def accuracies(seeds: dict[str, Any] | None) -> list[float]:
+    """Return the accuracies of a cell, one for each seed; none where nothing was measured."""
+    return [one["accuracy"] for one in (seeds or {}).values()]
+
+
 def figure(values: list[float]) -> str:
     """Return mean and spread of a cell."""
     if not values:

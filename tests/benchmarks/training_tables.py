@@ -7,7 +7,7 @@ from typing import Any
 from common import read_result
 from finetuning import COLUMNS
 from records import ROWS as RECORD_ROWS
-from render_tables import figure, origin, table
+from render_tables import accuracies, figure, origin, table
 
 PAIRS = {
     "lenet5": "LeNet-5 into half of it",
@@ -55,7 +55,7 @@ def _accuracy() -> str:
     rows = [
         [
             _title(label) + _mark(cells, label),
-            *(figure(_accuracies(cells[kind].get(label))) for kind in kinds),
+            *(figure(accuracies(cells[kind].get(label))) for kind in kinds),
             _behind(record["float"], cells.get("bns", {}).get(label)),
             f"{options['steps']}",
             _minutes(cells, label),
@@ -183,7 +183,7 @@ def records_section() -> str:
         rows = [
             [
                 row,
-                figure(_accuracies(seeds)),
+                figure(accuracies(seeds)),
                 f"{PAPER.get(name, {}).get(row, float('nan')):.2f}".replace("nan", "-"),
                 f"{sum(one['seconds_data'] for one in seeds.values()) / len(seeds) / 60:.1f}",
             ]
@@ -216,12 +216,8 @@ def _mark(cells: dict[str, Any], label: str) -> str:
     return "" if all("held_out_error" in one["history"][0] for one in found) else " \\*"
 
 
-def _accuracies(seeds: dict[str, Any] | None) -> list[float]:
-    return [one["accuracy"] for one in (seeds or {}).values()]
-
-
 def _behind(whole: float, seeds: dict[str, Any] | None) -> str:
-    found = _accuracies(seeds)
+    found = accuracies(seeds)
     return f"{whole - sum(found) / len(found):.2f}" if found else "-"
 
 
