@@ -9,18 +9,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.distillation.loss import DistillationLoss
     from dfq_plugins.distillation.options import DistillationOptions
-    from dfq_plugins.distilling import distill
-    from dfq_plugins.finetuning import finetune
+    from dfq_plugins.distillation.run import distill
+    from dfq_plugins.quantization.finetune import finetune
     from dfq_plugins.hookspecs import hookimpl
-    from dfq_plugins.pipeline import quantize, run_quantization, synthesize
+    from dfq_plugins.quantization.run import quantize, run_quantization
+    from dfq_plugins.synthesis.run import synthesize
     from dfq_plugins.pruning.run import prune
-    from dfq_plugins.quality.inspection import inspect
+    from dfq_plugins.quality.run import inspect
     from dfq_plugins.recording.options import RecordingOptions
-    from dfq_plugins.recording.recorder import record
-    from dfq_plugins.saved_network import load_network
+    from dfq_plugins.recording.run import record
+    from dfq_plugins.network.load import load_network
     from dfq_plugins.types import Batch, InputSpec, Recipe
 
     __version__: str

@@ -6,16 +6,20 @@ import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
-
 from dfq_plugins.errors import UsageError
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+import torch
+from torch import Tensor
+from dfq_plugins.data.dataset import SyntheticDataset
+from dfq_plugins.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
-
     import torch
     from torch import nn
-
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -145,7 +149,7 @@ class DataGenerator(Protocol):
 
     A generator that makes inputs for given classes has an attribute `conditional` that is true, and yields labels. One
     that can keep to a time has an attribute `timed` that is true, and `generate` then takes one argument more,
-    `allowance`: None, or a `dfq_plugins.budget.Allowance`. One whose samples depend on a file has `settled_options()`,
+    `allowance`: None, or a `dfq_plugins.synthesis.budget.Allowance`. One whose samples depend on a file has `settled_options()`,
     which returns its options with the file's checksum in them: the data set is then known to be of that very file.
     """
 
@@ -373,3 +377,20 @@ class CalibratorEntry(PluginEntry):
 
 class ProgressListenerEntry(PluginEntry):
     """Registers a listener: an object called with every `ProgressEvent`."""
+
+
+def check_batch(batch: Tensor, spec: InputSpec) -> None:
+    """Refuse a calibration batch that the network cannot take.
+
+    Raises:
+        UsageError: its shape is not `(samples, *spec.shape)`.
+        DataError: it holds NaN or infinity.
+    """
+    if tuple(batch.shape[1:]) != spec.shape:
+        expected = ", ".join(map(str, ("samples", *spec.shape)))
+        raise UsageError(
+            f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
+            "Mend the data or the input specification."
+        )
+    if not torch.isfinite(batch).all():
+        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesise the data anew.")

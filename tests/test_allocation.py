@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dfq_plugins import allocation
+from dfq_plugins.network import memory as allocation
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is a library of Linux")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfq_plugins.augmentation import Augmentation, augment
+from dfq_plugins.statistics.augmentation import Augmentation, augment
 
 SHAPES = [(2, 3, 16), (2, 3, 8, 10), (2, 1, 6, 5, 7)]
 EVERYTHING = Augmentation(jitter=2, flip=True, crop=0.5)

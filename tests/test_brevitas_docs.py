@@ -13,7 +13,7 @@ import torch
 
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quiet import framework_notices_silenced
-from dfq_plugins.registry import build_registry
+from dfq_plugins.host.registry import build_registry
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.plugin import dfq_calibrators
-from dfq_plugins.options import describe_options, parse_options
+from dfq_plugins.host.options import describe_options, parse_options
 
 
 def test_entry() -> None:

@@ -14,19 +14,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dfq_plugins import inversion, optimization, synthesis
-from dfq_plugins.budget import Allowance, Budget
+from dfq_plugins.synthesis import objective as inversion, loop as optimization, shard_maker as synthesis
+from dfq_plugins.synthesis.budget import Allowance, Budget
 from dfq_plugins.cli import cli, progress
-from dfq_plugins.compilation import compiled_before, remember_compiled
-from dfq_plugins.compile_choice import compile_pays_within
-from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.synthesis.compilation import compiled_before, remember_compiled
+from dfq_plugins.synthesis.compile_choice import compile_pays_within
+from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.generators import base
+from dfq_plugins.generators import inversion as base
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.inversion import InversionObjective
-from dfq_plugins.optimization import learning_rate_at
-from dfq_plugins.pace import FEWEST_STEPS, Pace, TimedPace
-from dfq_plugins.pipeline import synthesize
+from dfq_plugins.synthesis.objective import InversionObjective
+from dfq_plugins.synthesis.loop import learning_rate_at
+from dfq_plugins.synthesis.pace import FEWEST_STEPS, Pace, TimedPace
+from dfq_plugins.synthesis.run import synthesize
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -99,7 +99,7 @@ class TestPrune:
         assert [point["step"] for point in told["history"]] == [0, 2, 4]
 
     def test_a_ticket_is_found_and_trained_again(self, model: str, folder: Path, tmp_path: Path) -> None:
-        from dfq_plugins.models import load_model
+        from dfq_plugins.network.load import load_model
 
         first = {name: value + 0.1 for name, value in load_model(model).state_dict().items()}
         save_file(first, tmp_path / "initial.safetensors")

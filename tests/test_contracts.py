@@ -24,7 +24,7 @@ from contract_plugins import (
     Uniform,
 )
 
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.registry import get_registry
 from dfq_plugins.testing import CalibratorContract, GeneratorContract, LearningGeneratorContract
 from dfq_plugins.testing.check import run_contract
 

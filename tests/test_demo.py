@@ -16,7 +16,7 @@ from torch import nn
 from dfq_plugins.demo.run import run_demo
 from dfq_plugins.errors import DataError, PluginError, UsageError
 from dfq_plugins.hookspecs import hookimpl
-from dfq_plugins.registry import Registry, build_registry
+from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.types import (
     Artifact,
     Batch,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dfq_plugins.demo import sources
 from dfq_plugins.demo.run import ready, run_demo
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.digest import model_digest
+from dfq_plugins.network.digest import model_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

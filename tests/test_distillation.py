@@ -438,7 +438,7 @@ def test_states_are_judged_at_the_temperature_of_the_training(tiny_network: nn.M
 
 
 def test_options_are_listed_with_help() -> None:
-    from dfq_plugins.options import describe_options
+    from dfq_plugins.host.options import describe_options
 
     rows = describe_options(DistillationOptions)
     assert all(row.help for row in rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dfq_plugins
 from dfq_plugins.distillation import DistillationLoss, DistillationOptions
-from dfq_plugins.distillation.probe import block_ends, record_calls
+from dfq_plugins.network.probe import block_ends, record_calls
 from dfq_plugins.distillation.taps import FeatureTaps, Tap, resolve_taps, stages_alike
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.types import InputSpec, Recipe
@@ -73,7 +73,7 @@ def inputs() -> Tensor:
 
 
 def prepared_by(name: str, teacher: nn.Module, inputs: Tensor, **options: Any) -> nn.Module:
-    from dfq_plugins.registry import get_registry
+    from dfq_plugins.host.registry import get_registry
 
     worker = get_registry().create("calibrator", name, options)
     student = worker.prepare(teacher, SPEC, Recipe(8, 8), training=True)

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.distillation.options_student import StudentTraining
+from dfq_plugins.distillation.options import StudentTraining
 from dfq_plugins.distillation.state import capture
-from dfq_plugins.distilling import DistillingRun, LargerStudentWarning, distill
+from dfq_plugins.distillation.run import DistillingRun, LargerStudentWarning, distill
 from dfq_plugins.errors import DataError, ModelError, UsageError
-from dfq_plugins.pipeline import synthesize
+from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.pruning.ticket import Ticket
-from dfq_plugins.registry import Registry, build_registry
-from dfq_plugins.saved_network import load_network
-from dfq_plugins.training_material import DataOriginWarning
+from dfq_plugins.host.registry import Registry, build_registry
+from dfq_plugins.network.load import load_network
+from dfq_plugins.distillation.lesson import DataOriginWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,7 +137,7 @@ class TestInputs:
     def test_a_generator_that_learns_needs_no_data(
         self, run: Callable[..., DistillingRun], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from dfq_plugins import lesson_inputs
+        from dfq_plugins.distillation import inputs as lesson_inputs
 
         monkeypatch.setattr(lesson_inputs, "DEFAULT_GENERATOR", "noise")
         monkeypatch.setattr(lesson_inputs, "SELECTION_SAMPLES", 30)

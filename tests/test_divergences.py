@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from dfq_plugins.divergences import DIVERGENCES, gaussian_kl, squared_distance
+from dfq_plugins.statistics.divergences import DIVERGENCES, gaussian_kl, squared_distance
 
 CASES = [
     # stored mean, stored variance, mean, variance

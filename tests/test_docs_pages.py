@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import dfq_plugins
 from dfq_plugins import errors, hookspecs
 from dfq_plugins.cli import cli
-from dfq_plugins.generators.options import InversionOptions
+from dfq_plugins.synthesis.options import InversionOptions
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TESTED_ELSEWHERE = {"writing-a-plugin", "torch-ao", "pytorch-quantization", "brevitas", "several-machines"}

@@ -16,16 +16,17 @@ from torch import nn
 from dfq_plugins.distillation import DistillationOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
-from dfq_plugins.finetuning import FinetuningRun, finetune
-from dfq_plugins.pipeline import quantize, run_quantization, synthesize
-from dfq_plugins.registry import Registry, build_registry
-from dfq_plugins.training_material import DataOriginWarning
+from dfq_plugins.quantization.finetune import FinetuningRun, finetune
+from dfq_plugins.quantization.run import quantize, run_quantization
+from dfq_plugins.synthesis.run import synthesize
+from dfq_plugins.host.registry import Registry, build_registry
+from dfq_plugins.distillation.lesson import DataOriginWarning
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.types import ProgressEvent
 
 QUICK = {"steps": 12, "batch_size": 16, "evaluations": 3, "learning_rate": 0.03, "teacher_precision": "float32"}
@@ -179,7 +180,7 @@ class TestOrigin:
     def test_data_of_another_model(self, run: Callable[..., FinetuningRun], data: Any, tiny_network: nn.Module) -> None:
         with torch.no_grad():
             tiny_network.linear.bias.add_(1.0)  # type: ignore[union-attr, operator]
-        from dfq_plugins.digest import model_digest
+        from dfq_plugins.network.digest import model_digest
 
         digests = (
             rf"digest {data.manifest.model_digest[:12]} there, {model_digest(tiny_network)[:12]} of the model given"
@@ -306,8 +307,8 @@ sys.path[:0] = [{tests!r}]
 torch.set_num_threads(1)
 from conftest import TinyNetwork, settle_batch_norm
 from dfq_plugins.distillation.state import capture
-from dfq_plugins.finetuning import finetune
-from dfq_plugins.registry import build_registry
+from dfq_plugins.quantization.finetune import finetune
+from dfq_plugins.host.registry import build_registry
 from dfq_plugins.types import InputSpec
 from safetensors.torch import save_file
 import os

@@ -15,7 +15,7 @@ from dfq_brevitas.input_range import input_quantizers, known_input_scalings
 from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import UsageError
-from dfq_plugins.finetuning import FinetuningRun, finetune
+from dfq_plugins.quantization.finetune import FinetuningRun, finetune
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import quant_nn, quiet

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.distillation.inheritance import counterparts, inherit_weights, spread_over
-from dfq_plugins.distilling import distill
+from dfq_plugins.distillation.run import distill
 from dfq_plugins.errors import UsageError
 from dfq_plugins.pruning.ticket import Ticket
 from dfq_plugins.types import InputSpec

@@ -28,7 +28,7 @@ def heavy_after(code: str) -> str:
     [
         "import dfq_plugins",
         "from dfq_plugins import hookimpl, InputSpec, Batch, Recipe, __version__",
-        "import dfq_plugins.registry, dfq_plugins.cli, dfq_plugins.options, dfq_plugins.models",
+        "import dfq_plugins.host.registry, dfq_plugins.cli, dfq_plugins.host.options, dfq_plugins.network.load",
         "import dfq_plugins.listeners.plugin",
         "from dfq_plugins.cli import cli\nfor name in ('--help', '--version'): cli([name], standalone_mode=False)",
         "from dfq_plugins.cli import cli\nfor name in cli.list_commands(0): cli([name, '-h'], standalone_mode=False)",
@@ -39,7 +39,7 @@ def test_nothing_heavy_is_imported(code: str) -> None:
 
 
 def test_listing_plugins_imports_no_framework() -> None:
-    code = "from dfq_plugins.registry import build_registry\nimport warnings\nwarnings.simplefilter('ignore')\n"
+    code = "from dfq_plugins.host.registry import build_registry\nimport warnings\nwarnings.simplefilter('ignore')\n"
     assert heavy_after(code + "registry = build_registry()\nprint(len(registry.listeners))") == "[]"
 
 

@@ -13,16 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.manifest import (
-    MANIFEST_FILE,
-    GeneratorRecord,
-    Manifest,
-    ShardRecord,
-    read_manifest,
-    shard_file,
-    write_manifest,
-)
-from dfq_plugins.plan import DatasetPlan, library_versions
+from dfq_plugins.data.manifest import MANIFEST_FILE, GeneratorRecord, Manifest, ShardRecord, read_manifest, shard_file, write_manifest
+from dfq_plugins.data.plan import DatasetPlan
+from dfq_plugins.storage.versions import library_versions
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
@@ -186,6 +179,6 @@ def test_versions_are_recorded_without_importing_the_libraries() -> None:
 
 
 def test_manifest_module_imports_neither_torch_nor_pydantic() -> None:
-    script = "import sys, dfq_plugins.manifest; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
+    script = "import sys, dfq_plugins.data.manifest; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

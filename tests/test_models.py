@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.models import load_model
+from dfq_plugins.network.load import load_model
 
 SOURCE = """
 from dataclasses import dataclass

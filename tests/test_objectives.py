@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage, special
 
-from dfq_plugins import objectives
+from dfq_plugins.synthesis import terms as objectives
 
 if TYPE_CHECKING:
     from collections.abc import Callable

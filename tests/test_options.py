@@ -9,7 +9,7 @@ import pytest
 from annotated_types import Ge, Gt, Interval, Len, Lt
 
 from dfq_plugins.errors import UsageError
-from dfq_plugins.options import OptionRow, describe_options, parse_options, type_text
+from dfq_plugins.host.options import OptionRow, describe_options, parse_options, type_text
 from dfq_plugins.types import NoOptions
 
 

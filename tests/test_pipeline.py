@@ -18,14 +18,15 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
 from dfq_plugins.generators.noise import Noise
 from dfq_plugins.generators.start import known_noise
-from dfq_plugins.pipeline import default_shard_size, quantize, run_quantization, synthesize
-from dfq_plugins.registry import Registry, build_registry
-from dfq_plugins.statistics import layer_divergences
-from dfq_plugins.top1 import top1_agreement
+from dfq_plugins.synthesis.run import default_shard_size, synthesize
+from dfq_plugins.quantization.run import quantize, run_quantization
+from dfq_plugins.host.registry import Registry, build_registry
+from dfq_plugins.statistics.batch_norm import layer_divergences
+from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.types import Batch, InputSpec, ProgressEvent, Recipe
 
 if TYPE_CHECKING:
@@ -495,7 +496,7 @@ def test_a_missing_last_shard_is_made_again_to_the_same_bytes_though_it_is_small
         return slightly_other
 
     work = 2 * 64 * (3 * 8 * 9 + 8 * 8 * 9) + 2 * 32
-    monkeypatch.setattr("dfq_plugins.compile_choice.COMPILE_WORTH", 50 * work * 2)
+    monkeypatch.setattr("dfq_plugins.synthesis.compile_choice.COMPILE_WORTH", 50 * work * 2)
     monkeypatch.setattr(torch, "compile", compiler)
     settings: dict[str, Any] = {"num_samples": 72, "batch_size": 64, "output": tmp_path / "out"}
     run(**settings)
@@ -559,7 +560,7 @@ def test_a_folder_of_other_settings_is_refused(
 def test_a_run_that_diverges_keeps_its_finished_shards(
     run: Callable[..., SyntheticDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dfq_plugins.inversion import InversionObjective
+    from dfq_plugins.synthesis.objective import InversionObjective
 
     settings: dict[str, Any] = {"num_samples": 64, "batch_size": 32, "output": tmp_path}
     original, calls = InversionObjective.__call__, []

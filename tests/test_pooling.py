@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfq_plugins.pooling import NativeMaxPool2d, max_pool2d, native_pooling
+from dfq_plugins.synthesis.fast_layers import NativeMaxPool2d, max_pool2d, native_pooling
 
 LAYERS = [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2), nn.MaxPool2d((3, 1), padding=(1, 0)), nn.MaxPool2d(2, dilation=2)]
 

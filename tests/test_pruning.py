@@ -12,18 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.cost import layer_multiply_adds, measure_cost
-from dfq_plugins.digest import model_digest
+from dfq_plugins.network.cost import layer_multiply_adds, measure_cost
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import DataError, ModelError, PluginError, UsageError
 from dfq_plugins.pruning import PruningOptions, PruningRun, PruningTraining, Ticket, prune
 from dfq_plugins.pruning.graph import find_groups, remove_filters, same_answers, zero_filters
-from dfq_plugins.pruning.magnitude import bake, masks_of, prune_weights
+from dfq_plugins.network.masks import bake, masks_of
+from dfq_plugins.pruning.magnitude import prune_weights
 from dfq_plugins.pruning.recentring import batch_statistics, recentre
 from dfq_plugins.pruning.scales import group_scales, map_widths, penalty_for, shared_scales
 from dfq_plugins.pruning.selection import remaining_multiply_adds, select_by_target, select_by_threshold
-from dfq_plugins.saved_network import load_network
+from dfq_plugins.network.load import load_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -397,7 +398,7 @@ class TestFilters:
         assert found.stem.out_channels < 8  # type: ignore[union-attr]
 
     def test_it_goes_on_to_quantization(self, run: Callable[..., PruningRun], inputs: torch.Tensor) -> None:
-        from dfq_plugins.pipeline import run_quantization
+        from dfq_plugins.quantization.run import run_quantization
 
         pruned = run(multiply_adds=0.6).model
         quantized = run_quantization(pruned, inputs, calibrator="pytorch-quantization")
@@ -451,7 +452,7 @@ class TestFilters:
         assert result.history[-1].step == 12
 
     def test_the_papers_preset(self) -> None:
-        from dfq_plugins.options import parse_options
+        from dfq_plugins.host.options import parse_options
 
         settings = parse_options(PruningTraining, {"preset": "zhu2020", "steps": 10})
         assert (settings.kl_weight, settings.symmetrized_kl_weight, settings.learning_rate) == (0.0, 1.0, 0.001)

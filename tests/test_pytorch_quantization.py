@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import DataError, ModelError, UsageError
-from dfq_plugins.registry import build_registry
+from dfq_plugins.host.registry import build_registry
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import calib, quant_modules, quant_nn, quiet, without_cuda

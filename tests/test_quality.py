@@ -18,9 +18,9 @@ import dfq_plugins
 from dfq_plugins import InputSpec, SyntheticDataset
 from dfq_plugins.errors import DataError
 from dfq_plugins.quality import ranges, teacher, verdict
-from dfq_plugins.quality.inspection import clamped_share, inspect
+from dfq_plugins.quality.run import clamped_share, inspect
 from dfq_plugins.quality.record import Inspection, LayerQuality
-from dfq_plugins.statistics import layer_divergences
+from dfq_plugins.statistics.batch_norm import layer_divergences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,7 +219,7 @@ def test_a_set_of_another_model_is_refused_with_both_digests(tiny_network: nn.Mo
     other = copy.deepcopy(tiny_network)
     with torch.no_grad():
         other.linear.bias += 1
-    from dfq_plugins.digest import model_digest
+    from dfq_plugins.network.digest import model_digest
 
     message = (
         f"The set in {data.folder} was made from another model: its digest is {model_digest(tiny_network)}, and the "

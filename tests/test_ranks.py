@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from dfq_plugins import ranks
+from dfq_plugins.storage import rank as ranks
 from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.locks import FolderLock
-from dfq_plugins.manifest import MANIFEST_FILE, GeneratorRecord, shard_file
-from dfq_plugins.plan import DatasetPlan
-from dfq_plugins.ranks import Rank
-from dfq_plugins.storage import LOCK_FILE
+from dfq_plugins.storage.locks import FolderLock
+from dfq_plugins.data.manifest import MANIFEST_FILE, GeneratorRecord, shard_file
+from dfq_plugins.data.plan import DatasetPlan
+from dfq_plugins.storage.rank import Rank
+from dfq_plugins.storage.files import LOCK_FILE
 from dfq_plugins.types import InputSpec
-from dfq_plugins.writer import DatasetWriter
+from dfq_plugins.data.writer import DatasetWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,7 +178,7 @@ def test_rank_that_comes_when_all_is_done_opens_the_set(tmp_path: Path) -> None:
 
 
 def test_ranks_of_another_run_and_single_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfq_plugins.locks.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("dfq_plugins.storage.locks.PATIENCE_SECONDS", 0.2)
     refusal = r"Another run is writing into .* two runs never share an output folder\. Wait until it ends, or choose"
     with DatasetWriter.begin(tmp_path, PLAN, PAIR[0]):
         for other in (replace(PAIR[1], run="other"), PAIR[0], None):

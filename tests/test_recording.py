@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import dfq_plugins
-from dfq_plugins.digest import model_digest
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.recording.factors import factor, unpack
 from dfq_plugins.recording.graph import consecutive_edges, fourier_basis, strongest_waves
@@ -25,7 +25,7 @@ from dfq_plugins.recording.info import INFO_FILE, TENSOR_FILE, NoiseRecord
 from dfq_plugins.recording.moments import ClassMoments, LayerMoments
 from dfq_plugins.recording.noise import add_noise, clipped, failure_probability, noise_multiplier, sensitivity
 from dfq_plugins.recording.record import ActivationRecord
-from dfq_plugins.recording.recorder import record
+from dfq_plugins.recording.run import record
 from dfq_plugins.recording.units import UnitReader, find_layers
 from dfq_plugins.types import Batch, InputSpec
 

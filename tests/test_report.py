@@ -15,7 +15,8 @@ from PIL import Image
 
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.report import plots, sections
-from dfq_plugins.report.record import Facts, LayerPlot, Report, Samples, Section, Table
+from dfq_plugins.report.record import Facts, LayerPlot, Samples, Section, Table
+from dfq_plugins.report.render import Report
 from dfq_plugins.report.render import render_html, render_report
 from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, QuantizedLayer
 

@@ -12,14 +12,15 @@ import pytest
 from click.testing import CliRunner
 
 from dfq_plugins.cli import cli
-from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.quality.fidelity import Fidelity, LayerFidelity
 from dfq_plugins.report import quality
 from dfq_plugins.report.curves import curves_svg
 from dfq_plugins.report.fidelity import calibration_section, noise_section
 from dfq_plugins.report.history import MOST_CURVES, History, loss_curves
-from dfq_plugins.report.record import Curves, Report
+from dfq_plugins.report.record import Curves
+from dfq_plugins.report.render import Report
 from dfq_plugins.report.runs import calibration_part, held_out_part, held_out_samples
 from dfq_plugins.types import Coverage, ProgressEvent
 

@@ -13,10 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from dfq_plugins import shards
+from dfq_plugins.data import shards
 from dfq_plugins.errors import DataError
-from dfq_plugins.manifest import ShardRecord, shard_file
-from dfq_plugins.shards import METADATA_KEY, ShardCache, inspect_shard, load_shard, write_shard
+from dfq_plugins.data.manifest import ShardRecord, shard_file
+from dfq_plugins.data.shards import METADATA_KEY, ShardCache, inspect_shard, load_shard, write_shard
 from dfq_plugins.types import Batch, InputSpec
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_bytes_are_the_same_in_every_process(shard: Path, tmp_path: Path) -> Non
     script = f"""
 import torch
 from pathlib import Path
-from dfq_plugins.shards import write_shard
+from dfq_plugins.data.shards import write_shard
 from dfq_plugins.types import Batch
 rng = torch.Generator().manual_seed(0)
 batch = Batch(torch.randn(4, 2, 3, generator=rng), torch.randint(0, 5, (4,), generator=rng),

@@ -14,18 +14,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dfq_plugins.augmentation import Augmentation, augment
+from dfq_plugins.statistics.augmentation import Augmentation, augment
 from dfq_plugins.errors import DataError, ModelError, UsageError
-from dfq_plugins.pipeline import synthesize
-from dfq_plugins.similarity import load_source, normalise, rank
-from dfq_plugins.statistics import layer_divergences
+from dfq_plugins.synthesis.run import synthesize
+from dfq_plugins.data.readers import load_source, normalise
+from dfq_plugins.quality.similarity import rank
+from dfq_plugins.statistics.batch_norm import layer_divergences
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from dfq_plugins.presentation import PresentationChoice
+    from dfq_plugins.statistics.presentation import PresentationChoice
 
 SPEC = InputSpec((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), (0.0, 1.0), 4)
 GREY = InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0))

@@ -22,7 +22,7 @@ from torch.fx import Interpreter
 
 import dfq_plugins as dfq
 from dfq_plugins.errors import DataError, ModelError, UsageError
-from dfq_plugins.registry import build_registry
+from dfq_plugins.host.registry import build_registry
 from dfq_plugins.types import InputSpec, QuantizedLayer, Recipe
 from dfq_torch_ao.calibrator import TorchAoCalibrator
 from dfq_torch_ao.engines import reduces_range
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch.fx import GraphModule, Node
 
-    from dfq_plugins.registry import Registry
+    from dfq_plugins.host.registry import Registry
 
     Change = Callable[[torch.Tensor], torch.Tensor]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.ao.nn.intrinsic.quantized as nniq
 
-from dfq_plugins.registry import build_registry
+from dfq_plugins.host.registry import build_registry
 from dfq_torch_ao.options import TorchAoOptions
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "torch-ao.md"

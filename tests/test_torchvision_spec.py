@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from dfq_plugins.registry import build_registry
-from dfq_plugins.torchvision_spec import dfq_infer_input_spec
+from dfq_plugins.host.registry import build_registry
+from dfq_plugins.network.torchvision_spec import dfq_infer_input_spec
 from dfq_plugins.types import InputSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,7 +84,7 @@ def test_other_models_are_not_claimed(tiny_network: nn.Module) -> None:
 
 
 def test_it_is_found_through_the_public_hook() -> None:
-    plugin = EntryPoint("builtin-torchvision", "dfq_plugins.torchvision_spec", "dfq_plugins")
+    plugin = EntryPoint("builtin-torchvision", "dfq_plugins.network.torchvision_spec", "dfq_plugins")
     spec = build_registry(entry_points=[plugin], strict=True).infer_input_spec(build("resnet18"))
     assert spec is not None
     assert spec.shape == (3, 224, 224)

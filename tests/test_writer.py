@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfq_plugins.dataset import SyntheticDataset
+from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.manifest import MANIFEST_FILE, GeneratorRecord, shard_file
-from dfq_plugins.plan import DatasetPlan, ShardPlan
-from dfq_plugins.storage import LOCK_FILE
+from dfq_plugins.data.manifest import MANIFEST_FILE, GeneratorRecord, shard_file
+from dfq_plugins.data.plan import DatasetPlan, ShardPlan
+from dfq_plugins.storage.files import LOCK_FILE
 from dfq_plugins.types import InputSpec
-from dfq_plugins.writer import DatasetWriter
+from dfq_plugins.data.writer import DatasetWriter
 
 SPEC = InputSpec((2, 4), value_range=(0, 1), num_classes=3)
 DIVERGENCE = {"norm1": 0.5, "norm2": 0.25}
@@ -96,10 +96,10 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from dfq_plugins.manifest import GeneratorRecord
-from dfq_plugins.plan import DatasetPlan
+from dfq_plugins.data.manifest import GeneratorRecord
+from dfq_plugins.data.plan import DatasetPlan
 from dfq_plugins.types import InputSpec
-from dfq_plugins.writer import DatasetWriter
+from dfq_plugins.data.writer import DatasetWriter
 
 folder, syncs = Path(sys.argv[1]), iter(range(10**6))
 sync = os.fsync

@@ -9,7 +9,7 @@ import brevitas
 import torch
 
 from dfq_plugins.errors import ModelError
-from dfq_plugins.trace_errors import failing_line, first_line
+from dfq_plugins.network.trace_errors import failing_line, first_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from dfq_plugins.checks import trial_run
+from dfq_plugins.network.trial import trial_run
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_pytorch_quantization.coverage import describe_coverage
 from dfq_pytorch_quantization.framework import quiet

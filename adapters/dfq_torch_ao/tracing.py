@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import ModelError
-from dfq_plugins.trace_errors import failing_line, first_line
+from dfq_plugins.network.trace_errors import failing_line, first_line
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -15,8 +15,8 @@ from dfq_plugins.errors import ContractError, PluginError, UsageError, nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dfq_plugins.provided import Kind, Provided
-    from dfq_plugins.registry import Registry
+    from dfq_plugins.host.provided import Kind, Provided
+    from dfq_plugins.host.registry import Registry
     from dfq_plugins.testing.check import ContractKind, ContractResult
 
 

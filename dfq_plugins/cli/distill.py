@@ -10,15 +10,15 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.compression import checked_settings, opened, print_costs, training_of
-from dfq_plugins.cli.reporting import announce, report_option
+from dfq_plugins.cli.training import checked_settings, opened, print_costs, training_of
+from dfq_plugins.cli.shared import announce, report_option
 from dfq_plugins.cli.shared import json_option, load_model, print_json
-from dfq_plugins.distillation.options_student import StudentTraining
+from dfq_plugins.distillation.options import StudentTraining
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfq_plugins.distilling import DistillingRun
+    from dfq_plugins.distillation.run import DistillingRun
 
 WEIGHTS = click.Path(dir_okay=False, path_type=Path)
 

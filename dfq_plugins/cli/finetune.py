@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
 import click
-
 import dfq_plugins
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.reporting import announce, report_option
+from dfq_plugins.cli.shared import announce, report_option
 from dfq_plugins.cli.shared import (
     json_option,
     load_model,
@@ -24,60 +22,13 @@ from dfq_plugins.cli.shared import (
 )
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.errors import UsageError
-from dfq_plugins.options import describe_options, parse_options
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.options import describe_options, parse_options
+from dfq_plugins.host.registry import get_registry
+from dfq_plugins.cli.training import training_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from dfq_plugins.finetuning import FinetuningRun
-
-Command = TypeVar("Command", bound="Callable[..., Any]")
-
-TRAINING_ARGUMENTS = ("training", "max_seconds", "work", "strict", "generator", "generator_options")
-"""What `training_options` adds, by argument name."""
-
-
-def _list_training(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    """Print the settings of the training and leave."""
-    if wanted:
-        rows = describe_options(DistillationOptions)
-        print_table(("Setting", "Value", "Default", ""), [(row.name, row.type, row.default, row.help) for row in rows])
-        context.exit()
-
-
-def training_options(command: Command) -> Command:
-    """Add the options of the training."""
-    decorators = (
-        pairs_option(
-            "--training", "-T", "training", help_text="A setting of the training, repeatable; see --list-training."
-        ),
-        click.option("--max-seconds", type=float, help="Most seconds of training; the schedule is fitted into them."),
-        click.option(
-            "--work",
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Folder for checkpoints, from which an interrupted training goes on.",
-        ),
-        click.option("--strict", is_flag=True, help="Refuse data that was made from another model."),
-        name_option(
-            "generator", "A generator that learns beside the student and makes half of each batch (-T generated=SHARE)."
-        ),
-        pairs_option(
-            "--generator-option", "-G", "generator_options", help_text="A setting of --generator, repeatable."
-        ),
-        click.option(
-            "--list-training",
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_list_training,
-            help="List the settings of the training and leave.",
-        ),
-    )
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
-
+    from dfq_plugins.quantization.finetune import FinetuningRun
 
 @click.command()
 @model_options
@@ -137,7 +88,7 @@ def _check(given: dict[str, Any]) -> None:
 
 def print_finetuning(run: FinetuningRun) -> None:
     """Print what became of the model."""
-    from dfq_plugins.cli.quantize import print_run  # noqa: PLC0415  that module builds on this one
+    from dfq_plugins.cli.results import print_run  # noqa: PLC0415  that module builds on this one
 
     print_run(run)
     seconds = run.history[-1].seconds
@@ -149,7 +100,7 @@ def print_finetuning(run: FinetuningRun) -> None:
 
 def as_dict(run: FinetuningRun) -> dict[str, Any]:
     """Return the run for `--json`."""
-    from dfq_plugins.cli.quantize import run_as_dict  # noqa: PLC0415  that module builds on this one
+    from dfq_plugins.cli.results import run_as_dict  # noqa: PLC0415  that module builds on this one
 
     return run_as_dict(run) | {
         "agreement_before": run.agreement_before,

@@ -9,14 +9,14 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.reporting import announce, report_option
+from dfq_plugins.cli.shared import announce, report_option
 from dfq_plugins.cli.shared import complete_spec, json_option, load_model, print_json, refuse_own_spec, spec_options
-from dfq_plugins.manifest import MANIFEST_FILE
+from dfq_plugins.data.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.types import InputSpec
 
 
@@ -67,7 +67,7 @@ def _source(path: Path, model: nn.Module, given: dict[str, Any]) -> tuple[Synthe
         refuse_own_spec(given)
         data = dfq_plugins.SyntheticDataset.open(path)
         return data, data.spec
-    from dfq_plugins.similarity import load_source, require_source  # noqa: PLC0415  imports torch
+    from dfq_plugins.data.readers import load_source, require_source  # noqa: PLC0415  imports torch
 
     require_source(path)  # before questions about a shape that would be in vain
     spec = complete_spec(model, given)

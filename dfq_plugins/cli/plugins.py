@@ -11,16 +11,16 @@ import click
 
 from dfq_plugins.cli.shared import console, json_option, plugin_options, print_json, print_table
 from dfq_plugins.errors import DfqError, PluginError, UsageError, nearest
-from dfq_plugins.loading import BrokenPlugin
-from dfq_plugins.options import OptionRow, describe_options
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.loading import BrokenPlugin
+from dfq_plugins.host.options import OptionRow, describe_options
+from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from click.shell_completion import CompletionItem
 
-    from dfq_plugins.registry import Provided, Registry
+    from dfq_plugins.host.registry import Provided, Registry
 
 HEAD = ("KIND", "NAME", "PROVIDER", "VERSION", "STATE")
 

@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 import click
-
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.finetune import TRAINING_ARGUMENTS, finetune_and_print, training_options
+from dfq_plugins.cli.training import TRAINING_ARGUMENTS, training_options
+from dfq_plugins.cli.finetune import finetune_and_print
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.reporting import announce, report_option
+from dfq_plugins.cli.shared import announce, report_option
 from dfq_plugins.cli.shared import (
     json_option,
     load_model,
@@ -24,15 +23,15 @@ from dfq_plugins.cli.shared import (
     print_table,
 )
 from dfq_plugins.errors import UsageError
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.registry import get_registry
+from dfq_plugins.cli.results import print_run
+from dfq_plugins.cli.results import run_as_dict
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from dfq_plugins.dataset import SyntheticDataset
-    from dfq_plugins.pipeline import QuantizationRun
+    from dfq_plugins.data.dataset import SyntheticDataset
+    from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.types import Coverage
-
 
 @click.command()
 @model_options
@@ -112,35 +111,3 @@ def _run_with_report(
     options = get_registry().options("calibrator", settings["calibrator"], settings["options"])
     agreement = runs.write_quantization_report(report, model, dataset, run, held_out, options, settings["output"])
     return run, {"samples": held_out, "agreement": agreement} if held_out else None
-
-
-def print_run(run: QuantizationRun) -> None:
-    """Print what was quantized, how well it agrees, and what was written."""
-    click.echo(f"Quantized by {run.calibrator} at {run.recipe}: {len(run.coverage.quantized)} layers.")
-    for (weight, activation), count in _formats(run.coverage).items():
-        click.echo(f"  {count} x weights: {weight or 'float'}; inputs: {activation or 'float'}")
-    for name, reason in run.coverage.floating:
-        click.echo(f"  {name} stays in float: {reason}")
-    click.echo(f"Top-1 agreement with the float model on the data: {run.agreement:.2%}")
-    rows = [
-        (str(artifact.path), artifact.format, f"{artifact.size_bytes / 1000:.1f} kB", f"{check.name}: {check.detail}")
-        for artifact in run.artifacts
-        for check in artifact.checks
-    ]
-    if rows:
-        print_table(("Artefact", "Format", "Size", "Check passed"), rows)
-
-
-def _formats(coverage: Coverage) -> Counter[tuple[str | None, str | None]]:
-    return Counter((layer.weight, layer.activation) for layer in coverage.quantized)
-
-
-def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
-    """Return the run for `--json`."""
-    return {
-        "calibrator": run.calibrator,
-        "recipe": str(run.recipe),
-        "agreement": run.agreement,
-        "coverage": asdict(run.coverage),
-        "artifacts": [asdict(artifact) for artifact in run.artifacts],
-    }

@@ -18,7 +18,7 @@ from dfq_plugins.cli.shared import (
     print_json,
     spec_options,
 )
-from dfq_plugins.options import parse_options
+from dfq_plugins.host.options import parse_options
 from dfq_plugins.recording.options import STATISTICS, RecordingOptions
 
 if TYPE_CHECKING:

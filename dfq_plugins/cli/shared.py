@@ -10,26 +10,25 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
 import click
-
 from dfq_plugins.errors import DfqError, UsageError
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
     from click.shell_completion import CompletionItem
     from rich.console import Console
     from torch import nn
-
-    from dfq_plugins.registry import Kind
+    from dfq_plugins.host.registry import Kind
     from dfq_plugins.types import InputSpec
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
+
 PLAIN_WIDTH = 120
 """Columns of a table that goes into a file or a pipe."""
+
+
 _UNBROKEN_WIDTH = 10_000
 """For tables that go to a file or another program: a row stays one line, however long its paths are."""
 
@@ -66,6 +65,8 @@ def pairs_option(*flags: str, help_text: str) -> Callable[[Command], Command]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+
+
 plugin_options = pairs_option(
     "--option", "-O", "options", help_text="A setting of the plugin, repeatable; `dfq plugins NAME` lists them."
 )
@@ -110,7 +111,7 @@ def load_model(reference: str, weights: Path | None, threads: int | None) -> nn.
     """Load the model that the command line names, and set the number of threads."""
     import torch
 
-    from dfq_plugins import models  # noqa: PLC0415  imports torch
+    from dfq_plugins.network import load as models  # noqa: PLC0415  imports torch
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -144,7 +145,7 @@ def refuse_own_spec(given: Mapping[str, Any]) -> None:
 
 def complete_spec(model: nn.Module, given: Mapping[str, Any]) -> InputSpec:
     """Return the model's input specification from what was given and what can be inferred."""
-    from dfq_plugins import checks  # noqa: PLC0415  imports torch
+    from dfq_plugins.network import specification as checks  # noqa: PLC0415  imports torch
 
     pair = given["value_range"]
     if pair is not None and len(pair) != 2:  # noqa: PLR2004  lowest and highest
@@ -203,3 +204,17 @@ def _decorate(command: Command, *decorators: Callable[[Command], Command]) -> Co
     for decorator in reversed(decorators):
         command = decorator(command)
     return command
+
+
+report_option = click.option(
+    "--report",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write a page about the run: one HTML file that needs no network.",
+)
+
+
+def announce(report: Path | None) -> None:
+    """Say where the page is, if there is one."""
+    if report is not None:
+        click.echo(f"Report: {report}")

@@ -51,7 +51,8 @@ def similarity(
     if repeated:
         raise UsageError(f"Each source counts once, got {repeated[0]!r} more than once.")
     with progress.reporting():
-        from dfq_plugins.similarity import load_source, rank  # noqa: PLC0415  imports torch
+        from dfq_plugins.data.readers import load_source  # noqa: PLC0415  imports torch
+        from dfq_plugins.quality.similarity import rank  # noqa: PLC0415  imports torch
 
         model = load_model(model_reference, weights, threads)
         spec = complete_spec(model, given)

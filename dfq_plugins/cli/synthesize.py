@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import dfq_plugins
-from dfq_plugins.budget import Budget
+from dfq_plugins.synthesis.budget import Budget
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.reporting import announce, report_option
+from dfq_plugins.cli.shared import announce, report_option
 from dfq_plugins.cli.shared import (
     complete_spec,
     json_option,
@@ -26,12 +26,12 @@ from dfq_plugins.cli.shared import (
     spec_options,
 )
 from dfq_plugins.errors import UsageError
-from dfq_plugins.generators import DEFAULT_GENERATOR
-from dfq_plugins.ranks import Rank
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.registry import DEFAULT_GENERATOR
+from dfq_plugins.storage.rank import Rank
+from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
-    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.data.dataset import SyntheticDataset
 
 
 @click.command()
@@ -107,7 +107,7 @@ def synthesize(
 
 def _continue(output: Path, extend: int, settings: dict[str, Any], spec: dict[str, Any]) -> None:
     """Take what was not given from the set in the folder, in place: a set has one generator, seed and input."""
-    from dfq_plugins.manifest import read_manifest  # noqa: PLC0415  only for --extend
+    from dfq_plugins.data.manifest import read_manifest  # noqa: PLC0415  only for --extend
 
     if settings["num_samples"] is not None:
         raise UsageError("--extend N adds N samples, --num-samples N makes it N in all: give one of the two.")

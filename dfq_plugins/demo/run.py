@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dfq_plugins import pipeline
+from dfq_plugins.synthesis import run as pipeline
 from dfq_plugins.demo import folder
 from dfq_plugins.demo.data import load_digits
 from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
@@ -17,12 +17,12 @@ from dfq_plugins.demo.result import DemoResult, Measurement
 from dfq_plugins.demo.sources import real_source, synthetic_source
 from dfq_plugins.demo.train import accuracy
 from dfq_plugins.errors import ModelError, PluginError, UsageError
-from dfq_plugins.generators import DEFAULT_GENERATOR
+from dfq_plugins.host.registry import DEFAULT_GENERATOR
 from dfq_plugins.listeners import Broadcast
 from dfq_plugins.quality.fidelity import layer_fidelity
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.registry import get_registry
 from dfq_plugins.report.render import render_report
-from dfq_plugins.storage import write_atomically
+from dfq_plugins.storage.files import write_atomically
 from dfq_plugins.types import ProgressEvent
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.demo.data import Digits
     from dfq_plugins.demo.sources import Source
-    from dfq_plugins.registry import Provided, Registry
+    from dfq_plugins.host.registry import Provided, Registry
     from dfq_plugins.types import Artifact
 
     Listeners = Sequence[Callable[[ProgressEvent], None]]

@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dfq_plugins import pipeline
+from dfq_plugins.synthesis import run as pipeline
 from dfq_plugins.demo.folder import discard_data_set
 from dfq_plugins.demo.network import DIGITS_SPEC
-from dfq_plugins.quality.inspection import inspect
+from dfq_plugins.quality.run import inspect
 from dfq_plugins.report.history import History, loss_curves
 from dfq_plugins.types import Batch
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dfq_plugins.dataset import SyntheticDataset
+    from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.demo.data import Digits
     from dfq_plugins.quality.record import Inspection
-    from dfq_plugins.registry import Registry
+    from dfq_plugins.host.registry import Registry
     from dfq_plugins.report.record import Curves
     from dfq_plugins.types import ProgressEvent
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
 
-from dfq_plugins.augmentation import Augmentation, augment
+from dfq_plugins.statistics.augmentation import Augmentation, augment
 from dfq_plugins.errors import DataError
 
 if TYPE_CHECKING:

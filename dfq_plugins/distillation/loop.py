@@ -12,7 +12,7 @@ import torch
 from dfq_plugins.distillation.adam import build_optimizer, set_learning_rate, set_training_mode
 from dfq_plugins.distillation.evaluation import HeldOut
 from dfq_plugins.distillation.history import TrainingPoint, best_point
-from dfq_plugins.distillation.ranks import Ranks
+from dfq_plugins.distillation.process_group import Ranks
 from dfq_plugins.distillation.schedule import Clock, learning_rate_factor
 from dfq_plugins.distillation.state import (
     Checkpoint,

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
-
 from annotated_types import Ge, Gt, Le, Lt
-
-from dfq_plugins.options import setting
+from dfq_plugins.host.options import setting
+from annotated_types import Ge, Gt
 
 BLOCK_ENDS = "block-ends"
 """The tap that stands for the ends of all stages, found in the network itself."""
 
+
 USUAL_FEATURE_WEIGHT = 100.0
 """Weight of the features where the stages of teacher and student have the same places."""
 
+
 USUAL_RATE = 0.004
 """Learning rate of weights of up to 4 bits, as a share of their size."""
+
 
 FEATURE_HELP = (
     "weight of the features' normalised squared difference, after the best linear map where channels differ; none: "
@@ -155,3 +157,22 @@ def rate_for(bits: int) -> float:
     if bits == 1:
         return 2.5 * USUAL_RATE
     return USUAL_RATE / 2.0 ** min(max(bits - 4, 0), 4)
+
+
+@dataclass(frozen=True)
+class StudentTraining(DistillationOptions):
+    """How a student is trained from its first weights: `DistillationOptions` with defaults of its own.
+
+    Its BatchNorm layers have no statistics yet, so they estimate them; and weights that are still to find their size
+    take steps of the usual size rather than in proportion to what they are.
+    """
+
+    steps: Annotated[int, Gt(0)] = setting(5000, "training steps")
+    learning_rate: Annotated[float, Ge(0)] = setting(0.002, "Adam step of weights")
+    learning_rate_unit: Literal["relative", "absolute"] = setting(
+        "absolute", "both rates: as a share of each tensor's size, or as they are"
+    )
+    feature_weight: Annotated[float, Ge(0)] | None = setting(None, FEATURE_HELP)
+    batch_norm: Literal["frozen", "reestimated"] | None = setting(
+        "reestimated", "statistics of BatchNorm layers: kept as they are, or estimated on the synthetic data"
+    )

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from dfq_plugins.distillation.history import TrainingPoint
 from dfq_plugins.errors import DataError
-from dfq_plugins.storage import write_atomically
+from dfq_plugins.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

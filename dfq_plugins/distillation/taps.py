@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dfq_plugins.distillation.inheritance import counterparts
 from dfq_plugins.distillation.options import BLOCK_ENDS
-from dfq_plugins.distillation.probe import block_ends, places, plain, record_calls
+from dfq_plugins.network.probe import block_ends, places, plain, record_calls
 from dfq_plugins.errors import ModelError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from dfq_plugins.distillation.probe import Call
+    from dfq_plugins.network.probe import Call
 
 _SHOWN = 6
 

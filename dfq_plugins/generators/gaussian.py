@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dfq_plugins.generators.base import even_split
+from dfq_plugins.generators.inversion import even_split
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import device_of
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dfq_plugins.budget import Allowance
+    from dfq_plugins.synthesis.budget import Allowance
     from dfq_plugins.generators.options import GaussianOptions
     from dfq_plugins.types import InputSpec
 

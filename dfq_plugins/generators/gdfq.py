@@ -7,9 +7,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from dfq_plugins.generators.base import balanced_labels, even_split
+from dfq_plugins.generators.inversion import balanced_labels, even_split
 from dfq_plugins.generators.network import NetworkGenerator
-from dfq_plugins.objectives import class_cross_entropy
+from dfq_plugins.synthesis.terms import class_cross_entropy
 from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.optimization import clamp_
+from dfq_plugins.synthesis.loop import clamp_
 
 if TYPE_CHECKING:
     from torch import Tensor

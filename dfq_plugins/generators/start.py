@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.augmentation import draw_maps
+from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.generators.noise import Noise, draw_noise
-from dfq_plugins.optimization import augmentation_of
+from dfq_plugins.synthesis.loop import augmentation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from dfq_plugins.inversion import InversionObjective
+    from dfq_plugins.synthesis.objective import InversionObjective
     from dfq_plugins.types import InputSpec
 
 FIT_SAMPLES = 16

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dfq_plugins.distillation.loss import DistillationLoss
-from dfq_plugins.distillation.probe import record_calls
+from dfq_plugins.network.probe import record_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

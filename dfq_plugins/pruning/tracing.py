@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfq_plugins.errors import DfqError, ModelError
-from dfq_plugins.trace_errors import failing_line, first_line
+from dfq_plugins.network.trace_errors import failing_line, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from dfq_plugins.statistics import EPS, statistics_layers
+from dfq_plugins.statistics.batch_norm import EPS, statistics_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from dfq_plugins.distillation.probe import plain, record_calls
+from dfq_plugins.network.probe import plain, record_calls
 from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfq_plugins.distillation.probe import Call
+    from dfq_plugins.network.probe import Call
     from dfq_plugins.recording.options import Units
     from dfq_plugins.types import InputSpec
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
 from dfq_plugins.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-
     from dfq_plugins.types import InputSpec
 
 Cell = str | float | None
@@ -157,29 +155,3 @@ class Section:
     title: str
     text: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """A whole page.
-
-    Args:
-        title: heading of the page.
-        introduction: paragraphs for someone who has never seen the project.
-        figures: the few numbers that matter, each with what it counts.
-        sections: the page's parts in order.
-        footer: origin of the page: program, version, date.
-    """
-
-    title: str
-    introduction: tuple[str, ...]
-    figures: tuple[tuple[str, str], ...] = ()
-    sections: tuple[Section, ...] = ()
-    footer: str = ""
-
-    def _repr_html_(self) -> str:
-        """Return the page as a frame, for notebooks."""
-        from dfq_plugins.report.render import render_html  # noqa: PLC0415  records know nothing of HTML elsewhere
-
-        page = html.escape(render_html(self), quote=True)
-        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="report"></iframe>'

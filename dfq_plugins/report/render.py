@@ -6,18 +6,24 @@ import math
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
-
 import jinja2
 from markupsafe import Markup
-
 from dfq_plugins.report import curves, plots
 from dfq_plugins.report.record import Curves, Facts, LayerPlot, Samples, Table
-from dfq_plugins.storage import create_folder, write_atomically
+from dfq_plugins.storage.files import create_folder, write_atomically
+import html
+from dataclasses import dataclass
+from dfq_plugins.errors import UsageError
+from dfq_plugins.report.record import Section
 
 if TYPE_CHECKING:
-    from dfq_plugins.report.record import Block, Cell, Report
+    from dfq_plugins.report.record import Block, Cell
+    import numpy as np
+    from dfq_plugins.types import InputSpec
 
 NOT_MEASURED = "\N{EN DASH}"
+
+
 KINDS = {Table: "table", Samples: "samples", LayerPlot: "plot", Curves: "plot", Facts: "facts"}
 
 
@@ -93,3 +99,28 @@ def render_report(report: Report, path: Path) -> Path:
     create_folder(path.parent)
     write_atomically(path, html.encode())
     return path
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A whole page.
+
+    Args:
+        title: heading of the page.
+        introduction: paragraphs for someone who has never seen the project.
+        figures: the few numbers that matter, each with what it counts.
+        sections: the page's parts in order.
+        footer: origin of the page: program, version, date.
+    """
+
+    title: str
+    introduction: tuple[str, ...]
+    figures: tuple[tuple[str, str], ...] = ()
+    sections: tuple[Section, ...] = ()
+    footer: str = ""
+
+    def _repr_html_(self) -> str:
+        """Return the page as a frame, for notebooks."""
+
+        page = html.escape(render_html(self), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="report"></iframe>'

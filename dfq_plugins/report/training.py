@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.finetuning import FinetuningRun
+    from dfq_plugins.quantization.finetune import FinetuningRun
 
 STATE_KEPT = "The last state was kept whose divergence on held-out samples is the lowest, within its standard error."
 """What a page says of any training."""

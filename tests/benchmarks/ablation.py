@@ -119,7 +119,7 @@ def synthetic_row(
 
 def real_row(subject: Any, samples: int, seed: int) -> dict[str, Any]:
     """Calibrate on a random choice of real inputs."""
-    from dfq_plugins.presentation import best_divergences
+    from dfq_plugins.statistics.presentation import best_divergences
 
     spec, network, real, *_ = subject
     chosen = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))[:samples]]

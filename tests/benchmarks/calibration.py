@@ -16,7 +16,7 @@ import torch
 from common import Case, accuracy, is_complete, load_case, read_result, throughout, write_result
 
 import dfq_plugins
-from dfq_plugins.registry import get_registry
+from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_plugins import InputSpec
-from dfq_plugins.manifest import MANIFEST_FILE, read_manifest
+from dfq_plugins.data.manifest import MANIFEST_FILE, read_manifest
 from dfq_plugins.types import Recipe
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ import torch
 from common import CASES, accuracy, is_complete, networks, read_result, write_result
 
 import dfq_plugins
-from dfq_plugins.distillation.options_student import StudentTraining
-from dfq_plugins.options import parse_options
+from dfq_plugins.distillation.options import StudentTraining
+from dfq_plugins.host.options import parse_options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dfq_plugins.distilling import DistillingRun
+    from dfq_plugins.distillation.run import DistillingRun
 
 TEACHER, STUDENT = "resnet56_cifar10", "resnet20_cifar10"
 ROWS = ("bns", "bns 4096", "bns+inception", "adversarial", "bns+adversarial", "real 4096", "gaussian")

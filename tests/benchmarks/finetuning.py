@@ -20,12 +20,12 @@ from calibration import SAMPLES
 from common import accuracy, is_complete, load_case, read_result, write_result
 
 import dfq_plugins
-from dfq_plugins.options import parse_options
+from dfq_plugins.host.options import parse_options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dfq_plugins.finetuning import FinetuningRun
+    from dfq_plugins.quantization.finetune import FinetuningRun
 
 NETWORK = "resnet20_cifar10"
 MIXED = ("bns", "bns+inception", "inception", "gaussian")

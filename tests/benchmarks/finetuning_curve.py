@@ -17,8 +17,8 @@ from common import accuracy, load_case, read_result, write_result
 from finetuning import NETWORK, SAMPLES
 
 import dfq_plugins
-from dfq_plugins.loading import PluginHost
-from dfq_plugins.registry import Registry
+from dfq_plugins.host.loading import PluginHost
+from dfq_plugins.host.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 import dfq_plugins
 from dfq_plugins.demo.data import load_digits
 from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
-from dfq_plugins.statistics import layer_divergences
+from dfq_plugins.statistics.batch_norm import layer_divergences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

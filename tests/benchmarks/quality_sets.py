@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import dfq_plugins
 from dfq_plugins import InputSpec
-from dfq_plugins.similarity import normalise
+from dfq_plugins.data.readers import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable

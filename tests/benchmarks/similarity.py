@@ -15,7 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 from common import data_folder, load_case, networks, write_result
 
 import dfq_plugins
-from dfq_plugins.similarity import normalise, rank
+from dfq_plugins.data.readers import normalise
+from dfq_plugins.quality.similarity import rank
 
 NAME = "resnet20_cifar10"
 SAMPLES = 1000

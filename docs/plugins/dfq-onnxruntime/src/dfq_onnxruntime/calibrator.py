@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dfq_onnxruntime.coverage import read_coverage
 from dfq_onnxruntime.model import OnnxModel, export_float
 from dfq_onnxruntime.plugin import OnnxRuntimeOptions
-from dfq_plugins.calibration_data import check_batch
+from dfq_plugins.types import check_batch
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
 from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, Recipe
 

@@ -1,0 +1,116 @@
+"""What users hand over as calibration data, seen as one thing: batches of inputs that can be read again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+import torch
+from torch import Tensor
+from dfq_plugins.data.dataset import SyntheticDataset
+from dfq_plugins.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from dfq_plugins.types import InputSpec
+
+CalibrationData: TypeAlias = SyntheticDataset | Tensor | Iterable[Any]
+"""A synthetic data set, a tensor of samples, or batches: tensors, `Batch` records or (inputs, target) pairs."""
+
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class InputBatches:
+    """Batches of inputs that can be iterated repeatedly."""
+
+    source: SyntheticDataset | Sequence[Tensor]
+    spec: InputSpec | None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.source.batches(BATCH_SIZE) if isinstance(self.source, SyntheticDataset) else iter(self.source)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        if isinstance(self.source, SyntheticDataset):
+            return len(self.source)
+        return sum(len(batch) for batch in self.source)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(next(iter(self)).shape[1:])
+
+    def check(self, spec: InputSpec) -> None:
+        """Make sure that the samples are what the network takes.
+
+        Raises:
+            DataError: another shape, or values that are not finite.
+        """
+        for batch in self:
+            if batch.shape[1:] != spec.shape:
+                raise DataError(
+                    f"The network takes samples of shape {spec.shape}, and the data holds {tuple(batch.shape[1:])}. "
+                    "Give data as the network takes it, channels first."
+                )
+            if not bool(batch.isfinite().all()):
+                raise DataError("Calibration data must be finite, but holds NaN or infinity. Remove those samples.")
+
+    def observed(self, listener: Callable[[int], None]) -> ObservedBatches:
+        """Return the same batches, telling `listener` the number of samples read so far."""
+        return ObservedBatches(self, listener)
+
+
+@dataclass(frozen=True)
+class ObservedBatches:
+    """Batches that report how far they were read; they too can be iterated repeatedly."""
+
+    batches: InputBatches
+    listener: Callable[[int], None]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        done = 0
+        for batch in self.batches:
+            yield batch
+            done += len(batch)
+            self.listener(done)
+
+
+def as_calibration_data(data: CalibrationData, spec: InputSpec | None) -> InputBatches:
+    """Bring calibration data into one form.
+
+    Args:
+        data: see `CalibrationData`; an iterable other than a data set is read once and kept.
+        spec: what an input looks like; overrides that of a data set.
+
+    Raises:
+        UsageError: something that is no calibration data.
+        DataError: no samples, or samples of whole numbers.
+    """
+    if isinstance(data, SyntheticDataset):
+        return InputBatches(data, spec or data.spec)
+    items = torch.split(data, BATCH_SIZE) if isinstance(data, Tensor) else _iterate(data)
+    batches = [batch for batch in map(_inputs, items) if len(batch)]
+    if not batches:
+        raise DataError("Calibration needs at least one sample, got none. Give a data set or batches of inputs.")
+    return InputBatches(batches, spec)
+
+
+def _iterate(data: object) -> Iterable[Any]:
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+        return data
+    raise UsageError(
+        f"Calibration data is a SyntheticDataset, a tensor, or an iterable of batches, got {type(data).__name__}. "
+        "Open a folder with SyntheticDataset.open(folder)."
+    )
+
+
+def _inputs(item: object) -> Tensor:
+    first = item[0] if isinstance(item, (tuple, list)) and item else item
+    if not isinstance(first, torch.Tensor):
+        raise UsageError(f"A batch is a tensor, or a tuple that begins with one, got {type(item).__name__}.")
+    if not first.is_floating_point():
+        raise DataError(
+            f"Calibration data are network inputs, floating point, got {first.dtype}. Normalise them first."
+        )
+    return first.detach().float()

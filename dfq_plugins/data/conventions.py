@@ -1,0 +1,72 @@
+"""The forms in which calibration tools take their data: a forward loop, a data reader, a representative data set."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from dfq_plugins.data.dataset import SyntheticDataset
+
+
+def run_forward_loop(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Run `model` on every batch without gradients, so that its observers see the data.
+
+    The batches go to the device of the model's first parameter or buffer; the model's mode stays as it is.
+    """
+    import torch
+
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    device = torch.device("cpu") if first is None else first.device
+    # Not inference_mode: observers would keep tensors that training afterwards may not change.
+    with torch.no_grad():
+        for batch in batches:
+            model(batch.to(device))
+
+
+class CalibrationDataReader:
+    """Implements onnxruntime's `CalibrationDataReader` without importing onnxruntime, which tells it by `get_next`."""
+
+    def __init__(self, data: SyntheticDataset, input_name: str, batch_size: int) -> None:
+        self._data = data
+        self._name = input_name
+        self._batch_size = batch_size
+        self.set_range(0, len(self))
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return math.ceil(len(self._data) / self._batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Return an iterator over the batches that are left."""
+        return iter(self.get_next, None)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next batch as `{input name: float32 array}`, or None after the last."""
+        batch = next(self._batches, None)
+        return None if batch is None else {self._name: batch.numpy()}
+
+    def rewind(self) -> None:
+        """Begin again at the first batch."""
+        self.set_range(0, len(self))
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Go on with the batches from `start_index` up to `end_index`, as onnxruntime's strided calibration asks."""
+        self._batches = itertools.islice(self._data.batches(self._batch_size), start_index, end_index)
+
+
+def representative_dataset(data: SyntheticDataset, batch_size: int) -> Callable[[], Iterator[list[np.ndarray]]]:
+    """Return a function whose every call yields all inputs of `data`, each batch as a list of one array."""
+
+    def batches() -> Iterator[list[np.ndarray]]:
+        for batch in data.batches(batch_size):
+            yield [batch.numpy()]
+
+    return batches

@@ -1,0 +1,233 @@
+"""`SyntheticDataset`: the samples of a finished run as a torch Dataset, and in every framework's calibration form."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import operator
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dfq_plugins.data.conventions import CalibrationDataReader, representative_dataset, run_forward_loop
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.data.manifest import read_manifest
+from dfq_plugins.data.shards import ShardCache
+from dfq_plugins.types import Batch
+
+if TYPE_CHECKING:
+    import tempfile
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from torch import nn
+
+    from dfq_plugins.data.manifest import Manifest
+    from dfq_plugins.types import InputSpec
+
+
+class SyntheticDataset(Dataset[Batch]):
+    """Synthesised samples in a folder; the tensors stay on disk until they are asked for.
+
+    `data[i]` is one sample: a `Batch` of an input `(*shape)`, its label and its teacher logits `(classes,)`, the latter
+    two None where the set has none. It can be pickled, and used by the workers of a `torch.utils.data.DataLoader`.
+    Open one with `SyntheticDataset.open(folder)`.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, owner: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._shards = ShardCache(folder, manifest.shards, manifest.input_spec)
+        self._starts = _starts([shard.num_samples for shard in manifest.shards])
+        if owner is not None:
+            # The finalizer keeps the directory alive as long as this object, and removes it without a warning.
+            weakref.finalize(self, owner.cleanup)
+
+    @classmethod
+    def open(cls, folder: Path | str, *, owner: tempfile.TemporaryDirectory[str] | None = None) -> Self:
+        """Open the finished data set in `folder`.
+
+        Args:
+            folder: the output folder of a synthesis.
+            owner: the temporary directory that `folder` lies in; removed when this object is no longer used.
+
+        Raises:
+            DataError: there is no data set, its manifest is invalid or newer, or its run is unfinished.
+        """
+        folder = Path(folder).absolute()
+        manifest = read_manifest(folder)
+        if manifest.state != "complete":
+            done = sum((folder / shard.file).is_file() for shard in manifest.shards)
+            raise DataError(
+                f"{folder} holds an unfinished run: {done} of {len(manifest.shards)} shards are there. Resume it with "
+                f"the command that began it (dfq synthesize ... --output {folder}), which makes only what is missing."
+            )
+        return cls(folder, manifest, owner=owner)
+
+    @property
+    def spec(self) -> InputSpec:
+        """What one sample looks like."""
+        return self.manifest.input_spec
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return one sample; a negative index counts from the end.
+
+        Raises:
+            IndexError: there is no sample of that index.
+            DataError: its shard is missing or damaged.
+        """
+        shard, row = self._place(index)
+        return Batch(*(None if tensor is None else tensor[row].clone() for tensor in self._shards[shard]))  # type: ignore[arg-type]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
+        """Return several samples in the order asked, as a DataLoader fetches them, loading each shard once."""
+        places = [self._place(index) for index in indices]
+        by_shard = sorted(range(len(places)), key=lambda position: places[position][0])
+        samples = {position: self[indices[position]] for position in by_shard}
+        return [samples[position] for position in range(len(places))]
+
+    def loader(
+        self, batch_size: int = 64, *, shuffle: bool = False, seed: int | None = None, drop_last: bool = False
+    ) -> DataLoader[Batch]:
+        """Return a DataLoader of `Batch`: inputs `(batch, *shape)`, labels `(batch,)`, logits `(batch, classes)`.
+
+        Args:
+            batch_size: the most samples in a batch.
+            shuffle: whether to draw a new order at each pass.
+            seed: seed of these orders; the data set's own seed where None. The global generator is never used.
+            drop_last: whether to leave out a last batch that is smaller.
+
+        Raises:
+            UsageError: the batch size is not positive.
+        """
+        # A generator of its own even without shuffling: a DataLoader draws a base seed at each pass.
+        rng = torch.Generator().manual_seed((self.manifest.seed if seed is None else seed) % 2**63)
+        return DataLoader(
+            self,
+            batch_size=_positive(batch_size),
+            shuffle=shuffle,
+            drop_last=drop_last,
+            generator=rng,
+            collate_fn=collate,
+        )
+
+    def batches(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
+        """Return an iterator over all inputs in order, `(batch, *shape)` on the CPU; the last batch may be smaller.
+
+        Raises:
+            UsageError: the batch size is not positive.
+        """
+        return self._batches(_positive(batch_size))
+
+    def inputs(self, limit: int | None = None) -> torch.Tensor:
+        """Return the first `limit` inputs, or all, as one tensor `(samples, *shape)`.
+
+        Raises:
+            UsageError: the limit is not positive.
+        """
+        return self._range(0, len(self) if limit is None else min(len(self), _positive(limit, "limit")))
+
+    def forward_loop(self, model: nn.Module, batch_size: int = 64) -> None:
+        """Run `model` on every sample without gradients, on the model's own device and in its own mode.
+
+        This is the calibration loop of torch.ao, torchao, pytorch-quantization, ModelOpt and Brevitas.
+        """
+        run_forward_loop(model, self.batches(batch_size))
+
+    def calibration_data_reader(self, input_name: str | None = None, batch_size: int = 1) -> CalibrationDataReader:
+        """Return the samples in the form that `onnxruntime.quantization` calibrates with.
+
+        Args:
+            input_name: name of the ONNX graph's input; "input" where None.
+            batch_size: samples in one run, which a graph of a fixed batch size prescribes.
+        """
+        return CalibrationDataReader(self, input_name or "input", _positive(batch_size))
+
+    def representative_dataset(self, batch_size: int = 1) -> Callable[[], Iterator[list[np.ndarray]]]:
+        """Return a function whose every call yields all samples anew, each batch as a list of one float32 array.
+
+        The form that TFLite style converters and Sony's Model Compression Toolkit calibrate with. Channels come first.
+        """
+        return representative_dataset(self, _positive(batch_size))
+
+    def verify(self) -> None:
+        """Check the file of every shard against the manifest.
+
+        Raises:
+            DataError: a shard is missing or damaged; the message names it and both checksums.
+        """
+        for index in range(len(self.manifest.shards)):
+            self._shards.check(index)
+
+    def __repr__(self) -> str:
+        return "SyntheticDataset(" + ", ".join(f"{name}={value!r}" for name, value in self._summary().items()) + ")"
+
+    def _repr_html_(self) -> str:
+        from dfq_plugins.data.notebook import dataset_html  # noqa: PLC0415  Pillow, for notebooks only
+
+        return dataset_html(self, self._summary())
+
+    def _summary(self) -> dict[str, object]:
+        manifest = self.manifest
+        return {
+            "num_samples": len(self),
+            "shape": self.spec.shape,
+            "generator": manifest.generator.name,
+            "labels": manifest.labels,
+            "seed": manifest.seed,
+            "shards": len(manifest.shards),
+            "folder": str(self.folder),
+        }
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Return the shard and the row in it of a sample."""
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"The data set has {len(self)} samples, so there is none of index {position}.")
+        position %= len(self)
+        shard = bisect.bisect_right(self._starts, position) - 1
+        return shard, position - self._starts[shard]
+
+    def _batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self), batch_size):
+            yield self._range(start, min(len(self), start + batch_size))
+
+    def _range(self, start: int, stop: int) -> torch.Tensor:
+        """Return a copy of the inputs from `start` up to `stop`."""
+        parts = []
+        for shard in range(self._place(start)[0], self._place(stop - 1)[0] + 1):
+            first = self._starts[shard]
+            parts.append(self._shards[shard].inputs[max(0, start - first) : stop - first])
+        return torch.cat(parts)
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Stack samples into a batch; what the data set does not have stays None.
+
+    For a DataLoader of one's own on a data set without labels or logits, which torch's default cannot collate.
+    """
+    columns = zip(*samples, strict=True)
+    return Batch(*(None if column[0] is None else torch.stack(column) for column in columns))  # type: ignore[arg-type]
+
+
+def _starts(sizes: list[int]) -> list[int]:
+    """Return the index of the first sample of each shard.
+
+    >>> _starts([3, 3, 2])
+    [0, 3, 6]
+    """
+    return [0, *itertools.accumulate(sizes)][:-1]
+
+
+def _positive(value: int, name: str = "batch_size") -> int:
+    if value < 1:
+        raise UsageError(f"{name} must be at least 1, got {value}.")
+    return value

@@ -1,0 +1,126 @@
+"""How a data set shows itself in a notebook: what it is, a few samples, and how many there are of each class."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from dfq_plugins.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from dfq_plugins.data.dataset import SyntheticDataset
+    from dfq_plugins.types import Batch, InputSpec
+
+SHOWN = 16
+COLUMNS = 8
+TILE = 64
+"""Side of one picture in pixels."""
+
+POINTS = 200
+"""Most points of a signal's line."""
+
+COLOURS = 3
+
+
+def dataset_html(data: SyntheticDataset, summary: Mapping[str, object]) -> str:
+    """Return the data set as HTML that works without a connection.
+
+    Args:
+        data: the set; one whose shards are damaged says so in place of its samples.
+        summary: rows of the table.
+    """
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(v))}</td></tr>" for name, v in summary.items()
+    )
+    table = f"<table><caption>SyntheticDataset</caption>{rows}</table>"
+    try:
+        samples = [data[index] for index in range(min(SHOWN, len(data)))]
+        counts = _class_counts(data)
+    except DataError as error:
+        return f"{table}<p>{html.escape(str(error))}</p>"
+    return f"<div>{table}{counts}{samples_html(samples, data.spec)}</div>"
+
+
+def samples_html(samples: list[Batch], spec: InputSpec) -> str:
+    """Return samples as one picture where they are images or volumes, else as lines."""
+    inputs = torch.stack([sample.inputs for sample in samples])
+    raw = raw_values(inputs, spec)
+    labels = [None if sample.labels is None else int(sample.labels) for sample in samples]
+    if len(spec.shape) in {3, 4}:
+        planes = raw if raw.ndim == 4 else raw[:, :, raw.shape[2] // 2]  # noqa: PLR2004  the middle slice of a volume
+        return _picture(planes, labels)
+    return _lines(raw.flatten(1) if raw.ndim == 2 else raw[:, 0], labels)  # noqa: PLR2004  (samples, features)
+
+
+def raw_values(inputs: Tensor, spec: InputSpec) -> Tensor:
+    """Return inputs `(samples, *shape)` before normalisation, brought to 0 to 1 by their valid or their own range.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> spec = InputSpec((1, 2), mean=(0.5,), std=(0.25,), value_range=(0.0, 1.0))
+    >>> raw_values(torch.tensor([[[-2.0, 2.0]]]), spec)
+    tensor([[[0., 1.]]])
+    """
+    per_channel = (1, spec.channels, *(1,) * (len(spec.shape) - 1))
+    mean, std = (torch.tensor(values or default).view(per_channel) for values, default in _normalisation(spec))
+    raw = inputs * std + mean
+    low, high = spec.value_range or (float(raw.min()), float(raw.max()))
+    return ((raw - low) / max(high - low, 1e-12)).clamp(0, 1)
+
+
+def _normalisation(spec: InputSpec) -> tuple[tuple[tuple[float, ...] | None, tuple[float, ...]], ...]:
+    return (spec.mean, (0.0,) * spec.channels), (spec.std, (1.0,) * spec.channels)
+
+
+def _picture(planes: Tensor, labels: list[int | None]) -> str:
+    """Return images `(samples, channels, height, width)` of 0 to 1 as a grid in one PNG."""
+    columns = min(COLUMNS, len(planes))
+    grid = Image.new("RGB", (columns * TILE, -(-len(planes) // columns) * TILE), "white")
+    for number, plane in enumerate(planes):
+        shown = plane[:COLOURS] if len(plane) >= COLOURS else plane[:1].expand(COLOURS, -1, -1)
+        pixels = (shown * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        tile = Image.fromarray(pixels).resize((TILE - 2, TILE - 2), Image.Resampling.NEAREST)
+        grid.paste(tile, (number % columns * TILE + 1, number // columns * TILE + 1))
+    buffer = io.BytesIO()
+    grid.save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img alt="{_named("images", labels)}" style="max-width:100%" src="data:image/png;base64,{data}">'
+
+
+def _lines(signals: Tensor, labels: list[int | None]) -> str:
+    """Return signals `(samples, length)` of 0 to 1 as small line plots."""
+    width, height = 2 * TILE, TILE // 2
+    plots = []
+    for signal in signals:
+        kept = signal[:: max(1, len(signal) // POINTS)].tolist()
+        step = width / max(len(kept) - 1, 1)
+        points = " ".join(f"{index * step:.1f},{height * (1 - value):.1f}" for index, value in enumerate(kept))
+        plots.append(
+            f'<svg width="{width}" height="{height}" style="margin:2px"><polyline points="{points}" fill="none" '
+            'stroke="currentColor"/></svg>'
+        )
+    return f'<div role="img" aria-label="{_named("signals", labels)}">{"".join(plots)}</div>'
+
+
+def _named(kind: str, labels: list[int | None]) -> str:
+    known = [str(label) for label in labels if label is not None]
+    return f"the first {len(labels)} {kind}" + (f", of the classes {', '.join(known)}" if known else "")
+
+
+def _class_counts(data: SyntheticDataset) -> str:
+    """Return how many samples each class has, the most frequent first."""
+    if data.manifest.labels == "none":
+        return ""
+    labels = torch.cat([batch.labels for batch in data.loader(batch_size=256) if batch.labels is not None])
+    counts = sorted(enumerate(labels.bincount().tolist()), key=lambda pair: -pair[1])
+    named = ", ".join(f"{label}: {count}" for label, count in counts[:10] if count)
+    more = sum(1 for _, count in counts[10:] if count)
+    return f"<p>Samples of each class: {named}{f' and {more} more classes' if more else ''}</p>"

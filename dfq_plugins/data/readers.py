@@ -1,0 +1,170 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+import numpy as np
+import torch
+from PIL import Image
+from dfq_plugins.network.trial import check_finite
+from dfq_plugins.statistics.requirements import require_batch_norm
+from dfq_plugins.data.dataset import SyntheticDataset
+from dfq_plugins.errors import DataError
+from dfq_plugins.data.manifest import MANIFEST_FILE
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.statistics.presentation import best_divergences, presentations
+from dfq_plugins.statistics.batch_norm import require_reached_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+    from torch import Tensor, nn
+    from dfq_plugins.statistics.presentation import Presentation, PresentationChoice
+    from dfq_plugins.types import InputSpec
+
+BATCH_SIZE = 64
+
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+ARRAY_NAMES = ("inputs", "images", "x", "x_test", "data")
+"""Names under which an .npz file is searched for samples, in this order; else its only array is taken."""
+
+
+def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
+    """Open a synthetic data set, a folder of images (searched recursively) or an .npz file as batches of inputs.
+
+    Images are resized to the network's size and brought to its channels; unsigned bytes become the specification's
+    value range; then the normalisation is applied. Floating-point arrays are taken as the network's own inputs.
+
+    Raises:
+        DataError: the path holds none of these, or samples that do not fit.
+    """
+    if (path / MANIFEST_FILE).is_file():
+        data = SyntheticDataset.open(path)
+        _check_shape(data.spec.shape, spec, path)
+        return data.batches(BATCH_SIZE)
+    if _is_array(path):
+        return _array_batches(_read_array(path), spec, path)
+    if files := sorted(_images_in(path)):
+        return _image_batches(files, spec)
+    raise _no_source(path)
+
+
+def require_source(path: Path) -> None:
+    """Make sure that a path holds something that `load_source` can open.
+
+    Raises:
+        DataError: the path holds none of the kinds.
+    """
+    if not ((path / MANIFEST_FILE).is_file() or _is_array(path) or any(_images_in(path))):
+        raise _no_source(path)
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix == ".npz" and path.is_file()
+
+
+def _images_in(path: Path) -> Iterator[Path]:
+    """Find the images of a folder one by one; there are none in what is no folder."""
+    return (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _no_source(path: Path) -> DataError:
+    kinds = f"no synthetic data set, no .npz file and no folder of images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+    return DataError(f"{path} is {kinds}. Give one of these.")
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """Return the samples of an .npz file: bytes or floating point, the first axis over samples."""
+    try:
+        with path.open("rb") as file:  # numpy leaves a file open that it finds damaged
+            loaded = np.load(file, allow_pickle=False)
+            single = isinstance(loaded, np.ndarray)  # an array by itself, under an archive's name
+            array = loaded if single else np.asarray(loaded[_array_name(loaded.files, path)])
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as an .npz file without pickled objects: {error}.") from error
+    if array.ndim == 0 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise DataError(
+            f"{path} holds {array.dtype} of shape {array.shape}. "
+            "Give images as uint8, or the network's own inputs as floating point."
+        )
+    return array
+
+
+def _array_name(names: list[str], path: Path) -> str:
+    known = [name for name in ARRAY_NAMES if name in names]
+    if known or len(names) == 1:
+        return (known or names)[0]
+    raise DataError(f"{path} holds the arrays {names}. Name the one of the samples {' or '.join(ARRAY_NAMES)}.")
+
+
+def _array_batches(array: np.ndarray, spec: InputSpec, path: Path) -> Iterator[Tensor]:
+    for start in range(0, len(array), BATCH_SIZE):
+        part = torch.from_numpy(array[start : start + BATCH_SIZE])
+        batch = normalise(_channels_first(part, spec, path), spec) if part.dtype == torch.uint8 else part.float()
+        _check_shape(tuple(batch.shape[1:]), spec, path)
+        yield batch
+
+
+def _check_shape(shape: tuple[int, ...], spec: InputSpec, path: Path) -> None:
+    if shape != spec.shape:
+        raise DataError(
+            f"{path} holds samples of shape {shape}, and the network takes {spec.shape}. "
+            "Give samples as the network takes them, channels first."
+        )
+
+
+def _channels_first(images: Tensor, spec: InputSpec, path: Path) -> Tensor:
+    """Bring bytes `(batch, height, width[, channels])` or `(batch, channels, height, width)` to the network's shape."""
+    shape = tuple(images.shape)
+    if images.ndim == 3:  # noqa: PLR2004  grey images without a channel axis
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] not in {1, spec.channels}:  # noqa: PLR2004
+        images = images.permute(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in {1, spec.channels} or len(spec.shape) != 3:  # noqa: PLR2004
+        raise DataError(
+            f"{path} holds bytes of shape {shape}, which are no images for a network that takes {spec.shape}. "
+            "Give (images, height, width), with channels first or last."
+        )
+    images = images.expand(-1, spec.channels, -1, -1)
+    resized = torch.nn.functional.interpolate(images.float(), size=spec.shape[1:], mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255)
+
+
+def _image_batches(files: list[Path], spec: InputSpec) -> Iterator[Tensor]:
+    for start in range(0, len(files), BATCH_SIZE):
+        yield normalise(torch.stack([_read_image(file, spec) for file in files[start : start + BATCH_SIZE]]), spec)
+
+
+def _read_image(file: Path, spec: InputSpec) -> Tensor:
+    mode = {1: "L", 3: "RGB"}.get(spec.channels)
+    if mode is None or len(spec.shape) != 3:  # noqa: PLR2004  (channels, height, width)
+        raise DataError(f"Images have 1 or 3 channels, the network takes {spec.shape}. Give an .npz file of inputs.")
+    try:
+        with Image.open(file) as image:
+            resized = image.convert(mode).resize((spec.shape[2], spec.shape[1]), Image.Resampling.BILINEAR)
+            pixels = np.array(resized, dtype=np.float32)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} cannot be read as an image: {error}. Mend or remove it.") from error
+    return torch.from_numpy(pixels.reshape(*spec.shape[1:], spec.channels)).permute(2, 0, 1)
+
+
+def normalise(pixels: Tensor, spec: InputSpec) -> Tensor:
+    """Turn pixels 0..255, `(batch, channels, height, width)`, into network inputs.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> normalise(torch.full((1, 1, 1, 1), 255.0), InputSpec((1, 1, 1), (0.5,), (0.5,), (0.0, 1.0))).item()
+    1.0
+    """
+    low, high = spec.value_range or (0.0, 1.0)
+    raw = low + pixels.float() / 255 * (high - low)
+    mean, std = (
+        raw.new_tensor(values or (fill,) * spec.channels).view(1, -1, 1, 1)
+        for values, fill in ((spec.mean, 0.0), (spec.std, 1.0))
+    )
+    return (raw - mean) / std

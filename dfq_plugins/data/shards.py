@@ -1,0 +1,214 @@
+"""One shard: a safetensors file that proves by itself which samples it holds and that none of them changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from dfq_plugins.errors import DataError
+from dfq_plugins.storage.files import write_atomically
+from dfq_plugins.types import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+
+    from dfq_plugins.data.manifest import ShardRecord
+    from dfq_plugins.types import InputSpec
+
+METADATA_KEY = "dfq"
+"""The one key of the safetensors metadata: the library writes several keys in random order, one is deterministic."""
+
+CACHE_BYTES = 32 * 2**20
+"""How many bytes of loaded shards a data set keeps, whatever its size; at least the latest shard stays."""
+
+_FIELDS = ("inputs", "labels", "logits")
+
+
+@dataclass(frozen=True)
+class ShardProof:
+    """What a shard says of itself: its place, its size, the identity of its settings, and its tensors' SHA-256.
+
+    With a budget of time also how many iterations it took.
+    """
+
+    index: int
+    num_samples: int
+    identity: str
+    sha256: str
+    iterations: int | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a sound shard file: its proof, the SHA-256 of the whole file, and its tensors' row shapes."""
+
+    proof: ShardProof
+    file_sha256: str
+    rows: dict[str, tuple[int, ...]]
+
+
+def write_shard(path: Path, batch: Batch, *, index: int, identity: str, iterations: int | None = None) -> None:
+    """Write `batch` atomically: inputs `(N, *shape)` float32, labels `(N,)` int64 and logits `(N, classes)` float32.
+
+    Raises:
+        DataError: the file cannot be written; nothing is left of it.
+    """
+    tensors = {name: tensor for name in _FIELDS if (tensor := getattr(batch, name)) is not None}
+    proof = asdict(ShardProof(index, len(batch.inputs), identity, _tensor_digest(tensors), iterations))
+    if iterations is None:
+        del proof["iterations"]
+    metadata = {METADATA_KEY: json.dumps(proof, sort_keys=True)}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def inspect_shard(path: Path, sha256: str | None = None) -> Inspection:
+    """Read a shard whole and check it against its own proof, and its file against `sha256` where that is given.
+
+    Raises:
+        DataError: the file is missing, unreadable, or its tensors are not those that it was written with.
+    """
+    data = _read(path, sha256)
+    tensors, proof = _decode(path, data)
+    found = _tensor_digest(tensors)
+    if found != proof.sha256:
+        raise DataError(_damaged(path, proof.sha256, found))
+    rows = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
+    return Inspection(proof, hashlib.sha256(data).hexdigest(), rows)
+
+
+def check_alike(shards: Sequence[ShardRecord], found: Sequence[Inspection]) -> None:
+    """Make sure that all shards hold the same tensors for each sample.
+
+    Raises:
+        DataError: one differs from the first.
+    """
+    for shard, inspection in zip(shards, found, strict=True):
+        if inspection.rows != found[0].rows:
+            raise DataError(
+                f"{shard.file} holds {inspection.rows} in each sample, and the first shard {found[0].rows}. "
+                "A generator must give the same tensors for every shard."
+            )
+
+
+def load_shard(path: Path, sha256: str | None = None) -> Batch:
+    """Load the samples of a shard, after checking that its file has the checksum `sha256` where one is given.
+
+    Raises:
+        DataError: the file is missing, unreadable or of another checksum.
+    """
+    tensors, _ = _decode(path, _read(path, sha256))
+    return Batch(*(tensors.get(name) for name in _FIELDS))  # type: ignore[arg-type]  # _decode makes sure of inputs
+
+
+def _damaged(path: Path, expected: str, found: str) -> str:
+    return f"{path} is damaged: its SHA-256 should be {expected}, but is {found}. {_next_step(path)}"
+
+
+def _next_step(path: Path) -> str:
+    again = f"run the same synthesis into {path.parent} again: it makes only what is missing"
+    return f"Restore the file from a copy, or delete it and {again}."
+
+
+def _read(path: Path, sha256: str | None) -> bytes:
+    """Return the bytes of a shard file; the library's memory map would crash on a file that is cut short meanwhile."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"The shard {path} is missing. {_next_step(path)}") from None
+    except OSError as error:
+        raise DataError(f"The shard {path} cannot be read ({error.strerror}). {_next_step(path)}") from error
+    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise DataError(_damaged(path, sha256, found))
+    return data
+
+
+def _decode(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor], ShardProof]:
+    try:
+        tensors = safetensors.torch.load(data)
+        # The library checked the header but hands out no metadata of bytes: length, then JSON, says the format.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        proof = ShardProof(**json.loads(header["__metadata__"][METADATA_KEY]))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: it is no readable shard ({error}). {_next_step(path)}") from error
+    if "inputs" not in tensors or len(tensors["inputs"]) != proof.num_samples:
+        raise DataError(
+            f"{path} is damaged: it does not hold the {proof.num_samples} inputs that it claims. {_next_step(path)}"
+        )
+    return tensors, proof
+
+
+def _tensor_digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and values of contiguous tensors, independent of their order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
+
+
+class ShardCache:
+    """Loads shards when they are asked for, checks each once, and keeps the latest within a fixed number of bytes."""
+
+    def __init__(self, folder: Path, shards: Sequence[ShardRecord], spec: InputSpec, limit: int | None = None) -> None:
+        self._folder = folder
+        self._shards = shards
+        self._shape = spec.shape
+        self._limit = CACHE_BYTES if limit is None else limit
+        self._checked: set[int] = set()
+        self._loaded: dict[int, Batch] = {}  # oldest use first
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process loads for itself what it needs, instead of receiving tensors.
+        return {**self.__dict__, "_loaded": {}}
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return the samples of shard `index`; not to be changed, for the next reader gets the same tensors."""
+        batch = self._loaded.pop(index, None)
+        if batch is None:
+            batch = self._load(index)
+        self._loaded[index] = batch
+        self._evict()
+        return batch
+
+    @property
+    def loaded_bytes(self) -> int:
+        """How many bytes of tensors are kept."""
+        return sum(_size(batch) for batch in self._loaded.values())
+
+    def check(self, index: int) -> None:
+        """Check the file of shard `index` again, whatever is loaded.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        self._checked.discard(index)
+        self._load(index)
+
+    def _load(self, index: int) -> Batch:
+        record = self._shards[index]
+        path = self._folder / record.file
+        batch = load_shard(path, None if index in self._checked else record.sha256)
+        expected = (record.num_samples, *self._shape)
+        if tuple(batch.inputs.shape) != expected:
+            raise DataError(
+                f"{path} does not fit its manifest: its inputs have the shape {tuple(batch.inputs.shape)}, "
+                f"not {expected}. {_next_step(path)}"
+            )
+        self._checked.add(index)
+        return batch
+
+    def _evict(self) -> None:
+        while len(self._loaded) > 1 and self.loaded_bytes > self._limit:
+            del self._loaded[next(iter(self._loaded))]
+
+
+def _size(batch: Batch) -> int:
+    return sum(tensor.nbytes for tensor in batch if tensor is not None)

@@ -1,0 +1,301 @@
+"""What a student is taught by: the teacher, its inputs, and a run of the one distillation loop on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+import torch
+from dfq_plugins.network.memory import kept_memory
+from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.network.trial import check_finite
+from dfq_plugins.network.specification import checked_spec, complete_spec
+from dfq_plugins.distillation.batches import split_held_out
+from dfq_plugins.distillation.loop import Student, Workplace, distill
+from dfq_plugins.distillation.loss import DistillationLoss
+from dfq_plugins.distillation.options import BLOCK_ENDS, USUAL_FEATURE_WEIGHT, DistillationOptions
+from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource, MixedSource
+from dfq_plugins.distillation.taps import stages_alike
+from dfq_plugins.model_state import device_of, frozen_copy
+from dfq_plugins.host.options import parse_options
+from dfq_plugins.statistics.augmentation import border_of
+from dfq_plugins.storage.files import create_folder
+from dfq_plugins.network.agreement import top1_agreement
+import hashlib
+import json
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from dfq_plugins.data.calibration_data import BATCH_SIZE
+from dfq_plugins.data.dataset import SyntheticDataset
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.distillation.batches import Examples
+from dfq_plugins.errors import DataError, DfqWarning
+from dfq_plugins.storage.locks import FolderLock
+from dfq_plugins.storage.canonical_json import jsonable
+from dfq_plugins.storage.files import create_folder, remove_temporary_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from torch import Tensor, nn
+    from dfq_plugins.distillation.batches import Examples
+    from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.process_group import Ranks
+    from dfq_plugins.distillation.sources import Source
+    from dfq_plugins.distillation.inputs import Inputs
+    from dfq_plugins.host.registry import Registry
+    from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
+    from collections.abc import Iterator
+    from torch import nn
+    from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
+    from dfq_plugins.distillation.loss import DistillationLoss
+    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.types import InputSpec, LearningGenerator
+
+@dataclass(frozen=True)
+class Lesson:
+    """A teacher with inputs that are ready for training.
+
+    Args:
+        teacher: a frozen copy.
+        spec: what an input looks like.
+        examples: to train on.
+        held_out: selects the best state.
+        maker: builds the generator that learns against the student, where there is one.
+        about: what the inputs were made by, for the identity of a run.
+        report: hears of the progress of whatever works on the lesson.
+    """
+
+    teacher: nn.Module
+    spec: InputSpec
+    examples: Examples
+    held_out: Examples
+    maker: Callable[[], LearningGenerator] | None
+    about: tuple[object, ...]
+    report: Callable[[ProgressEvent], None]
+
+    @property
+    def sample(self) -> Tensor:
+        """A few inputs `(batch, *shape)`, where the teacher computes."""
+        return self.held_out.inputs[:4].to(device_of(self.teacher))
+
+    def settled(self, settings: DistillationOptions, student: nn.Module) -> DistillationOptions:
+        """Return the settings with what was left open decided by the inputs, and by how alike both networks are."""
+        if settings.border is None:
+            settings = replace(settings, border=border_of(self.spec))
+        if settings.feature_weight is None:
+            free = settings.taps == (BLOCK_ENDS,) and not settings.attention_weight
+            alike = stages_alike(self.teacher, student, self.sample[:2]) if free else ()
+            weight = USUAL_FEATURE_WEIGHT if alike else 0.0
+            settings = replace(settings, feature_weight=weight, taps=alike or settings.taps)
+        return settings
+
+    def agreement(self, student: nn.Module) -> float:
+        """Return the share of held-out samples that the student puts in the teacher's class; NaN for no classifiers."""
+        batches = torch.split(self.held_out.inputs, 64)
+        return top1_agreement(self.teacher, student.eval(), batches, len(self.held_out))
+
+    def workplace(
+        self, folder: Path | None, stage: str, settings: DistillationOptions, about: object, ranks: Ranks
+    ) -> Workplace:
+        """Return where one training keeps its checkpoints, whose progress goes by the name `stage`."""
+        parts = (self.examples, self.held_out)
+        identity = run_identity(self.teacher, parts, settings, [stage, about, self.spec, *self.about])
+        place = None if folder is None else folder / stage
+        if place is not None:
+            create_folder(place)
+        return Workplace(place, identity, lambda event: self.report(replace(event, stage=stage)), ranks)
+
+
+def training_settings(given: object, kind: type[DistillationOptions]) -> DistillationOptions:
+    """Return the settings of a training; a record of any kind is taken as it is.
+
+    >>> training_settings({"steps": "3"}, DistillationOptions).steps
+    3
+    """
+    if isinstance(given, DistillationOptions):
+        return given
+    return parse_options(kind, given, owner="the training")
+
+
+def trainable_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy in eval mode and float32, whose parameters take gradients where the model's do.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    copied = frozen_copy(model)
+    for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+    return copied
+
+
+def prepare_lesson(
+    model: nn.Module,
+    inputs: Inputs,
+    spec: InputSpec | None,
+    settings: DistillationOptions,
+    folder: Path | None,
+    report: Callable[[ProgressEvent], None],
+    registry: Registry,
+) -> Lesson:
+    """Return a frozen copy of the model as the teacher, with the inputs to teach by; makes them where asked to.
+
+    Args:
+        model: the teacher; stays as it is.
+        inputs: where the inputs come from, checked.
+        spec: what an input looks like; a synthetic data set brings its own.
+        settings: share held out, seed.
+        folder: keeps a set that is made here; None keeps none.
+        report: hears of its synthesis.
+        registry: where generators are looked up.
+
+    Raises:
+        ModelError: a teacher that cannot be copied or inverted, or is not finite.
+        DataError: data that is empty, of the wrong shape, or another model's.
+    """
+    teacher = frozen_copy(model)
+    check_finite(teacher)
+    data = inputs.given_or_made(model, spec, settings.seed, folder, report, registry)
+    check_origin(data, teacher, strict=inputs.strict)
+    samples = as_calibration_data(data, spec)
+    spec = checked_spec(teacher, samples.spec or complete_spec(teacher, shape=samples.shape), registry)
+    samples.check(spec)
+    maker = None
+    if inputs.learns(registry):
+        maker = partial(inputs.learner, registry)
+        check_generator(maker(), teacher, spec)
+    examples, held_out = split_held_out(gathered(data, samples), settings.held_out, settings.seed)
+    return Lesson(teacher, spec, examples, held_out, maker, inputs.about(registry), report)
+
+
+def teach(
+    student: Student,
+    lesson: Lesson,
+    settings: DistillationOptions,
+    place: Workplace,
+    *,
+    make_loss: Callable[..., DistillationLoss] = DistillationLoss,
+    pace: Callable[[Source], Source] | None = None,
+    keep_best: bool = True,
+) -> tuple[TrainingPoint, ...]:
+    """Train a student in place and return the curves.
+
+    Args:
+        student: the network in training.
+        lesson: teacher and inputs.
+        settings: of the training, settled.
+        place: checkpoints and progress.
+        make_loss: called as `DistillationLoss` is.
+        pace: wraps the source of the batches.
+        keep_best: end in the best state by the held-out samples, or in the last.
+    """
+    student.model.eval()
+    loss = make_loss(lesson.teacher, settings, student=student.model, sample=lesson.sample[:2])
+    try:
+        source = _source(lesson, loss, settings)
+        paced = source if pace is None else pace(source)
+        with kept_memory():
+            return distill(student, loss, paced, lesson.held_out, settings, place, keep_best=keep_best)
+    finally:
+        loss.close()
+
+
+def _source(lesson: Lesson, loss: DistillationLoss, settings: DistillationOptions) -> Source:
+    """Return where the batches come from: the data set, the generator that learns beside the student, or both."""
+    fill = lesson.spec.outside
+    if lesson.maker is None:
+        return DatasetSource(answered(lesson.examples, loss, settings), settings, lesson.spec.num_classes, fill)
+    made = max(1, round(settings.generated * settings.batch_size))
+    share = replace(settings, batch_size=made)
+    learner = GeneratorSource(lesson.maker(), frozen_copy(lesson.teacher), lesson.spec, share, lesson.report)
+    if made == settings.batch_size:
+        return learner
+    rest = replace(settings, batch_size=settings.batch_size - made)
+    return MixedSource(learner, DatasetSource(lesson.examples, rest, lesson.spec.num_classes, fill))
+
+
+_SHOWN_DIGITS = 12
+
+
+class DataOriginWarning(DfqWarning):
+    """The data was synthesised from another model than the one that is fine-tuned on it."""
+
+
+def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
+    """Warn of a synthetic data set that was made from another model, or refuse it.
+
+    Raises:
+        DataError: it was, and `strict` is set.
+    """
+    if not isinstance(data, SyntheticDataset):
+        return
+    theirs, ours = data.manifest.model_digest, model_digest(teacher)
+    if theirs == ours:
+        return
+    message = (
+        f"The data in {data.folder} was made from another model: digest {theirs[:_SHOWN_DIGITS]} there, "
+        f"{ours[:_SHOWN_DIGITS]} of the model given."
+    )
+    if strict:
+        raise DataError(f"{message} Synthesise data from this model, or do without strict.")
+    warnings.warn(
+        f"{message} Its inputs fit that one's statistics. Synthesise data from this model.",
+        DataOriginWarning,
+        stacklevel=3,
+    )
+
+
+def run_identity(
+    teacher: nn.Module, parts: tuple[Examples, Examples], settings: DistillationOptions, about: object
+) -> str:
+    """Return the digest of everything that the result of a training depends on, in hexadecimal.
+
+    The time budget is left out: a run may be resumed with another one.
+    """
+    training = asdict(replace(settings, max_seconds=None))
+    told = jsonable([model_digest(teacher), [part.digest for part in parts], training, about])
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def gathered(data: CalibrationData, samples: InputBatches) -> Examples:
+    """Return all samples in memory, with the labels of a synthetic data set."""
+    if isinstance(data, SyntheticDataset) and data.manifest.labels != "none":
+        batches = list(data.loader(batch_size=BATCH_SIZE))
+        return Examples(torch.cat([batch.inputs for batch in batches]), torch.cat([batch.labels for batch in batches]))
+    return Examples(torch.cat(list(samples)))
+
+
+def answered(examples: Examples, loss: DistillationLoss, settings: DistillationOptions) -> Examples:
+    """Return the examples with the teacher's answers where no step will ask the teacher anew."""
+    if settings.augments or settings.compares_features:
+        return examples
+    answers = torch.cat([loss.teach(batch).cpu() for batch in torch.split(examples.inputs, settings.batch_size)])
+    return replace(examples, answers=answers)
+
+
+def check_generator(maker: LearningGenerator | None, teacher: nn.Module, spec: InputSpec) -> None:
+    """Let a generator that can tell refuse the model before anything is calibrated."""
+    check = getattr(maker, "check_supported", None)
+    if check is not None:
+        check(teacher, spec)
+
+
+@contextmanager
+def work_folder(work: Path | str | None, ranks: Ranks) -> Iterator[Path | None]:
+    """Create the work folder and keep other runs out of it meanwhile."""
+    if work is None:
+        yield None
+        return
+    folder = Path(work).absolute()
+    create_folder(folder)
+    lock = FolderLock(folder)
+    if ranks.leads:  # the other processes only read
+        lock.acquire()
+        remove_temporary_files(folder)
+    try:
+        yield folder
+    finally:
+        lock.release()

@@ -1,0 +1,244 @@
+"""The run that all inversion generators share; each generator's own file says what it optimises."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+import torch
+from dfq_plugins.statistics.augmentation import draw_maps
+from dfq_plugins.statistics.requirements import require_batch_norm
+from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_within, step_work
+from dfq_plugins.errors import UsageError
+from dfq_plugins.generators.noise import Noise, draw_noise
+from dfq_plugins.generators.start import fitted_noise, known_noise
+from dfq_plugins.synthesis.objective import InversionObjective
+from dfq_plugins.model_state import device_of
+from dfq_plugins.synthesis.loop import augmentation_of, optimize_inputs
+from dfq_plugins.synthesis.pace import pace_within
+from dfq_plugins.types import Batch, ProgressEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from torch import Tensor, nn
+    from dfq_plugins.synthesis.budget import Allowance
+    from dfq_plugins.synthesis.options import InversionOptions
+    from dfq_plugins.synthesis.pace import Pace
+    from dfq_plugins.types import InputSpec
+
+SMALLEST_BATCH = 32
+"""Fewer samples have no statistics to match: smaller requests are optimised at this size and cut."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What all shards of one model share.
+
+    Args:
+        objective: what is lowered.
+        noise: what the inputs start from.
+        work: multiply-accumulates of one sample in one step.
+    """
+
+    objective: InversionObjective
+    noise: Noise
+    work: float
+
+
+class InversionGenerator:
+    """Optimises noise until the network's own records fit it.
+
+    Args:
+        options: weights of the objective's terms, schedule, augmentation and precision.
+    """
+
+    timed = True
+
+    def __init__(self, options: InversionOptions) -> None:
+        self.options = options
+        self._preparations: WeakKeyDictionary[nn.Module, Preparation] = WeakKeyDictionary()
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the inputs are made for given classes, which come back as labels."""
+        return self.options.class_weight > 0
+
+    def generate(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        *,
+        num_samples: int,
+        batch_size: int,
+        rng: torch.Generator,
+        report: Callable[[ProgressEvent], None],
+        allowance: Allowance | None = None,
+    ) -> Iterator[Batch]:
+        """Yield exactly `num_samples` optimised inputs in batches of near-equal size.
+
+        With an allowance of time the number of iterations is chosen to fit it, and written into it.
+
+        Raises:
+            ModelError: the objective matches BatchNorm statistics and the network has none that are usable.
+            UsageError: the objective has a class term and the network is no classifier.
+            DivergedError: the loss is not finite.
+        """
+        began = time.monotonic()
+        self.check_supported(model, spec)
+        ready = self._prepared(model, spec)
+        sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
+        padded = [max(size, self._fewest(len(sizes))) for size in sizes]
+        device = device_of(model)
+        batches = [draw_noise(spec, size, ready.noise, rng, device) for size in padded]
+        labels = [part.to(device) for part in _split_labels(sizes, padded, spec.num_classes, rng)]
+        end = self._choose_step(ready, spec, batches[0], labels[0], sum(padded), allowance, began)
+        groups = [list(range(len(batches)))] if self.options.statistics == "set" else [[i] for i in range(len(batches))]
+        for number, group in enumerate(groups):
+            pace = self._pace((end - time.monotonic()) / (len(groups) - number))
+            optimize_inputs(
+                [batches[i] for i in group],
+                [labels[i] for i in group],
+                ready.objective,
+                spec,
+                self.options,
+                rng,
+                within(report, number, len(groups)),
+                scale=ready.noise.scale,
+                pace=pace,
+            )
+            if allowance is not None:
+                allowance.iterations = min(pace.done, allowance.iterations or pace.done)
+        for batch, wanted, size in zip(batches, labels, sizes, strict=True):
+            yield Batch(batch[:size].detach(), wanted[:size] if self.conditional else None)
+
+    def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
+        """Refuse a model or specification that the objective cannot work on, before anything is written.
+
+        Raises:
+            ModelError: the objective matches BatchNorm statistics and the network has none that are usable.
+            UsageError: a class term without a classifier, or no term at all.
+        """
+        options = self.options
+        weights = (options.batch_norm_weight, options.class_weight, options.blur_weight, options.total_variation_weight)
+        if not any((*weights, options.l2_weight)):
+            raise UsageError("All weights of the objective are 0, so nothing is optimised. Set batch_norm_weight to 1.")
+        if self.options.batch_norm_weight:
+            require_batch_norm(model)
+        if self.options.class_weight and spec.num_classes is None:
+            raise UsageError(
+                "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
+            )
+
+    def _pace(self, seconds: float) -> Pace:
+        """Return the number of iterations of the options, or what fits of them into a finite number of seconds.
+
+        A budget buys no more: beyond the default the divergence still falls, but what is calibrated gains nothing.
+        """
+        most = self.options.iterations
+        return pace_within(seconds, most, usual=min(type(self.options)().iterations, most))
+
+    def _choose_step(
+        self,
+        ready: Preparation,
+        spec: InputSpec,
+        batch: Tensor,
+        labels: Tensor,
+        samples: int,
+        allowance: Allowance | None,
+        began: float,
+    ) -> float:
+        """Choose between the plain and the compiled step; return the moment at which the shard is to be done.
+
+        What happens once for all shards (starting noise, compilation, kernels) is charged to the whole allowance.
+        """
+        objective, options = ready.objective, self.options
+        if allowance is None:
+            objective.use_compiled(compile_pays(ready.work, samples, options))
+            return math.inf
+        maps = draw_maps(augmentation_of(options, spec), tuple(batch.shape), torch.Generator(), batch.device)
+        if options.compile == "auto":
+            pays = compile_pays_within(allowance, options.iterations, objective, batch, labels, maps)
+            objective.use_compiled(pays)
+        else:
+            objective.use_compiled(compile_pays(ready.work, samples, options))
+        objective.warm_up(batch, labels, maps)
+        now = time.monotonic()
+        return now + allowance.after(now - began)
+
+    def _prepared(self, model: nn.Module, spec: InputSpec) -> Preparation:
+        """Return what all shards share, made once: it depends on the model and the options, and on no shard's seed."""
+        if model not in self._preparations:
+            objective = InversionObjective(model, spec, self.options)
+            fitted = self.options.start == "fitted" and self.options.batch_norm_weight > 0
+            noise = fitted_noise(objective, spec) if fitted else known_noise(spec)
+            self._preparations[model] = Preparation(objective, noise, step_work(model, spec))
+        return self._preparations[model]
+
+    def _fewest(self, parts: int) -> int:
+        """Return the fewest samples of a step whose statistics are worth matching."""
+        return math.ceil(SMALLEST_BATCH / parts) if self.options.statistics == "set" else SMALLEST_BATCH
+
+
+def even_split(total: int, largest: int) -> list[int]:
+    """Split `total` into the fewest parts of at most `largest`, as equal as can be.
+
+    >>> even_split(1000, 256)
+    [250, 250, 250, 250]
+    >>> even_split(10, 4)
+    [4, 3, 3]
+    """
+    parts = math.ceil(total / largest)
+    small, extra = divmod(total, parts)
+    return [small + 1] * extra + [small] * (parts - extra)
+
+
+def balanced_labels(count: int, num_classes: int | None, rng: torch.Generator) -> Tensor:
+    """Return `count` labels in random order, every class as often as any other (give or take one).
+
+    >>> balanced_labels(6, 3, torch.Generator().manual_seed(0)).bincount().tolist()
+    [2, 2, 2]
+    """
+    classes = num_classes or 1
+    rounds = [torch.randperm(classes, generator=rng) for _ in range(math.ceil(count / classes))]
+    return torch.cat([torch.empty(0, dtype=torch.long), *rounds])[:count]
+
+
+def _split_labels(sizes: list[int], padded: list[int], num_classes: int | None, rng: torch.Generator) -> list[Tensor]:
+    """Return balanced labels for the samples that are kept, part by part, and others for those that are cut off."""
+    kept = torch.split(balanced_labels(sum(sizes), num_classes, rng), sizes)
+    return [
+        torch.cat([part, balanced_labels(size - len(part), num_classes, rng)])
+        for part, size in zip(kept, padded, strict=True)
+    ]
+
+
+def within(report: Callable[[ProgressEvent], None], part: int, parts: int) -> Callable[[ProgressEvent], None]:
+    """Report the progress of one of several equal parts as progress of the whole."""
+
+    def whole(event: ProgressEvent) -> None:
+        report(replace(event, completed=part * event.total + event.completed, total=parts * event.total))
+
+    return whole
+
+
+class BatchNormGenerator(InversionGenerator):
+    """Matches every BatchNorm layer's stored mean and variance at its input, and the input's own where known.
+
+    Source: Haroush et al. 2020, BN-Statistics (BNS) scheme.
+    """
+
+
+class BatchNormInceptionGenerator(InversionGenerator):
+    """Matches the stored statistics while raising the wanted class, so that the inputs carry labels.
+
+    Source: Haroush et al. 2020, BNS+I scheme.
+    """
+
+
+class InceptionGenerator(InversionGenerator):
+    """Raises the wanted class under a smoothness prior and random augmentation; works without BatchNorm.
+
+    Source: Haroush et al. 2020, Inception scheme.
+    """

@@ -1,0 +1,135 @@
+"""What plugins provide: the kinds there are, the record of one provided thing, and attribution of its errors."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from dfq_plugins.types import (
+    CalibratorEntry,
+    GeneratorEntry,
+    LearningGeneratorEntry,
+    PluginEntry,
+    ProgressListenerEntry,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from dfq_plugins.host.loading import Origin
+
+Item = TypeVar("Item")
+Kind = Literal["generator", "calibrator", "listener"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the host asks of one kind of plugin: the hook, the entry that it returns, the methods of the object."""
+
+    hook: str
+    entry: type[PluginEntry]
+    methods: tuple[str, ...]
+
+
+KINDS: Mapping[Kind, Contract] = MappingProxyType(
+    {
+        "generator": Contract("dfq_generators", GeneratorEntry, ("generate",)),
+        "calibrator": Contract(
+            "dfq_calibrators", CalibratorEntry, ("prepare", "calibrate", "convert", "describe", "export")
+        ),
+        "listener": Contract("dfq_progress_listeners", ProgressListenerEntry, ("__call__",)),
+    }
+)
+
+
+LEARNING_METHODS = ("begin", "feedback", "batch", "state", "restore")
+"""What the host asks of a generator that learns against a student."""
+
+
+@dataclass(frozen=True)
+class Provided:
+    """One generator, calibrator or listener and who provides it.
+
+    Args:
+        kind: what it is.
+        entry: what the plugin registered.
+        origin: the distribution and entry point that it came from.
+        missing: import names that it requires and that are not installed.
+    """
+
+    kind: Kind
+    entry: PluginEntry
+    origin: Origin
+    missing: tuple[str, ...] = ()
+
+    @property
+    def distribution(self) -> str:
+        """Name of the distribution that provides it."""
+        return self.origin.distribution
+
+    @property
+    def version(self) -> str:
+        """Version of that distribution."""
+        return self.origin.version
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is a generator that learns against a student, for `finetune`."""
+        return isinstance(self.entry, LearningGeneratorEntry)
+
+    @property
+    def synthesizes(self) -> bool:
+        """Whether it is a generator that makes data sets from a model alone, for `synthesize`."""
+        return self.kind == "generator" and getattr(self.entry, "synthesizes", True)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that the object behind it must have."""
+        own = KINDS[self.kind].methods if self.synthesizes or not self.learns else ()
+        return own + (LEARNING_METHODS if self.learns else ())
+
+    @property
+    def state(self) -> Literal["ready", "unavailable"]:
+        """Whether everything that it requires is installed."""
+        return "unavailable" if self.missing else "ready"
+
+    @property
+    def install_line(self) -> str:
+        """The command that installs what is missing; empty if nothing is."""
+        if not self.missing:
+            return ""
+        return f'pip install "{self.entry.install}"' if self.entry.install else f"pip install {' '.join(self.missing)}"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.entry.name!r} from {self.origin}"
+
+
+@contextmanager
+def attributed(provided: Provided) -> Iterator[None]:
+    """Add a note to an exception that leaves the block: `in generator 'gan' from dfq-gan 0.2`."""
+    try:
+        yield
+    except Exception as error:
+        note = f"in {provided}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        raise
+
+
+def attributed_iterator(items: Iterable[Item], provided: Provided) -> Iterator[Item]:
+    """Yield the items of a plugin's iterator, and attribute what it raises, but not what the consumer raises."""
+    iterator = iter(items)
+    try:
+        while True:
+            with attributed(provided):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,249 @@
+"""Every generator, calibrator and listener that is installed, by name, and how to build it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import pkgutil
+import re
+import sys
+from dataclasses import is_dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, overload
+from dfq_plugins.errors import PluginError, nearest
+from dfq_plugins.host.loading import PluginHost
+from dfq_plugins.host.options import describe_options, parse_options
+from dfq_plugins.host.provided import KINDS, Contract, Kind, Provided, attributed, attributed_iterator
+from dfq_plugins.types import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from importlib.metadata import EntryPoint
+    from torch import nn
+    from dfq_plugins.host.loading import BrokenPlugin
+    from dfq_plugins.types import Calibrator, DataGenerator, LearningGenerator, PluginEntry, ProgressEvent
+
+__all__ = ["Kind", "Provided", "Registry", "attributed", "attributed_iterator", "build_registry", "get_registry"]
+
+
+class Registry:
+    """What the loaded plugins provide, by kind and name.
+
+    Raises:
+        PluginError: two plugins provide one name.
+    """
+
+    def __init__(self, host: PluginHost) -> None:
+        self._host = host
+        self._provided = {kind: _collect(host, kind) for kind in KINDS}
+
+    @property
+    def generators(self) -> Mapping[str, Provided]:
+        """Every generator by name, also the unavailable ones."""
+        return self.of("generator")
+
+    @property
+    def calibrators(self) -> Mapping[str, Provided]:
+        """Every calibrator by name, also the unavailable ones."""
+        return self.of("calibrator")
+
+    @property
+    def listeners(self) -> Mapping[str, Provided]:
+        """Every progress listener by name, also the unavailable ones."""
+        return self.of("listener")
+
+    @property
+    def broken(self) -> tuple[BrokenPlugin, ...]:
+        """The plugins that were set aside, and why."""
+        return tuple(self._host.broken)
+
+    def of(self, kind: Kind) -> Mapping[str, Provided]:
+        """Return everything of one kind by name."""
+        return MappingProxyType(self._provided[kind])
+
+    def find(self, kind: Kind, name: str) -> Provided:
+        """Return the ready plugin of that name.
+
+        Raises:
+            PluginError: there is none, or what it requires is not installed.
+        """
+        provided = self._provided[kind].get(name)
+        if provided is None:
+            raise PluginError(self._unknown(kind, name))
+        if provided.missing:
+            raise PluginError(
+                f"{kind.capitalize()} {name!r} needs {', '.join(provided.missing)}, not installed here. "
+                f"Run: {provided.install_line}"
+            )
+        return provided
+
+    def options(self, kind: Kind, name: str, options: object = None) -> Any:
+        """Return the options record of a plugin, from a mapping, from such a record, or with its defaults.
+
+        Raises:
+            PluginError: the plugin is unknown or unavailable.
+            UsageError: an option is unknown or its value breaks a rule.
+        """
+        provided = self.find(kind, name)
+        return parse_options(provided.entry.options, options, owner=f"{kind} {name!r}")
+
+    @overload
+    def create(self, kind: Literal["generator"], name: str, options: object = None) -> DataGenerator: ...
+    @overload
+    def create(self, kind: Literal["calibrator"], name: str, options: object = None) -> Calibrator: ...
+    @overload
+    def create(
+        self, kind: Literal["listener"], name: str, options: object = None
+    ) -> Callable[[ProgressEvent], None]: ...
+
+    def create(self, kind: Kind, name: str, options: object = None) -> Any:
+        """Build the object behind a name; only now is its framework imported.
+
+        Args:
+            kind: "generator", "calibrator" or "listener".
+            name: what the plugin registered.
+            options: a mapping (text values as typed on a command line are converted), an options record of the
+                plugin, or None for the defaults.
+
+        Raises:
+            PluginError: the plugin is unknown, unavailable, cannot be imported, or builds the wrong thing.
+            UsageError: an option is unknown or its value breaks a rule.
+        """
+        provided = self.find(kind, name)
+        record = self.options(kind, name, options)
+        factory = _resolve(provided)
+        with attributed(provided):
+            built = factory(record)
+        lacking = [method for method in provided.methods if not callable(getattr(built, method, None))]
+        if lacking:
+            raise PluginError(
+                f"The {provided} builds a {type(built).__name__} without {', '.join(lacking)}(). "
+                f"See dfq_plugins.types for what a {kind} offers."
+            )
+        return built
+
+    def create_learning(self, name: str, options: object = None) -> LearningGenerator:
+        """Build a generator that learns against a student; raises as `create` does."""
+        built: Any = self.create("generator", name, options)
+        return built  # type: ignore[no-any-return]  # `create` checked its methods
+
+    def infer_input_spec(self, model: nn.Module) -> InputSpec | None:
+        """Ask the plugins for the input specification of `model`; outside plugins before the built-in ones."""
+        for _, spec in self._host.call("dfq_infer_input_spec", _spec_or_none, model=model):
+            if spec is not None:
+                return spec  # type: ignore[no-any-return]  # checked by _spec_or_none
+        return None
+
+    def _unknown(self, kind: Kind, name: str) -> str:
+        known = self._provided[kind]
+        ready = [key for key, provided in known.items() if not provided.missing]
+        absent = [f"{key} ({provided.install_line})" for key, provided in known.items() if provided.missing]
+        hint = nearest(name, [*known, *(plugin.entry_point for plugin in self.broken)])
+        parts = [f"Unknown {kind} {name!r}.{hint}", f"Available: {', '.join(ready) or 'none'}."]
+        if absent:
+            parts.append(f"Not installed: {', '.join(absent)}.")
+        if self.broken:
+            parts.append(f"Broken: {'; '.join(map(str, self.broken))}.")
+        if not known and not self.broken:
+            parts.append("Even the built-in ones are found through installed metadata: run pip install dfq-plugins.")
+        return " ".join(parts)
+
+
+def build_registry(*, entry_points: Iterable[EntryPoint] | None = None, strict: bool | None = None) -> Registry:
+    """Load plugins into a fresh plugin manager.
+
+    Args:
+        entry_points: what to load; None loads every installed entry point of the group `dfq_plugins`.
+        strict: raise for a broken plugin; None reads the environment variable `DFQ_STRICT_PLUGINS`.
+
+    Raises:
+        PluginError: a hook is invalid, or two plugins provide one name.
+    """
+    return Registry(PluginHost(entry_points, strict=strict))
+
+
+@functools.cache
+def get_registry() -> Registry:
+    """Return the registry of all installed plugins, built once in a process."""
+    return build_registry()
+
+
+def _collect(host: PluginHost, kind: Kind) -> dict[str, Provided]:
+    contract = KINDS[kind]
+    consume = functools.partial(_entries, contract)
+    found: dict[str, Provided] = {}
+    for origin, entries in reversed(list(host.call(contract.hook, consume))):  # ours first in listings
+        for entry in entries:
+            provided = Provided(kind, entry, origin, tuple(name for name in entry.requires if not _installed(name)))
+            first = found.setdefault(entry.name, provided)
+            if first is not provided:
+                raise PluginError(
+                    f"Two plugins provide the {kind} {entry.name!r}: {_place(first)} and {_place(provided)}. "
+                    "Uninstall one of them."
+                )
+    return found
+
+
+def _place(provided: Provided) -> str:
+    return f"{provided.origin} (entry point {provided.origin.entry_point!r})"
+
+
+def _entries(contract: Contract, results: list[Iterable[PluginEntry]]) -> list[PluginEntry]:
+    """Run through the iterables that a hook returned and check each entry."""
+    entries = [entry for result in results for entry in result]
+    for entry in entries:
+        _check_entry(contract, entry)
+    return entries
+
+
+def _check_entry(contract: Contract, entry: PluginEntry) -> None:
+    if not isinstance(entry, contract.entry):
+        raise TypeError(f"expected {contract.entry.__name__} objects, got {entry!r}")
+    if not isinstance(entry.name, str) or not re.fullmatch(r"\S+", entry.name):
+        raise ValueError(f"a name is one word, got {entry.name!r}")
+    if not re.fullmatch(r"[\w.]+:[\w.]+", entry.factory):
+        raise ValueError(f"a factory is 'package.module:Class', got {entry.factory!r} for {entry.name!r}")
+    if isinstance(entry.requires, str):
+        raise TypeError(f"requires is a tuple of import names, got the text {entry.requires!r} for {entry.name!r}")
+    if not is_dataclass(entry.options) or not isinstance(entry.options, type):
+        raise TypeError(f"options is a dataclass, got {entry.options!r} for {entry.name!r}")
+    describe_options(entry.options)  # raises here, with attribution, if its annotations cannot be resolved
+
+
+def _installed(name: str) -> bool:
+    """Tell whether a module can be found, without importing it or its parents."""
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    top, *children = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # in sys.modules without a specification: somebody put it there, so it can be imported
+        return True
+    for position, _ in enumerate(children, start=2):
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        path = ".".join(name.split(".")[:position])
+        spec = importlib.machinery.PathFinder.find_spec(path, spec.submodule_search_locations)
+    return spec is not None
+
+
+def _resolve(provided: Provided) -> Callable[[Any], Any]:
+    try:
+        factory = pkgutil.resolve_name(provided.entry.factory)
+    except Exception as error:
+        raise PluginError(
+            f"The {provided} cannot be loaded from {provided.entry.factory}: {type(error).__name__}: {error}. "
+            f"Reinstall or mend {provided.distribution}."
+        ) from error
+    return factory  # type: ignore[no-any-return]  # any object that a plugin names
+
+
+def _spec_or_none(result: object) -> InputSpec | None:
+    if result is None or isinstance(result, InputSpec):
+        return result
+    raise TypeError(f"expected an InputSpec or None, got {result!r}")
+
+
+DEFAULT_GENERATOR = "bns"
+"""The generator that won the comparison in docs/benchmarks.md."""

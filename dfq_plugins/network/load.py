@@ -1,0 +1,310 @@
+"""Loads a model from what a user types: a torchvision name, or a factory in a package or a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from dfq_plugins.errors import ModelError, UsageError, nearest
+import hashlib
+import json
+import os
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.storage.canonical_json import jsonable
+from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.storage.files import create_folder, write_atomically
+import pickle
+import warnings
+from collections.abc import Mapping
+from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.network.saved import _SHOWN_DIGITS
+from dfq_plugins.network.saved import _give_sizes
+from dfq_plugins.network.saved import _give_weights
+from dfq_plugins.network.saved import _origin
+from dfq_plugins.network.saved import _read_weights
+from dfq_plugins.network.saved import _resolved
+from dfq_plugins.network.saved import read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+    from torch import nn
+    from collections.abc import Iterator, Mapping
+    from torch import Tensor
+    from pathlib import Path
+    import torch
+
+SAVED = "saved:"
+"""Begins a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
+
+
+_counter = itertools.count(1)
+
+
+def load_model(reference: str, weights: Path | None = None) -> nn.Module:
+    """Build a model and load its weights; the global random state stays as it was.
+
+    Args:
+        reference: `torchvision:resnet18`, `package.module:factory` or `path/to/file.py:factory`; a factory takes no
+            arguments and returns the model. `saved:folder` is a network that was pruned or distilled.
+        weights: state dict as .safetensors, or as .pth or .pt read with `weights_only=True`; None keeps what the
+            factory returned.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        UsageError: the reference or the suffix of the weights file has another form.
+        ModelError: the factory cannot be found or fails, or the weights do not fit or hold code.
+    """
+    from dfq_plugins.model_state import preserve_global_state  # noqa: PLC0415  imports torch
+
+    source, separator, name = reference.rpartition(":")
+    if not (separator and source and name):
+        raise UsageError(
+            "A model is torchvision:NAME, package.module:factory or file.py:factory, or saved:FOLDER, got "
+            f"{reference!r}. Give e.g. torchvision:resnet18."
+        )
+    if reference.startswith(SAVED):
+        return _saved(reference, weights)
+    with preserve_global_state():
+        model = _build(source, name, reference)
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def _saved(reference: str, weights: Path | None) -> nn.Module:
+
+    if weights is not None:
+        raise UsageError(f"{reference} brings its own weights: leave {weights} out.")
+    return load_network(reference.removeprefix(SAVED))
+
+
+def _build(source: str, name: str, reference: str) -> nn.Module:
+    from torch import nn
+
+    if source == "torchvision":
+        return _from_torchvision(name)
+    is_file = source.endswith(".py")
+    with _importable(Path(source).parent if is_file else Path.cwd()):
+        module = _module_from_file(Path(source)) if is_file else _import_module(source)
+        try:
+            model = _factory(module, name, source)()
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"The factory {reference} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"The factory {reference} must return a torch.nn.Module, got {type(model).__name__}. "
+            "A checkpoint goes into --weights."
+        )
+    return model
+
+
+def _from_torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise ModelError(
+            f"torchvision has no model {name!r}.{nearest(name, known)} "
+            f"torchvision.models.list_models() names all {len(known)}."
+        )
+    return torchvision.models.get_model(name, weights=None)  # type: ignore[no-any-return]  # torchvision has no types
+
+
+def _factory(module: ModuleType, name: str, source: str) -> Callable[[], Any]:
+    factory = getattr(module, name, None)
+    if factory is None:
+        public = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
+        own = [key for key, value in public.items() if getattr(value, "__module__", None) == module.__name__]
+        raise ModelError(
+            f"{source} has no factory {name!r}.{nearest(name, public)} It has {', '.join(own) or 'none'}. "
+            "Name a function or class that returns the network."
+        )
+    if not callable(factory):
+        raise ModelError(
+            f"{source}:{name} must be a function or class without arguments, got {type(factory).__name__}."
+        )
+    return factory  # type: ignore[no-any-return]  # whatever the user's file defines
+
+
+def _import_module(source: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except Exception as error:
+        raise ModelError(
+            f"Cannot import {source!r} for the model: {type(error).__name__}: {error}. "
+            "Give an importable package.module:factory, or file.py:factory."
+        ) from error
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    """Run a file as a module of a name that nobody else has."""
+    if not path.is_file():
+        raise ModelError(f"The model file {path} does not exist. Give its path, relative to this folder or absolute.")
+    name = f"_dfq_model_{next(_counter)}_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ModelError(f"The model file {path} cannot be imported as Python source.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and torch.fx look a class's module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"The model file {path} failed with {type(error).__name__}: {error}") from error
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Put `folder` on the module search path; when the block fails, drop what was imported from it."""
+    place = str(folder.resolve())
+    before = set(sys.modules)
+    sys.path.insert(0, place)
+    try:
+        yield
+    except BaseException:
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(place):
+                del sys.modules[name]
+        raise
+    finally:
+        if place in sys.path:
+            sys.path.remove(place)
+
+
+def load_network(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
+    """Return the network in a folder that `distill` or `prune` wrote, in eval mode.
+
+    Args:
+        folder: of `network.json`.
+        model: the network before any pruning, with any weights; stays as it is. None builds it with the factory that
+            the JSON names, which is Python code: load only folders whose code you would run.
+
+    Raises:
+        DataError: the folder holds no such network, or a damaged one.
+        ModelError: no factory is named, it fails, or it builds another network.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    built = _build(folder, record) if model is None else frozen_copy(model).requires_grad_(requires_grad=True)
+    state = _read_weights(folder, record)
+    try:
+        _give_sizes(built, record["sizes"])
+        _give_weights(built, state)
+    except (AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(
+            f"The network in {folder} does not fit what {_origin(record, model)} builds: {reason}. Give the network "
+            "that it was made from."
+        ) from error
+    if (found := model_digest(built)) != record["digest"]:
+        raise ModelError(
+            f"The network in {folder} has the digest {record['digest'][:_SHOWN_DIGITS]}, and with what "
+            f"{_origin(record, model)} builds now it would be {found[:_SHOWN_DIGITS]}: that network was changed since. "
+            "Give it as it was."
+        )
+    return built.eval()
+
+
+def _build(folder: Path, record: Mapping[str, Any]) -> nn.Module:
+
+    factory = record["factory"]
+    if factory is None:
+        raise ModelError(
+            f"{folder / NETWORK_FILE} names no factory, so the network cannot be built. Write one into it, e.g. "
+            '"factory": "file.py:network", or give the network: load_network(folder, model).'
+        )
+    return load_model(_resolved(folder, factory))
+
+
+_SHOWN_KEYS = 5
+
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in a checkpoint
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict into `model`, in place; BatchNorm's `num_batches_tracked` may be missing.
+
+    Args:
+        model: what the weights belong to.
+        path: .safetensors, or .pth or .pt read with `weights_only=True`; a checkpoint that holds the state dict under
+            `state_dict`, `model_state_dict` or `model` is unwrapped.
+
+    Raises:
+        UsageError: the file has another suffix.
+        ModelError: the file is missing, unreadable or holds code, or its weights do not fit.
+    """
+    state = _unwrap(_read_state(path), path)
+    try:
+        report = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        raise ModelError(f"The weights {path} do not fit the model: {_some(reasons)}") from error
+    missing = [key for key in report.missing_keys if not key.endswith("num_batches_tracked")]
+    if missing or report.unexpected_keys:
+        raise ModelError(
+            f"The weights {path} do not fit the model. Missing: {_some(missing)}. "
+            f"Unexpected: {_some(report.unexpected_keys)}. Give the factory that these weights were saved from."
+        )
+
+
+def _read_state(path: Path) -> Any:
+    import torch
+
+    if not path.is_file():
+        raise ModelError(f"The weights file {path} does not exist. Give its path, relative to this folder or absolute.")
+    if path.suffix not in {".safetensors", ".pth", ".pt"}:
+        raise UsageError(
+            f"A weights file ends in .safetensors, .pth or .pt, got {path.name!r}. Give a state dict in one of these."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # noqa: PLC0415  imports torch
+
+            return load_file(path)
+        with warnings.catch_warnings():
+            # Other pickle protocols are read or refused as well; the caller can do nothing about them.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"The weights file {path} holds pickled code or is damaged, and is refused: tensors alone are loaded. "
+            "Save the state dict alone, best with safetensors.torch.save_file(model.state_dict(), ...)."
+        ) from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelError(f"The weights file {path} cannot be read: {type(error).__name__}: {reason}") from error
+
+
+def _unwrap(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Find the state dict in a checkpoint, and drop the `module.` prefix that DataParallel leaves."""
+    import torch
+
+    wrapper = next(
+        (key for key in _WRAPPERS if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)), None
+    )
+    state = state if wrapper is None else state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"The weights file {path} holds no state dict, a mapping of names to tensors.")
+    prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _SHOWN_KEYS} more" if len(items) > _SHOWN_KEYS else ""
+    return (", ".join(items[:_SHOWN_KEYS]) or "none") + more

@@ -1,0 +1,69 @@
+"""What a model must be for its data to be synthesised, and what can be read off it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING
+import torch
+from torch import nn
+from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.model_state import device_of
+from dfq_plugins.statistics.batch_norm import statistics_layers
+from dfq_plugins.types import InputSpec
+from dfq_plugins.network.trial import infer_shape
+from dfq_plugins.network.trial import trial_run
+
+if TYPE_CHECKING:
+    from dfq_plugins.host.registry import Registry
+
+def complete_spec(
+    model: nn.Module,
+    *,
+    shape: tuple[int, ...] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+    num_classes: int | None = None,
+    registry: Registry | None = None,
+) -> InputSpec:
+    """Complete an input specification by what the model tells.
+
+    A plugin that recognises the model (hook `dfq_infer_input_spec`) is asked first; then the shape is read off the
+    first layer, the spatial size is found if the network accepts just one, and the classes off a trial run.
+
+    Raises:
+        UsageError: the shape cannot be known and was not given.
+        ModelError: the model does not accept the shape.
+    """
+    known = registry.infer_input_spec(model) if registry is not None else None
+    if known is not None and shape is not None and shape[0] != known.channels:
+        known = None
+    if known is not None:
+        mean, std = (known.mean, known.std) if mean is None and std is None else (mean, std)
+        value_range = value_range or known.value_range
+    shape = shape or (known.shape if known is not None else infer_shape(model))
+    outputs = trial_run(model, shape)
+    if num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
+        num_classes = outputs.shape[1]
+    return InputSpec(shape, mean, std, value_range, num_classes)
+
+
+def checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) -> InputSpec:
+    """Complete the specification, or make sure that the model takes and gives what it says.
+
+    Raises:
+        UsageError: the shape cannot be inferred, or the number of classes is another one.
+        ModelError: the model does not accept the shape.
+    """
+    if spec is None:
+        return complete_spec(model, registry=registry)
+    outputs = trial_run(model, spec.shape)
+    if spec.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
+        return replace(spec, num_classes=outputs.shape[1])
+    if spec.num_classes is not None and outputs.shape[1:] != (spec.num_classes,):
+        raise UsageError(
+            f"num_classes is {spec.num_classes}, but the model returns {tuple(outputs.shape[1:])} values a sample. "
+            "Leave num_classes out to have it read off the model."
+        )
+    return spec

@@ -1,0 +1,92 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING
+import torch
+from torch import nn
+from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.model_state import device_of
+from dfq_plugins.statistics.batch_norm import statistics_layers
+from dfq_plugins.types import InputSpec
+
+if TYPE_CHECKING:
+    from dfq_plugins.host.registry import Registry
+
+CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
+"""Square image sizes tried where the network may accept only one."""
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model with NaN or infinite parameters or buffers.
+
+    Raises:
+        ModelError: names the first few tensors that are not finite.
+    """
+    wrong = [
+        name
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if wrong:
+        raise ModelError(
+            f"Weights and statistics must be finite, but NaN or infinity is in {wrong[:5]}. Load a sound checkpoint."
+        )
+
+
+def infer_shape(model: nn.Module) -> tuple[int, ...]:
+    """Return the shape of one input sample where the model leaves no choice.
+
+    Raises:
+        UsageError: several sizes, or none, would do.
+    """
+    first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))), None)
+    if isinstance(first, nn.Linear):
+        return (first.in_features,)
+    if isinstance(first, nn.Conv2d):
+        shapes = ((first.in_channels, size, size) for size in CANDIDATE_SIZES)
+        fits = list(itertools.islice((shape for shape in shapes if _accepts(model, shape)), 2))
+        if len(fits) == 1:
+            return fits[0]
+    channels = "channels" if first is None else str(first.in_channels)
+    axes = {nn.Conv1d: ("length",), nn.Conv3d: ("depth", "height", "width")}
+    wanted = (channels, *axes.get(type(first), ("height", "width")))  # type: ignore[arg-type]
+    raise UsageError(
+        f"The spatial size of the input cannot be read off {type(model).__name__}. Say it: "
+        f"InputSpec(shape=({', '.join(wanted)})), or --shape {','.join(wanted).upper()} on the command line."
+    )
+
+
+def _accepts(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    try:
+        trial_run(model, shape)
+    except ModelError:
+        return False
+    return True
+
+
+def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """Run the model on two blank samples and return its output.
+
+    Raises:
+        ModelError: the model does not accept that shape, or returns no tensor.
+    """
+    kind = next(model.parameters(), torch.empty(0)).dtype
+    try:
+        with torch.no_grad():
+            outputs = model(torch.zeros(2, *shape, device=device_of(model), dtype=kind))
+    except Exception as error:
+        message = (
+            f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}. "
+            "Give the shape of one sample as the network takes it."
+        )
+        raise ModelError(message) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise ModelError(
+            f"The model must return one tensor, got {type(outputs).__name__}. "
+            "Wrap it in a module that returns the logits."
+        )
+    return outputs

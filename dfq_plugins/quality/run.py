@@ -1,0 +1,155 @@
+"""Runs a set through its network once, and gathers everything that tells how good it is for calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.network.trial import check_finite
+from dfq_plugins.network.specification import complete_spec
+from dfq_plugins.statistics.requirements import require_batch_norm
+from dfq_plugins.data.dataset import SyntheticDataset
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.statistics.divergences import gaussian_kl
+from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.quality import ranges, teacher, verdict
+from dfq_plugins.quality.record import Inspection, LayerQuality
+from dfq_plugins.statistics.batch_norm import pooled_moments, require_reached_layers, stored_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
+    from dfq_plugins.types import InputSpec
+
+FEWEST_SAMPLES = 2
+"""Neither a neighbour nor a variance over samples exists for one alone."""
+
+
+def inspect(dataset: CalibrationData | Path | str, model: nn.Module, *, spec: InputSpec | None = None) -> Inspection:
+    """Judge how good a set is for calibrating a model, without real data and without quantizing anything.
+
+    Args:
+        dataset: a `SyntheticDataset` or its folder, or the data that `quantize` takes.
+        model: the trained float network; stays as it is.
+        spec: what an input looks like; a synthetic data set brings its own.
+
+    Raises:
+        DataError: fewer than two samples, samples of another shape or not finite, or a synthetic set that was made from
+            another model.
+        ModelError: a model that is not finite or does not accept the samples.
+
+    >>> from dfq_plugins.demo.network import digits_network, DIGITS_SPEC
+    >>> noise = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> inspect(noise, digits_network(), spec=DIGITS_SPEC).verdict
+    'more samples or iterations needed'
+    """
+    data = SyntheticDataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
+    with preserve_global_state():
+        network = frozen_copy(model)
+        check_finite(network)
+        if isinstance(data, SyntheticDataset):
+            _check_made_from(data, network)
+        samples = as_calibration_data(data, spec)
+        spec = samples.spec or complete_spec(network, shape=samples.shape)
+        samples.check(spec)
+        if len(samples) < FEWEST_SAMPLES:
+            raise DataError(
+                f"An inspection compares samples with each other and needs at least {FEWEST_SAMPLES}, got "
+                f"{len(samples)}. Give more; a calibration set has hundreds."
+            )
+        return _inspected(network, samples, spec, _known_labels(data))
+
+
+def _check_made_from(data: SyntheticDataset, network: nn.Module) -> None:
+    made_from, given = data.manifest.model_digest, model_digest(network)
+    if made_from != given:
+        raise DataError(
+            f"The set in {data.folder} was made from another model: its digest is {made_from}, and the model given has "
+            f"{given}. Give the model, with its weights, that the set was synthesised from."
+        )
+
+
+def _known_labels(data: object) -> Tensor | None:
+    """Return the labels that a set was made for; those that the network itself gave are left to the network."""
+    if not isinstance(data, SyntheticDataset) or data.manifest.labels != "conditional":
+        return None
+    parts = [batch.labels for batch in data.loader(256)]
+    return torch.cat([part for part in parts if part is not None])
+
+
+@torch.no_grad()
+def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, labels: Tensor | None) -> Inspection:
+    why_not = _unusable_statistics(network, spec)
+    names = () if why_not else require_reached_layers(network, spec)
+    with teacher.TeacherTaps(network) as tap, ranges.RangeTaps(network, names) as widths:
+        moved = (batch.to(device_of(network)) for batch in samples)
+        distances = _distances(network, moved, spec, names)
+    expected, observed = ranges.expected_ranges(network, names), widths.ranges()
+    layers = tuple(
+        LayerQuality(name, *pair, expected.get(name), observed.get(name)) for name, pair in distances.items()
+    )
+    return verdict.judged(
+        num_samples=len(samples),
+        layers=layers,
+        label_counts=_label_counts(tap.logits, labels),
+        confidence=None if tap.logits is None else teacher.confidence(tap.logits),
+        diversity=None if tap.features is None else teacher.diversity(tap.features),
+        clamped=clamped_share(samples, spec),
+        why_not=why_not,
+    )
+
+
+def _unusable_statistics(network: nn.Module, spec: InputSpec) -> str:
+    """Return why the network's statistics cannot be compared with, or nothing."""
+    try:
+        require_batch_norm(network)
+        require_reached_layers(network, spec)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def _distances(
+    network: nn.Module, batches: Iterable[Tensor], spec: InputSpec, names: tuple[str, ...]
+) -> dict[str, tuple[float, float]]:
+    """Run every batch through the network once; return divergence and surprise of each layer."""
+    if not names:
+        for batch in batches:
+            network(batch)
+        return {}
+    stored = stored_statistics(network, spec, names)
+    moments = pooled_moments(network, batches, spec, names)
+    recorded, observed = (stored.mean, stored.var + stored.eps), (moments.mean, moments.var + stored.eps)
+    divergence = stored.per_layer(gaussian_kl(*recorded, *observed))
+    surprise = stored.per_layer(gaussian_kl(*observed, *recorded))
+    return {name: (divergence[name], surprise[name]) for name in divergence}
+
+
+def _label_counts(logits: Tensor | None, labels: Tensor | None) -> tuple[int, ...]:
+    """Return how many samples each class has; nothing where the network is no classifier."""
+    if logits is None:
+        return ()
+    named = logits.argmax(1) if labels is None else labels.cpu()
+    return tuple(named.bincount(minlength=logits.shape[1]).tolist())
+
+
+def clamped_share(batches: Iterable[Tensor], spec: InputSpec) -> float | None:
+    """Return the share of input values at the edge of the valid range, or beyond it; None without a known range."""
+    if spec.bounds is None:
+        return None
+    view = (1, -1) + (1,) * (len(spec.shape) - 1)
+    low, high = (torch.tensor(edge).view(view) for edge in spec.bounds)
+    slack = 1e-5 * (high - low)
+    at_edge = total = 0
+    for batch in batches:
+        values = batch.cpu()
+        at_edge += int(((values <= low + slack) | (values >= high - slack)).sum())
+        total += values.numel()
+    return at_edge / total

@@ -1,0 +1,107 @@
+"""How near data is to a network's training data, in the network's own eyes: pooled BatchNorm-statistics divergence."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+import numpy as np
+import torch
+from PIL import Image
+from dfq_plugins.network.trial import check_finite
+from dfq_plugins.statistics.requirements import require_batch_norm
+from dfq_plugins.data.dataset import SyntheticDataset
+from dfq_plugins.errors import DataError
+from dfq_plugins.data.manifest import MANIFEST_FILE
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.statistics.presentation import best_divergences, presentations
+from dfq_plugins.statistics.batch_norm import require_reached_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+    from torch import Tensor, nn
+    from dfq_plugins.statistics.presentation import Presentation, PresentationChoice
+    from dfq_plugins.types import InputSpec
+
+@dataclass(frozen=True)
+class SimilarityRow:
+    """One source in the ranking.
+
+    Args:
+        name: the source.
+        divergence: mean over layers, in nats.
+        num_samples: how many samples were pooled.
+        worst_layer: the layer that fits worst.
+        augmentation: how the samples were presented: "none", or "pad-and-crop".
+    """
+
+    name: str
+    divergence: float
+    num_samples: int
+    worst_layer: str
+    augmentation: Presentation = "none"
+
+
+def rank(
+    model: nn.Module,
+    spec: InputSpec,
+    sources: Mapping[str, Iterable[Tensor]],
+    *,
+    augmentation: PresentationChoice = "auto",
+) -> list[SimilarityRow]:
+    """Rank data sets by the divergence of their pooled statistics from those stored in the model, nearest first.
+
+    Source: Haroush et al. 2020, the BN-statistics divergence as a measure of data similarity.
+
+    Each source is shown plainly and as training usually shows it, see `dfq_plugins.statistics.presentation`.
+
+    Args:
+        model: trained network with BatchNorm; stays as it is.
+        spec: what an input looks like.
+        sources: batches of inputs `(batch, *shape)` by the name of their data set.
+        augmentation: "none" shows all samples plainly, "pad-and-crop" mirrors and shifts them over a border of the
+            lowest value (an eighth of the side), "auto" takes for each source what fits better; large images, and
+            inputs that are no colour images of a known value range, "auto" shows plainly.
+
+    Raises:
+        ModelError: the model has no trained BatchNorm statistics, or holds NaN.
+        UsageError: pad-and-crop is asked for inputs that are no images of a known value range.
+        DataError: a source holds no samples, or values that are not finite.
+    """
+    presentations(spec, augmentation)
+    with preserve_global_state():
+        network = frozen_copy(model)
+        check_finite(network)
+        require_batch_norm(network)
+        require_reached_layers(network, spec)
+        measured = (_row(network, spec, augmentation, *item) for item in sources.items())
+        return sorted(measured, key=lambda row: row.divergence)
+
+
+def _row(
+    network: nn.Module, spec: InputSpec, choice: PresentationChoice, name: str, batches: Iterable[Tensor]
+) -> SimilarityRow:
+    counted = _Counted(name, batches)
+    shown, layers = best_divergences(network, counted, spec, choice)
+    mean = sum(layers.values()) / len(layers)
+    return SimilarityRow(name, mean, counted.samples, max(layers, key=layers.__getitem__), shown)
+
+
+class _Counted:
+    """Counts the samples that pass, and refuses what cannot be compared."""
+
+    def __init__(self, name: str, batches: Iterable[Tensor]) -> None:
+        self.name = name
+        self.batches = batches
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.batches:
+            if not bool(batch.isfinite().all()):
+                raise DataError(f"{self.name} holds NaN or infinity. Remove those samples.")
+            self.samples += len(batch)
+            yield batch
+        if not self.samples:
+            raise DataError(f"{self.name} holds no samples. Give at least one.")

@@ -1,0 +1,166 @@
+"""Orchestration of fine-tuning: model + data -> quantized model that was trained on the float model's answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.distillation.loop import Student
+from dfq_plugins.distillation.options import DistillationOptions, rate_for
+from dfq_plugins.distillation.process_group import joined_ranks
+from dfq_plugins.distillation.inputs import Inputs
+from dfq_plugins.distillation.lesson import prepare_lesson, teach
+from dfq_plugins.host.broadcast import Broadcast
+from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.host.options import parse_options
+from dfq_plugins.quantization.result import QuantizationRun
+from dfq_plugins.host.provided import attributed
+from dfq_plugins.host.registry import get_registry
+from dfq_plugins.distillation.lesson import work_folder
+from dfq_plugins.types import ProgressEvent, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import nn
+
+    from dfq_plugins.data.calibration_data import CalibrationData
+    from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.lesson import Lesson
+    from dfq_plugins.host.registry import Registry
+    from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
+
+CALIBRATION_SAMPLES = 1024
+"""Samples that ranges are calibrated on before the training; more change nothing and take time."""
+
+
+@dataclass(frozen=True)
+class FinetuningRun(QuantizationRun):
+    """A fine-tuned quantized model with everything that is known about it.
+
+    `agreement` is that of the finished model on held-out data.
+
+    Args:
+        agreement_before: the same of the model that was only calibrated.
+        history: points of the training's curves.
+        training: the settings of the training.
+        held_out: number of samples that were held out.
+    """
+
+    agreement_before: float
+    history: tuple[TrainingPoint, ...]
+    training: DistillationOptions
+    held_out: int
+
+
+def finetune(
+    model: nn.Module,
+    data: CalibrationData,
+    *,
+    calibrator: str,
+    recipe: str | Recipe = "w8a8",
+    spec: InputSpec | None = None,
+    options: Mapping[str, object] | object | None = None,
+    training: Mapping[str, object] | DistillationOptions | None = None,
+    generator: str | LearningGenerator | None = None,
+    generator_options: Mapping[str, object] | object | None = None,
+    output: Path | str | None = None,
+    work: Path | str | None = None,
+    strict: bool = False,
+    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
+    registry: Registry | None = None,
+) -> FinetuningRun:
+    """Calibrate a model inside one framework, then train it there to answer as the float model does.
+
+    Under `torchrun`, each process takes a part of every batch and returns the same model; the first one writes files.
+
+    Args:
+        model: trained float network, the teacher; stays as it is.
+        data: what to calibrate on, to train on, and, a part of it, to select the best state by.
+        calibrator: name of the framework's calibrator.
+        recipe: bit widths, such as "w8a8" or "w4a4".
+        spec: what an input looks like; a synthetic data set brings its own.
+        options: settings of the calibrator, as a mapping or as its options record.
+        training: settings of the training, as a mapping or as `DistillationOptions`.
+        generator: makes a share of each batch (`training.generated`) while it learns beside the student: the name of
+            a learning generator, or such an object.
+        generator_options: settings of a generator that is given by its name.
+        output: folder for the artefacts; None exports nothing.
+        work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
+        strict: refuse a data set that was made from another model, instead of warning.
+        listeners: called with every `ProgressEvent`.
+        registry: where plugins are looked up; None takes those that are installed.
+
+    Raises:
+        UsageError: a recipe, option, tap or name that cannot be used, or a width that the framework cannot train at.
+        PluginError: an unknown calibrator, or one whose framework is not installed.
+        ModelError: a model that the framework cannot trace, quantize or train.
+        DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run.
+        DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
+        ArtifactError: an exported file that does not agree with the model; it was removed.
+    """
+    registry = registry or get_registry()
+    provided = registry.find("calibrator", calibrator)
+    recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    settings = parse_options(DistillationOptions, training, owner="fine-tuning")
+    worker = registry.create("calibrator", calibrator, options)
+    inputs = Inputs(data, generator, generator_options, strict=strict)
+    inputs.check(registry)
+    broadcast = Broadcast(listeners, registry)
+    with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
+        torch.manual_seed(settings.seed)  # for whatever a framework or a generator draws from the global state
+        lesson = prepare_lesson(model, inputs, spec, settings, folder, broadcast, registry)
+        with attributed(provided):
+            prepared = _calibrated(worker, lesson, recipe)
+        settings = lesson.settled(_settled(settings, recipe), prepared)
+        before = lesson.agreement(prepared)
+        about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
+        place = lesson.workplace(folder, "finetune", settings, about, ranks)
+        history = teach(_student(prepared, worker), lesson, settings, place)
+        with attributed(provided):
+            converted = worker.convert(prepared)
+            coverage = worker.describe(converted)
+            agreement = lesson.agreement(converted)
+            artifacts = (
+                worker.export(converted, lesson.spec, Path(output)) if output is not None and ranks.leads else ()
+            )
+        ranks.wait()
+    about_model = (converted, calibrator, recipe, coverage, artifacts, agreement)
+    return FinetuningRun(*about_model, before, history, settings, len(lesson.held_out))
+
+
+def _settled(settings: DistillationOptions, recipe: Recipe) -> DistillationOptions:
+    """Return the settings with what was left open decided by the recipe."""
+    if settings.learning_rate is None:
+        settings = replace(settings, learning_rate=rate_for(min(recipe.weight_bits, recipe.activation_bits)))
+    if settings.batch_norm is None:
+        # Signs in place of weights shift every mean and variance far away from what was recorded.
+        settings = replace(settings, batch_norm="reestimated" if recipe.weight_bits == 1 else "frozen")
+    return settings
+
+
+def _calibrated(worker: Calibrator, lesson: Lesson, recipe: Recipe) -> nn.Module:
+    """Return the framework's network for training, its ranges calibrated."""
+    prepared = worker.prepare(lesson.teacher, lesson.spec, recipe, training=True)
+    samples = as_calibration_data(lesson.examples.inputs[:CALIBRATION_SAMPLES], lesson.spec)
+    total = len(samples)
+    with torch.no_grad():
+        worker.calibrate(
+            prepared, samples.observed(lambda done: lesson.report(ProgressEvent("calibrate", done, total)))
+        )
+    return prepared
+
+
+def _student(prepared: nn.Module, worker: Calibrator) -> Student:
+    """Return the prepared network with what the calibrator tells of it, where it does."""
+    scales, freeze = getattr(worker, "scale_parameters", None), getattr(worker, "freeze_ranges", None)
+    return Student(
+        prepared,
+        () if scales is None else tuple(scales(prepared)),
+        (lambda: None) if freeze is None else partial(freeze, prepared),
+    )

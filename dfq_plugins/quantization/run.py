@@ -1,0 +1,127 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+import torch
+from dfq_plugins.network.memory import kept_memory
+from dfq_plugins.synthesis.budget import Budget
+from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.network.trial import check_finite
+from dfq_plugins.network.specification import checked_spec, complete_spec
+from dfq_plugins.synthesis.compilation import writable_compile_cache
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.errors import UsageError
+from dfq_plugins.host.registry import DEFAULT_GENERATOR
+from dfq_plugins.host.broadcast import Broadcast
+from dfq_plugins.data.manifest import GeneratorRecord
+from dfq_plugins.model_state import frozen_copy, limited_threads, preserve_global_state
+from dfq_plugins.data.plan import DatasetPlan
+from dfq_plugins.host.provided import attributed
+from dfq_plugins.storage.rank import Rank
+from dfq_plugins.host.registry import get_registry
+from dfq_plugins.synthesis.shard_maker import ShardMaker, write_dataset
+from dfq_plugins.network.agreement import top1_agreement
+from dfq_plugins.types import ProgressEvent, Recipe
+from dfq_plugins.quantization.result import QuantizationRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from torch import nn
+    from dfq_plugins.data.calibration_data import CalibrationData
+    from dfq_plugins.data.dataset import SyntheticDataset
+    from dfq_plugins.host.provided import Provided
+    from dfq_plugins.host.registry import Registry
+    from dfq_plugins.types import Artifact, Coverage, DataGenerator, InputSpec
+
+AGREEMENT_SAMPLES = 512
+
+
+def quantize(model: nn.Module, data: CalibrationData, *, calibrator: str, **settings: Any) -> nn.Module:
+    """Quantize a model on the given data inside one framework, and return the framework's native object.
+
+    The arguments are those of `run_quantization`, which also tells what was quantized and exported.
+    """
+    return run_quantization(model, data, calibrator=calibrator, **settings).model
+
+
+def run_quantization(
+    model: nn.Module,
+    data: CalibrationData,
+    *,
+    calibrator: str,
+    recipe: str | Recipe = "w8a8",
+    spec: InputSpec | None = None,
+    options: Mapping[str, object] | object | None = None,
+    output: Path | str | None = None,
+    finetune: Mapping[str, object] | object | None = None,
+    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
+    registry: Registry | None = None,
+) -> QuantizationRun:
+    """Quantize a model after training, with one framework's own observers, kernels and export.
+
+    Args:
+        model: trained float network; stays as it is.
+        data: a `SyntheticDataset`, a tensor `(samples, *shape)`, or an iterable of such tensors, of `Batch` records or
+            of (inputs, target) pairs.
+        calibrator: name of the framework's calibrator: "torch-ao", "pytorch-quantization", "brevitas", or a plugin's.
+        recipe: bit widths, such as "w8a8" or "w4a4".
+        spec: what an input looks like; a synthetic data set brings its own. Its valid range becomes the range of the
+            input quantizer.
+        options: settings of the calibrator, as a mapping or as its options record.
+        output: folder for the artefacts; None exports nothing.
+        finetune: train the quantized model as `dfq_plugins.finetune` does, with these settings, or the defaults where
+            True; the result is then its `FinetuningRun`.
+        listeners: called with every `ProgressEvent`.
+        registry: where plugins are looked up; None takes those that are installed.
+
+    Raises:
+        UsageError: a recipe, option or name that cannot be used.
+        PluginError: an unknown calibrator, or one whose framework is not installed.
+        ModelError: a model that the framework cannot trace or quantize.
+        DataError: data that is empty or of the wrong shape.
+        ArtifactError: an exported file that does not agree with the model; it was removed.
+    """
+    if finetune not in (None, False):
+        from dfq_plugins.quantization import finetune as finetuning  # noqa: PLC0415  it builds on this module
+
+        return finetuning.finetune(
+            model,
+            data,
+            calibrator=calibrator,
+            recipe=recipe,
+            spec=spec,
+            options=options,
+            training=None if finetune is True else finetune,  # type: ignore[arg-type]  # checked there
+            output=output,
+            listeners=listeners,
+            registry=registry,
+        )
+    registry = registry or get_registry()
+    provided = registry.find("calibrator", calibrator)
+    recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    worker = registry.create("calibrator", calibrator, options)
+    broadcast = Broadcast(listeners, registry)
+    with preserve_global_state():
+        original = frozen_copy(model)
+        check_finite(original)
+        samples = as_calibration_data(data, spec)
+        spec = checked_spec(original, samples.spec or complete_spec(original, shape=samples.shape), registry)
+        samples.check(spec)
+        with attributed(provided):
+            prepared = worker.prepare(original, spec, recipe, training=False)
+            with torch.no_grad():
+                worker.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
+            converted = worker.convert(prepared)
+            coverage = worker.describe(converted)
+            agreement = top1_agreement(original, converted, samples, AGREEMENT_SAMPLES)
+            artifacts = () if output is None else worker.export(converted, spec, Path(output))
+    return QuantizationRun(converted, calibrator, recipe, coverage, artifacts, agreement)
+
+
+def _calibrated(broadcast: Broadcast, done: int, total: int) -> None:
+    broadcast(ProgressEvent("calibrate", done, total))

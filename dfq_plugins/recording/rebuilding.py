@@ -1,0 +1,217 @@
+"""The run that all record generators share; each generator's own file says what it aims at."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+import torch
+
+from dfq_plugins.statistics.augmentation import apply_maps
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.generators.inversion import balanced_labels, even_split, within
+from dfq_plugins.generators.noise import Noise, draw_noise
+from dfq_plugins.model_state import device_of
+from dfq_plugins.synthesis.loop import optimize_inputs
+from dfq_plugins.synthesis.pace import pace_within
+from dfq_plugins.recording.record import ActivationRecord
+from dfq_plugins.recording.units import UnitReader
+from dfq_plugins.types import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from dfq_plugins.statistics.augmentation import AxisMaps
+    from dfq_plugins.synthesis.budget import Allowance
+    from dfq_plugins.recording.generator_options import RecordOptions
+    from dfq_plugins.synthesis.pace import Pace
+    from dfq_plugins.recording.options import Statistic
+    from dfq_plugins.types import InputSpec, ProgressEvent
+
+Loss: TypeAlias = "Callable[[list[Tensor]], Tensor]"
+"""The distance of each layer's units `(batch, units)`, the output last, from what they are to be."""
+
+
+class RecordGenerator(ABC):
+    """Rebuilds inputs whose activations are those that a record describes; works without BatchNorm.
+
+    Args:
+        options: the record, and the schedule.
+
+    Raises:
+        UsageError: no record is given.
+    """
+
+    timed = True
+    conditional = True
+    statistic: ClassVar[Statistic]
+    """What the record must hold."""
+
+    def __init__(self, options: RecordOptions) -> None:
+        if not options.record:
+            raise UsageError(
+                "A generator from records needs one: give the option record=FOLDER. The model's owner makes it with "
+                "dfq record; without a record, bns, inception and gaussian work from the model alone."
+            )
+        self.options = options
+        self._record: ActivationRecord | None = None
+
+    @property
+    def record(self) -> ActivationRecord:
+        """The record, read when it is first needed.
+
+        Raises:
+            DataError: it is missing, damaged, without what this generator needs, or not the one that was asked for.
+        """
+        if self._record is None:
+            record = ActivationRecord.open(Path(self.options.record))
+            wanted, found = self.options.record_sha256, record.info.sha256
+            if wanted not in {"", found}:
+                raise DataError(
+                    f"The record {record.folder} is another one: its SHA-256 is {found}, and record_sha256 asks for "
+                    f"{wanted}. Give the record that the set was begun with, or choose another output folder."
+                )
+            record.require(self.statistic)
+            self._record = record
+        return self._record
+
+    def settled_options(self) -> RecordOptions:
+        """Return the options with the record's checksum: what the inputs depend on, whatever lies in its folder."""
+        return replace(self.options, record_sha256=self.record.info.sha256)
+
+    def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
+        """Refuse a model or specification that the record was not made with, before anything is written.
+
+        Raises:
+            DataError: the record is missing, damaged, or holds other statistics.
+            ModelError: it was made from another model, or a layer's shape is another one.
+        """
+        self.record.check_model(model, spec)
+
+    @abstractmethod
+    def aim(self, labels: Tensor, rng: torch.Generator) -> tuple[Loss, Mapping[str, Tensor]]:
+        """Draw what the activations of one batch are to be.
+
+        Args:
+            labels: class of each input, `(batch,)`.
+            rng: source of the draw.
+
+        Returns:
+            The loss, and the dropout filter under which the network is to compute; empty for none.
+        """
+
+    def generate(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        *,
+        num_samples: int,
+        batch_size: int,
+        rng: torch.Generator,
+        report: Callable[[ProgressEvent], None],
+        allowance: Allowance | None = None,
+    ) -> Iterator[Batch]:
+        """Yield exactly `num_samples` rebuilt inputs with the classes that they were rebuilt for.
+
+        Each batch has noise, targets and an optimiser of its own. With an allowance of time the number of iterations is
+        chosen to fit it, and written into it.
+
+        Raises:
+            DataError: the record is missing, damaged, or holds other statistics.
+            ModelError: it was made from another model.
+            DivergedError: the loss is not finite.
+        """
+        end = math.inf if allowance is None else time.monotonic() + allowance.seconds
+        self.check_supported(model, spec)
+        sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
+        parts = torch.split(balanced_labels(num_samples, spec.num_classes, rng), sizes)
+        for number, labels in enumerate(parts):
+            pace = pace_within((end - time.monotonic()) / (len(parts) - number), self.options.iterations)
+            yield self._rebuild(model, spec, labels, rng, within(report, number, len(parts)), pace)
+            if allowance is not None:
+                allowance.iterations = min(pace.done, allowance.iterations or pace.done)
+
+    def _rebuild(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        labels: Tensor,
+        rng: torch.Generator,
+        report: Callable[[ProgressEvent], None],
+        pace: Pace,
+    ) -> Batch:
+        options, device = self.options, device_of(model)
+        low, span = _range_of(spec)
+        noise = Noise(low + options.start_mean * span, options.start_std * span)
+        bounded = spec if options.clamp else replace(spec, value_range=None)
+        inputs = draw_noise(bounded, len(labels), noise, rng, device)
+        loss, masks = self.aim(labels, rng)
+        moved = {name: mask.to(device) for name, mask in masks.items()}
+        info = self.record.info
+        with UnitReader(
+            model, self.record.hidden, units=info.units, temperature=info.temperature, masks=moved
+        ) as reader:
+            objective = RecordObjective(reader, loss)
+            optimize_inputs([inputs], [labels], objective, spec, options, rng, report, scale=span, pace=pace)
+        return Batch(inputs.detach(), labels.to(device))
+
+
+class RecordObjective:
+    """A loss of the units of one batch, in the form that the common loop lowers.
+
+    Args:
+        reader: reads the units of the network, while it is open.
+        loss: of these units.
+    """
+
+    def __init__(self, reader: UnitReader, loss: Loss) -> None:
+        self._reader = reader
+        self._loss = loss
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        labels: Tensor,  # noqa: ARG002  the loss knows them
+        rest: tuple[Tensor, float] | None,  # noqa: ARG002  samples do not depend on one another
+        maps: AxisMaps = (),
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, the gradient of the inputs, and nothing to be known by other batches, all detached."""
+        leaf = inputs.detach().requires_grad_()
+        loss = self._loss(self._reader.read(apply_maps(leaf, maps, leaf.new_zeros(leaf.shape[1]))))
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), gradient, self.empty_pool()
+
+    def empty_pool(self) -> Tensor:
+        """Return nothing, in the shape that the loop expects."""
+        return torch.zeros(2, 0)
+
+    def rest_of(self, pools: list[Tensor], index: int) -> tuple[Tensor, float] | None:  # noqa: ARG002
+        """Return None: each batch stands for itself."""
+        return None
+
+
+def rectified_distance(target: Tensor, found: Tensor) -> Tensor:
+    """Return `mean((ReLU(target) - ReLU(found))^2)`.
+
+    >>> rectified_distance(torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, -5.0]])).item()
+    0.5
+    """
+    return (target.relu() - found.relu()).square().mean()
+
+
+def _range_of(spec: InputSpec) -> tuple[float, float]:
+    """Return the lowest network input and the length of the valid range; 0 and 1 where it is not known.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> _range_of(InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)))
+    (-2.0, 4.0)
+    """
+    if spec.extremes is None:
+        return 0.0, 1.0
+    return spec.extremes[0], spec.extremes[1] - spec.extremes[0]

@@ -1,0 +1,306 @@
+"""BatchNorm statistics: what training stored in a network, and what given inputs produce at the same places.
+
+The statistics of all layers lie in one flat vector, layer after layer, so that a divergence over a whole network is a
+handful of vector operations instead of a few per layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from dfq_plugins.statistics.divergences import gaussian_kl
+from dfq_plugins.errors import ModelError
+from dfq_plugins.model_state import device_of
+from dfq_plugins.statistics.moments import Moments, averaged_calls, batch_moments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from types import TracebackType
+
+    from torch.utils.hooks import RemovableHandle
+
+    from dfq_plugins.types import InputSpec
+
+INPUT_LAYER = "input"
+"""Name of the pseudo-layer at the network's input: normalised data has mean 0 and variance 1 there."""
+
+EPS = 1e-5
+"""What is added to the variances of the pseudo-layer, and of layers that name none of their own."""
+
+
+def stores_statistics(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Tell whether a module holds per-channel running statistics of its input.
+
+    True for BatchNorm 1d, 2d and 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d and everything else with vectors
+    `running_mean` and `running_var`; false for instance normalisation, whose statistics are not those of a batch.
+    """
+    mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    vectors = isinstance(mean, Tensor) and isinstance(var, Tensor) and mean.ndim == 1 and mean.shape == var.shape
+    return vectors and not isinstance(module, _InstanceNorm)
+
+
+def statistics_layers(model: nn.Module, names: Collection[str] | None = None) -> dict[str, nn.BatchNorm2d]:
+    """Return the layers that hold running statistics, by qualified name; a shared module appears once.
+
+    Args:
+        model: the network.
+        names: keep these layers alone; None keeps all.
+    """
+    layers = {name: module for name, module in model.named_modules() if stores_statistics(module)}
+    return layers if names is None else {name: layer for name, layer in layers.items() if name in names}
+
+
+@torch.no_grad()
+def reached_layers(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
+    """Return the names of the statistics layers that a forward pass of `inputs` calls.
+
+    Auxiliary classifiers, for one, rest in eval mode. What is not called cannot be observed, and is left out.
+    """
+    with StatisticsTaps(model) as taps:
+        model(inputs)
+        return taps.reached
+
+
+def require_reached_layers(model: nn.Module, spec: InputSpec) -> tuple[str, ...]:
+    """Return the names of the statistics layers that a forward pass calls, at least one.
+
+    Raises:
+        ModelError: none is called.
+    """
+    names = reached_layers(model, torch.zeros(1, *spec.shape, device=device_of(model)))
+    if not names:
+        raise ModelError(
+            f"{type(model).__name__} holds BatchNorm layers, but a forward pass calls none of them, so their inputs "
+            "cannot be observed. Call the layers as modules, or give the model that uses them."
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class StoredStatistics:
+    """The running statistics of all layers of a network as flat vectors.
+
+    Args:
+        names: layer names, in the order of the vectors.
+        sizes: channels of each layer.
+        mean: stored means, shape `(sum(sizes),)`, float32.
+        var: stored variances, without eps.
+        eps: eps of each channel's layer.
+        weight: weight of each channel in a mean over channels, then over layers; sums to 1.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    mean: Tensor
+    var: Tensor
+    eps: Tensor
+    weight: Tensor
+
+    def per_layer(self, per_channel: Tensor) -> dict[str, float]:
+        """Return the mean over the channels of each layer."""
+        parts = torch.split(per_channel.detach(), list(self.sizes))
+        return {name: float(part.mean()) for name, part in zip(self.names, parts, strict=True)}
+
+
+def stored_statistics(
+    model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None
+) -> StoredStatistics:
+    """Collect the running statistics of `model`, the input pseudo-layer first where the input is standardized.
+
+    Args:
+        model: a network with at least one BatchNorm layer.
+        spec: adds the pseudo-layer (mean 0, variance 1 per input channel) if its inputs are standardized.
+        names: the layers to take; None takes all.
+    """
+    layers = statistics_layers(model, names)
+    device = next(iter(layers.values())).running_mean.device  # type: ignore[union-attr]
+    rows = [
+        (name, layer.running_mean, layer.running_var, float(getattr(layer, "eps", EPS)))
+        for name, layer in layers.items()
+    ]
+    if spec is not None and spec.standardized:
+        zeros = torch.zeros(spec.channels, device=device)
+        rows.insert(0, (INPUT_LAYER, zeros, torch.ones_like(zeros), EPS))
+    sizes = tuple(len(mean) for _, mean, _, _ in rows)  # type: ignore[arg-type]
+    return StoredStatistics(
+        names=tuple(row[0] for row in rows),
+        sizes=sizes,
+        mean=torch.cat([row[1].detach().float() for row in rows]),  # type: ignore[union-attr]
+        var=torch.cat([row[2].detach().float() for row in rows]),  # type: ignore[union-attr]
+        eps=torch.cat([torch.full((size,), row[3], device=device) for row, size in zip(rows, sizes, strict=True)]),
+        weight=torch.cat([torch.full((size,), 1 / size / len(rows), device=device) for size in sizes]),
+    )
+
+
+class StatisticsTaps:
+    """Observes the inputs of all statistics layers of a network while the context is open.
+
+    A layer that one forward pass calls several times (a shared module) contributes the mean over its calls of mean and
+    of variance, for that is what its running statistics averaged in training: each call updated them by its own.
+
+    Args:
+        model: the network; hooks are attached to it while the context is open.
+        spec: adds the input pseudo-layer where the input is standardized.
+        names: the layers to observe; None observes all.
+
+    >>> network = nn.Sequential(nn.BatchNorm1d(1)).eval()
+    >>> with StatisticsTaps(network) as taps:
+    ...     _ = network(torch.tensor([[1.0], [3.0]]))
+    ...     moments = taps.collect()
+    >>> moments.mean.tolist(), moments.var.tolist()
+    ([2.0], [1.0])
+    """
+
+    def __init__(self, model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None) -> None:
+        self.model = model
+        self.spec = spec
+        self.layers = statistics_layers(model, names)
+        self._calls: dict[str, list[Moments]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        """Attach a forward pre-hook to each layer."""
+        for name, layer in self.layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._observer(name), with_kwargs=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detach every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._calls.clear()
+
+    def _observer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def observe(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            values = next(iter((*arguments, *keywords.values())))
+            moments = batch_moments(values, layer.running_mean)  # type: ignore[arg-type]
+            self._calls.setdefault(name, []).append(Moments(*moments, count=len(values)))
+
+        return observe
+
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """Names of the layers that were called since the last collection."""
+        return tuple(name for name in self.layers if name in self._calls)
+
+    def forget(self) -> None:
+        """Drop what a forward pass left that did not come to its end."""
+        self._calls.clear()
+
+    def collect(self, inputs: Tensor | None = None) -> Moments:
+        """Return the moments of all layers since the last collection, and forget them.
+
+        Args:
+            inputs: the network input, for the pseudo-layer; needed where the specification is standardized.
+
+        Raises:
+            RuntimeError: a layer was not reached by the forward pass.
+        """
+        return averaged_calls(self.collect_calls(inputs))
+
+    def collect_calls(self, inputs: Tensor | None = None) -> list[list[Moments]]:
+        """Return the moments of every layer, call by call, and forget them; see `collect`."""
+        missing = self.layers.keys() - self._calls.keys()
+        if missing:
+            raise RuntimeError(f"The forward pass did not reach the layers {sorted(missing)}.")
+        calls = [self._calls[name] for name in self.layers]
+        if self.spec is not None and self.spec.standardized and inputs is not None:
+            moments = batch_moments(inputs, inputs.new_zeros(inputs.shape[1]))
+            calls.insert(0, [Moments(*moments, count=len(inputs))])
+        self._calls = {}
+        return calls
+
+
+class StatisticsPool:
+    """Pools the moments of batch after batch: the statistics are those of the set, whatever the batch size.
+
+    Args:
+        model: a network with at least one BatchNorm layer, in eval mode.
+        spec: adds the input pseudo-layer where the input is standardized.
+        names: the layers to observe; None observes all.
+    """
+
+    def __init__(self, model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None) -> None:
+        self._model = model
+        self._taps = StatisticsTaps(model, spec, names)
+        self._pooled: list[list[Moments]] = []
+
+    @torch.no_grad()
+    def add(self, batch: Tensor) -> None:
+        """Run one batch `(batch, *shape)` through the network; an empty one changes nothing."""
+        if len(batch):
+            with self._taps as taps:
+                self._model(batch)
+                new = taps.collect_calls(batch)
+            pairs = zip(self._pooled, new, strict=True)
+            self._pooled = [_pooled_calls(*pair) for pair in pairs] if self._pooled else new
+
+    def moments(self) -> Moments:
+        """Return the moments of all samples so far at every layer.
+
+        Raises:
+            ValueError: there was no sample.
+        """
+        if not self._pooled:
+            raise ValueError("Statistics need at least one sample, got none.")
+        return averaged_calls(self._pooled)
+
+
+def pooled_moments(
+    model: nn.Module, batches: Iterable[Tensor], spec: InputSpec | None = None, names: Collection[str] | None = None
+) -> Moments:
+    """Run all batches through the network and return the moments of the whole set at every statistics layer.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    pool = StatisticsPool(model, spec, names)
+    for batch in batches:
+        pool.add(batch)
+    return pool.moments()
+
+
+def _pooled_calls(known: list[Moments], new: list[Moments]) -> list[Moments]:
+    return [former.pooled(latter) for former, latter in zip(known, new, strict=True)]
+
+
+def layer_divergences(
+    model: nn.Module, batches: Iterable[Tensor], spec: InputSpec | None = None
+) -> Mapping[str, float]:
+    """Return the KL divergence of each layer between the stored statistics and those of all batches together.
+
+    Its mean over layers is the measure of data similarity of Haroush et al. 2020: how far a data set is, in the eyes
+    of a trained network, from the data of its training. Layers that a forward pass does not call are left out; the
+    result is empty where it calls none.
+
+    Args:
+        model: a network with at least one BatchNorm layer, in eval mode.
+        batches: inputs `(batch, *shape)`, moved to the network's device one by one.
+        spec: adds the input pseudo-layer where the input is standardized.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    moved = (batch.to(device_of(model)) for batch in batches if len(batch))
+    first = next(moved, None)
+    if first is None:
+        raise ValueError("Statistics need at least one sample, got none.")
+    names = reached_layers(model, first[:1])
+    if not names:
+        return {}
+    observed = pooled_moments(model, chain([first], moved), spec, names)
+    return divergence_of(stored_statistics(model, spec, names), observed)
+
+
+def divergence_of(stored: StoredStatistics, moments: Moments) -> dict[str, float]:
+    """Return the KL divergence of each layer's stored statistics from observed ones, a mean over channels in nats."""
+    return stored.per_layer(gaussian_kl(stored.mean, stored.var + stored.eps, moments.mean, moments.var + stored.eps))

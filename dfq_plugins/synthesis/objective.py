@@ -1,0 +1,246 @@
+"""What inversion generators share: the objective over a frozen network, the starting inputs, and the run itself."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from typing import TYPE_CHECKING
+import torch
+from torch import Tensor, nn
+from dfq_plugins.synthesis import terms as objectives
+from dfq_plugins.statistics.augmentation import apply_maps
+from dfq_plugins.synthesis.compilation import explained_failure, remember_compiled
+from dfq_plugins.statistics.divergences import DIVERGENCES
+from dfq_plugins.synthesis.fast_layers import freeze_norms
+from dfq_plugins.network.memory import halves, is_out_of_memory, note_halving
+from dfq_plugins.model_state import device_of
+from dfq_plugins.synthesis.fast_layers import native_pooling
+from dfq_plugins.statistics.batch_norm import StatisticsTaps, require_reached_layers, stored_statistics
+from dfq_plugins.network.precision import use_bfloat16
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from dfq_plugins.statistics.augmentation import AxisMaps
+    from dfq_plugins.synthesis.options import InversionOptions
+    from dfq_plugins.statistics.moments import Moments
+    from dfq_plugins.types import InputSpec
+
+logger = logging.getLogger(__name__)
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class InversionObjective:
+    """Weighted sum of the BatchNorm divergence, a class term and priors, for one frozen network.
+
+    Args:
+        model: frozen network; a copy is taken, and cast to the precision of the options.
+        spec: the input; a standardized one adds the input pseudo-layer to the divergence.
+        options: weights of the terms, precision.
+
+    Raises:
+        ModelError: the divergence has a weight, and a forward pass calls no BatchNorm layer.
+    """
+
+    def __init__(self, model: nn.Module, spec: InputSpec, options: InversionOptions) -> None:
+        self.options = options
+        self.device = device_of(model)
+        self.half = use_bfloat16(options.precision, self.device)
+        self.model = _cast(native_pooling(freeze_norms(copy.deepcopy(model))), self.half)
+        self.fill = torch.tensor(spec.outside, device=self.device)
+        self.matches = options.batch_norm_weight > 0
+        if self.matches:
+            names = require_reached_layers(model, spec)
+            self.stored = stored_statistics(model, spec, names)
+            self.taps = StatisticsTaps(self.model, spec, names)
+            self.taps.__enter__()  # the copy is ours: its hooks live as long as it does
+        self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._halves = False
+        self._compiles = False
+        self._compiler_works = True
+        self._step_seconds: float | None = None
+        self._compiled_shapes: set[tuple[int, ...]] = set()
+        self._warm: set[bool] = set()  # which of the two steps, plain and compiled, has been taken
+
+    def __call__(
+        self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None, maps: AxisMaps = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, its gradient `(batch, *shape)`, and the batch's raw moments `(2, channels)`, all detached.
+
+        Args:
+            inputs: `(batch, *shape)`, float32.
+            labels: `(batch,)`.
+            rest: raw moments of the other batches and this batch's share of the whole; None for the batch alone.
+            maps: augmentation of the inputs, part of what is differentiated.
+        """
+        others, share = rest if rest is not None else (self.empty_pool(), 1.0)
+        arguments = (maps, labels, (1 - share) * others, inputs.new_full((), share))
+        if not self._halves:
+            try:
+                return self._step(inputs, *arguments)
+            except Exception as error:
+                if not is_out_of_memory(error) or len(inputs) < 2:  # noqa: PLR2004  one sample has no halves
+                    raise
+            # Here the failed pass is gone: while its error is handled, the traceback keeps its tensors alive.
+            self._forget_calls()
+            self._halves = True
+            note_halving(len(inputs))
+        return self._step_in_halves(inputs, *arguments)
+
+    def _step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
+        if self._compiles:
+            # The compiler works on both passes, the backward one when it is first asked for: guard them together.
+            try:
+                return self._remembered(self._compiled_step(inputs, *arguments))
+            except Exception as error:  # whatever the compiler raises, the uncompiled step is right
+                if is_out_of_memory(error):
+                    raise
+                logger.warning("%s", explained_failure(error))
+                self._compiler_works = self._compiles = False
+                self._forget_calls()
+        return _differentiated(self._loss, inputs, *arguments)
+
+    def _step_in_halves(
+        self, inputs: Tensor, maps: AxisMaps, labels: Tensor, rest: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Do the same in half of the memory: the moments of both halves first, then the gradient of each through them.
+
+        With weights w, the share of the samples in each half, the moments of the batch are m = sum(w_i m_i), and the
+        gradient of the loss L(m) for half i is w_i L'(m) dm_i: that of the half alone, were its moments m.
+        """
+        parts = [(part, tuple(moved), wanted) for part, wanted, *moved in halves(inputs, labels, *maps)]
+        weights = [len(part) / len(inputs) for part, _, _ in parts]
+        with torch.no_grad():
+            moments = [self._loss(*part, rest, share)[1] for part in parts]
+        whole = torch.stack([weight * raw for weight, raw in zip(weights, moments, strict=True)]).sum(0)
+        rests = [share * (whole - raw) + rest for raw in moments]
+        steps = [self._step(*part, other, share) for part, other in zip(parts, rests, strict=True)]
+        loss = torch.stack([weight * step[0] for weight, step in zip(weights, steps, strict=True)]).sum()
+        return loss, torch.cat([weight * step[1] for weight, step in zip(weights, steps, strict=True)]), whole
+
+    def use_compiled(self, wanted: bool) -> None:
+        """Choose between the compiled and the plain step; where compilation fails, the plain one goes on."""
+        self._compiles = wanted and self._compiler_works
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiled step is at hand already."""
+        return self._compiled is not None and self._compiler_works
+
+    def plain_step_seconds(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> float:
+        """Return how long one step on such a batch takes uncompiled, measured once."""
+        if self._step_seconds is None:
+            self.use_compiled(wanted=False)
+            self.warm_up(inputs, labels, maps)
+            began = time.monotonic()
+            loss, _, _ = self(inputs, labels, None, maps)
+            float(loss)
+            self._step_seconds = time.monotonic() - began
+        return self._step_seconds
+
+    def warm_up(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> None:
+        """Take the first step, which compiles or finds its kernels, without effect; later calls do nothing."""
+        if self._compiles not in self._warm:
+            float(self(inputs, labels, None, maps)[0])
+            self._warm.add(self._compiles)
+
+    def description(self, inputs: Tensor) -> str:
+        """Return what the code of the compiled step depends on: structure and shapes, but no weight."""
+        where = (torch.__version__, inputs.device.type, torch.get_num_threads())
+        return f"{where} {tuple(inputs.shape)} {self.options} {self.model}"
+
+    def _remembered(self, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Note once for each shape that its step has been compiled; return the step's results."""
+        shape = tuple(step[1].shape)
+        if shape not in self._compiled_shapes:
+            self._compiled_shapes.add(shape)
+            remember_compiled(self.description(step[1]))
+        return step
+
+    def _forget_calls(self) -> None:
+        if self.matches:
+            self.taps.forget()
+
+    def _compiled_step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
+        on_gpu = inputs.is_cuda
+        if self._compiled is None:
+            mode = "reduce-overhead" if on_gpu else None  # one recorded launch in the place of hundreds
+            self._compiled = torch.compile(self._loss, dynamic=False, mode=mode)
+        if not on_gpu:
+            return _differentiated(self._compiled, inputs, *arguments)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        loss, gradient, moments = _differentiated(self._compiled, inputs, *arguments)
+        return loss.clone(), gradient.clone(), moments.clone()  # the next replay writes over what this one returned
+
+    def evaluate_once(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> Tensor:
+        """Return the loss of one batch without compiling anything."""
+        loss, _ = self._loss(inputs, maps, labels, self.empty_pool(), inputs.new_ones(()))
+        return loss
+
+    def empty_pool(self) -> Tensor:
+        """Return raw moments of nothing, shape `(2, channels)`."""
+        return torch.zeros(2, len(self.stored.mean) if self.matches else 0, device=self.device)
+
+    def rest_of(self, pools: list[Tensor], index: int) -> tuple[Tensor, float] | None:
+        """Return the mean raw moments of the other batches seen so far, and the share of batch `index`."""
+        others = [pool for i, pool in enumerate(pools) if i != index and bool(pool[1].any())]
+        if not others:
+            return None
+        return torch.stack(others).mean(0), 1 / (len(others) + 1)
+
+    def _loss(
+        self, inputs: Tensor, maps: AxisMaps, labels: Tensor, rest: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch, and its raw moments; what is matched is `share` times these, and `rest`."""
+        options = self.options
+        inputs = apply_maps(inputs, maps, self.fill)
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
+            logits = self.model(inputs)
+        loss, pool = inputs.new_zeros(()), rest
+        if self.matches:
+            moments = self.taps.collect(inputs)
+            loss, pool = self._divergence(moments, rest, share)
+        if options.class_weight:
+            term = objectives.class_logit if options.class_loss == "logit" else objectives.class_cross_entropy
+            loss = loss + options.class_weight * term(logits.float(), labels)
+        for weight, prior in (
+            (options.blur_weight, objectives.blur_difference),
+            (options.total_variation_weight, objectives.total_variation),
+            (options.l2_weight, objectives.squared_norm),
+        ):
+            if weight:
+                loss = loss + weight * prior(inputs)
+        return loss, pool
+
+    def _divergence(self, moments: Moments, rest: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        stored = self.stored
+        # Raw moments are taken about the stored mean: they pool by averaging, and stay exact.
+        offset = moments.mean - stored.mean
+        raw = torch.stack([offset, moments.var + offset.square()])
+        pooled = share * raw + rest
+        mean, var = stored.mean + pooled[0], (pooled[1] - pooled[0].square()).clamp_min(0)
+        distance = DIVERGENCES[self.options.divergence](stored.mean, stored.var + stored.eps, mean, var + stored.eps)
+        return self.options.batch_norm_weight * (stored.weight * distance).sum(), raw
+
+
+def _differentiated(
+    function: Callable[..., tuple[Tensor, Tensor]], inputs: Tensor, *arguments: Tensor | AxisMaps
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the function's loss, the gradient of the inputs, and the function's second value."""
+    leaf = inputs.detach().requires_grad_()
+    loss, pool = function(leaf, *arguments)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient, pool.detach()
+
+
+def _cast(model: nn.Module, half: bool) -> nn.Module:
+    """Put the copy in channels-last and, for bfloat16, its convolution and linear weights in that type."""
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model = model.to(memory_format=torch.channels_last)
+    if half:
+        for module in model.modules():
+            if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+                module.to(torch.bfloat16)
+    return model

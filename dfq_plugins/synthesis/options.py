@@ -1,0 +1,46 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Literal
+from annotated_types import Ge, Gt, Le, Lt
+from dfq_plugins.host.options import setting
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """Settings of every generator that optimises its inputs against the network.
+
+    The class attributes' defaults are those of `bns`; the other generators override the weights.
+    """
+
+    iterations: Annotated[int, Gt(0)] = setting(100, "optimisation steps")
+    learning_rate: Annotated[float, Gt(0)] = setting(0.25, "Adam step, in units of the input's standard deviation")
+    start: Literal["fitted", "white"] = setting(
+        "fitted", "the noise to start from: of the colour and scale that fit the network best, or white"
+    )
+    schedule: Literal["cosine", "constant"] = setting("cosine", "how the learning rate falls")
+    plateau: Annotated[float, Ge(0)] = setting(
+        0.0, "stop early once thirty steps lower the loss by less than this share of it; 0: never"
+    )
+    divergence: Literal["kl", "l2"] = setting("kl", "distance between stored and synthetic statistics")
+    step_samples: Annotated[int, Gt(0)] | None = setting(None, "samples in one step; none: the whole shard at once")
+    statistics: Literal["batch", "set"] = setting("batch", "match the statistics of each step, or of the shard")
+    batch_norm_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the BatchNorm divergence")
+    class_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the class term")
+    class_loss: Literal["logit", "cross-entropy"] = setting("cross-entropy", "form of the class term")
+    blur_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance from the blurred input")
+    total_variation_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the total variation")
+    l2_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the mean square of the input")
+    jitter: Annotated[int, Ge(0)] = setting(0, "largest random shift, in pixels")
+    flip: bool = setting(default=False, text="mirror the last axis half of the time")
+    crop: Annotated[float, Gt(0), Le(1)] = setting(1.0, "smallest side of a random resized crop, as a share")
+    border: Annotated[int, Ge(0)] | None = setting(
+        None,
+        "shift images over a border of so many pixels, as training on small images does; none: an eighth of the side "
+        "of colour images of 16 to 64 pixels, 0 for others",
+    )
+    clamp: bool = setting(default=True, text="keep the inputs in their valid range during the optimisation")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "arithmetic of convolutions and linear layers")
+    compile: Literal["auto", "always", "never"] = setting("auto", "compile the step: auto decides by the work ahead")
