@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.loss import DistillationLoss
     from dfq_plugins.distillation.options import DistillationOptions
     from dfq_plugins.distillation.run import distill
-    from dfq_plugins.quantization.finetune import finetune
     from dfq_plugins.hookspecs import hookimpl
-    from dfq_plugins.quantization.run import quantize, run_quantization
-    from dfq_plugins.synthesis.run import synthesize
+    from dfq_plugins.network.load import load_network
     from dfq_plugins.pruning.run import prune
     from dfq_plugins.quality.run import inspect
+    from dfq_plugins.quantization.finetune import finetune
+    from dfq_plugins.quantization.run import quantize, run_quantization
     from dfq_plugins.recording.options import RecordingOptions
     from dfq_plugins.recording.run import record
-    from dfq_plugins.network.load import load_network
+    from dfq_plugins.synthesis.run import synthesize
     from dfq_plugins.types import Batch, InputSpec, Recipe
 
     __version__: str
@@ -54,17 +54,17 @@ _HOMES = {
     "InputSpec": "types",
     "Recipe": "types",
     "RecordingOptions": "recording.options",
-    "SyntheticDataset": "dataset",
-    "distill": "distilling",
-    "finetune": "finetuning",
+    "SyntheticDataset": "data.dataset",
+    "distill": "distillation.run",
+    "finetune": "quantization.finetune",
     "hookimpl": "hookspecs",
-    "inspect": "quality.inspection",
-    "load_network": "saved_network",
+    "inspect": "quality.run",
+    "load_network": "network.load",
     "prune": "pruning.run",
-    "quantize": "pipeline",
-    "record": "recording.recorder",
-    "run_quantization": "pipeline",
-    "synthesize": "pipeline",
+    "quantize": "quantization.run",
+    "record": "recording.run",
+    "run_quantization": "quantization.run",
+    "synthesize": "synthesis.run",
 }
 """The module that defines each public name."""
 

@@ -6,20 +6,16 @@ import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
-from dfq_plugins.errors import UsageError
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
-import torch
-from torch import Tensor
-from dfq_plugins.data.dataset import SyntheticDataset
+
 from dfq_plugins.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
+
     import torch
     from torch import nn
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -149,7 +145,7 @@ class DataGenerator(Protocol):
 
     A generator that makes inputs for given classes has an attribute `conditional` that is true, and yields labels. One
     that can keep to a time has an attribute `timed` that is true, and `generate` then takes one argument more,
-    `allowance`: None, or a `dfq_plugins.synthesis.budget.Allowance`. One whose samples depend on a file has `settled_options()`,
+    `allowance`: None, or a `synthesis.budget.Allowance`. One whose samples depend on a file has `settled_options()`,
     which returns its options with the file's checksum in them: the data set is then known to be of that very file.
     """
 
@@ -379,7 +375,7 @@ class ProgressListenerEntry(PluginEntry):
     """Registers a listener: an object called with every `ProgressEvent`."""
 
 
-def check_batch(batch: Tensor, spec: InputSpec) -> None:
+def check_batch(batch: torch.Tensor, spec: InputSpec) -> None:
     """Refuse a calibration batch that the network cannot take.
 
     Raises:
@@ -392,5 +388,5 @@ def check_batch(batch: Tensor, spec: InputSpec) -> None:
             f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
             "Mend the data or the input specification."
         )
-    if not torch.isfinite(batch).all():
+    if not batch.isfinite().all():
         raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesise the data anew.")

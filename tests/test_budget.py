@@ -14,17 +14,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dfq_plugins.synthesis import objective as inversion, loop as optimization, shard_maker as synthesis
-from dfq_plugins.synthesis.budget import Allowance, Budget
 from dfq_plugins.cli import cli, progress
-from dfq_plugins.synthesis.compilation import compiled_before, remember_compiled
-from dfq_plugins.synthesis.compile_choice import compile_pays_within
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.generators import inversion as base
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.synthesis.objective import InversionObjective
+from dfq_plugins.synthesis import loop as optimization
+from dfq_plugins.synthesis import objective as inversion
+from dfq_plugins.synthesis import shard_maker as synthesis
+from dfq_plugins.synthesis.budget import Allowance, Budget
+from dfq_plugins.synthesis.compilation import compiled_before, remember_compiled
+from dfq_plugins.synthesis.compile_choice import compile_pays_within
 from dfq_plugins.synthesis.loop import learning_rate_at
+from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.synthesis.pace import FEWEST_STEPS, Pace, TimedPace
 from dfq_plugins.synthesis.run import synthesize
 

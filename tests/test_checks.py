@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dfq_plugins.network.trial import check_finite, infer_shape, trial_run
-from dfq_plugins.network.specification import complete_spec
-from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.network.specification import complete_spec
+from dfq_plugins.network.trial import check_finite, infer_shape, trial_run
+from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:

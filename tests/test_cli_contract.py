@@ -16,9 +16,9 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from contract_plugins import Greedy, Rounding, Uniform
 
-from dfq_plugins.host import registry as registry_module
 from dfq_plugins.cli import cli, plugins
 from dfq_plugins.hookspecs import hookimpl
+from dfq_plugins.host import registry as registry_module
 from dfq_plugins.types import CalibratorEntry, GeneratorEntry, ProgressListenerEntry
 
 if TYPE_CHECKING:

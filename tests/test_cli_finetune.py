@@ -14,8 +14,7 @@ from dfq_plugins.distillation.history import TrainingPoint
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE
 from dfq_plugins.quantization.finetune import FinetuningRun
-from dfq_plugins.report.render import Report
-from dfq_plugins.report.render import render_html
+from dfq_plugins.report.render import Report, render_html
 from dfq_plugins.report.training import training_curves, training_section
 from dfq_plugins.types import Coverage, Recipe
 

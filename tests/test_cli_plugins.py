@@ -15,9 +15,9 @@ import pytest
 from annotated_types import Gt
 from click.testing import CliRunner
 
-from dfq_plugins.host import registry as registry_module
 from dfq_plugins.cli import cli, plugins
 from dfq_plugins.hookspecs import hookimpl
+from dfq_plugins.host import registry as registry_module
 from dfq_plugins.types import CalibratorEntry, GeneratorEntry, ProgressListenerEntry
 
 if TYPE_CHECKING:

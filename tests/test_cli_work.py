@@ -15,11 +15,11 @@ import torch
 from click.testing import CliRunner
 
 import dfq_plugins
-from dfq_plugins.synthesis import run as pipeline
 from dfq_plugins.cli import cli, progress
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.data.manifest import read_manifest, write_manifest
 from dfq_plugins.network.load import load_model
+from dfq_plugins.synthesis import run as pipeline
 from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, ProgressEvent, QuantizedLayer, Recipe
 
 if TYPE_CHECKING:

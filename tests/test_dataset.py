@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, default_collate
 
 from dfq_plugins.data import shards
 from dfq_plugins.data.dataset import SyntheticDataset, collate
-from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.data.manifest import MANIFEST_FILE, GeneratorRecord, read_manifest, shard_file, write_manifest
 from dfq_plugins.data.plan import DatasetPlan
-from dfq_plugins.types import Batch, InputSpec
 from dfq_plugins.data.writer import DatasetWriter
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.types import Batch, InputSpec
 
 SPEC = InputSpec((3, 8, 8), num_classes=4)
 RNG = torch.Generator().manual_seed(0)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import dfq_plugins
 from dfq_plugins.distillation import DistillationLoss, DistillationOptions
-from dfq_plugins.network.probe import block_ends, record_calls
 from dfq_plugins.distillation.taps import FeatureTaps, Tap, resolve_taps, stages_alike
 from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.network.probe import block_ends, record_calls
 from dfq_plugins.types import InputSpec, Recipe
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from dfq_plugins.distillation.lesson import DataOriginWarning
 from dfq_plugins.distillation.options import StudentTraining
-from dfq_plugins.distillation.state import capture
 from dfq_plugins.distillation.run import DistillingRun, LargerStudentWarning, distill
+from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import DataError, ModelError, UsageError
-from dfq_plugins.synthesis.run import synthesize
-from dfq_plugins.pruning.ticket import Ticket
 from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.network.load import load_network
-from dfq_plugins.distillation.lesson import DataOriginWarning
+from dfq_plugins.pruning.ticket import Ticket
+from dfq_plugins.synthesis.run import synthesize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

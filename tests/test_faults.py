@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.statistics.augmentation import Augmentation, draw_maps
-from dfq_plugins.synthesis.compilation import CACHE_VARIABLE, explained_failure, writable_compile_cache
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.options import BatchNormInceptionOptions
-from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.network.memory import halves
+from dfq_plugins.statistics.augmentation import Augmentation, draw_maps
+from dfq_plugins.synthesis.compilation import CACHE_VARIABLE, explained_failure, writable_compile_cache
+from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.synthesis.run import synthesize
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from dfq_plugins.distillation import DistillationOptions
+from dfq_plugins.distillation.lesson import DataOriginWarning
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
+from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.quantization.finetune import FinetuningRun, finetune
 from dfq_plugins.quantization.run import quantize, run_quantization
 from dfq_plugins.synthesis.run import synthesize
-from dfq_plugins.host.registry import Registry, build_registry
-from dfq_plugins.distillation.lesson import DataOriginWarning
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfq_plugins.synthesis.fast_layers import FrozenNorm, freeze_norms
 from dfq_plugins.statistics.batch_norm import statistics_layers
+from dfq_plugins.synthesis.fast_layers import FrozenNorm, freeze_norms
 
 LAYERS = {
     "1d": (nn.BatchNorm1d(4), (5, 4)),

@@ -22,14 +22,14 @@ from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.distillation.sources import GeneratorSource
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import DataError, DivergedError, ModelError, UsageError
-from dfq_plugins.quantization.finetune import FinetuningRun, finetune
 from dfq_plugins.generators.adversarial import AdversarialGenerator
 from dfq_plugins.generators.gdfq import GdfqGenerator
 from dfq_plugins.generators.image_network import ImageNetwork
 from dfq_plugins.generators.options import AdversarialOptions, GdfqOptions
-from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.host.registry import get_registry
+from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.quantization.finetune import FinetuningRun, finetune
 from dfq_plugins.types import InputSpec, Recipe
 
 if TYPE_CHECKING:

@@ -13,22 +13,22 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.synthesis import compile_choice, loop as optimization
-from dfq_plugins.statistics.augmentation import Augmentation, augment
-from dfq_plugins.synthesis.compile_choice import compile_pays, step_work
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
-from dfq_plugins.generators.inversion import SMALLEST_BATCH, balanced_labels, even_split
-from dfq_plugins.generators.inversion import BatchNormGenerator
+from dfq_plugins.generators.inversion import SMALLEST_BATCH, BatchNormGenerator, balanced_labels, even_split
 from dfq_plugins.generators.noise import Noise, coloured, draw_noise
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.synthesis.options import InversionOptions
 from dfq_plugins.generators.start import colour_candidates, fitted_noise, scale_candidates
-from dfq_plugins.synthesis.objective import InversionObjective
-from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.synthesis.loop import learning_rate_at, optimize_inputs
-from dfq_plugins.synthesis.pace import Pace
 from dfq_plugins.host.registry import Registry, build_registry
+from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.statistics.augmentation import Augmentation, augment
 from dfq_plugins.statistics.batch_norm import layer_divergences
+from dfq_plugins.synthesis import compile_choice
+from dfq_plugins.synthesis import loop as optimization
+from dfq_plugins.synthesis.compile_choice import compile_pays, step_work
+from dfq_plugins.synthesis.loop import learning_rate_at, optimize_inputs
+from dfq_plugins.synthesis.objective import InversionObjective
+from dfq_plugins.synthesis.options import InversionOptions
+from dfq_plugins.synthesis.pace import Pace
 from dfq_plugins.types import Batch, InputSpec, ProgressEvent
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from dfq_plugins.distillation.inputs import Inputs
 from dfq_plugins.distillation.run import distill
 from dfq_plugins.errors import DfqError
-from dfq_plugins.quantization.finetune import finetune
-from dfq_plugins.distillation.inputs import Inputs
-from dfq_plugins.pruning.run import prune
 from dfq_plugins.host.registry import get_registry
+from dfq_plugins.pruning.run import prune
+from dfq_plugins.quantization.finetune import finetune
 
 if TYPE_CHECKING:
     from collections.abc import Callable

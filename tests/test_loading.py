@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from dfq_plugins.host import loading
 from dfq_plugins.errors import PluginError
+from dfq_plugins.host import loading
 from dfq_plugins.host.loading import BrokenPlugin, Origin, PluginWarning
 from dfq_plugins.host.registry import Registry, attributed, attributed_iterator, build_registry, get_registry
 

@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.data.manifest import MANIFEST_FILE, GeneratorRecord, Manifest, ShardRecord, read_manifest, shard_file, write_manifest
+from dfq_plugins.data.manifest import (
+    MANIFEST_FILE,
+    GeneratorRecord,
+    Manifest,
+    ShardRecord,
+    read_manifest,
+    shard_file,
+    write_manifest,
+)
 from dfq_plugins.data.plan import DatasetPlan
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.storage.versions import library_versions
 from dfq_plugins.types import InputSpec
 

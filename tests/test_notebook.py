@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 import dfq_plugins
-from dfq_plugins.listeners.notebook import NotebookListener, in_notebook
 from dfq_plugins.data.notebook import TILE, samples_html
+from dfq_plugins.listeners.notebook import NotebookListener, in_notebook
 from dfq_plugins.types import Batch, InputSpec, NoOptions, ProgressEvent
 
 

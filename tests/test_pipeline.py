@@ -22,11 +22,11 @@ from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
 from dfq_plugins.generators.noise import Noise
 from dfq_plugins.generators.start import known_noise
-from dfq_plugins.synthesis.run import default_shard_size, synthesize
-from dfq_plugins.quantization.run import quantize, run_quantization
 from dfq_plugins.host.registry import Registry, build_registry
-from dfq_plugins.statistics.batch_norm import layer_divergences
 from dfq_plugins.network.agreement import top1_agreement
+from dfq_plugins.quantization.run import quantize, run_quantization
+from dfq_plugins.statistics.batch_norm import layer_divergences
+from dfq_plugins.synthesis.run import default_shard_size, synthesize
 from dfq_plugins.types import Batch, InputSpec, ProgressEvent, Recipe
 
 if TYPE_CHECKING:

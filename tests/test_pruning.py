@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.network.cost import layer_multiply_adds, measure_cost
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import DataError, ModelError, PluginError, UsageError
+from dfq_plugins.network.cost import layer_multiply_adds, measure_cost
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.load import load_network
+from dfq_plugins.network.masks import bake, masks_of
 from dfq_plugins.pruning import PruningOptions, PruningRun, PruningTraining, Ticket, prune
 from dfq_plugins.pruning.graph import find_groups, remove_filters, same_answers, zero_filters
-from dfq_plugins.network.masks import bake, masks_of
 from dfq_plugins.pruning.magnitude import prune_weights
 from dfq_plugins.pruning.recentring import batch_statistics, recentre
 from dfq_plugins.pruning.scales import group_scales, map_widths, penalty_for, shared_scales
 from dfq_plugins.pruning.selection import remaining_multiply_adds, select_by_target, select_by_threshold
-from dfq_plugins.network.load import load_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable

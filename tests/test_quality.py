@@ -18,8 +18,8 @@ import dfq_plugins
 from dfq_plugins import InputSpec, SyntheticDataset
 from dfq_plugins.errors import DataError
 from dfq_plugins.quality import ranges, teacher, verdict
-from dfq_plugins.quality.run import clamped_share, inspect
 from dfq_plugins.quality.record import Inspection, LayerQuality
+from dfq_plugins.quality.run import clamped_share, inspect
 from dfq_plugins.statistics.batch_norm import layer_divergences
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from dfq_plugins.storage import rank as ranks
-from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.storage.locks import FolderLock
 from dfq_plugins.data.manifest import MANIFEST_FILE, GeneratorRecord, shard_file
 from dfq_plugins.data.plan import DatasetPlan
-from dfq_plugins.storage.rank import Rank
-from dfq_plugins.storage.files import LOCK_FILE
-from dfq_plugins.types import InputSpec
 from dfq_plugins.data.writer import DatasetWriter
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.storage import rank as ranks
+from dfq_plugins.storage.files import LOCK_FILE
+from dfq_plugins.storage.locks import FolderLock
+from dfq_plugins.storage.rank import Rank
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

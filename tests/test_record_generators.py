@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 import dfq_plugins
-from dfq_plugins.synthesis.budget import Allowance
 from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.recording.factors import ClassGaussians, pack, unpack
 from dfq_plugins.recording.info import TENSOR_FILE
 from dfq_plugins.recording.run import record
 from dfq_plugins.recording.units import UnitReader
-from dfq_plugins.host.registry import get_registry
+from dfq_plugins.synthesis.budget import Allowance
 from dfq_plugins.testing import GeneratorContract
 from dfq_plugins.types import InputSpec
 

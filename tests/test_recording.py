@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import dfq_plugins
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.recording.factors import factor, unpack
 from dfq_plugins.recording.graph import consecutive_edges, fourier_basis, strongest_waves
 from dfq_plugins.recording.info import INFO_FILE, TENSOR_FILE, NoiseRecord

@@ -14,9 +14,9 @@ from annotated_types import Gt
 
 from dfq_plugins.errors import PluginError, UsageError
 from dfq_plugins.hookspecs import hookimpl
+from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.listeners import Broadcast
 from dfq_plugins.listeners.log import LogListener, LogOptions
-from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.types import CalibratorEntry, GeneratorEntry, ProgressEvent, ProgressListenerEntry
 
 if TYPE_CHECKING:

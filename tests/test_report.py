@@ -16,8 +16,7 @@ from PIL import Image
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.report import plots, sections
 from dfq_plugins.report.record import Facts, LayerPlot, Samples, Section, Table
-from dfq_plugins.report.render import Report
-from dfq_plugins.report.render import render_html, render_report
+from dfq_plugins.report.render import Report, render_html, render_report
 from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, QuantizedLayer
 
 GREY = InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0), 10)

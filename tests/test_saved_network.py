@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.errors import DataError, ModelError, UsageError
-from dfq_plugins.network.load import load_model
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.load import load_model, load_network
 from dfq_plugins.network.saved import NETWORK_FILE, WEIGHTS_FILE, save_network
-from dfq_plugins.network.load import load_network
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 
 from dfq_plugins.data import shards
-from dfq_plugins.errors import DataError
 from dfq_plugins.data.manifest import ShardRecord, shard_file
 from dfq_plugins.data.shards import METADATA_KEY, ShardCache, inspect_shard, load_shard, write_shard
+from dfq_plugins.errors import DataError
 from dfq_plugins.types import Batch, InputSpec
 
 if TYPE_CHECKING:

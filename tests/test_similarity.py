@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dfq_plugins.statistics.augmentation import Augmentation, augment
-from dfq_plugins.errors import DataError, ModelError, UsageError
-from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.data.readers import load_source, normalise
+from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.quality.similarity import rank
+from dfq_plugins.statistics.augmentation import Augmentation, augment
 from dfq_plugins.statistics.batch_norm import layer_divergences
+from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:

@@ -12,8 +12,18 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from dfq_plugins.errors import ModelError
+from dfq_plugins.statistics.batch_norm import (
+    INPUT_LAYER,
+    StatisticsTaps,
+    layer_divergences,
+    pooled_moments,
+    reached_layers,
+    require_reached_layers,
+    statistics_layers,
+    stored_statistics,
+    stores_statistics,
+)
 from dfq_plugins.statistics.moments import Moments, batch_moments
-from dfq_plugins.statistics.batch_norm import INPUT_LAYER, StatisticsTaps, layer_divergences, pooled_moments, reached_layers, require_reached_layers, statistics_layers, stored_statistics, stores_statistics
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from dfq_plugins.data.dataset import SyntheticDataset
-from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.data.manifest import MANIFEST_FILE, GeneratorRecord, shard_file
 from dfq_plugins.data.plan import DatasetPlan, ShardPlan
+from dfq_plugins.data.writer import DatasetWriter
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.storage.files import LOCK_FILE
 from dfq_plugins.types import InputSpec
-from dfq_plugins.data.writer import DatasetWriter
 
 SPEC = InputSpec((2, 4), value_range=(0, 1), num_classes=3)
 DIVERGENCE = {"norm1": 0.5, "norm2": 0.25}

@@ -19,9 +19,9 @@ from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
 from dfq_brevitas.quiet import framework_notices_silenced
 from dfq_brevitas.training import learned_scales, take_gradients
 from dfq_brevitas.weights import apply_gptq, learn_rounding
-from dfq_plugins.types import check_batch
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.types import check_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from dfq_plugins.network.trial import trial_run
 from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.network.trial import trial_run
 from dfq_pytorch_quantization.coverage import describe_coverage
 from dfq_pytorch_quantization.framework import quiet
 from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input

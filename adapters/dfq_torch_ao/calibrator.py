@@ -10,9 +10,9 @@ import torch
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
-from dfq_plugins.types import check_batch
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.types import check_batch
 from dfq_torch_ao.clipping import observe_clipped_values
 from dfq_torch_ao.conversion_checks import require_calibrated, require_quantized
 from dfq_torch_ao.coverage import describe_coverage

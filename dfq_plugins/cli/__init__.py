@@ -6,9 +6,9 @@ from typing import NoReturn
 
 import click
 
-from dfq_plugins.network.memory import prefer_huge_pages
 from dfq_plugins.cli.group import CommandGroup, Place
 from dfq_plugins.cli.versions import print_versions
+from dfq_plugins.network.memory import prefer_huge_pages
 
 EPILOG = """\b
 Shell completion, for bash, zsh and fish:

@@ -10,9 +10,8 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
+from dfq_plugins.cli.shared import announce, json_option, load_model, print_json, report_option
 from dfq_plugins.cli.training import checked_settings, opened, print_costs, training_of
-from dfq_plugins.cli.shared import announce, report_option
-from dfq_plugins.cli.shared import json_option, load_model, print_json
 from dfq_plugins.distillation.options import StudentTraining
 
 if TYPE_CHECKING:

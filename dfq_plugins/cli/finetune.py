@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
 import click
+
 import dfq_plugins
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.shared import announce, report_option
 from dfq_plugins.cli.shared import (
+    announce,
     json_option,
     load_model,
     model_options,
     name_option,
-    pairs_option,
     plugin_options,
     print_json,
-    print_table,
+    report_option,
 )
+from dfq_plugins.cli.training import training_options
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.errors import UsageError
-from dfq_plugins.host.options import describe_options, parse_options
+from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.registry import get_registry
-from dfq_plugins.cli.training import training_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from dfq_plugins.quantization.finetune import FinetuningRun
+
 
 @click.command()
 @model_options

@@ -9,8 +9,16 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.shared import announce, report_option
-from dfq_plugins.cli.shared import complete_spec, json_option, load_model, print_json, refuse_own_spec, spec_options
+from dfq_plugins.cli.shared import (
+    announce,
+    complete_spec,
+    json_option,
+    load_model,
+    print_json,
+    refuse_own_spec,
+    report_option,
+    spec_options,
+)
 from dfq_plugins.data.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:

@@ -10,9 +10,17 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
+from dfq_plugins.cli.shared import (
+    announce,
+    json_option,
+    load_model,
+    model_options,
+    pairs_option,
+    print_json,
+    print_table,
+    report_option,
+)
 from dfq_plugins.cli.training import checked_settings, opened, print_costs, training_of
-from dfq_plugins.cli.shared import announce, report_option
-from dfq_plugins.cli.shared import json_option, load_model, model_options, pairs_option, print_json, print_table
 from dfq_plugins.distillation.options import StudentTraining
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.pruning.options import PruningOptions, PruningTraining

@@ -1,35 +1,21 @@
-"""TODO."""
+"""What `dfq quantize` and `dfq finetune` print of a quantized model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 import click
-import dfq_plugins
-from dfq_plugins.cli import progress
-from dfq_plugins.cli.training import TRAINING_ARGUMENTS, training_options
-from dfq_plugins.cli.finetune import finetune_and_print
-from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.shared import announce, report_option
+
 from dfq_plugins.cli.shared import (
-    json_option,
-    load_model,
-    model_options,
-    name_option,
-    plugin_options,
-    print_json,
     print_table,
 )
-from dfq_plugins.errors import UsageError
-from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
-    from torch import nn
-    from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.types import Coverage
+
 
 def print_run(run: QuantizationRun) -> None:
     """Print what was quantized, how well it agrees, and what was written."""

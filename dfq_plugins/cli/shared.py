@@ -10,24 +10,26 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
 import click
+
 from dfq_plugins.errors import DfqError, UsageError
 from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
     from click.shell_completion import CompletionItem
     from rich.console import Console
     from torch import nn
+
     from dfq_plugins.host.registry import Kind
     from dfq_plugins.types import InputSpec
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
-
 PLAIN_WIDTH = 120
 """Columns of a table that goes into a file or a pipe."""
-
 
 _UNBROKEN_WIDTH = 10_000
 """For tables that go to a file or another program: a row stays one line, however long its paths are."""
@@ -65,7 +67,6 @@ def pairs_option(*flags: str, help_text: str) -> Callable[[Command], Command]:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
-
 
 plugin_options = pairs_option(
     "--option", "-O", "options", help_text="A setting of the plugin, repeatable; `dfq plugins NAME` lists them."

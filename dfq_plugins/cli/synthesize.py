@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import dfq_plugins
-from dfq_plugins.synthesis.budget import Budget
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.shared import announce, report_option
 from dfq_plugins.cli.shared import (
+    announce,
     complete_spec,
     json_option,
     load_model,
@@ -23,12 +22,13 @@ from dfq_plugins.cli.shared import (
     on_device,
     plugin_options,
     print_json,
+    report_option,
     spec_options,
 )
 from dfq_plugins.errors import UsageError
-from dfq_plugins.host.registry import DEFAULT_GENERATOR
+from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.storage.rank import Rank
-from dfq_plugins.host.registry import get_registry
+from dfq_plugins.synthesis.budget import Budget
 
 if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset

@@ -1,41 +1,35 @@
-"""What `dfq distill` and `dfq prune` share: their options, opening of data, and figures of a network."""
+"""What the commands that train share: their options, opening of data, and figures of a network."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
 import click
+
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.shared import complete_spec, name_option, pairs_option, print_table, refuse_own_spec, spec_options
+from dfq_plugins.cli.shared import (
+    complete_spec,
+    name_option,
+    pairs_option,
+    print_table,
+    refuse_own_spec,
+    spec_options,
+)
+from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.host.registry import get_registry
-from dataclasses import asdict
-import dfq_plugins
-from dfq_plugins.cli import progress
-from dfq_plugins.cli.shared import announce, report_option
-from dfq_plugins.cli.shared import (
-    json_option,
-    load_model,
-    model_options,
-    name_option,
-    pairs_option,
-    plugin_options,
-    print_json,
-    print_table,
-)
-from dfq_plugins.distillation.options import DistillationOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from torch import nn
+
     from dfq_plugins.network.cost import Cost
-    from dfq_plugins.distillation.options import DistillationOptions
     from dfq_plugins.types import InputSpec
-    from dfq_plugins.quantization.finetune import FinetuningRun
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
-
 
 SPEC = ("shape", "mean", "std", "value_range", "num_classes")
 
@@ -134,9 +128,6 @@ def cost_rows(before: tuple[str, Cost], after: tuple[str, Cost]) -> list[tuple[s
 def print_costs(before: tuple[str, Cost], after: tuple[str, Cost]) -> None:
     """Print the figures of two networks."""
     print_table(("Network", "Parameters", "Not zero", "Multiply-adds"), cost_rows(before, after))
-
-
-Command = TypeVar("Command", bound="Callable[..., Any]")
 
 
 TRAINING_ARGUMENTS = ("training", "max_seconds", "work", "strict", "generator", "generator_options")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+
 import torch
 from torch import Tensor
+
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 CalibrationData: TypeAlias = SyntheticDataset | Tensor | Iterable[Any]
 """A synthetic data set, a tensor of samples, or batches: tensors, `Batch` records or (inputs, target) pairs."""
-
 
 BATCH_SIZE = 64
 

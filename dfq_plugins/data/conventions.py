@@ -21,7 +21,7 @@ def run_forward_loop(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
 
     The batches go to the device of the model's first parameter or buffer; the model's mode stays as it is.
     """
-    import torch
+    import torch  # noqa: PLC0415  heavy
 
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = torch.device("cpu") if first is None else first.device

@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dfq_plugins.data.conventions import CalibrationDataReader, representative_dataset, run_forward_loop
-from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.data.manifest import read_manifest
 from dfq_plugins.data.shards import ShardCache
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:

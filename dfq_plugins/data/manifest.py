@@ -6,23 +6,23 @@ See docs/file-formats.md for the format. The bytes are a function of the records
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
-from dfq_plugins.errors import DataError, UsageError
+
+from dfq_plugins.errors import DataError
+from dfq_plugins.storage.canonical_json import jsonable, sha256_of
 from dfq_plugins.storage.files import write_atomically
+
 # pydantic resolves the annotations below at run time, so that this cannot move into the TYPE_CHECKING block.
 from dfq_plugins.types import InputSpec  # noqa: TC001
-from dfq_plugins.storage.canonical_json import _sha256
-from dfq_plugins.storage.canonical_json import jsonable
 
 if TYPE_CHECKING:
     from pathlib import Path
+
     from pydantic import TypeAdapter
 
 MANIFEST_FILE = "manifest.json"
-
 
 FORMAT_VERSION = 1
 
@@ -63,7 +63,7 @@ class Settings:
     @property
     def digest(self) -> str:
         """SHA-256 of the settings as canonical JSON, in hexadecimal."""
-        return _sha256(self.as_json())
+        return sha256_of(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings in JSON's types, the same for `(0, 1)` and `[0.0, 1.0]`."""
@@ -73,11 +73,11 @@ class Settings:
 
     def identity(self, index: int, num_samples: int) -> str:
         """Return the digest that a shard of these settings carries, in hexadecimal."""
-        return _sha256([self.digest, index, num_samples])
+        return sha256_of([self.digest, index, num_samples])
 
     def shard_seed(self, index: int) -> int:
         """Return the seed of shard `index`: 63 bits, independent of every other shard's."""
-        return int(_sha256([self.digest, "seed", index])[:16], 16) >> 1
+        return int(sha256_of([self.digest, "seed", index])[:16], 16) >> 1
 
 
 @dataclass(frozen=True)
@@ -211,14 +211,14 @@ def _canonical(adapter: TypeAdapter[Any], record: Settings | Manifest) -> dict[s
 
 @functools.cache
 def _adapter(record: type[Any]) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter  # noqa: PLC0415  heavy
 
     return TypeAdapter(record)
 
 
 def _first_line(error: ValueError) -> str:
     """Return what is wrong and where, of pydantic's list of errors the first."""
-    from pydantic import ValidationError
+    from pydantic import ValidationError  # noqa: PLC0415  heavy
 
     if not isinstance(error, ValidationError):
         return str(error)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
-from dfq_plugins.errors import DataError, UsageError
+
 from dfq_plugins.data.manifest import GeneratorRecord, Manifest, Settings, ShardRecord, shard_file
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.storage.versions import library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
     from dfq_plugins.types import InputSpec
 
 _SHOWN_DIFFERENCES = 4
-
 
 _SHOWN_DIGITS = 12
 

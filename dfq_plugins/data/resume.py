@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.data.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from dfq_plugins.data.plan import check_same_settings
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.storage.files import is_own_leftover
 
 if TYPE_CHECKING:

@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from dfq_plugins.data.resume import agreed_manifest, refuse_foreign_files, siblings_manifest
 from dfq_plugins.data.dataset import SyntheticDataset
-from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.storage.locks import POLL_SECONDS, FolderLock
 from dfq_plugins.data.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from dfq_plugins.data.plan import ShardPlan
-from dfq_plugins.storage.versions import library_versions
+from dfq_plugins.data.resume import agreed_manifest, refuse_foreign_files, siblings_manifest
 from dfq_plugins.data.sample_checks import checked_batch
 from dfq_plugins.data.shards import check_alike, inspect_shard, load_shard, write_shard
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.storage.files import create_folder, remove_empty, remove_temporary_files
+from dfq_plugins.storage.locks import POLL_SECONDS, FolderLock
+from dfq_plugins.storage.versions import library_versions
 
 if TYPE_CHECKING:
     import tempfile
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.manifest import Manifest, ShardRecord
     from dfq_plugins.data.plan import DatasetPlan
-    from dfq_plugins.storage.rank import Rank
     from dfq_plugins.data.shards import Inspection
+    from dfq_plugins.storage.rank import Rank
 
 
 class DatasetWriter:

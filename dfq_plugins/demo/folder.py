@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from dfq_plugins.errors import DataError
 from dfq_plugins.data.manifest import MANIFEST_FILE
+from dfq_plugins.errors import DataError
 from dfq_plugins.storage.files import create_folder, explained, is_own_leftover
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dfq_plugins.demo.network import DIGITS_SPEC
 from dfq_plugins.report import quality, sections
 from dfq_plugins.report.fidelity import noise_section
 from dfq_plugins.report.history import loss_section
-from dfq_plugins.report.render import Report
 from dfq_plugins.report.record import Samples, Section, Table
+from dfq_plugins.report.render import Report
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

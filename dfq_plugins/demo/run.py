@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dfq_plugins.synthesis import run as pipeline
 from dfq_plugins.demo import folder
 from dfq_plugins.demo.data import load_digits
 from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
@@ -17,10 +16,10 @@ from dfq_plugins.demo.result import DemoResult, Measurement
 from dfq_plugins.demo.sources import real_source, synthetic_source
 from dfq_plugins.demo.train import accuracy
 from dfq_plugins.errors import ModelError, PluginError, UsageError
-from dfq_plugins.host.registry import DEFAULT_GENERATOR
+from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.listeners import Broadcast
 from dfq_plugins.quality.fidelity import layer_fidelity
-from dfq_plugins.host.registry import get_registry
+from dfq_plugins.quantization.run import run_quantization
 from dfq_plugins.report.render import render_report
 from dfq_plugins.storage.files import write_atomically
 from dfq_plugins.types import ProgressEvent
@@ -143,7 +142,7 @@ def measure(bench: Bench, source: Source, calibrator: str, recipe: str) -> tuple
     exported = (source.name, recipe) == (DEFAULT_GENERATOR, EXPORTED_RECIPE)
     empty = Measurement(source.name, calibrator, recipe, accuracy=None)
     try:
-        run = pipeline.run_quantization(
+        run = run_quantization(
             bench.network,
             source.data,
             calibrator=calibrator,

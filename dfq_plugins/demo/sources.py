@@ -6,11 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dfq_plugins.synthesis import run as pipeline
 from dfq_plugins.demo.folder import discard_data_set
 from dfq_plugins.demo.network import DIGITS_SPEC
 from dfq_plugins.quality.run import inspect
 from dfq_plugins.report.history import History, loss_curves
+from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.demo.data import Digits
-    from dfq_plugins.quality.record import Inspection
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.quality.record import Inspection
     from dfq_plugins.report.record import Curves
     from dfq_plugins.types import ProgressEvent
 
@@ -80,7 +80,7 @@ def synthetic_source(
     """Return what a generator makes from the network, written to `folder` over the data set of an earlier demo."""
     discard_data_set(folder)
     history = History()
-    data = pipeline.synthesize(
+    data = synthesize(
         network,
         DIGITS_SPEC,
         generator=generator,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
 
-from dfq_plugins.statistics.augmentation import Augmentation, augment
 from dfq_plugins.errors import DataError
+from dfq_plugins.statistics.augmentation import Augmentation, augment
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.registry import DEFAULT_GENERATOR
-from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.statistics.batch_norm import statistics_layers
+from dfq_plugins.synthesis.run import synthesize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -2,57 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+
 import torch
-from dfq_plugins.network.memory import kept_memory
-from dfq_plugins.data.calibration_data import as_calibration_data
-from dfq_plugins.network.trial import check_finite
-from dfq_plugins.network.specification import checked_spec, complete_spec
-from dfq_plugins.distillation.batches import split_held_out
+
+from dfq_plugins.data.calibration_data import BATCH_SIZE, as_calibration_data
+from dfq_plugins.data.dataset import SyntheticDataset
+from dfq_plugins.distillation.batches import Examples, split_held_out
 from dfq_plugins.distillation.loop import Student, Workplace, distill
 from dfq_plugins.distillation.loss import DistillationLoss
 from dfq_plugins.distillation.options import BLOCK_ENDS, USUAL_FEATURE_WEIGHT, DistillationOptions
 from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource, MixedSource
 from dfq_plugins.distillation.taps import stages_alike
-from dfq_plugins.model_state import device_of, frozen_copy
-from dfq_plugins.host.options import parse_options
-from dfq_plugins.statistics.augmentation import border_of
-from dfq_plugins.storage.files import create_folder
-from dfq_plugins.network.agreement import top1_agreement
-import hashlib
-import json
-import warnings
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
-from dfq_plugins.data.calibration_data import BATCH_SIZE
-from dfq_plugins.data.dataset import SyntheticDataset
-from dfq_plugins.network.digest import model_digest
-from dfq_plugins.distillation.batches import Examples
 from dfq_plugins.errors import DataError, DfqWarning
-from dfq_plugins.storage.locks import FolderLock
+from dfq_plugins.host.options import parse_options
+from dfq_plugins.model_state import device_of, frozen_copy
+from dfq_plugins.network.agreement import top1_agreement
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.memory import kept_memory
+from dfq_plugins.network.specification import checked_spec, complete_spec
+from dfq_plugins.network.trial import check_finite
+from dfq_plugins.statistics.augmentation import border_of
 from dfq_plugins.storage.canonical_json import jsonable
 from dfq_plugins.storage.files import create_folder, remove_temporary_files
+from dfq_plugins.storage.locks import FolderLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+
     from torch import Tensor, nn
-    from dfq_plugins.distillation.batches import Examples
+
+    from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.inputs import Inputs
     from dfq_plugins.distillation.process_group import Ranks
     from dfq_plugins.distillation.sources import Source
-    from dfq_plugins.distillation.inputs import Inputs
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
-    from collections.abc import Iterator
-    from torch import nn
-    from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
-    from dfq_plugins.distillation.loss import DistillationLoss
-    from dfq_plugins.distillation.options import DistillationOptions
-    from dfq_plugins.types import InputSpec, LearningGenerator
+
 
 @dataclass(frozen=True)
 class Lesson:

@@ -11,9 +11,9 @@ from dfq_plugins.distillation import terms
 from dfq_plugins.distillation.options import DistillationOptions
 from dfq_plugins.distillation.taps import FeatureTaps, resolve_taps
 from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.network.precision import use_bfloat16
-from dfq_plugins.model_state import device_of, frozen_copy
 from dfq_plugins.host.options import parse_options
+from dfq_plugins.model_state import device_of, frozen_copy
+from dfq_plugins.network.precision import use_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

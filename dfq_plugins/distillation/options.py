@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
+
 from annotated_types import Ge, Gt, Le, Lt
+
 from dfq_plugins.host.options import setting
-from annotated_types import Ge, Gt
 
 BLOCK_ENDS = "block-ends"
 """The tap that stands for the ends of all stages, found in the network itself."""
 
-
 USUAL_FEATURE_WEIGHT = 100.0
 """Weight of the features where the stages of teacher and student have the same places."""
 
-
 USUAL_RATE = 0.004
 """Learning rate of weights of up to 4 bits, as a share of their size."""
-
 
 FEATURE_HELP = (
     "weight of the features' normalised squared difference, after the best linear map where channels differ; none: "

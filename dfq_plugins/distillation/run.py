@@ -5,27 +5,26 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from dfq_plugins.network.trial import trial_run
-from dfq_plugins.network.cost import Cost, measure_cost
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.distillation.inheritance import inherit_weights
+from dfq_plugins.distillation.inputs import Inputs
+from dfq_plugins.distillation.lesson import prepare_lesson, teach, trainable_copy, training_settings, work_folder
 from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import StudentTraining
 from dfq_plugins.distillation.process_group import joined_ranks
 from dfq_plugins.errors import DfqWarning, ModelError, UsageError
-from dfq_plugins.distillation.inputs import Inputs
-from dfq_plugins.distillation.lesson import prepare_lesson, teach, trainable_copy, training_settings
 from dfq_plugins.host.broadcast import Broadcast
-from dfq_plugins.model_state import preserve_global_state
-from dfq_plugins.storage.versions import library_versions
-from dfq_plugins.network.masks import bake
 from dfq_plugins.host.registry import get_registry
+from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.network.cost import Cost, measure_cost
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.masks import bake
 from dfq_plugins.network.saved import save_network
-from dfq_plugins.distillation.lesson import work_folder
+from dfq_plugins.network.trial import trial_run
+from dfq_plugins.storage.versions import library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,11 +33,23 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.options import DistillationOptions
     from dfq_plugins.distillation.lesson import Lesson
-    from dfq_plugins.pruning.ticket import Ticket
+    from dfq_plugins.distillation.options import DistillationOptions
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
+
+
+class Ticket(Protocol):
+    """A lottery ticket of the student, `dfq_plugins.pruning.Ticket`: initial weights, and which of them stay zero."""
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that stay zero."""
+        ...
+
+    def rewind(self, model: nn.Module) -> nn.Module:
+        """Return the model with the ticket's initial weights and masks."""
+        ...
 
 
 class LargerStudentWarning(DfqWarning):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dfq_plugins.distillation.inheritance import counterparts
 from dfq_plugins.distillation.options import BLOCK_ENDS
-from dfq_plugins.network.probe import block_ends, places, plain, record_calls
 from dfq_plugins.errors import ModelError, UsageError, nearest
+from dfq_plugins.network.probe import block_ends, places, plain, record_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

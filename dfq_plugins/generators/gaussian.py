@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dfq_plugins.synthesis.budget import Allowance
     from dfq_plugins.generators.options import GaussianOptions
+    from dfq_plugins.synthesis.budget import Allowance
     from dfq_plugins.types import InputSpec
 
 

@@ -7,22 +7,26 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
+
 import torch
-from dfq_plugins.statistics.augmentation import draw_maps
-from dfq_plugins.statistics.requirements import require_batch_norm
-from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_within, step_work
+
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.generators.start import fitted_noise, known_noise
-from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.model_state import device_of
+from dfq_plugins.statistics.augmentation import draw_maps
+from dfq_plugins.statistics.requirements import require_batch_norm
+from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_within, step_work
 from dfq_plugins.synthesis.loop import augmentation_of, optimize_inputs
+from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.synthesis.pace import pace_within
 from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
     from torch import Tensor, nn
+
     from dfq_plugins.synthesis.budget import Allowance
     from dfq_plugins.synthesis.options import InversionOptions
     from dfq_plugins.synthesis.pace import Pace

@@ -10,8 +10,8 @@ import torch
 from dfq_plugins.distillation.schedule import learning_rate_factor
 from dfq_plugins.distillation.state import capture_optimizer, restore_optimizer
 from dfq_plugins.errors import DivergedError, UsageError
-from dfq_plugins.generators.inversion import balanced_labels
 from dfq_plugins.generators.image_network import ImageNetwork, require_images
+from dfq_plugins.generators.inversion import balanced_labels
 from dfq_plugins.generators.teacher import ObservedTeacher
 from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.types import Batch, ProgressEvent

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Literal
-from annotated_types import Ge, Gt, Le, Lt
+
+from annotated_types import Ge, Gt, Lt
+
 from dfq_plugins.host.options import setting
 from dfq_plugins.synthesis.options import InversionOptions
+
 
 @dataclass(frozen=True)
 class GaussianOptions:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.generators.noise import Noise, draw_noise
+from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.synthesis.loop import augmentation_of
 
 if TYPE_CHECKING:

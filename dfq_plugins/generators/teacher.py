@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.statistics.augmentation import Augmentation, apply_maps, draw_maps
-from dfq_plugins.statistics.requirements import require_batch_norm
-from dfq_plugins.statistics.divergences import DIVERGENCES
-from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.model_state import device_of
-from dfq_plugins.statistics.augmentation import border_of
+from dfq_plugins.network.precision import use_bfloat16
+from dfq_plugins.statistics.augmentation import Augmentation, apply_maps, border_of, draw_maps
 from dfq_plugins.statistics.batch_norm import StatisticsTaps, require_reached_layers, stored_statistics
+from dfq_plugins.statistics.divergences import DIVERGENCES
+from dfq_plugins.statistics.requirements import require_batch_norm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -43,7 +43,6 @@ KINDS: Mapping[Kind, Contract] = MappingProxyType(
     }
 )
 
-
 LEARNING_METHODS = ("begin", "feedback", "batch", "state", "restore")
 """What the host asks of a generator that learns against a student."""
 

@@ -11,6 +11,7 @@ import sys
 from dataclasses import is_dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
+
 from dfq_plugins.errors import PluginError, nearest
 from dfq_plugins.host.loading import PluginHost
 from dfq_plugins.host.options import describe_options, parse_options
@@ -20,7 +21,9 @@ from dfq_plugins.types import InputSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from importlib.metadata import EntryPoint
+
     from torch import nn
+
     from dfq_plugins.host.loading import BrokenPlugin
     from dfq_plugins.types import Calibrator, DataGenerator, LearningGenerator, PluginEntry, ProgressEvent
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What is asked of a network that somebody brings: loading, specification, digest, cost and memory."""

@@ -5,48 +5,26 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import pickle
 import re
 import sys
+import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 from dfq_plugins.errors import ModelError, UsageError, nearest
-import hashlib
-import json
-import os
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
-from torch import nn
-from dfq_plugins.network.digest import model_digest
-from dfq_plugins.errors import DataError, ModelError
-from dfq_plugins.storage.canonical_json import jsonable
-from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.storage.files import create_folder, write_atomically
-import pickle
-import warnings
-from collections.abc import Mapping
-from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.network.saved import _SHOWN_DIGITS
-from dfq_plugins.network.saved import _give_sizes
-from dfq_plugins.network.saved import _give_weights
-from dfq_plugins.network.saved import _origin
-from dfq_plugins.network.saved import _read_weights
-from dfq_plugins.network.saved import _resolved
-from dfq_plugins.network.saved import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
-    from torch import nn
-    from collections.abc import Iterator, Mapping
-    from torch import Tensor
-    from pathlib import Path
+
     import torch
+    from torch import nn
 
 SAVED = "saved:"
 """Begins a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
-
 
 _counter = itertools.count(1)
 
@@ -85,14 +63,13 @@ def load_model(reference: str, weights: Path | None = None) -> nn.Module:
 
 
 def _saved(reference: str, weights: Path | None) -> nn.Module:
-
     if weights is not None:
         raise UsageError(f"{reference} brings its own weights: leave {weights} out.")
     return load_network(reference.removeprefix(SAVED))
 
 
 def _build(source: str, name: str, reference: str) -> nn.Module:
-    from torch import nn
+    from torch import nn  # noqa: PLC0415  heavy
 
     if source == "torchvision":
         return _from_torchvision(name)
@@ -114,7 +91,7 @@ def _build(source: str, name: str, reference: str) -> nn.Module:
 
 
 def _from_torchvision(name: str) -> nn.Module:
-    import torchvision
+    import torchvision  # noqa: PLC0415  heavy
 
     known = torchvision.models.list_models()
     if name not in known:
@@ -198,41 +175,19 @@ def load_network(folder: Path | str, model: nn.Module | None = None) -> nn.Modul
         DataError: the folder holds no such network, or a damaged one.
         ModelError: no factory is named, it fails, or it builds another network.
     """
+    from dfq_plugins.model_state import frozen_copy  # noqa: PLC0415  imports torch
+    from dfq_plugins.network.saved import factory_of, read_record, restore_network  # noqa: PLC0415  imports torch
+
     folder = Path(folder)
     record = read_record(folder)
-    built = _build(folder, record) if model is None else frozen_copy(model).requires_grad_(requires_grad=True)
-    state = _read_weights(folder, record)
-    try:
-        _give_sizes(built, record["sizes"])
-        _give_weights(built, state)
-    except (AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ModelError(
-            f"The network in {folder} does not fit what {_origin(record, model)} builds: {reason}. Give the network "
-            "that it was made from."
-        ) from error
-    if (found := model_digest(built)) != record["digest"]:
-        raise ModelError(
-            f"The network in {folder} has the digest {record['digest'][:_SHOWN_DIGITS]}, and with what "
-            f"{_origin(record, model)} builds now it would be {found[:_SHOWN_DIGITS]}: that network was changed since. "
-            "Give it as it was."
-        )
-    return built.eval()
-
-
-def _build(folder: Path, record: Mapping[str, Any]) -> nn.Module:
-
-    factory = record["factory"]
-    if factory is None:
-        raise ModelError(
-            f"{folder / NETWORK_FILE} names no factory, so the network cannot be built. Write one into it, e.g. "
-            '"factory": "file.py:network", or give the network: load_network(folder, model).'
-        )
-    return load_model(_resolved(folder, factory))
+    if model is None:
+        factory = factory_of(folder, record)
+        return restore_network(load_model(factory), folder, record, origin=factory)
+    private = frozen_copy(model).requires_grad_(requires_grad=True)
+    return restore_network(private, folder, record, origin=type(model).__name__)
 
 
 _SHOWN_KEYS = 5
-
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in a checkpoint
 
@@ -264,7 +219,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _read_state(path: Path) -> Any:
-    import torch
+    import torch  # noqa: PLC0415  heavy
 
     if not path.is_file():
         raise ModelError(f"The weights file {path} does not exist. Give its path, relative to this folder or absolute.")
@@ -293,7 +248,7 @@ def _read_state(path: Path) -> Any:
 
 def _unwrap(state: Any, path: Path) -> dict[str, torch.Tensor]:
     """Find the state dict in a checkpoint, and drop the `module.` prefix that DataParallel leaves."""
-    import torch
+    import torch  # noqa: PLC0415  heavy
 
     wrapper = next(
         (key for key in _WRAPPERS if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)), None

@@ -1,15 +1,16 @@
-"""TODO."""
+"""Masks of single weights, as `torch.nn.utils.prune` attaches them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from torch import nn
+
 from torch.nn.utils import prune
-from dfq_plugins.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from torch import Tensor
+
+    from torch import Tensor, nn
+
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the masks that `torch.nn.utils.prune` attached, by the name of the weight: `layer.weight`."""

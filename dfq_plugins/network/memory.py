@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
-import torch
 import contextlib
 import ctypes
+import logging
 import os
 import sys
+from typing import TYPE_CHECKING
+
+import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
     from torch import Tensor
-    from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
-
 
 _CPU_ALLOCATOR = "can't allocate memory"
 """What torch's allocator on the processor says, in an error that has no class of its own."""
@@ -66,16 +66,12 @@ def note_halving(samples: int) -> None:
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """Numbers of the settings in malloc.h."""
 
-
 LARGEST = 2**31 - 1
-
 
 MEBIBYTE = 2**20
 
-
 SMALL_BLOCKS = MEBIBYTE // 4
 """Bytes set apart for small blocks while memory is kept."""
-
 
 HUGE_PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"
 """Environment variable of torch, read once: tensors on huge pages where the system offers them."""

@@ -11,29 +11,28 @@ import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from dfq_plugins.network.digest import model_digest
+
 from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.storage.canonical_json import jsonable
-from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.storage.files import create_folder, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
     from torch import Tensor
 
 SAVED = "saved:"
 """Begins a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
 
-
 NETWORK_FILE, WEIGHTS_FILE = "network.json", "network.safetensors"
 
-
 FORMAT_VERSION = 1
-
 
 SIZES = (
     "in_channels",
@@ -48,7 +47,6 @@ SIZES = (
     "normalized_shape",
 )
 """Attributes by which torch's layers know how wide they are; no others are ever set from a file."""
-
 
 _SHOWN_DIGITS = 12
 
@@ -100,6 +98,52 @@ def layer_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
             if sizes:
                 found[name] = sizes
     return found
+
+
+def restore_network(built: nn.Module, folder: Path, record: Mapping[str, Any], *, origin: str) -> nn.Module:
+    """Give a network that was just built the sizes and weights in the folder, in place, and return it in eval mode.
+
+    Args:
+        built: the network before any pruning, with any weights.
+        folder: of `network.json`.
+        record: what `network.json` says.
+        origin: what built it, for messages.
+
+    Raises:
+        DataError: the weights are damaged.
+        ModelError: the network is not the one that was saved.
+    """
+    state = _read_weights(folder, record)
+    try:
+        _give_sizes(built, record["sizes"])
+        _give_weights(built, state)
+    except (AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ModelError(
+            f"The network in {folder} does not fit what {origin} builds: {reason}. Give the network that it was made "
+            "from."
+        ) from error
+    if (found := model_digest(built)) != record["digest"]:
+        raise ModelError(
+            f"The network in {folder} has the digest {record['digest'][:_SHOWN_DIGITS]}, and with what {origin} builds "
+            f"now it would be {found[:_SHOWN_DIGITS]}: that network was changed since. Give it as it was."
+        )
+    return built.eval()
+
+
+def factory_of(folder: Path, record: Mapping[str, Any]) -> str:
+    """Return the factory that `network.json` names, as it is seen from anywhere.
+
+    Raises:
+        ModelError: it names none.
+    """
+    factory = record["factory"]
+    if factory is None:
+        raise ModelError(
+            f"{folder / NETWORK_FILE} names no factory, so the network cannot be built. Write one into it, e.g. "
+            '"factory": "file.py:network", or give the network: load_network(folder, model).'
+        )
+    return _resolved(folder, factory)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -188,7 +232,3 @@ def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, str]]:
             yield module, "parameter", name, f"{path}.{name}".lstrip(".")
         for name, _ in list(module.named_buffers(recurse=False)):
             yield module, "buffer", name, f"{path}.{name}".lstrip(".")
-
-
-def _origin(record: Mapping[str, Any], model: nn.Module | None) -> str:
-    return str(record["factory"]) if model is None else type(model).__name__

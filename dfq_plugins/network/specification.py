@@ -1,21 +1,19 @@
-"""What a model must be for its data to be synthesised, and what can be read off it."""
+"""Completes and checks the specification of a network's input."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
-import torch
-from torch import nn
-from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.model_state import device_of
-from dfq_plugins.statistics.batch_norm import statistics_layers
+
+from dfq_plugins.errors import UsageError
+from dfq_plugins.network.trial import infer_shape, trial_run
 from dfq_plugins.types import InputSpec
-from dfq_plugins.network.trial import infer_shape
-from dfq_plugins.network.trial import trial_run
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dfq_plugins.host.registry import Registry
+
 
 def complete_spec(
     model: nn.Module,

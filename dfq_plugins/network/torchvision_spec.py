@@ -39,7 +39,7 @@ def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
 
 def _presets(family: str) -> Iterator[tuple[int, InputSpec]]:
     """Yield number of parameters and input of all weights that a module of torchvision publishes."""
-    from torchvision.models import WeightsEnum
+    from torchvision.models import WeightsEnum  # noqa: PLC0415  heavy
 
     for kind in vars(sys.modules[family]).values():
         if isinstance(kind, type) and issubclass(kind, WeightsEnum):
@@ -52,7 +52,7 @@ def _presets(family: str) -> Iterator[tuple[int, InputSpec]]:
 
 
 def _input_channels(model: nn.Module) -> int | None:
-    from torch import nn
+    from torch import nn  # noqa: PLC0415  heavy
 
     convolutions = (module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)))
     return next((module.in_channels for module in convolutions), None)
@@ -60,7 +60,7 @@ def _input_channels(model: nn.Module) -> int | None:
 
 def _published_parameters(model: nn.Module) -> int:
     """Return how many parameters the model would have with the classes of the published weights."""
-    from torch import nn
+    from torch import nn  # noqa: PLC0415  heavy
 
     count = sum(parameter.numel() for parameter in model.parameters())
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]

@@ -1,19 +1,14 @@
-"""TODO."""
+"""Trial runs: what a network accepts, what it returns, and whether it is sound."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
-from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
+
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import device_of
-from dfq_plugins.statistics.batch_norm import statistics_layers
-from dfq_plugins.types import InputSpec
-
-if TYPE_CHECKING:
-    from dfq_plugins.host.registry import Registry
 
 CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
 """Square image sizes tried where the network may accept only one."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.network.cost import layer_multiply_adds, measure_cost
+from dfq_plugins.distillation.lesson import teach
 from dfq_plugins.distillation.loop import Student, Workplace
 from dfq_plugins.errors import ModelError, UsageError, nearest
-from dfq_plugins.distillation.lesson import teach
+from dfq_plugins.network.cost import layer_multiply_adds, measure_cost
 from dfq_plugins.pruning.graph import Groups, find_groups, remove_filters, same_answers, zero_filters
 from dfq_plugins.pruning.importance import answer_changes
 from dfq_plugins.pruning.recentring import recentre
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.lesson import Lesson
     from dfq_plugins.distillation.loss import DistillationLoss
     from dfq_plugins.distillation.options import DistillationOptions
     from dfq_plugins.distillation.sources import Source
-    from dfq_plugins.distillation.lesson import Lesson
     from dfq_plugins.pruning.options import PruningOptions
     from dfq_plugins.pruning.scales import Penalty
     from dfq_plugins.pruning.selection import Removed

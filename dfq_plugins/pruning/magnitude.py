@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
 from torch import nn
 from torch.nn.utils import prune
+
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.network.masks import masks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
     from torch import Tensor
 
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  no public base

@@ -8,27 +8,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.network.cost import Cost, measure_cost
-from dfq_plugins.network.digest import model_digest
+from dfq_plugins.distillation.inputs import Inputs
+from dfq_plugins.distillation.lesson import Lesson, prepare_lesson, teach, training_settings, work_folder
 from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import StudentTraining
 from dfq_plugins.distillation.process_group import Ranks, joined_ranks
 from dfq_plugins.errors import UsageError
-from dfq_plugins.distillation.inputs import Inputs
-from dfq_plugins.distillation.lesson import Lesson, prepare_lesson, teach, training_settings
 from dfq_plugins.host.broadcast import Broadcast
-from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.host.options import parse_options
-from dfq_plugins.storage.versions import library_versions
-from dfq_plugins.pruning.filters import Amount, prunable, selected, sparsify, take_out
+from dfq_plugins.host.registry import get_registry
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.network.cost import Cost, measure_cost
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.masks import bake, masks_of
+from dfq_plugins.network.saved import save_network
+from dfq_plugins.pruning.filters import Amount, prunable, selected, sparsify, take_out
 from dfq_plugins.pruning.magnitude import prune_weights
 from dfq_plugins.pruning.options import PruningOptions, PruningTraining
 from dfq_plugins.pruning.selection import kept_filters
 from dfq_plugins.pruning.ticket import Ticket
-from dfq_plugins.host.registry import get_registry
-from dfq_plugins.network.saved import save_network
-from dfq_plugins.distillation.lesson import work_folder
+from dfq_plugins.storage.versions import library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.host.registry import Registry
     from dfq_plugins.pruning.graph import Groups
     from dfq_plugins.pruning.selection import Removed
-    from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
 TICKET_FOLDER = "ticket"

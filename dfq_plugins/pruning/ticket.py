@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 from safetensors import SafetensorError
 
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.masks import attach_masks, masks_of
 from dfq_plugins.pruning.magnitude import prune_weights, require_weights
 from dfq_plugins.storage.files import create_folder, write_atomically

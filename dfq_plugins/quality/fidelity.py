@@ -26,7 +26,6 @@ CHUNK = 8
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001  torch's common base of all convolutions
 
-
 Calls: TypeAlias = "list[tuple[str, Tensor]]"
 Energies: TypeAlias = dict[str, dict[str, list[float]]]
 """By layer and candidate: the energy of the float output, and that of the difference."""

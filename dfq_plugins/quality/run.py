@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.data.calibration_data import as_calibration_data
-from dfq_plugins.network.trial import check_finite
-from dfq_plugins.network.specification import complete_spec
-from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.data.dataset import SyntheticDataset
-from dfq_plugins.network.digest import model_digest
-from dfq_plugins.statistics.divergences import gaussian_kl
 from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.specification import complete_spec
+from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quality import ranges, teacher, verdict
 from dfq_plugins.quality.record import Inspection, LayerQuality
 from dfq_plugins.statistics.batch_norm import pooled_moments, require_reached_layers, stored_statistics
+from dfq_plugins.statistics.divergences import gaussian_kl
+from dfq_plugins.statistics.requirements import require_batch_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

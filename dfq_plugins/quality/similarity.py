@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-import numpy as np
-import torch
-from PIL import Image
-from dfq_plugins.network.trial import check_finite
-from dfq_plugins.statistics.requirements import require_batch_norm
-from dfq_plugins.data.dataset import SyntheticDataset
+
 from dfq_plugins.errors import DataError
-from dfq_plugins.data.manifest import MANIFEST_FILE
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
-from dfq_plugins.statistics.presentation import best_divergences, presentations
+from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.batch_norm import require_reached_layers
+from dfq_plugins.statistics.presentation import best_divergences, presentations
+from dfq_plugins.statistics.requirements import require_batch_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+
     from torch import Tensor, nn
+
     from dfq_plugins.statistics.presentation import Presentation, PresentationChoice
     from dfq_plugins.types import InputSpec
+
 
 @dataclass(frozen=True)
 class SimilarityRow:

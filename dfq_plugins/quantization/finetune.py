@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.distillation.inputs import Inputs
+from dfq_plugins.distillation.lesson import prepare_lesson, teach, work_folder
 from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import DistillationOptions, rate_for
 from dfq_plugins.distillation.process_group import joined_ranks
-from dfq_plugins.distillation.inputs import Inputs
-from dfq_plugins.distillation.lesson import prepare_lesson, teach
 from dfq_plugins.host.broadcast import Broadcast
-from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.host.options import parse_options
-from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.host.provided import attributed
 from dfq_plugins.host.registry import get_registry
-from dfq_plugins.distillation.lesson import work_folder
+from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfq_plugins.types import check_batch
-from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.data.readers import load_source
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.types import check_batch
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,20 +1,22 @@
-"""Rebuilds inputs from the record of the top layer."""
+"""Generators that rebuild inputs from an activation record."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from dfq_plugins.recording.rebuilding import Loss, RecordGenerator, rectified_distance
+
 import torch
+
 from dfq_plugins.errors import DataError
-from dfq_plugins.recording.rebuilding import Loss, RecordGenerator
+from dfq_plugins.recording.rebuilding import Loss, RecordGenerator, rectified_distance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    import torch
-    from torch import Tensor
+
     from torch import Tensor, nn
+
     from dfq_plugins.recording.rebuilding import Loss
     from dfq_plugins.types import InputSpec
+
 
 class RecordTopGenerator(RecordGenerator):
     """Matches the class's logits at temperature 8: `mean((ReLU(mean + L z) - ReLU(logits / T))^2)`.

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfq_plugins.errors import DataError
-from dfq_plugins.storage.canonical_json import jsonable
 
 # pydantic resolves the annotations below at run time, so that these cannot move into the TYPE_CHECKING block.
 from dfq_plugins.recording.options import Graph, Statistic, Units  # noqa: TC001
+from dfq_plugins.storage.canonical_json import jsonable
 from dfq_plugins.storage.files import write_atomically
 from dfq_plugins.types import InputSpec  # noqa: TC001
 

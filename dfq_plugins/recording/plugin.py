@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfq_plugins.recording.generator_options import RecordOptions
 from dfq_plugins.hookspecs import hookimpl
+from dfq_plugins.recording.generator_options import RecordOptions
 from dfq_plugins.types import GeneratorEntry
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 
-from dfq_plugins.statistics.augmentation import apply_maps
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.generators.inversion import balanced_labels, even_split, within
 from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.model_state import device_of
-from dfq_plugins.synthesis.loop import optimize_inputs
-from dfq_plugins.synthesis.pace import pace_within
 from dfq_plugins.recording.record import ActivationRecord
 from dfq_plugins.recording.units import UnitReader
+from dfq_plugins.statistics.augmentation import apply_maps
+from dfq_plugins.synthesis.loop import optimize_inputs
+from dfq_plugins.synthesis.pace import pace_within
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from dfq_plugins.recording.generator_options import RecordOptions
+    from dfq_plugins.recording.options import Statistic
     from dfq_plugins.statistics.augmentation import AxisMaps
     from dfq_plugins.synthesis.budget import Allowance
-    from dfq_plugins.recording.generator_options import RecordOptions
     from dfq_plugins.synthesis.pace import Pace
-    from dfq_plugins.recording.options import Statistic
     from dfq_plugins.types import InputSpec, ProgressEvent
 
 Loss: TypeAlias = "Callable[[list[Tensor]], Tensor]"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 from safetensors import SafetensorError
 
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.recording.factors import ClassGaussians
 from dfq_plugins.recording.info import INFO_FILE, NEXT_STEP, TENSOR_FILE, RecordInfo, read_info, write_info
 from dfq_plugins.recording.units import OUTPUT, find_layers

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from dfq_plugins.network.trial import check_finite
-from dfq_plugins.network.specification import checked_spec
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.host.broadcast import Broadcast
-from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.host.options import parse_options
-from dfq_plugins.storage.versions import library_versions
+from dfq_plugins.host.registry import get_registry
+from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.specification import checked_spec
+from dfq_plugins.network.trial import check_finite
 from dfq_plugins.recording.capacity import require_memory
 from dfq_plugins.recording.data import count_samples, labelled_batches
 from dfq_plugins.recording.disclosure import disclosures
@@ -27,7 +27,7 @@ from dfq_plugins.recording.options import RecordingOptions
 from dfq_plugins.recording.record import require_free, write_record
 from dfq_plugins.recording.summary import summarise
 from dfq_plugins.recording.units import UnitReader, find_layers, probe_inputs
-from dfq_plugins.host.registry import get_registry
+from dfq_plugins.storage.versions import library_versions
 from dfq_plugins.types import ProgressEvent
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from dfq_plugins.host.registry import Registry
     from dfq_plugins.recording.data import RecordingData
     from dfq_plugins.recording.info import Layer
     from dfq_plugins.recording.record import ActivationRecord
-    from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from dfq_plugins.network.probe import plain, record_calls
 from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.probe import plain, record_calls
 from dfq_plugins.recording.info import Layer
 
 if TYPE_CHECKING:

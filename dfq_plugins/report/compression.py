@@ -6,18 +6,17 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from dfq_plugins.report.render import Report
 from dfq_plugins.report.record import Section, Table
-from dfq_plugins.report.render import render_report
+from dfq_plugins.report.render import Report, render_report
 from dfq_plugins.report.sections import input_facts, settings_section
 from dfq_plugins.report.training import STATE_KEPT, training_curves
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dfq_plugins.network.cost import Cost
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.distillation.run import DistillingRun
+    from dfq_plugins.network.cost import Cost
     from dfq_plugins.pruning.run import PruningRun
     from dfq_plugins.report.record import Block
 

@@ -9,8 +9,8 @@ from dfq_plugins.quantization.finetune import FinetuningRun
 from dfq_plugins.report import fidelity as fidelity_sections
 from dfq_plugins.report import quality, sections
 from dfq_plugins.report.history import loss_curves, loss_section
-from dfq_plugins.report.render import Report
 from dfq_plugins.report.record import Samples
+from dfq_plugins.report.render import Report
 from dfq_plugins.report.training import training_section
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dfq_plugins.data.dataset import SyntheticDataset
-    from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.quality.fidelity import Fidelity
     from dfq_plugins.quality.record import Inspection
+    from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.report.record import Section
     from dfq_plugins.types import Batch, InputSpec, ProgressEvent
 

@@ -5,13 +5,14 @@ Nothing here knows HTML, matplotlib or the kind of run; any command fills these 
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
 from dfq_plugins.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+
     from dfq_plugins.types import InputSpec
 
 Cell = str | float | None

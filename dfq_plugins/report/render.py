@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import math
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+
 import jinja2
 from markupsafe import Markup
+
 from dfq_plugins.report import curves, plots
-from dfq_plugins.report.record import Curves, Facts, LayerPlot, Samples, Table
+from dfq_plugins.report.record import Curves, Facts, LayerPlot, Samples, Section, Table
 from dfq_plugins.storage.files import create_folder, write_atomically
-import html
-from dataclasses import dataclass
-from dfq_plugins.errors import UsageError
-from dfq_plugins.report.record import Section
 
 if TYPE_CHECKING:
     from dfq_plugins.report.record import Block, Cell
-    import numpy as np
-    from dfq_plugins.types import InputSpec
 
 NOT_MEASURED = "\N{EN DASH}"
-
 
 KINDS = {Table: "table", Samples: "samples", LayerPlot: "plot", Curves: "plot", Facts: "facts"}
 
@@ -121,6 +118,5 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Return the page as a frame, for notebooks."""
-
         page = html.escape(render_html(self), quote=True)
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0" title="report"></iframe>'

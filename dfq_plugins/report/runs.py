@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.data.dataset import SyntheticDataset
-from dfq_plugins.network.digest import model_digest
 from dfq_plugins.errors import UsageError
-from dfq_plugins.quantization.finetune import FinetuningRun
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.network.agreement import top1_agreement
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.quality.fidelity import layer_fidelity
 from dfq_plugins.quality.run import inspect
+from dfq_plugins.quantization.finetune import FinetuningRun
 from dfq_plugins.report import pages
 from dfq_plugins.report.render import render_report
-from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins.data.calibration_data import CalibrationData
-    from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.quality.record import Inspection
+    from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.types import InputSpec, ProgressEvent
 
 LARGEST_COMPARISON = 256

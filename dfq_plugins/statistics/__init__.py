@@ -1,1 +1,1 @@
-"""TODO."""
+"""The statistics that BatchNorm stored, those of a batch, and the divergence between the two."""

@@ -11,21 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
+
 import torch
-from typing import TYPE_CHECKING, Literal, TypeAlias
-from dfq_plugins.errors import UsageError
-from dfq_plugins.model_state import device_of
-from dfq_plugins.statistics.batch_norm import StatisticsPool, divergence_of, reached_layers, stored_statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from collections.abc import Iterable
-    from torch import Tensor, nn
+
     from dfq_plugins.types import InputSpec
 
 AxisMaps: TypeAlias = "tuple[Tensor, ...]"
 """A matrix `(batch, size, size)` for each spatial axis; empty where nothing is to happen."""
-
 
 _SPATIAL = 2  # the first spatial axis
 
@@ -130,7 +125,6 @@ def apply_maps(inputs: Tensor, maps: AxisMaps, fill: Tensor) -> Tensor:
 
 BORDER_SHARE = 8
 """The border is this part of the image's side: 4 pixels at 32, as in He et al. 2016, section 4.2."""
-
 
 BORDERED_SIDES = range(16, 65)
 """Training shifts small images over a border; large ones it cuts from a whole, tiny ones would lose too much."""

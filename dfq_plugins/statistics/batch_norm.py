@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from dfq_plugins.statistics.divergences import gaussian_kl
 from dfq_plugins.errors import ModelError
 from dfq_plugins.model_state import device_of
+from dfq_plugins.statistics.divergences import gaussian_kl
 from dfq_plugins.statistics.moments import Moments, averaged_calls, batch_moments
 
 if TYPE_CHECKING:

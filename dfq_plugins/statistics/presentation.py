@@ -8,21 +8,22 @@ the first layers. How a network was trained is not known, so data is shown in bo
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
 import torch
-from dfq_plugins.statistics.augmentation import Augmentation, augment
+
 from dfq_plugins.errors import UsageError
 from dfq_plugins.model_state import device_of
+from dfq_plugins.statistics.augmentation import BORDER_SHARE, Augmentation, augment, border_of
 from dfq_plugins.statistics.batch_norm import StatisticsPool, divergence_of, reached_layers, stored_statistics
-from dfq_plugins.statistics.augmentation import BORDER_SHARE
-from dfq_plugins.statistics.augmentation import border_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
     from torch import Tensor, nn
+
     from dfq_plugins.types import InputSpec
 
 Presentation: TypeAlias = Literal["none", "pad-and-crop"]
-
 
 PresentationChoice: TypeAlias = Literal["auto", "none", "pad-and-crop"]
 

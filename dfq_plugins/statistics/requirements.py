@@ -1,19 +1,11 @@
-"""TODO."""
+"""What a network must have for its BatchNorm statistics to be inverted."""
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
-from typing import TYPE_CHECKING
-import torch
 from torch import nn
-from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.model_state import device_of
-from dfq_plugins.statistics.batch_norm import statistics_layers
-from dfq_plugins.types import InputSpec
 
-if TYPE_CHECKING:
-    from dfq_plugins.host.registry import Registry
+from dfq_plugins.errors import ModelError
+from dfq_plugins.statistics.batch_norm import statistics_layers
 
 INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or give real samples."
 

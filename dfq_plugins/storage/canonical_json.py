@@ -1,21 +1,13 @@
-"""TODO."""
+"""JSON with one form for each value, and digests of it."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.storage.files import write_atomically
-# pydantic resolves the annotations below at run time, so that this cannot move into the TYPE_CHECKING block.
-from dfq_plugins.types import InputSpec  # noqa: TC001
-from dfq_plugins.data.manifest import MANIFEST_FILE
+from typing import Any
 
-if TYPE_CHECKING:
-    from pathlib import Path
-    from pydantic import TypeAdapter
+from dfq_plugins.errors import UsageError
+
 
 def jsonable(value: object) -> Any:
     """Return `value` (records, containers, paths, enums, numbers, text) in JSON's types; infinities become text.
@@ -30,11 +22,12 @@ def jsonable(value: object) -> Any:
         return json.loads(to_json(value, inf_nan_mode="strings"))
     except PydanticSerializationError as error:
         raise UsageError(
-            f"Options are kept in {MANIFEST_FILE} and need values that JSON can hold: {error}. "
+            f"Settings are stored as JSON and need values that JSON can hold: {error}. "
             "Use numbers, text, true or false, lists and mappings."
         ) from error
 
 
-def _sha256(value: object) -> str:
+def sha256_of(value: object) -> str:
+    """Return the SHA-256 of a value's canonical JSON, in hexadecimal."""
     text = json.dumps(jsonable(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Self
 from filelock import FileLock, Timeout
 
 from dfq_plugins.errors import DataError
-from dfq_plugins.storage.rank import Rank
 from dfq_plugins.storage.files import LOCK_FILE, explained
+from dfq_plugins.storage.rank import Rank
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,7 +1,7 @@
 """Which process of a distributed run this is: the one place that reads the environment of `torchrun`. Imports no torch.
 
 The ranks of a run need no collective operation, and so no process group: all that they share is the output folder, in
-which each shard is claimed by a lock that the operating system frees when its holder dies (see `dfq_plugins.storage.locks`).
+which each shard is claimed by a lock that the operating system frees when its holder dies (see `storage.locks`).
 A collective would make every rank wait for the slowest and fail with the first that dies; claims let the others take
 over its shard, and work between machines that reach one another by nothing but the shared folder.
 """

@@ -1,18 +1,9 @@
-"""TODO."""
+"""The versions of the libraries that results depend on."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
-from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.data.manifest import GeneratorRecord, Manifest, Settings, ShardRecord, shard_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from dfq_plugins.types import InputSpec
 
 _LIBRARIES = ("dfq-plugins", "torch", "torchvision", "numpy", "safetensors")
 

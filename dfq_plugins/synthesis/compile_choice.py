@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dfq_plugins.synthesis.compilation import compiled_before
 from dfq_plugins.model_state import device_of
+from dfq_plugins.synthesis.compilation import compiled_before
 
 if TYPE_CHECKING:
     from dfq_plugins.statistics.augmentation import AxisMaps
     from dfq_plugins.synthesis.budget import Allowance
-    from dfq_plugins.synthesis.options import InversionOptions
     from dfq_plugins.synthesis.objective import InversionObjective
+    from dfq_plugins.synthesis.options import InversionOptions
     from dfq_plugins.types import InputSpec
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence  # noqa: TC003  torch reads the signatures
 from typing import Any
+
 import torch
 from torch import Tensor, nn
-from dfq_plugins.model_state import device_of
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from dfq_plugins.model_state import device_of
+
 
 @torch.library.custom_op("dfq_plugins::max_pool2d", mutates_args=())
 def max_pool2d(

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from dfq_plugins.statistics.augmentation import Augmentation, draw_maps
 from dfq_plugins.errors import DivergedError
+from dfq_plugins.statistics.augmentation import Augmentation, border_of, draw_maps
 from dfq_plugins.synthesis.pace import Pace, Plateau
-from dfq_plugins.statistics.augmentation import border_of
 from dfq_plugins.types import ProgressEvent
 
 if TYPE_CHECKING:

@@ -1,12 +1,14 @@
-"""TODO."""
+"""Settings of every synthesis that optimizes inputs against a network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, Literal
-from annotated_types import Ge, Gt, Le, Lt
+
+from annotated_types import Ge, Gt, Le
+
 from dfq_plugins.host.options import setting
+
 
 @dataclass(frozen=True)
 class InversionOptions:

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.network.memory import forward, is_out_of_memory
-from dfq_plugins.model_state import device_of
-from dfq_plugins.statistics.presentation import best_divergences
-from dfq_plugins.host.provided import attributed, attributed_iterator
-from dfq_plugins.storage.rank import Rank
-from dfq_plugins.statistics.batch_norm import statistics_layers
-from dfq_plugins.types import Batch, ProgressEvent
 from dfq_plugins.data.writer import DatasetWriter
+from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.host.provided import attributed, attributed_iterator
+from dfq_plugins.model_state import device_of
+from dfq_plugins.network.memory import forward, is_out_of_memory
+from dfq_plugins.statistics.batch_norm import statistics_layers
+from dfq_plugins.statistics.presentation import best_divergences
+from dfq_plugins.storage.rank import Rank
+from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
-    from dfq_plugins.synthesis.budget import Budget
     from dfq_plugins.data.dataset import SyntheticDataset
-    from dfq_plugins.host.broadcast import Broadcast
     from dfq_plugins.data.plan import DatasetPlan
+    from dfq_plugins.host.broadcast import Broadcast
     from dfq_plugins.host.provided import Provided
+    from dfq_plugins.synthesis.budget import Budget
     from dfq_plugins.types import InputSpec
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from finetuning import data_of
 from torch.utils.benchmark import Timer
 
 import dfq_plugins
-from dfq_plugins.network.cost import measure_cost
 from dfq_plugins.host.options import parse_options
+from dfq_plugins.network.cost import measure_cost
 from dfq_plugins.pruning import PruningOptions, PruningTraining
 from dfq_plugins.pruning.graph import find_groups, remove_filters
 

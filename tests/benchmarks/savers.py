@@ -20,15 +20,15 @@ from common import accuracy, load_case, read_result, throughout, write_result
 from torch import Tensor, nn
 
 import dfq_plugins
-from dfq_plugins.network.memory import kept_memory
-from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.options import BatchNormOptions
 from dfq_plugins.generators.start import fitted_noise, known_noise
-from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.synthesis.loop import augmentation_of, clamp_, optimize_inputs
+from dfq_plugins.network.memory import kept_memory
+from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.statistics.batch_norm import layer_divergences
+from dfq_plugins.synthesis.loop import augmentation_of, clamp_, optimize_inputs
+from dfq_plugins.synthesis.objective import InversionObjective
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,8 +23,8 @@ from common import accuracy, load_case, read_result, throughout, write_result
 from peers.mct import ModelCompressionToolkit, load_images
 
 import dfq_plugins
-from dfq_plugins.statistics.presentation import best_divergences
 from dfq_plugins.statistics.batch_norm import layer_divergences
+from dfq_plugins.statistics.presentation import best_divergences
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -26,13 +26,13 @@ from peers.process import PeerProcess
 from peers.random_weights import random_network
 from torch.profiler import ProfilerActivity, profile
 
-from dfq_plugins.network.memory import kept_memory, prefer_huge_pages
-from dfq_plugins.synthesis.compile_choice import step_work
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.synthesis.objective import InversionObjective
-from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.model_state import frozen_copy
+from dfq_plugins.network.memory import kept_memory, prefer_huge_pages
+from dfq_plugins.network.precision import use_bfloat16
+from dfq_plugins.synthesis.compile_choice import step_work
 from dfq_plugins.synthesis.loop import optimize_inputs
+from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:

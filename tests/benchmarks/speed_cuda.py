@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dfq_plugins
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.synthesis.loop import SNAPSHOT_INTERVAL, optimize_inputs
+from dfq_plugins.synthesis.objective import InversionObjective
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from dfq_onnxruntime.coverage import read_coverage
 from dfq_onnxruntime.model import OnnxModel, export_float
 from dfq_onnxruntime.plugin import OnnxRuntimeOptions
-from dfq_plugins.types import check_batch
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
-from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, Recipe
+from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, Recipe, check_batch
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
