@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,9 +12,11 @@ import torch
 from torch import nn
 
 from dfq_plugins.types import InputSpec
+from places import ROOT, SUPPORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 class TinyNetwork(nn.Module):
@@ -68,7 +69,7 @@ def tiny_batches() -> list[torch.Tensor]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real networks and images, or a skip where it is not there."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = ROOT.parent / "shared" / "data"
     if not (folder / "networks.py").is_file():
         pytest.skip("the data pack (../shared/data) is not on this machine")
     return folder
@@ -103,7 +104,7 @@ class ForkServer:
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    script = Path(__file__).with_name("fork_server.py")
+    script = SUPPORT / "fork_server.py"
     command = [sys.executable, "-W", "ignore", script]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield ForkServer(process, tmp_path_factory.mktemp("forked"))

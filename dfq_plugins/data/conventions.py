@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dfq_plugins.data.dataset import SyntheticDataset
+
+class BatchedInputs(Protocol):
+    """What a calibration tool reads: samples that can be read in batches, again and again."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def batches(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
+        """Return an iterator over all inputs in order, `(batch, *shape)`."""
+        ...
 
 
 def run_forward_loop(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
@@ -34,7 +44,7 @@ def run_forward_loop(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
 class CalibrationDataReader:
     """Implements onnxruntime's `CalibrationDataReader` without importing onnxruntime, which tells it by `get_next`."""
 
-    def __init__(self, data: SyntheticDataset, input_name: str, batch_size: int) -> None:
+    def __init__(self, data: BatchedInputs, input_name: str, batch_size: int) -> None:
         self._data = data
         self._name = input_name
         self._batch_size = batch_size
@@ -62,7 +72,7 @@ class CalibrationDataReader:
         self._batches = itertools.islice(self._data.batches(self._batch_size), start_index, end_index)
 
 
-def representative_dataset(data: SyntheticDataset, batch_size: int) -> Callable[[], Iterator[list[np.ndarray]]]:
+def representative_dataset(data: BatchedInputs, batch_size: int) -> Callable[[], Iterator[list[np.ndarray]]]:
     """Return a function whose every call yields all inputs of `data`, each batch as a list of one array."""
 
     def batches() -> Iterator[list[np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import html
 import itertools
 import operator
 import weakref
@@ -171,9 +172,17 @@ class SyntheticDataset(Dataset[Batch]):
         return "SyntheticDataset(" + ", ".join(f"{name}={value!r}" for name, value in self._summary().items()) + ")"
 
     def _repr_html_(self) -> str:
-        from dfq_plugins.data.notebook import dataset_html  # noqa: PLC0415  Pillow, for notebooks only
+        from dfq_plugins.data import notebook  # noqa: PLC0415  Pillow, for notebooks only
 
-        return dataset_html(self, self._summary())
+        try:
+            samples = [self[index] for index in range(min(notebook.SHOWN, len(self)))]
+            counts = "" if self.manifest.labels == "none" else notebook.class_counts_html(self._labels())
+        except DataError as error:  # damaged shards: say so in place of the samples
+            return notebook.dataset_html(self._summary(), f"<p>{html.escape(str(error))}</p>")
+        return notebook.dataset_html(self._summary(), counts + notebook.samples_html(samples, self.spec))
+
+    def _labels(self) -> torch.Tensor:
+        return torch.cat([batch.labels for batch in self.loader(batch_size=256) if batch.labels is not None])
 
     def _summary(self) -> dict[str, object]:
         manifest = self.manifest

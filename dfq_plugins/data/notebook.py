@@ -7,17 +7,15 @@ import html
 import io
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
-
-from dfq_plugins.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.types import Batch, InputSpec
 
 SHOWN = 16
@@ -31,29 +29,18 @@ POINTS = 200
 COLOURS = 3
 
 
-def dataset_html(data: SyntheticDataset, summary: Mapping[str, object]) -> str:
-    """Return the data set as HTML that works without a connection.
-
-    Args:
-        data: the set; one whose shards are damaged says so in place of its samples.
-        summary: rows of the table.
-    """
+def dataset_html(summary: Mapping[str, object], body: str) -> str:
+    """Return a data set as HTML that works without a connection: the rows of its table, then `body`."""
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(v))}</td></tr>" for name, v in summary.items()
     )
-    table = f"<table><caption>SyntheticDataset</caption>{rows}</table>"
-    try:
-        samples = [data[index] for index in range(min(SHOWN, len(data)))]
-        counts = _class_counts(data)
-    except DataError as error:
-        return f"{table}<p>{html.escape(str(error))}</p>"
-    return f"<div>{table}{counts}{samples_html(samples, data.spec)}</div>"
+    return f"<div><table><caption>SyntheticDataset</caption>{rows}</table>{body}</div>"
 
 
 def samples_html(samples: list[Batch], spec: InputSpec) -> str:
     """Return samples as one picture where they are images or volumes, else as lines."""
     inputs = torch.stack([sample.inputs for sample in samples])
-    raw = raw_values(inputs, spec)
+    raw = torch.from_numpy(raw_values(inputs.numpy(), spec)).float()
     labels = [None if sample.labels is None else int(sample.labels) for sample in samples]
     if len(spec.shape) in {3, 4}:
         planes = raw if raw.ndim == 4 else raw[:, :, raw.shape[2] // 2]  # noqa: PLR2004  the middle slice of a volume
@@ -61,23 +48,19 @@ def samples_html(samples: list[Batch], spec: InputSpec) -> str:
     return _lines(raw.flatten(1) if raw.ndim == 2 else raw[:, 0], labels)  # noqa: PLR2004  (samples, features)
 
 
-def raw_values(inputs: Tensor, spec: InputSpec) -> Tensor:
-    """Return inputs `(samples, *shape)` before normalisation, brought to 0 to 1 by their valid or their own range.
+def raw_values(inputs: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Return inputs `(samples, *shape)` as raw values scaled to 0..1, by the valid range where it is known.
 
     >>> from dfq_plugins.types import InputSpec
-    >>> spec = InputSpec((1, 2), mean=(0.5,), std=(0.25,), value_range=(0.0, 1.0))
-    >>> raw_values(torch.tensor([[[-2.0, 2.0]]]), spec)
-    tensor([[[0., 1.]]])
+    >>> raw_values(np.zeros((1, 1, 2), np.float32), InputSpec((1, 2), (64.0,), (32.0,), (0.0, 256.0)))
+    array([[[0.25, 0.25]]])
     """
-    per_channel = (1, spec.channels, *(1,) * (len(spec.shape) - 1))
-    mean, std = (torch.tensor(values or default).view(per_channel) for values, default in _normalisation(spec))
-    raw = inputs * std + mean
-    low, high = spec.value_range or (float(raw.min()), float(raw.max()))
-    return ((raw - low) / max(high - low, 1e-12)).clamp(0, 1)
-
-
-def _normalisation(spec: InputSpec) -> tuple[tuple[tuple[float, ...] | None, tuple[float, ...]], ...]:
-    return (spec.mean, (0.0,) * spec.channels), (spec.std, (1.0,) * spec.channels)
+    column = (-1,) + (1,) * (len(spec.shape) - 1)
+    raw = np.nan_to_num(inputs.astype(np.float64))
+    if spec.mean is not None and spec.std is not None:
+        raw = raw * np.reshape(spec.std, column) + np.reshape(spec.mean, column)
+    low, high = spec.value_range or (float(raw.min(initial=0.0)), float(raw.max(initial=0.0)))
+    return np.asarray((raw - low) / (high - low or 1.0)).clip(0.0, 1.0)
 
 
 def _picture(planes: Tensor, labels: list[int | None]) -> str:
@@ -115,12 +98,9 @@ def _named(kind: str, labels: list[int | None]) -> str:
     return f"the first {len(labels)} {kind}" + (f", of the classes {', '.join(known)}" if known else "")
 
 
-def _class_counts(data: SyntheticDataset) -> str:
+def class_counts_html(labels: Tensor) -> str:
     """Return how many samples each class has, the most frequent first."""
-    if data.manifest.labels == "none":
-        return ""
-    labels = torch.cat([batch.labels for batch in data.loader(batch_size=256) if batch.labels is not None])
     counts = sorted(enumerate(labels.bincount().tolist()), key=lambda pair: -pair[1])
     named = ", ".join(f"{label}: {count}" for label, count in counts[:10] if count)
     more = sum(1 for _, count in counts[10:] if count)
-    return f"<p>Samples of each class: {named}{f' and {more} more classes' if more else ''}</p>"
+    return f"<p>Samples per class: {named}{f' and {more} more classes' if more else ''}</p>"

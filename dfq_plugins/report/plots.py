@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-    from dfq_plugins.report.record import LayerPlot, Samples
+    from dfq_plugins.data.notebook import raw_values
+from dfq_plugins.report.record import LayerPlot, Samples
     from dfq_plugins.types import InputSpec
 
 POINTS_PER_INCH = 72
@@ -124,21 +125,6 @@ def layer_plot_svg(plot: LayerPlot, name: str, *, narrow: bool = False) -> str:
             axes.plot(values, range(len(values)), color=color, marker=marker, markersize=size / 2, linewidth=1.2)
         draw_axes(axes, plot, narrow=narrow)
         return svg_markup(figure, name)
-
-
-def raw_values(inputs: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Return inputs `(count, *shape)` as raw values scaled to 0..1, by the valid range where it is known.
-
-    >>> from dfq_plugins.types import InputSpec
-    >>> raw_values(np.zeros((1, 1, 2), np.float32), InputSpec((1, 2), (64.0,), (32.0,), (0.0, 256.0)))
-    array([[[0.25, 0.25]]])
-    """
-    column = (-1,) + (1,) * (len(spec.shape) - 1)
-    raw = np.nan_to_num(inputs.astype(np.float64))
-    if spec.mean is not None and spec.std is not None:
-        raw = raw * np.reshape(spec.std, column) + np.reshape(spec.mean, column)
-    low, high = spec.value_range or (float(raw.min(initial=0.0)), float(raw.max(initial=0.0)))
-    return np.asarray((raw - low) / (high - low or 1.0)).clip(0.0, 1.0)
 
 
 def png_uri(picture: np.ndarray) -> str:

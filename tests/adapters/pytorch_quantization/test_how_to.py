@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +12,14 @@ import dfq_plugins
 from dfq_plugins import InputSpec, Recipe, synthesize
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import quant_nn, quiet
+from places import DOCS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "pytorch-quantization.md"
+PAGE = DOCS / "how-to" / "pytorch-quantization.md"
 SYNTHESIZE = "num_samples=256"
 
 

@@ -8,11 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+from places import DOCS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PAGE = (DOCS / "writing-a-plugin.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`(dfq-[\w./-]+)`\n\n```\w+\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
 COMMANDS = [
@@ -23,6 +27,7 @@ COMMANDS = [
 
 RUN_COMMANDS = """
 import json, sys
+from places import DOCS
 from dfq_plugins.cli import cli
 codes = []
 for arguments in json.loads(sys.argv[1]):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from contract_plugins import (
     BROKEN_CALIBRATORS,
     BROKEN_GENERATORS,
@@ -23,7 +20,6 @@ from contract_plugins import (
     Stubborn,
     Uniform,
 )
-
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.testing import CalibratorContract, GeneratorContract, LearningGeneratorContract
 from dfq_plugins.testing.check import run_contract

@@ -7,14 +7,18 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from torch.distributed.run import get_args_parser
 
 from dfq_plugins.cli import cli
+from places import DOCS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "several-machines.md"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE = DOCS / "how-to" / "several-machines.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = [
     match.replace("\\\n", " ") for match in re.findall(r"^```bash\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +13,14 @@ import torch
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quiet import framework_notices_silenced
 from dfq_plugins.host.registry import build_registry
+from places import DOCS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "brevitas.md"
+PAGE = DOCS / "how-to" / "brevitas.md"
 
 
 def agreement(network: nn.Module, model: nn.Module, inputs: torch.Tensor) -> float:
@@ -30,7 +32,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     mine = [point for point in entry_points(group="dfq_plugins") if point.name in ("brevitas", "builtin-generators")]
     if len(mine) != 2:
         pytest.skip("the entry points are found only where dfq-plugins is installed")
-    for module in ("pipeline", "finetuning"):
+    for module in ("synthesis.run", "quantization.run", "quantization.finetune"):
         monkeypatch.setattr(f"dfq_plugins.{module}.get_registry", lambda: build_registry(entry_points=mine))
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

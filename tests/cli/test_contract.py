@@ -7,15 +7,12 @@ import json
 import sys
 import types
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from contract_plugins import Greedy, Rounding, Uniform
-
 from dfq_plugins.cli import cli, plugins
 from dfq_plugins.hookspecs import hookimpl
 from dfq_plugins.host import registry as registry_module

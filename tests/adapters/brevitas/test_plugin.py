@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.plugin import dfq_calibrators
 from dfq_plugins.host.options import describe_options, parse_options
+from places import ROOT
 
 
 def test_entry() -> None:
@@ -27,12 +27,11 @@ def test_options_are_listed_and_read_from_text() -> None:
 
 def test_plugin_imports_neither_torch_nor_brevitas() -> None:
     code = "import sys, dfq_brevitas.plugin; print([m for m in ('torch', 'brevitas', 'onnx') if m in sys.modules])"
-    root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONPATH": f"{root}:{root / 'adapters'}"},
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"},
     )
     assert done.stdout.strip() == "[]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +23,7 @@ from dfq_plugins.synthesis.run import synthesize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from dfq_plugins.types import InputSpec, ProgressEvent
 
@@ -44,8 +44,7 @@ def student(width: int = 6, classes: int = 4) -> nn.Module:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+def registry() -> Iterator[Registry]:
     yield build_registry(entry_points=[EntryPoint("outside", "finetuning_plugins", "dfq_plugins")], strict=True)
     del sys.modules["finetuning_plugins"]
 

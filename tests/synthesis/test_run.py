@@ -10,7 +10,6 @@ import random
 import re
 import sys
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from dfq_plugins.types import Batch, InputSpec, ProgressEvent, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 QUICK = {"iterations": 2, "precision": "float32"}
 PLUGINS = {
@@ -40,8 +40,7 @@ PLUGINS = {
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+def registry() -> Iterator[Registry]:
     yield build_registry(
         entry_points=[EntryPoint(name, module, "dfq_plugins") for name, module in PLUGINS.items()], strict=True
     )

@@ -23,6 +23,7 @@ from dfq_plugins.data.plan import DatasetPlan
 from dfq_plugins.data.writer import DatasetWriter
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.types import Batch, InputSpec
+from places import DOCS
 
 SPEC = InputSpec((3, 8, 8), num_classes=4)
 RNG = torch.Generator().manual_seed(0)
@@ -318,7 +319,7 @@ def test_short_summary(data: SyntheticDataset) -> None:
 
 
 def test_written_example_of_the_manifest_is_valid(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "file-formats.md").read_text()
+    text = (DOCS / "file-formats.md").read_text()
     example = text.split("```json\n")[1].split("```")[0]
     (tmp_path / MANIFEST_FILE).write_text(example)
     manifest = read_manifest(tmp_path)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from scipy import stats
 
 from dfq_plugins.quality import verdict
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 RECORDS = sorted((ROOT / "tests" / "benchmarks" / "results").glob("quality-*.json"))
 PAGE = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
 

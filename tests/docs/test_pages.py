@@ -7,8 +7,7 @@ import importlib.util
 import inspect
 import re
 import shlex
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,8 +16,11 @@ import dfq_plugins
 from dfq_plugins import errors, hookspecs
 from dfq_plugins.cli import cli
 from dfq_plugins.synthesis.options import InversionOptions
+from places import DOCS
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 TESTED_ELSEWHERE = {"writing-a-plugin", "torch-ao", "pytorch-quantization", "brevitas", "several-machines"}
 
 

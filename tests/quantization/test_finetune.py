@@ -6,7 +6,6 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,9 +21,11 @@ from dfq_plugins.quantization.finetune import FinetuningRun, finetune
 from dfq_plugins.quantization.run import quantize, run_quantization
 from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.types import InputSpec
+from places import SUPPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.types import ProgressEvent
@@ -33,8 +34,7 @@ QUICK = {"steps": 12, "batch_size": 16, "evaluations": 3, "learning_rate": 0.03,
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+def registry() -> Iterator[Registry]:
     yield build_registry(entry_points=[EntryPoint("outside", "finetuning_plugins", "dfq_plugins")], strict=True)
     del sys.modules["finetuning_plugins"]
 
@@ -340,7 +340,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         quick = {**QUICK, "mixup": 0.4, "flip": True}
-        script.write_text(RANKS.format(tests=str(Path(__file__).parent), quick=quick, folder=str(folder)))
+        script.write_text(RANKS.format(tests=str(SUPPORT), quick=quick, folder=str(folder)))
         done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=False, timeout=400)
         assert done.returncode == 0, done.stderr
         results |= {path.stem: load_file(path) for path in folder.glob("*.safetensors")}

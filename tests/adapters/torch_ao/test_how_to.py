@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from importlib.metadata import entry_points
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,8 +13,12 @@ import torch.ao.nn.intrinsic.quantized as nniq
 
 from dfq_plugins.host.registry import build_registry
 from dfq_torch_ao.options import TorchAoOptions
+from places import DOCS
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "torch-ao.md"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAGE = DOCS / "how-to" / "torch-ao.md"
 
 
 # In a flow of their own, users see torch's notices; the adapter silences them only in its own calls.
@@ -23,7 +27,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "torch-ao.md"
 @pytest.mark.filterwarnings(r"ignore:`torch.jit.load` is deprecated")
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = [point for point in entry_points(group="dfq_plugins") if point.name in ("torch-ao", "builtin-generators")]
-    for module in ("pipeline", "finetuning"):
+    for module in ("synthesis.run", "quantization.run", "quantization.finetune"):
         monkeypatch.setattr(f"dfq_plugins.{module}.get_registry", lambda: build_registry(entry_points=mine))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
