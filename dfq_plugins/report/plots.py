@@ -17,15 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
+from dfq_plugins.data.notebook import raw_values
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-    from dfq_plugins.data.notebook import raw_values
-from dfq_plugins.report.record import LayerPlot, Samples
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.report.record import LayerPlot, Samples
 
 POINTS_PER_INCH = 72
 """matplotlib's SVG unit is the point; at this resolution one unit is one pixel of the page."""
