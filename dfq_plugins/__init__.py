@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.distillation.loss import DistillationLoss
-    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.distillation.run import distill
     from dfq_plugins.hookspecs import hookimpl
     from dfq_plugins.network.load import load_network
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "DistillationLoss",
-    "DistillationOptions",
     "InputSpec",
     "Recipe",
     "RecordingOptions",
     "SyntheticDataset",
+    "TrainingOptions",
     "__version__",
     "distill",
     "finetune",
@@ -50,7 +50,7 @@ __all__ = [
 _HOMES = {
     "Batch": "types",
     "DistillationLoss": "distillation.loss",
-    "DistillationOptions": "distillation.options",
+    "TrainingOptions": "distillation.options",
     "InputSpec": "types",
     "Recipe": "types",
     "RecordingOptions": "recording.options",

@@ -47,13 +47,13 @@ class DataError(DfqError):
 
 
 class DivergedError(DfqError):
-    """An optimisation whose loss is no longer finite."""
+    """An optimization whose loss is no longer finite."""
 
     exit_code = 6
 
 
 class ArtifactError(DfqError):
-    """An exported artefact that failed its checks, and was not handed over."""
+    """An exported artifact that failed its checks, and was not handed over."""
 
     exit_code = 7
 

@@ -53,4 +53,4 @@ def dfq_progress_listeners() -> Iterable[ProgressListenerEntry]:  # type: ignore
 
 @hookspec(firstresult=True)
 def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
-    """Return the input specification of a model that this plugin recognises, else None."""
+    """Return the input specification of a model that this plugin recognizes, else None."""

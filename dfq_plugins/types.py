@@ -25,7 +25,7 @@ class InputSpec:
 
     Args:
         shape: shape of one sample, channels first, without the batch axis: `(3, 32, 32)`.
-        mean: mean subtracted from the raw values, one per channel; None if the normalisation is not known.
+        mean: mean subtracted from the raw values, one per channel; None if the normalization is not known.
         std: standard deviation that the raw values are divided by, one per channel; None together with `mean`.
         value_range: lowest and highest raw value (in network units where mean is None); None if unbounded or unknown.
         num_classes: width of the class logits; None if the network is no classifier.
@@ -74,17 +74,17 @@ class InputSpec:
         return tuple(low), tuple(high)
 
     @property
-    def outside(self) -> tuple[float, ...]:
+    def pad_value(self) -> tuple[float, ...]:
         """What lies around an input that is shifted or cropped, per channel: the lowest value, 0 where it is unknown.
 
-        >>> InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)).outside
+        >>> InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)).pad_value
         (-2.0,)
         """
         return (0.0,) * self.channels if self.bounds is None else self.bounds[0]
 
     @property
     def standardized(self) -> bool:
-        """Whether normalised data has mean 0 and variance 1, so that the input itself has known statistics.
+        """Whether normalized data has mean 0 and variance 1, so that the input itself has known statistics.
 
         A std above that of a uniform distribution over `value_range` cannot be the data's own: it is arithmetic
         scaling such as `x / 127.5 - 1`.
@@ -101,7 +101,7 @@ class InputSpec:
         return max(self.std) < (self.value_range[1] - self.value_range[0]) / math.sqrt(12)
 
     @property
-    def extremes(self) -> tuple[float, float] | None:
+    def input_range(self) -> tuple[float, float] | None:
         """Lowest and highest network input over all channels: the range of the input quantizer."""
         return None if self.bounds is None else (min(self.bounds[0]), max(self.bounds[1]))
 
@@ -141,11 +141,11 @@ class ProgressEvent:
 
 
 class DataGenerator(Protocol):
-    """Synthesises inputs from a trained model. Built by its entry's factory from an options record.
+    """Synthesizes inputs from a trained model. Built by its entry's factory from an options record.
 
     A generator that makes inputs for given classes has an attribute `conditional` that is true, and yields labels. One
     that can keep to a time has an attribute `timed` that is true, and `generate` then takes one argument more,
-    `allowance`: None, or a `synthesis.budget.Allowance`. One whose samples depend on a file has `settled_options()`,
+    `budget`: None, or a `synthesis.budget.TimeBudget`. One whose samples depend on a file has `settled_options()`,
     which returns its options with the file's checksum in them: the data set is then known to be of that very file.
     """
 
@@ -163,7 +163,7 @@ class DataGenerator(Protocol):
 
         Args:
             model: a private frozen copy in eval mode; may be changed.
-            spec: the input to synthesise.
+            spec: the input to synthesize.
             num_samples: how many samples to yield in all, at least 1.
             batch_size: the largest batch to yield.
             rng: the only source of randomness.
@@ -232,10 +232,10 @@ class Calibrator(Protocol):
         ...
 
     def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
-        """Write the framework's artefacts into the folder `path`, run each, and compare it with the torch model.
+        """Write the framework's artifacts into the folder `path`, run each, and compare it with the torch model.
 
         Raises:
-            ArtifactError: an artefact does not agree with the torch model; the file is removed first.
+            ArtifactError: an artifact does not agree with the torch model; the file is removed first.
         """
         ...
 
@@ -304,12 +304,12 @@ class Coverage:
     """Which layers are quantized, and which modules stay in float with the reason."""
 
     quantized: tuple[QuantizedLayer, ...]
-    floating: tuple[tuple[str, str], ...] = ()
+    unquantized: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check that an artefact passed, with the figures that it was judged by."""
+    """One check that an artifact passed, with the figures that it was judged by."""
 
     name: str
     detail: str
@@ -389,4 +389,4 @@ def check_batch(batch: torch.Tensor, spec: InputSpec) -> None:
             "Mend the data or the input specification."
         )
     if not batch.isfinite().all():
-        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesise the data anew.")
+        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesize the data anew.")

@@ -45,7 +45,7 @@ def show(event: ProgressEvent) -> None:
 
 
 def main(model: nn.Module) -> None:
-    """Synthesise and quantize."""
+    """Synthesize and quantize."""
     spec = dfq.InputSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3, value_range=(0, 1))
     try:
         data: dfq.SyntheticDataset = dfq.synthesize(model, spec, num_samples=64, output=Path("set"), listeners=[show])

@@ -87,8 +87,8 @@ class BrevitasCalibrator:
 
     def _settle_input(self, graph: GraphModule, spec: InputSpec, recipe: Recipe) -> None:
         """Give the input's quantizer the width that was asked for, and no sign where none is needed."""
-        extremes = spec.extremes if self.options.known_input_range else None
-        unsigned = extremes is not None and extremes[0] >= 0
+        input_range = spec.input_range if self.options.known_input_range else None
+        unsigned = input_range is not None and input_range[0] >= 0
         bits = self.options.input_bits
         if unsigned or bits != recipe.activation_bits:
             identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities
@@ -118,11 +118,11 @@ class BrevitasCalibrator:
                 raise UsageError(
                     "Calibration needs at least one batch, got none. Give inputs of shape (samples, *shape)."
                 )
-            if run.spec.extremes is not None and self.options.known_input_range:
-                fix_input_range(graph, run.spec.extremes)
+            if run.spec.input_range is not None and self.options.known_input_range:
+                fix_input_range(graph, run.spec.input_range)
             self._refine(graph, data)
         if run.training:
-            known = run.spec.extremes is not None and self.options.known_input_range
+            known = run.spec.input_range is not None and self.options.known_input_range
             take_gradients(graph, input_range_known=known)
         graph.meta[_RUN_KEY] = replace(run, samples=next(iter(data))[:_KEPT_SAMPLES].cpu())
 
@@ -203,7 +203,7 @@ def _require_supported(recipe: Recipe, options: BrevitasOptions) -> None:
     if recipe.weight_bits == 1 and (options.gptq or options.learned_round):
         chosen = "gptq" if options.gptq else "learned_round"
         raise UsageError(
-            f"{chosen} chooses between neighbouring integers, and binary weights have two values, got {recipe}. Leave "
+            f"{chosen} chooses between neighboring integers, and binary weights have two values, got {recipe}. Leave "
             f"{chosen} out, and fine-tune instead."
         )
 

@@ -1,6 +1,6 @@
 """From a float model to Brevitas's quantized graph, with what Brevitas leaves open settled around its own calls.
 
-Brevitas traces, folds BatchNorm, equalises and inserts the quantizers. Around that, this module
+Brevitas traces, folds BatchNorm, equalizes and inserts the quantizers. Around that, this module
 
 - keeps slicing, padding and similar moves of values on the quantization grid (`OnGrid`), so that a shortcut which
   slices (ResNets with option A) is aligned with the branch it is added to, and never meets a plain tuple;
@@ -66,7 +66,7 @@ class Dequantize(nn.Module):
 
 
 def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm: bool) -> GraphModule:
-    """Trace a private copy of the model, fold BatchNorm if asked to, and equalise as the options say.
+    """Trace a private copy of the model, fold BatchNorm if asked to, and equalize as the options say.
 
     Raises:
         ModelError: FX cannot trace the model.
@@ -76,9 +76,9 @@ def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm:
         graph = preprocess_for_quantize(
             model,
             equalize_iters=equalize,
-            # Only equalisation moves biases; without it the layers stay comparable with the caller's.
+            # Only equalization moves biases; without it the layers stay comparable with the caller's.
             equalize_merge_bias=equalize > 0,
-            # Equalisation scales activations, which ReLU6 does not allow: it clips at a fixed value.
+            # Equalization scales activations, which ReLU6 does not allow: it clips at a fixed value.
             relu6_to_relu=equalize > 0,
             merge_bn=merge_batch_norm,
         )

@@ -35,7 +35,7 @@ def exchange_input_quantizers(graph: GraphModule, new: tuple[Any, dict[str, Any]
             graph.set_submodule(name, kind(**arguments).eval())
 
 
-def fix_input_range(graph: GraphModule, extremes: tuple[float, float]) -> int:
+def fix_input_range(graph: GraphModule, input_range: tuple[float, float]) -> int:
     """Set the scale of the input's quantizer so that it just covers the known range. Call it after calibration.
 
     Brevitas keeps a calibrated scale as a parameter `value`, the threshold: scale = value / 2**(bits - 1) where signed,
@@ -48,7 +48,7 @@ def fix_input_range(graph: GraphModule, extremes: tuple[float, float]) -> int:
     fixed = list(_own_scalings(graph))
     for quantizer, scaling in fixed:
         bits = int(quantizer.act_quant.bit_width())
-        threshold = _threshold(extremes, bits, signed=bool(quantizer.act_quant.is_signed))
+        threshold = _threshold(input_range, bits, signed=bool(quantizer.act_quant.is_signed))
         with torch.no_grad():
             scaling.value.fill_(threshold)
     return len(fixed)
@@ -67,15 +67,15 @@ def _own_scalings(graph: GraphModule) -> Iterator[tuple[Any, Any]]:
             yield quantizer, scaling
 
 
-def _threshold(extremes: tuple[float, float], bits: int, *, signed: bool) -> float:
-    """Return the threshold of the smallest symmetric grid that covers the extremes.
+def _threshold(input_range: tuple[float, float], bits: int, *, signed: bool) -> float:
+    """Return the threshold of the smallest symmetric grid that covers the input_range.
 
     >>> round(_threshold((-1.0, 1.0), 8, signed=True), 6)
     1.007874
     >>> _threshold((0.0, 1.0), 8, signed=False)
     1.0
     """
-    lowest, highest = extremes
+    lowest, highest = input_range
     if not signed:
         return highest
     half = float(2 ** (bits - 1))

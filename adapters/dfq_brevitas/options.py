@@ -82,7 +82,7 @@ class BrevitasOptions:
     )
     equalization_iterations: Annotated[int, Ge(0), Le(1000)] = field(
         default=0,
-        metadata={"help": "rounds of cross-layer equalisation; 20 mends depthwise networks with per-tensor weights"},
+        metadata={"help": "rounds of cross-layer equalization; 20 mends depthwise networks with per-tensor weights"},
     )
     bias_correction: BiasCorrection = field(
         default="network",
@@ -116,7 +116,7 @@ class BrevitasOptions:
     )
     learned_round_steps: Annotated[int, Ge(1), Le(100_000)] = field(
         default=500,
-        metadata={"help": "optimisation steps per layer for learned_round"},
+        metadata={"help": "optimization steps per layer for learned_round"},
     )
 
     def activation_scale_for(self, bits: int) -> ActivationScale:

@@ -42,7 +42,7 @@ def apply_gptq(model: GraphModule, batches: Iterable[torch.Tensor]) -> None:
 def learn_rounding(model: nn.Module, batches: Iterable[torch.Tensor], steps: int) -> None:
     """Learn layer by layer whether each weight is rounded up or down, through Brevitas's `LearnedRoundSte`.
 
-    AdaRound (Nagel et al. 2020, "Up or Down?"): minimise `||Q(W) x - W x||^2 + lambda * sum(1 - |2 h(v) - 1|^beta)`,
+    AdaRound (Nagel et al. 2020, "Up or Down?"): minimize `||Q(W) x - W x||^2 + lambda * sum(1 - |2 h(v) - 1|^beta)`,
     h the hard sigmoid of the learned v, beta falling from 20 to 2 after a warm-up of a fifth of the steps.
     """
     rng = torch.Generator().manual_seed(0)

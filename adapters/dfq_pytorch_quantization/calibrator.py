@@ -36,11 +36,11 @@ NARROWEST, WIDEST = 2, 8
 """Widths in bits that can be exported: one bit has no level beside zero, more than eight no ONNX integer."""
 
 SAMPLES_KEPT = 64
-"""Calibration inputs that are kept to check an exported artefact on."""
+"""Calibration inputs that are kept to check an exported artifact on."""
 
 
 class _Session:
-    """What is remembered of a prepared module beside the module: its spec, and inputs to check artefacts on."""
+    """What is remembered of a prepared module beside the module: its spec, and inputs to check artifacts on."""
 
     def __init__(self, spec: InputSpec, *, training: bool) -> None:
         self.spec, self.training = spec, training
@@ -195,7 +195,7 @@ def _collecting(prepared: nn.Module) -> Iterator[None]:
 
 
 def _checked(batches: Iterable[torch.Tensor], session: _Session) -> Iterator[torch.Tensor]:
-    """Yield the batches, each checked against the spec, and keep the first samples for the check of artefacts."""
+    """Yield the batches, each checked against the spec, and keep the first samples for the check of artifacts."""
     kept: list[torch.Tensor] = []
     for index, batch in enumerate(batches):
         if not len(batch):

@@ -91,7 +91,7 @@ def fix_ranges(model: nn.Module, spec: InputSpec, found: dict[str, bool], option
 def known_values(spec: InputSpec) -> torch.Tensor:
     """Return values as the spec has them, each channel's between its bounds and with both of them.
 
-    Normalised channels have mean 0 and variance 1: they are taken as Gaussian, cut off at the bounds. Others are spread
+    Normalized channels have mean 0 and variance 1: they are taken as Gaussian, cut off at the bounds. Others are spread
     evenly.
 
     >>> from dfq_plugins.types import InputSpec

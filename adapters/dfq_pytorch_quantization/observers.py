@@ -17,7 +17,7 @@ BINS = 2048
 """Bins of a new histogram: the framework's own default."""
 
 MAX_BINS = 4 * BINS
-"""Bins of a grown histogram; before it would exceed them, neighbouring bins are merged."""
+"""Bins of a grown histogram; before it would exceed them, neighboring bins are merged."""
 
 
 class _Observer:

@@ -82,8 +82,8 @@ class TorchAoCalibrator:
             hide_from_lowering(prepared)
             match_histogram_levels(prepared)
         observe_clipped_values(prepared)
-        if spec.extremes is not None:
-            fix_input_range(prepared, spec.extremes)
+        if spec.input_range is not None:
+            fix_input_range(prepared, spec.input_range)
         highest = activation_range(recipe, self.options, engine)[1]
         Run(spec, recipe, engine, highest, self.options.non_traceable, training).attach(prepared)
         return prepared

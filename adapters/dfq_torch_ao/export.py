@@ -118,9 +118,9 @@ def _own_source(converted: nn.Module) -> Iterator[None]:
 def _random_inputs(spec: InputSpec) -> torch.Tensor:
     """Return inputs within the known range, else standard normal ones, from a generator of their own."""
     rng = torch.Generator().manual_seed(0)
-    if spec.extremes is None:
+    if spec.input_range is None:
         return torch.randn(_CHECKED_SAMPLES, *spec.shape, generator=rng)
-    lowest, highest = spec.extremes
+    lowest, highest = spec.input_range
     return lowest + (highest - lowest) * torch.rand(_CHECKED_SAMPLES, *spec.shape, generator=rng)
 
 

@@ -78,19 +78,19 @@ def _argument(node: Node, position: int, name: str) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
-def fix_input_range(prepared: GraphModule, extremes: tuple[float, float]) -> int:
+def fix_input_range(prepared: GraphModule, input_range: tuple[float, float]) -> int:
     """Replace each observer of the network's input by one with the known range.
 
     Args:
         prepared: what `prepare_fx` returned; changed in place.
-        extremes: lowest and highest value of the input, e.g. `InputSpec.extremes`.
+        input_range: lowest and highest value of the input, e.g. `InputSpec.input_range`.
 
     Returns:
-        How many observers were replaced: 0 where the network first computes with its input, e.g. normalises it.
+        How many observers were replaced: 0 where the network first computes with its input, e.g. normalizes it.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
     observers = {id(modules[str(node.target)]) for node in _input_observers(prepared, modules)}
-    replace_observers(prepared, observers, lambda observer: known_range(observer, extremes))
+    replace_observers(prepared, observers, lambda observer: known_range(observer, input_range))
     return len(observers)
 
 
@@ -115,11 +115,11 @@ def _input_observers(prepared: GraphModule, modules: dict[str, nn.Module]) -> It
                 reached.append(node)
 
 
-def known_range(module: nn.Module, extremes: tuple[float, float]) -> nn.Module:
+def known_range(module: nn.Module, input_range: tuple[float, float]) -> nn.Module:
     """Return an observer or fake quantizer like `module` with the scale and zero point of the range."""
     observer: Any = observer_of(module)
     number_format = {name: getattr(observer, name) for name in ("dtype", "qscheme", "quant_min", "quant_max")}
     reference = MinMaxObserver(**number_format)
-    reference(torch.tensor(extremes))
+    reference(torch.tensor(input_range))
     scale, zero_point = reference.calculate_qparams()
     return fixed_like(module, scale.item(), zero_point.item())

@@ -19,7 +19,7 @@ Shell completion, for bash, zsh and fish:
 \b
 Exit codes: 0 done, 1 unexpected error (DFQ_DEBUG=1 shows where), 2 bad usage,
 3 plugin unknown, broken or not installed, 4 bad model, 5 bad data or folder,
-6 diverged, 7 artefact failed its checks, 8 plugin failed its contract,
+6 diverged, 7 artifact failed its checks, 8 plugin failed its contract,
 130 interrupted.
 """
 
@@ -30,7 +30,7 @@ Exit codes: 0 done, 1 unexpected error (DFQ_DEBUG=1 shows where), 2 bad usage,
         "demo": Place("dfq_plugins.cli.demo:demo", "Quantize a small embedded network, from synthesis to report."),
         "plugins": Place("dfq_plugins.cli.plugins:plugins", "List generators, calibrators and listeners."),
         "record": Place("dfq_plugins.cli.record:record", "Record how a model responds to its owner's data."),
-        "synthesize": Place("dfq_plugins.cli.synthesize:synthesize", "Synthesise inputs from a model alone."),
+        "synthesize": Place("dfq_plugins.cli.synthesize:synthesize", "Synthesize inputs from a model alone."),
         "quantize": Place("dfq_plugins.cli.quantize:quantize", "Quantize a model on a synthetic set."),
         "finetune": Place("dfq_plugins.cli.finetune:finetune", "Quantize a model and train it on a synthetic set."),
         "distill": Place("dfq_plugins.cli.distill:distill", "Train a smaller network on a trained one's answers."),

@@ -15,7 +15,7 @@ from dfq_plugins.errors import ContractError, PluginError, UsageError, nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dfq_plugins.host.provided import Kind, Provided
+    from dfq_plugins.host.plugin_info import Kind, PluginInfo
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.testing.check import ContractKind, ContractResult
 
@@ -38,7 +38,7 @@ def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str
     results: dict[ContractKind, ContractResult] = {}
     for provided in found:
 
-        def build(provided: Provided = provided) -> object:
+        def build(provided: PluginInfo = provided) -> object:
             return registry.create(provided.kind, str(name), options)
 
         for kind in _contracts_of(provided):
@@ -57,7 +57,7 @@ def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str
         )
 
 
-def _contracts_of(provided: Provided) -> list[ContractKind]:
+def _contracts_of(provided: PluginInfo) -> list[ContractKind]:
     """Return whose contracts a plugin keeps: a learning generator that makes data sets too has two."""
     if provided.kind == "calibrator":
         return ["calibrator"]
@@ -65,7 +65,7 @@ def _contracts_of(provided: Provided) -> list[ContractKind]:
     return [*kinds, "learning generator"] if provided.learns else kinds
 
 
-def _found(registry: Registry, name: str | None) -> list[Provided]:
+def _found(registry: Registry, name: str | None) -> list[PluginInfo]:
     if name is None:
         raise UsageError("--check takes the NAME of a generator or calibrator: dfq plugins --check NAME.")
     kinds: tuple[Kind, ...] = ("generator", "calibrator")

@@ -18,12 +18,12 @@ from dfq_plugins.cli.shared import json_option, print_json
     default="dfq-demo",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the report and the artefacts.",
+    help="Folder for the report and the artifacts.",
 )
 @click.option("--seed", default=0, show_default=True, help="Same seed, same synthetic images.")
 @json_option
 def demo(output: Path, seed: int, as_json: bool) -> None:
-    """Quantize an embedded digits network with every installed framework on synthesised images.
+    """Quantize an embedded digits network with every installed framework on synthesized images.
 
     Prints accuracy on held-out digits beside calibration on real data and on noise, and writes a report.
     """

@@ -12,12 +12,12 @@ import dfq_plugins
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.shared import announce, json_option, load_model, print_json, report_option
 from dfq_plugins.cli.training import checked_settings, opened, print_costs, training_of
-from dfq_plugins.distillation.options import StudentTraining
+from dfq_plugins.distillation.options import DistillOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfq_plugins.distillation.run import DistillingRun
+    from dfq_plugins.distillation.run import DistillRun
 
 WEIGHTS = click.Path(dir_okay=False, path_type=Path)
 
@@ -33,7 +33,7 @@ WEIGHTS = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--inherit", is_flag=True, help="Begin with the weights of the teacher's layers that fit.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own.")
-@training_of(lambda: StudentTraining)
+@training_of(lambda: DistillOptions)
 @report_option
 @json_option
 def distill(
@@ -53,7 +53,7 @@ def distill(
     student is written as safetensors and JSON. With --work, an interrupted training goes on when the same command is
     given again. Under torchrun, every process takes a part of each batch.
     """
-    given = checked_settings(given, StudentTraining)
+    given = checked_settings(given, DistillOptions)
     weights = {role: given.pop(f"{role}_weights") for role in ("teacher", "student")}
     with progress.reporting() as listener:
         big = load_model(teacher, weights["teacher"], threads)
@@ -72,7 +72,7 @@ def distill(
     if as_json:
         print_json(as_dict(run) | {"report": report})
         return
-    print_distilling(run)
+    print_distill_run(run)
     announce(report)
 
 
@@ -87,7 +87,7 @@ def _student(reference: str, weights: Path | None, training: dict[str, Any]) -> 
         return load_model(reference, weights, None)
 
 
-def print_distilling(run: DistillingRun) -> None:
+def print_distill_run(run: DistillRun) -> None:
     """Print what became of the student."""
     print_costs(("teacher", run.teacher_cost), ("student", run.student_cost))
     if run.inherited:
@@ -101,7 +101,7 @@ def print_distilling(run: DistillingRun) -> None:
         click.echo(f"Written: {file}")
 
 
-def as_dict(run: DistillingRun) -> dict[str, Any]:
+def as_dict(run: DistillRun) -> dict[str, Any]:
     """Return the run for `--json`."""
     return {
         "teacher": asdict(run.teacher_cost),

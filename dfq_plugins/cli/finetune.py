@@ -22,13 +22,13 @@ from dfq_plugins.cli.shared import (
     report_option,
 )
 from dfq_plugins.cli.training import training_options
-from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
-    from dfq_plugins.quantization.finetune import FinetuningRun
+    from dfq_plugins.quantization.finetune import FinetuneRun
 
 
 @click.command()
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.argument("data", type=click.Path(path_type=Path))
 @name_option("calibrator", "The framework that quantizes: torch-ao, pytorch-quantization, brevitas, ...", required=True)
 @click.option("--recipe", default="w8a8", show_default=True, help="Bits of weights, activations: w8a8, w4a4, binary.")
-@click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for the artefacts.")
+@click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for the artifacts.")
 @plugin_options
 @training_options
 @report_option
@@ -72,7 +72,7 @@ def finetune_and_print(model_reference: str, data: Path, given: dict[str, Any]) 
     if as_json:
         print_json(as_dict(run) | {"report": report})
         return
-    print_finetuning(run)
+    print_finetune_run(run)
     announce(report)
 
 
@@ -80,14 +80,14 @@ def _check(given: dict[str, Any]) -> None:
     """Fail on a slip before torch is imported."""
     dfq_plugins.Recipe.parse(given["recipe"])
     get_registry().options("calibrator", given["calibrator"], given["options"])
-    parse_options(DistillationOptions, given["training"], owner="fine-tuning")
+    parse_options(TrainingOptions, given["training"], owner="fine-tuning")
     if given["generator"] is not None:
         get_registry().options("generator", given["generator"], given["generator_options"])
     elif given["generator_options"]:
         raise UsageError("--generator-option sets a generator: name it with --generator.")
 
 
-def print_finetuning(run: FinetuningRun) -> None:
+def print_finetune_run(run: FinetuneRun) -> None:
     """Print what became of the model."""
     from dfq_plugins.cli.results import print_run  # noqa: PLC0415  that module builds on this one
 
@@ -99,7 +99,7 @@ def print_finetuning(run: FinetuningRun) -> None:
     )
 
 
-def as_dict(run: FinetuningRun) -> dict[str, Any]:
+def as_dict(run: FinetuneRun) -> dict[str, Any]:
     """Return the run for `--json`."""
     from dfq_plugins.cli.results import run_as_dict  # noqa: PLC0415  that module builds on this one
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-    from dfq_plugins.host.registry import Provided, Registry
+    from dfq_plugins.host.registry import PluginInfo, Registry
 
 HEAD = ("KIND", "NAME", "PROVIDER", "VERSION", "STATE")
 
@@ -65,11 +65,11 @@ def plugins(name: str | None, check: bool, options: dict[str, str], as_json: boo
         _print_overview(shown, broken, short=name is None)
 
 
-def _all(registry: Registry) -> list[Provided]:
+def _all(registry: Registry) -> list[PluginInfo]:
     return [*registry.generators.values(), *registry.calibrators.values(), *registry.listeners.values()]
 
 
-def _print_overview(shown: list[Provided], broken: list[BrokenPlugin], *, short: bool) -> None:
+def _print_overview(shown: list[PluginInfo], broken: list[BrokenPlugin], *, short: bool) -> None:
     rows = [*map(_row, shown), *map(_row, broken)]
     widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
     details = [list(_details(provided, short=short)) for provided in shown] + [[plugin.error] for plugin in broken]
@@ -84,7 +84,7 @@ def _print_overview(shown: list[Provided], broken: list[BrokenPlugin], *, short:
             _print_options(describe_options(provided.entry.options))
 
 
-def _row(plugin: Provided | BrokenPlugin) -> tuple[str, ...]:
+def _row(plugin: PluginInfo | BrokenPlugin) -> tuple[str, ...]:
     if isinstance(plugin, BrokenPlugin):
         return "plugin", plugin.entry_point, plugin.distribution, plugin.version, "broken"
     return plugin.kind, plugin.entry.name, plugin.distribution, plugin.version, plugin.state
@@ -94,7 +94,7 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
-def _details(provided: Provided, *, short: bool) -> Iterator[str]:
+def _details(provided: PluginInfo, *, short: bool) -> Iterator[str]:
     yield provided.entry.summary
     if provided.missing:
         yield f"needs {', '.join(provided.missing)}: {provided.install_line}"
@@ -110,7 +110,7 @@ def _print_options(options: tuple[OptionRow, ...]) -> None:
     print_table(("Option", "Type", "Default", "What it does"), (tuple(asdict(option).values()) for option in options))
 
 
-def _as_dict(provided: Provided) -> dict[str, Any]:
+def _as_dict(provided: PluginInfo) -> dict[str, Any]:
     return {
         "kind": provided.kind,
         "name": provided.entry.name,

@@ -21,12 +21,12 @@ from dfq_plugins.cli.shared import (
     report_option,
 )
 from dfq_plugins.cli.training import checked_settings, opened, print_costs, training_of
-from dfq_plugins.distillation.options import StudentTraining
+from dfq_plugins.distillation.options import DistillOptions
 from dfq_plugins.host.options import describe_options, parse_options
-from dfq_plugins.pruning.options import PruningOptions, PruningTraining
+from dfq_plugins.pruning.options import PruneTrainingOptions, PruningOptions
 
 if TYPE_CHECKING:
-    from dfq_plugins.pruning.run import PruningRun
+    from dfq_plugins.pruning.run import PruneRun
 
 
 def _list_options(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -40,7 +40,7 @@ def _list_options(context: click.Context, _parameter: click.Parameter, wanted: b
 @click.command()
 @model_options
 @click.argument("data", type=click.Path(path_type=Path), required=False)
-@click.option("--multiply-adds", type=float, help="Share of the multiply-adds that is left: 0.7 removes 30 %.")
+@click.option("--macs", type=float, help="Share of the MACs that is left: 0.7 removes 30 %.")
 @click.option("--threshold", type=float, help="Remove filters with a smaller BatchNorm scale: 0.1 or 0.01.")
 @click.option("--sparsity", type=float, help="Share of single weights that is set to zero: 0.5.")
 @click.option(
@@ -57,7 +57,7 @@ def _list_options(context: click.Context, _parameter: click.Parameter, wanted: b
     callback=_list_options,
     help="List the settings of the pruning and leave.",
 )
-@training_of(lambda: PruningTraining)
+@training_of(lambda: PruneTrainingOptions)
 @report_option
 @json_option
 def prune(
@@ -72,12 +72,12 @@ def prune(
 ) -> None:
     """Prune MODEL on the inputs DATA, or on those that --generator makes, so that it still answers as it did.
 
-    DATA is a synthetic set, a folder of images, or an .npz file. --multiply-adds or --threshold remove filters;
+    DATA is a synthetic set, a folder of images, or an .npz file. --macs or --threshold remove filters;
     --sparsity sets single weights to zero. With --output, the network is written as safetensors and JSON, and
     saved:FOLDER is then a MODEL of every other command, such as dfq quantize.
     """
     parse_options(PruningOptions, given["options"], owner="pruning")
-    given = checked_settings(given, PruningTraining if rewind_to is None else StudentTraining)
+    given = checked_settings(given, PruneTrainingOptions if rewind_to is None else DistillOptions)
     with progress.reporting() as listener:
         model = load_model(model_reference, weights, threads)
         inputs, spec = opened(data, model, given)
@@ -95,7 +95,7 @@ def prune(
     announce(report)
 
 
-def print_pruning(run: PruningRun) -> None:
+def print_pruning(run: PruneRun) -> None:
     """Print what became of the network."""
     what = "Filters" if run.method == "filters" else "Weights"
     rows = [(layer.name, str(layer.before), str(layer.after)) for layer in run.layers]
@@ -113,7 +113,7 @@ def print_pruning(run: PruningRun) -> None:
         click.echo(f"Written: {file}")
 
 
-def as_dict(run: PruningRun) -> dict[str, Any]:
+def as_dict(run: PruneRun) -> dict[str, Any]:
     """Return the run for `--json`."""
     return {
         "method": run.method,

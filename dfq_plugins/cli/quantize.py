@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.argument("data", type=click.Path(path_type=Path))
 @name_option("calibrator", "The framework that quantizes: torch-ao, pytorch-quantization, brevitas, ...", required=True)
 @click.option("--recipe", default="w8a8", show_default=True, help="Bits of weights, activations: w8a8, w4a4, binary.")
-@click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for the artefacts.")
+@click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for the artifacts.")
 @plugin_options
 @report_option
 @click.option(
@@ -64,13 +64,15 @@ def quantize(
 ) -> None:
     """Quantize MODEL on the synthetic set in the folder DATA, by the framework's own calibration.
 
-    With --output, the framework's artefacts are written there; each one is run and compared with the model before it
+    With --output, the framework's artifacts are written there; each one is run and compared with the model before it
     is handed over.
     """
     training = {name: given.pop(name) for name in TRAINING_ARGUMENTS}
     if finetune:
         if hold_out is not None:
-            raise UsageError("--hold-out is for calibration alone. Give the share to hold out as -T held_out=0.1.")
+            raise UsageError(
+                "--hold-out is for calibration alone. Give the share to hold out as -T validation_fraction=0.1."
+            )
         output = {"weights": weights, "threads": threads, "report": report, "as_json": as_json}
         finetune_and_print(model_reference, data, {**given, **training, **output})
         return
@@ -79,7 +81,7 @@ def quantize(
         raise UsageError(f"{named} is about fine-tuning: give --finetune as well, or use dfq finetune.")
     dfq_plugins.Recipe.parse(given["recipe"])  # this and the next line fail on a slip before torch is imported
     get_registry().options("calibrator", given["calibrator"], given["options"])
-    set_resume_hint("No unfinished artefact is left behind: run the same command again.")
+    set_resume_hint("No unfinished artifact is left behind: run the same command again.")
     if hold_out is not None and report is None:
         raise UsageError("--hold-out says what the report measures on: give --report as well, or leave it out.")
     with progress.reporting() as listener:

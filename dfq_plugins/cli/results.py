@@ -22,7 +22,7 @@ def print_run(run: QuantizationRun) -> None:
     click.echo(f"Quantized by {run.calibrator} at {run.recipe}: {len(run.coverage.quantized)} layers.")
     for (weight, activation), count in _formats(run.coverage).items():
         click.echo(f"  {count} x weights: {weight or 'float'}; inputs: {activation or 'float'}")
-    for name, reason in run.coverage.floating:
+    for name, reason in run.coverage.unquantized:
         click.echo(f"  {name} stays in float: {reason}")
     click.echo(f"Top-1 agreement with the float model on the data: {run.agreement:.2%}")
     rows = [
@@ -31,7 +31,7 @@ def print_run(run: QuantizationRun) -> None:
         for check in artifact.checks
     ]
     if rows:
-        print_table(("Artefact", "Format", "Size", "Check passed"), rows)
+        print_table(("Artifact", "Format", "Size", "Check passed"), rows)
 
 
 def _formats(coverage: Coverage) -> Counter[tuple[str | None, str | None]]:

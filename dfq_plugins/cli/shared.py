@@ -162,7 +162,7 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 
 def console(plain_width: int = PLAIN_WIDTH) -> Console:
-    """Return a console on standard output that prints text as it is; colours only on a terminal without NO_COLOR.
+    """Return a console on standard output that prints text as it is; colors only on a terminal without NO_COLOR.
 
     Args:
         plain_width: columns where the output is no terminal.

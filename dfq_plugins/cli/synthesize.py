@@ -28,7 +28,7 @@ from dfq_plugins.cli.shared import (
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.storage.rank import Rank
-from dfq_plugins.synthesis.budget import Budget
+from dfq_plugins.synthesis.budget import RunBudget
 
 if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 @click.option(
     "--output", "-o", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the set."
 )
-@name_option("generator", f"How to synthesise; default: {DEFAULT_GENERATOR}, which won the benchmark.")
+@name_option("generator", f"How to synthesize; default: {DEFAULT_GENERATOR}, which won the benchmark.")
 @click.option("--num-samples", "-n", type=click.IntRange(min=1), help="How many samples; default 1024.")
 @click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Add N samples to the set in the folder.")
 @click.option("--seed", type=int, help="Same seed, same bytes; default 0.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Samples optimised together; default: the generator's.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Samples optimized together; default: the generator's.")
 @click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="The best set within this time.")
 @click.option("--device", help="Where to compute: cpu, cuda (one GPU for each rank), cuda:1; default: cpu.")
 @plugin_options
@@ -61,14 +61,14 @@ def synthesize(
     max_seconds: float | None,
     **given: Any,
 ) -> None:
-    """Synthesise inputs from MODEL alone and write them, with labels and logits, into a folder.
+    """Synthesize inputs from MODEL alone and write them, with labels and logits, into a folder.
 
     MODEL is torchvision:NAME, package.module:factory or file.py:factory. An interrupted run goes on where it stopped
     when the same command is given again; --extend on a set that was interrupted only finishes it. Under torchrun
     (torchrun --nproc-per-node 4 -m dfq_plugins synthesize ...) all processes share the work.
     """
     began, rank = time.monotonic(), Rank.current()
-    budget = None if max_seconds is None else Budget(max_seconds)  # loading the model counts
+    budget = None if max_seconds is None else RunBudget(max_seconds)  # loading the model counts
     settings = {key: given.pop(key) for key in ("generator", "num_samples", "seed", "options", "batch_size")}
     extend = given.pop("extend")
     if extend is not None:

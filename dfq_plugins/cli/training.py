@@ -16,7 +16,7 @@ from dfq_plugins.cli.shared import (
     refuse_own_spec,
     spec_options,
 )
-from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.host.registry import get_registry
@@ -34,7 +34,7 @@ Command = TypeVar("Command", bound="Callable[..., Any]")
 SPEC = ("shape", "mean", "std", "value_range", "num_classes")
 
 
-def training_of(kind: Callable[[], type[DistillationOptions]]) -> Callable[[Command], Command]:
+def training_of(kind: Callable[[], type[TrainingOptions]]) -> Callable[[Command], Command]:
     """Return what adds the options of the inputs and of a training with the settings of the given record."""
 
     def listed(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -76,7 +76,7 @@ def training_of(kind: Callable[[], type[DistillationOptions]]) -> Callable[[Comm
     return decorate
 
 
-def checked_settings(given: dict[str, Any], kind: type[DistillationOptions]) -> dict[str, Any]:
+def checked_settings(given: dict[str, Any], kind: type[TrainingOptions]) -> dict[str, Any]:
     """Fail on a slip before torch is imported, and return the settings as the library takes them."""
     budget = given.pop("max_seconds")
     if budget is not None:
@@ -118,7 +118,7 @@ def cost_rows(before: tuple[str, Cost], after: tuple[str, Cost]) -> list[tuple[s
     >>> cost_rows(("teacher", Cost(200, 200, 1000)), ("student", Cost(100, 50, 700)))[1]
     ('student', '100 (50.0%)', '50 (25.0%)', '700 (70.0%)')
     """
-    names = ("parameters", "nonzero", "multiply_adds")
+    names = ("parameters", "nonzero", "macs")
     rows = [(before[0], *(f"{getattr(before[1], name):,}" for name in names))]
     pairs = [(getattr(after[1], name), getattr(before[1], name)) for name in names]
     rows.append((after[0], *(f"{value:,} ({value / max(base, 1):.1%})" for value, base in pairs)))
@@ -127,7 +127,7 @@ def cost_rows(before: tuple[str, Cost], after: tuple[str, Cost]) -> list[tuple[s
 
 def print_costs(before: tuple[str, Cost], after: tuple[str, Cost]) -> None:
     """Print the figures of two networks."""
-    print_table(("Network", "Parameters", "Not zero", "Multiply-adds"), cost_rows(before, after))
+    print_table(("Network", "Parameters", "Not zero", "MACs"), cost_rows(before, after))
 
 
 TRAINING_ARGUMENTS = ("training", "max_seconds", "work", "strict", "generator", "generator_options")
@@ -137,7 +137,7 @@ TRAINING_ARGUMENTS = ("training", "max_seconds", "work", "strict", "generator", 
 def _list_training(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     """Print the settings of the training and leave."""
     if wanted:
-        rows = describe_options(DistillationOptions)
+        rows = describe_options(TrainingOptions)
         print_table(("Setting", "Value", "Default", ""), [(row.name, row.type, row.default, row.help) for row in rows])
         context.exit()
 
@@ -156,7 +156,8 @@ def training_options(command: Command) -> Command:
         ),
         click.option("--strict", is_flag=True, help="Refuse data that was made from another model."),
         name_option(
-            "generator", "A generator that learns beside the student and makes half of each batch (-T generated=SHARE)."
+            "generator",
+            "A generator that learns beside the student and makes half of each batch (-T generator_fraction=SHARE).",
         ),
         pairs_option(
             "--generator-option", "-G", "generator_options", help_text="A setting of --generator, repeatable."

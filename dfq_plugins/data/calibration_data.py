@@ -112,6 +112,6 @@ def _inputs(item: object) -> Tensor:
         raise UsageError(f"A batch is a tensor, or a tuple that begins with one, got {type(item).__name__}.")
     if not first.is_floating_point():
         raise DataError(
-            f"Calibration data are network inputs, floating point, got {first.dtype}. Normalise them first."
+            f"Calibration data are network inputs, floating point, got {first.dtype}. Normalize them first."
         )
     return first.detach().float()

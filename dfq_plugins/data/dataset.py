@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SyntheticDataset(Dataset[Batch]):
-    """Synthesised samples in a folder; the tensors stay on disk until they are asked for.
+    """Synthesized samples in a folder; the tensors stay on disk until they are asked for.
 
     `data[i]` is one sample: a `Batch` of an input `(*shape)`, its label and its teacher logits `(classes,)`, the latter
     two None where the set has none. It can be pickled, and used by the workers of a `torch.utils.data.DataLoader`.

@@ -165,7 +165,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ValueError as error:
         raise DataError(
             f"{path} is not a valid manifest: {_first_line(error)}. "
-            "Restore it from a copy, or delete the folder and synthesise again."
+            "Restore it from a copy, or delete the folder and synthesize again."
         ) from error
 
 

@@ -26,7 +26,7 @@ TILE = 64
 POINTS = 200
 """Most points of a signal's line."""
 
-COLOURS = 3
+COLORS = 3
 
 
 def dataset_html(summary: Mapping[str, object], body: str) -> str:
@@ -68,7 +68,7 @@ def _picture(planes: Tensor, labels: list[int | None]) -> str:
     columns = min(COLUMNS, len(planes))
     grid = Image.new("RGB", (columns * TILE, -(-len(planes) // columns) * TILE), "white")
     for number, plane in enumerate(planes):
-        shown = plane[:COLOURS] if len(plane) >= COLOURS else plane[:1].expand(COLOURS, -1, -1)
+        shown = plane[:COLORS] if len(plane) >= COLORS else plane[:1].expand(COLORS, -1, -1)
         pixels = (shown * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
         tile = Image.fromarray(pixels).resize((TILE - 2, TILE - 2), Image.Resampling.NEAREST)
         grid.paste(tile, (number % columns * TILE + 1, number // columns * TILE + 1))

@@ -30,7 +30,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """What a run is asked to synthesise.
+    """What a run is asked to synthesize.
 
     Args:
         model_digest: digest of the network, so that no folder mixes the samples of two.

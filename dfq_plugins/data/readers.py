@@ -34,7 +34,7 @@ def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
     """Open a synthetic data set, a folder of images (searched recursively) or an .npz file as batches of inputs.
 
     Images are resized to the network's size and brought to its channels; unsigned bytes become the specification's
-    value range; then the normalisation is applied. Floating-point arrays are taken as the network's own inputs.
+    value range; then the normalization is applied. Floating-point arrays are taken as the network's own inputs.
 
     Raises:
         DataError: the path holds none of these, or samples that do not fit.
@@ -101,7 +101,7 @@ def _array_name(names: list[str], path: Path) -> str:
 def _array_batches(array: np.ndarray, spec: InputSpec, path: Path) -> Iterator[Tensor]:
     for start in range(0, len(array), BATCH_SIZE):
         part = torch.from_numpy(array[start : start + BATCH_SIZE])
-        batch = normalise(_channels_first(part, spec, path), spec) if part.dtype == torch.uint8 else part.float()
+        batch = normalize(_channels_first(part, spec, path), spec) if part.dtype == torch.uint8 else part.float()
         _check_shape(tuple(batch.shape[1:]), spec, path)
         yield batch
 
@@ -117,7 +117,7 @@ def _check_shape(shape: tuple[int, ...], spec: InputSpec, path: Path) -> None:
 def _channels_first(images: Tensor, spec: InputSpec, path: Path) -> Tensor:
     """Bring bytes `(batch, height, width[, channels])` or `(batch, channels, height, width)` to the network's shape."""
     shape = tuple(images.shape)
-    if images.ndim == 3:  # noqa: PLR2004  grey images without a channel axis
+    if images.ndim == 3:  # noqa: PLR2004  gray images without a channel axis
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in {1, spec.channels}:  # noqa: PLR2004
         images = images.permute(0, 3, 1, 2)
@@ -133,7 +133,7 @@ def _channels_first(images: Tensor, spec: InputSpec, path: Path) -> Tensor:
 
 def _image_batches(files: list[Path], spec: InputSpec) -> Iterator[Tensor]:
     for start in range(0, len(files), BATCH_SIZE):
-        yield normalise(torch.stack([_read_image(file, spec) for file in files[start : start + BATCH_SIZE]]), spec)
+        yield normalize(torch.stack([_read_image(file, spec) for file in files[start : start + BATCH_SIZE]]), spec)
 
 
 def _read_image(file: Path, spec: InputSpec) -> Tensor:
@@ -149,11 +149,11 @@ def _read_image(file: Path, spec: InputSpec) -> Tensor:
     return torch.from_numpy(pixels.reshape(*spec.shape[1:], spec.channels)).permute(2, 0, 1)
 
 
-def normalise(pixels: Tensor, spec: InputSpec) -> Tensor:
+def normalize(pixels: Tensor, spec: InputSpec) -> Tensor:
     """Turn pixels 0..255, `(batch, channels, height, width)`, into network inputs.
 
     >>> from dfq_plugins.types import InputSpec
-    >>> normalise(torch.full((1, 1, 1, 1), 255.0), InputSpec((1, 1, 1), (0.5,), (0.5,), (0.0, 1.0))).item()
+    >>> normalize(torch.full((1, 1, 1, 1), 255.0), InputSpec((1, 1, 1), (0.5,), (0.5,), (0.0, 1.0))).item()
     1.0
     """
     low, high = spec.value_range or (0.0, 1.0)

@@ -47,7 +47,7 @@ class ShardProof:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ShardContents:
     """What was found in a sound shard file: its proof, the SHA-256 of the whole file, and its tensors' row shapes."""
 
     proof: ShardProof
@@ -69,7 +69,7 @@ def write_shard(path: Path, batch: Batch, *, index: int, identity: str, iteratio
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
-def inspect_shard(path: Path, sha256: str | None = None) -> Inspection:
+def inspect_shard(path: Path, sha256: str | None = None) -> ShardContents:
     """Read a shard whole and check it against its own proof, and its file against `sha256` where that is given.
 
     Raises:
@@ -81,10 +81,10 @@ def inspect_shard(path: Path, sha256: str | None = None) -> Inspection:
     if found != proof.sha256:
         raise DataError(_damaged(path, proof.sha256, found))
     rows = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
-    return Inspection(proof, hashlib.sha256(data).hexdigest(), rows)
+    return ShardContents(proof, hashlib.sha256(data).hexdigest(), rows)
 
 
-def check_alike(shards: Sequence[ShardRecord], found: Sequence[Inspection]) -> None:
+def check_alike(shards: Sequence[ShardRecord], found: Sequence[ShardContents]) -> None:
     """Make sure that all shards hold the same tensors for each sample.
 
     Raises:

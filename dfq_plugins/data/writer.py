@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.manifest import Manifest, ShardRecord
     from dfq_plugins.data.plan import DatasetPlan
-    from dfq_plugins.data.shards import Inspection
+    from dfq_plugins.data.shards import ShardContents
     from dfq_plugins.storage.rank import Rank
 
 
@@ -38,7 +38,7 @@ class DatasetWriter:
 
         with DatasetWriter.begin(folder, plan) as writer:
             for shard in writer.shares():
-                writer.write(shard, *synthesise(shard.num_samples, seed=writer.shard_seed(shard)))
+                writer.write(shard, *synthesize(shard.num_samples, seed=writer.shard_seed(shard)))
             writer.await_turn_to_finish()
             data = writer.finish(divergence)
     """
@@ -270,7 +270,7 @@ class DatasetWriter:
             )
         return record
 
-    def _examine(self, shard: ShardRecord) -> Inspection | None:
+    def _examine(self, shard: ShardRecord) -> ShardContents | None:
         """Return what is in a shard's file, or None where it is still to be written."""
         path = self.folder / shard.file
         if not path.is_file():
@@ -292,7 +292,7 @@ class DatasetWriter:
             )
         return None
 
-    def _inspect_all(self) -> list[Inspection]:
+    def _inspect_all(self) -> list[ShardContents]:
         inspections = [self._examine(shard) for shard in self.manifest.shards]
         pending = [shard.file for shard, found in zip(self.manifest.shards, inspections, strict=True) if found is None]
         if pending:

@@ -14,11 +14,11 @@ HELD_OUT_EVERY = 3
 """Every third image of each class, in scikit-learn's order, is held out."""
 
 BRIGHTEST = 16.0
-"""Largest grey value in scikit-learn's digits."""
+"""Largest gray value in scikit-learn's digits."""
 
 
 class Digits(NamedTuple):
-    """Normalised digits `(images, 1, 8, 8)` in float32 and their labels `(images,)`."""
+    """Normalized digits `(images, 1, 8, 8)` in float32 and their labels `(images,)`."""
 
     inputs: torch.Tensor
     labels: torch.Tensor

@@ -11,7 +11,7 @@ from torch import nn
 from dfq_plugins.types import InputSpec
 
 DIGITS_SPEC = InputSpec(shape=(1, 8, 8), mean=(0.3,), std=(0.375,), value_range=(0.0, 1.0), num_classes=10)
-"""What the digits network takes: grey values from 0 to 1, near zero mean and unit variance after normalisation."""
+"""What the digits network takes: gray values from 0 to 1, near zero mean and unit variance after normalization."""
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 """Trained weights, BatchNorm unfolded; written by `python -m dfq_plugins.demo.train`."""
@@ -50,7 +50,7 @@ class DigitsNetwork(nn.Module):
         self.classifier = nn.Linear(2 * width, 10)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return class logits `(batch, 10)` of normalised digits `(batch, 1, 8, 8)`."""
+        """Return class logits `(batch, 10)` of normalized digits `(batch, 1, 8, 8)`."""
         stem = self.stem_relu(self.stem(inputs))  # (batch, width, 8, 8)
         branch = self.pointwise(self.depthwise_relu(self.depthwise(stem)))
         hidden = self.reduce_relu(self.reduce(self.add_relu(stem + branch)))  # (batch, 2 * width, 4, 4)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 from dfq_plugins.demo.network import DIGITS_SPEC
 from dfq_plugins.report import quality, sections
+from dfq_plugins.report.content import Samples, Section, Table
 from dfq_plugins.report.fidelity import noise_section
 from dfq_plugins.report.history import loss_section
-from dfq_plugins.report.record import Samples, Section, Table
 from dfq_plugins.report.render import Report
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dfq_plugins.demo.result import DemoResult
-    from dfq_plugins.demo.sources import Source
-    from dfq_plugins.report.record import Cell
+    from dfq_plugins.demo.sources import CalibrationSource
+    from dfq_plugins.report.content import Cell
 
 WHY = (
     "Small devices compute with whole numbers of 8 or 4 bits instead of 32-bit floating point. To turn a trained "
@@ -25,13 +25,13 @@ WHY = (
     "each layer needs. This step is called calibration. Often the training data can no longer be used for it."
 )
 WHAT = (
-    "Here a small network that reads handwritten digits is calibrated on inputs that were synthesised from the network "
+    "Here a small network that reads handwritten digits is calibrated on inputs that were synthesized from the network "
     "alone, without a single real image, by each framework that is installed. The first table compares the result with "
     "calibration on real training digits."
 )
 
 
-def demo_report(result: DemoResult, sources: Sequence[Source], calibrators: Mapping[str, object]) -> Report:
+def demo_report(result: DemoResult, sources: Sequence[CalibrationSource], calibrators: Mapping[str, object]) -> Report:
     """Return the report of a demo run.
 
     Args:
@@ -67,7 +67,7 @@ def demo_report(result: DemoResult, sources: Sequence[Source], calibrators: Mapp
     return Report("A network quantized without its data", (WHY, WHAT), _figures(result), kept, footer)
 
 
-def _losses(sources: Sequence[Source], default: str) -> Section | None:
+def _losses(sources: Sequence[CalibrationSource], default: str) -> Section | None:
     """Return the loss of the default generator's synthesis."""
     curves = next((source.losses for source in sources if source.name == default), None)
     return loss_section(curves)
@@ -90,13 +90,15 @@ def _table(result: DemoResult) -> Table:
     return Table(columns, rows, result.groups, caption, tuple(result.refusals), highlighted)
 
 
-def _pictures(source: Source, default: str) -> Samples:
+def _pictures(source: CalibrationSource, default: str) -> Samples:
     labels = () if source.samples.labels is None else tuple(str(label) for label in source.samples.labels.tolist())
     title = f"{source.name} (default)" if source.name == default else source.name
     return Samples(title, source.samples.inputs.numpy(), DIGITS_SPEC, labels, source.summary)
 
 
-def _settings(sources: Sequence[Source], calibrators: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
+def _settings(
+    sources: Sequence[CalibrationSource], calibrators: Mapping[str, object]
+) -> dict[str, Mapping[str, object]]:
     generators = {f"Generator {source.name}": source.settings for source in sources if source.settings}
     frameworks = {f"Calibrator {name}": dataclasses.asdict(record) for name, record in calibrators.items()}  # type: ignore[call-overload]
     return {"Network input": sections.input_facts(DIGITS_SPEC), **generators, **frameworks}

@@ -42,7 +42,7 @@ class DemoResult:
     """Everything that a demo run gives.
 
     Args:
-        output: the folder with the synthetic data sets, the artefacts and the report.
+        output: the folder with the synthetic data sets, the artifacts and the report.
         float_accuracy: top-1 accuracy of the float network on the held-out digits, in percent.
         held_out: number of held-out digits.
         sources: rows of the table: what the networks were calibrated on.
@@ -122,7 +122,7 @@ class DemoResult:
         """Return the table, the reasons of its gaps, and where the files are, as plain text."""
         lines = [f"Top-1 accuracy in percent on {self.held_out} held-out digits", "", *self._table()]
         lines += [""] + [f"{NOT_MEASURED} {reason}" for reason in self.refusals] if self.refusals else []
-        lines += ["", f"Synthetic data and artefacts: {self.output}"]
+        lines += ["", f"Synthetic data and artifacts: {self.output}"]
         return "\n".join(lines)
 
     def _table(self) -> list[str]:

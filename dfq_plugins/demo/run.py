@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.demo.data import Digits
-    from dfq_plugins.demo.sources import Source
-    from dfq_plugins.host.registry import Provided, Registry
+    from dfq_plugins.demo.sources import CalibrationSource
+    from dfq_plugins.host.registry import PluginInfo, Registry
     from dfq_plugins.types import Artifact
 
     Listeners = Sequence[Callable[[ProgressEvent], None]]
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 RECIPES = ("w8a8", "w4a4")
 EXPORTED_RECIPE = "w8a8"
-"""Artefacts are written at this recipe, which every framework has, from the default generator's data."""
+"""Artifacts are written at this recipe, which every framework has, from the default generator's data."""
 
 COMPARED = 64
 """Held-out digits on which the layers of the exported networks are compared with the float network's."""
@@ -58,10 +58,10 @@ class Bench:
 
 
 def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: Registry | None = None) -> DemoResult:
-    """Synthesise, quantize, measure on held-out digits, and write a report.
+    """Synthesize, quantize, measure on held-out digits, and write a report.
 
     Args:
-        output: folder for data sets, artefacts and report: new, empty, or an earlier demo's.
+        output: folder for data sets, artifacts and report: new, empty, or an earlier demo's.
         seed: of the synthesis; same seed, same data.
         listeners: called with every progress event.
         registry: where generators and calibrators come from; the installed plugins where None.
@@ -103,7 +103,7 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
     return replace(result, seconds=time.monotonic() - began)
 
 
-def ready(provided: Mapping[str, Provided]) -> tuple[str, ...]:
+def ready(provided: Mapping[str, PluginInfo]) -> tuple[str, ...]:
     """Return the names of what is installed."""
     return tuple(name for name, plugin in provided.items() if plugin.state == "ready")
 
@@ -122,7 +122,10 @@ def table_columns(registry: Registry) -> tuple[tuple[str, str], ...]:
 
 
 def measure_all(
-    bench: Bench, sources: Sequence[Source], columns: Sequence[tuple[str, str]], tell: Callable[[ProgressEvent], None]
+    bench: Bench,
+    sources: Sequence[CalibrationSource],
+    columns: Sequence[tuple[str, str]],
+    tell: Callable[[ProgressEvent], None],
 ) -> tuple[tuple[Measurement, ...], tuple[tuple[str, Artifact], ...]]:
     """Quantize on every source for every column; return the cells, and the files that were written."""
     cells = [(source, calibrator, recipe) for calibrator, recipe in columns for source in sources]
@@ -137,7 +140,9 @@ def measure_all(
     return tuple(measurements), tuple(artifacts)
 
 
-def measure(bench: Bench, source: Source, calibrator: str, recipe: str) -> tuple[Measurement, tuple[Artifact, ...]]:
+def measure(
+    bench: Bench, source: CalibrationSource, calibrator: str, recipe: str
+) -> tuple[Measurement, tuple[Artifact, ...]]:
     """Quantize on one source with one framework; a framework that refuses the recipe leaves the cell empty."""
     exported = (source.name, recipe) == (DEFAULT_GENERATOR, EXPORTED_RECIPE)
     empty = Measurement(source.name, calibrator, recipe, accuracy=None)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.demo.data import Digits
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.quality.record import Inspection
-    from dfq_plugins.report.record import Curves
+    from dfq_plugins.quality.inspection import Inspection
+    from dfq_plugins.report.content import Curves
     from dfq_plugins.types import ProgressEvent
 
 NUM_SAMPLES = 256
@@ -35,7 +35,7 @@ PICTURES = 24
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class CalibrationSource:
     """One kind of data to calibrate on.
 
     Args:
@@ -57,10 +57,10 @@ class Source:
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
-def real_source(network: nn.Module, training: Digits) -> Source:
+def real_source(network: nn.Module, training: Digits) -> CalibrationSource:
     """Return the first training digits, as many as each generator makes."""
     inputs = training.inputs[:NUM_SAMPLES]
-    return Source(
+    return CalibrationSource(
         name=f"{len(inputs)} real digits",
         summary="From the training data, for comparison only: the other rows never saw them.",
         data=inputs,
@@ -76,7 +76,7 @@ def synthetic_source(
     seed: int,
     listeners: Sequence[Callable[[ProgressEvent], None]],
     registry: Registry,
-) -> Source:
+) -> CalibrationSource:
     """Return what a generator makes from the network, written to `folder` over the data set of an earlier demo."""
     discard_data_set(folder)
     history = History()
@@ -91,7 +91,7 @@ def synthetic_source(
         registry=registry,
     )
     options = registry.options("generator", generator)
-    return Source(
+    return CalibrationSource(
         name=generator,
         summary=registry.generators[generator].entry.summary,
         data=data,

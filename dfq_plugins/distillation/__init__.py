@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.loop import distill
+    from dfq_plugins.distillation.loop import train_student
     from dfq_plugins.distillation.loss import DistillationLoss
-    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distillation.options import TrainingOptions
 
-__all__ = ["DistillationLoss", "DistillationOptions", "TrainingPoint", "distill"]
+__all__ = ["DistillationLoss", "TrainingOptions", "TrainingPoint", "train_student"]
 
 _HOMES = {
     "DistillationLoss": "loss",
-    "DistillationOptions": "options",
+    "TrainingOptions": "options",
     "TrainingPoint": "history",
-    "distill": "loop",
+    "train_student": "loop",
 }
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distillation.options import TrainingOptions
 
 SMALLEST_SIZE = 0.01
 """Root mean square that a tensor is taken to have at least, so that biases of zero can move."""
@@ -57,7 +57,7 @@ class RelativeAdam(torch.optim.Adam):
 
 
 def build_optimizer(
-    model: nn.Module, scales: Collection[nn.Parameter], options: DistillationOptions
+    model: nn.Module, scales: Collection[nn.Parameter], options: TrainingOptions
 ) -> torch.optim.Optimizer:
     """Return Adam over all parameters that take gradients, with the full rate of each group as `base`.
 

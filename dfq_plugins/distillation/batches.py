@@ -20,7 +20,7 @@ from dfq_plugins.statistics.augmentation import Augmentation, augment
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distillation.options import TrainingOptions
 
 FEWEST_SAMPLES = 2
 """One to train on, and one to select the best state by."""
@@ -76,7 +76,7 @@ def split_held_out(examples: Examples, share: float, seed: int) -> tuple[Example
     count = len(examples)
     if count < FEWEST_SAMPLES:
         raise DataError(
-            f"Fine-tuning needs at least {FEWEST_SAMPLES} samples, one of them held out, got {count}. Synthesise more."
+            f"Fine-tuning needs at least {FEWEST_SAMPLES} samples, one of them held out, got {count}. Synthesize more."
         )
     held_out = min(max(1, round(count * share)), count // 2)
     order = torch.randperm(count, generator=rng_for(seed, "held-out"))
@@ -96,7 +96,7 @@ class TrainingBatches:
     def __init__(
         self,
         examples: Examples,
-        options: DistillationOptions,
+        options: TrainingOptions,
         num_classes: int | None,
         fill: tuple[float, ...] | None = None,
     ) -> None:
@@ -124,7 +124,7 @@ class TrainingBatches:
 
 def presented(
     examples: Examples,
-    options: DistillationOptions,
+    options: TrainingOptions,
     step: int,
     num_classes: int | None,
     fill: tuple[float, ...] | None = None,
@@ -134,7 +134,7 @@ def presented(
         return examples
     rng = rng_for(options.seed, "augment", step)
     mixed = mix_up(examples, options.mixup, num_classes, rng) if options.mixup else examples
-    border = options.border or 0
+    border = options.padding or 0
     shown = Augmentation(options.jitter, options.flip or border > 0, options.crop, border)
     return Examples(augment(mixed.inputs, shown, rng, fill), mixed.labels)
 

@@ -48,7 +48,7 @@ class HeldOut:
     def __init__(self, examples: Examples, loss: DistillationLoss, batch_size: int) -> None:
         self._temperature = loss.options.temperature
         self._batches = torch.split(examples.inputs, batch_size)
-        self._answers = torch.cat([loss.teach(batch).cpu() for batch in self._batches])
+        self._answers = torch.cat([loss.teacher_outputs(batch).cpu() for batch in self._batches])
 
     @torch.no_grad()
     def judge(self, model: nn.Module) -> Judgement:

@@ -11,7 +11,7 @@ class TrainingPoint:
 
     Args:
         step: training steps so far.
-        seconds: seconds of training so far, evaluations and earlier parts of a resumed run included.
+        seconds: seconds of training so far, num_evaluations and earlier parts of a resumed run included.
         learning_rate: the option's value times where the schedule stands.
         loss: mean training loss since the point before; None at the start.
         held_out_loss: divergence from the teacher on held-out data, lower is better.

@@ -25,7 +25,7 @@ SELECTION_SAMPLES = 512
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputSource:
     """Where a student's inputs come from, as the caller gave it.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from dfq_plugins.distillation.adam import build_optimizer, set_learning_rate, set_training_mode
 from dfq_plugins.distillation.evaluation import HeldOut
 from dfq_plugins.distillation.history import TrainingPoint, best_point
-from dfq_plugins.distillation.process_group import Ranks
+from dfq_plugins.distillation.process_group import ProcessGroup
 from dfq_plugins.distillation.schedule import Clock, learning_rate_factor
 from dfq_plugins.distillation.state import (
     Checkpoint,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from dfq_plugins.distillation.batches import Examples
     from dfq_plugins.distillation.loss import DistillationLoss
-    from dfq_plugins.distillation.options import DistillationOptions
-    from dfq_plugins.distillation.sources import Source
+    from dfq_plugins.distillation.options import TrainingOptions
+    from dfq_plugins.distillation.sources import BatchSource
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class CheckpointDir:
     """Where a run keeps its checkpoints, and whom it reports to.
 
     Args:
@@ -74,16 +74,16 @@ class Workplace:
     folder: Path | None = None
     identity: str = ""
     report: Callable[[ProgressEvent], None] = _nothing
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
 
 
-def distill(
+def train_student(
     student: Student,
     loss: DistillationLoss,
-    source: Source,
+    source: BatchSource,
     held_out: Examples,
-    options: DistillationOptions,
-    place: Workplace | None = None,
+    options: TrainingOptions,
+    place: CheckpointDir | None = None,
     *,
     keep_best: bool = True,
 ) -> tuple[TrainingPoint, ...]:
@@ -102,7 +102,7 @@ def distill(
         DataError: a checkpoint that is damaged or of another run, or cannot be written.
     """
     training = _Training(
-        student, loss, source, HeldOut(held_out, loss, options.batch_size), options, place or Workplace()
+        student, loss, source, HeldOut(held_out, loss, options.batch_size), options, place or CheckpointDir()
     )
     training.begin()
     training.run()
@@ -110,16 +110,16 @@ def distill(
 
 
 class _Training:
-    """The state of one run of `distill`."""
+    """The state of one run of `train_student`."""
 
     def __init__(
         self,
         student: Student,
         loss: DistillationLoss,
-        source: Source,
+        source: BatchSource,
         held_out: HeldOut,
-        options: DistillationOptions,
-        place: Workplace,
+        options: TrainingOptions,
+        place: CheckpointDir,
     ) -> None:
         self.student, self.loss, self.source, self.held_out = student, loss, source, held_out
         self.options, self.place, self.ranks = options, place, place.ranks
@@ -169,7 +169,7 @@ class _Training:
                 self._prepare_training()
 
     def _looks_due(self, progress: float) -> int:
-        return int(progress * self.options.evaluations + 1e-9)
+        return int(progress * self.options.num_evaluations + 1e-9)
 
     def finish(self, *, keep_best: bool = True) -> tuple[TrainingPoint, ...]:
         """Bring the best state back, or the last one, and return the curves."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dfq_plugins.distillation import terms
-from dfq_plugins.distillation.options import DistillationOptions
-from dfq_plugins.distillation.taps import FeatureTaps, resolve_taps
+from dfq_plugins.distillation.feature_hooks import FeatureHooks, resolve_feature_layers
+from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.model_state import device_of, frozen_copy
@@ -23,7 +23,7 @@ _PLACES = 3
 
 
 class DistillationLoss(nn.Module):
-    """Weighted sum of the terms of `DistillationOptions`, between a student and a frozen copy of the teacher.
+    """Weighted sum of the terms of `TrainingOptions`, between a student and a frozen copy of the teacher.
 
     Where a user's own loop has `loss = criterion(model(inputs), labels)`::
 
@@ -48,28 +48,28 @@ class DistillationLoss(nn.Module):
     def __init__(
         self,
         teacher: nn.Module,
-        options: DistillationOptions | Mapping[str, object] | None = None,
+        options: TrainingOptions | Mapping[str, object] | None = None,
         *,
         student: nn.Module | None = None,
         sample: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.options = parse_options(DistillationOptions, options, owner="fine-tuning")
+        self.options = parse_options(TrainingOptions, options, owner="fine-tuning")
         require_a_term(self.options)
         # Not a submodule: an optimizer or a checkpoint over the loss must not find the teacher's weights.
         self._teacher = (frozen_copy(teacher),)
         self._half = use_bfloat16(self.options.teacher_precision, device_of(teacher))
-        self._taps: tuple[FeatureTaps, FeatureTaps] | None = None
+        self._taps: tuple[FeatureHooks, FeatureHooks] | None = None
         if self.options.compares_features:
             if student is None or sample is None:
                 raise UsageError(
                     "The feature and attention terms look into the student: give DistillationLoss(teacher, options, "
                     "student=..., sample=inputs), or set feature_weight and attention_weight to 0."
                 )
-            pairs = resolve_taps(self.options.taps, self.teacher, student, sample)
+            pairs = resolve_feature_layers(self.options.taps, self.teacher, student, sample)
             self._taps = (
-                FeatureTaps(self.teacher, [pair.teacher for pair in pairs]),
-                FeatureTaps(student, [pair.student for pair in pairs]),
+                FeatureHooks(self.teacher, [pair.teacher for pair in pairs]),
+                FeatureHooks(student, [pair.student for pair in pairs]),
             )
         self.latest: dict[str, Tensor] = {}
         """The terms of the last call before weighting, detached."""
@@ -80,7 +80,7 @@ class DistillationLoss(nn.Module):
         return self._teacher[0]
 
     @torch.no_grad()
-    def teach(self, inputs: Tensor) -> Tensor:
+    def teacher_outputs(self, inputs: Tensor) -> Tensor:
         """Return the teacher's answers `(batch, ...)` to inputs `(batch, *shape)`, in float32."""
         inputs = inputs.to(device_of(self.teacher))
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self._half):
@@ -103,7 +103,7 @@ class DistillationLoss(nn.Module):
             ModelError: student and teacher return different shapes.
         """
         if answers is None or self._taps is not None:
-            answers = self.teach(inputs)
+            answers = self.teacher_outputs(inputs)
         check_same_shape(answers, outputs)
         self.latest = self._terms(outputs.float(), answers, labels)
         weights = self.options
@@ -122,7 +122,7 @@ class DistillationLoss(nn.Module):
     def _terms(self, outputs: Tensor, answers: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         options = self.options
-        share = 1 / outputs.shape[-1] if options.kl_mean == "elements" else 1.0
+        share = 1 / outputs.shape[-1] if options.kl_reduction == "mean" else 1.0
         if options.kl_weight:
             found["kl"] = share * terms.kl_divergence(_logits(outputs), answers, options.temperature)
         if options.symmetrized_kl_weight:
@@ -135,7 +135,7 @@ class DistillationLoss(nn.Module):
             found |= self._feature_terms(*self._taps)
         return found
 
-    def _feature_terms(self, teacher: FeatureTaps, student: FeatureTaps) -> dict[str, Tensor]:
+    def _feature_terms(self, teacher: FeatureHooks, student: FeatureHooks) -> dict[str, Tensor]:
         pairs = [
             (ours.float(), theirs.float()) for ours, theirs in zip(student.collect(), teacher.collect(), strict=True)
         ]
@@ -182,7 +182,7 @@ def attention_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     return torch.stack([terms.attention_distance(*(feature.float() for feature in pair)) for pair in pairs]).sum()
 
 
-def require_a_term(options: DistillationOptions) -> None:
+def require_a_term(options: TrainingOptions) -> None:
     """Refuse weights that are all zero.
 
     Raises:

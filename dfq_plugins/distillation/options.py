@@ -20,14 +20,14 @@ USUAL_RATE = 0.004
 """Learning rate of weights of up to 4 bits, as a share of their size."""
 
 FEATURE_HELP = (
-    "weight of the features' normalised squared difference, after the best linear map where channels differ; none: "
+    "weight of the features' normalized squared difference, after the best linear map where channels differ; none: "
     f"{USUAL_FEATURE_WEIGHT:g} at those stage ends that have the same places in both networks, 0 beside the attention "
     "term, with taps of your own and in a loop of your own"
 )
 
 
 @dataclass(frozen=True)
-class DistillationOptions:
+class TrainingOptions:
     """How a student is trained on its teacher's answers.
 
     Learning rates are relative: a step of Adam moves a weight by about this share of the root mean square of its output
@@ -57,8 +57,8 @@ class DistillationOptions:
     )
     kl_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the KL divergence of the class probabilities")
     symmetrized_kl_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the KL divergence in both directions")
-    kl_mean: Literal["batch", "elements"] = setting(
-        "batch", "both KL terms: per sample, or also divided by the number of classes"
+    kl_reduction: Literal["batchmean", "mean"] = setting(
+        "batchmean", "both KL terms: averaged over samples, or over samples and classes"
     )
     temperature: Annotated[float, Gt(0)] = setting(4.0, "what logits are divided by before both KL terms")
     logit_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the mean squared difference of the logits")
@@ -80,16 +80,18 @@ class DistillationOptions:
     jitter: Annotated[int, Ge(0)] = setting(0, "largest random shift, in pixels")
     flip: bool = setting(default=False, text="mirror the last axis half of the time")
     crop: Annotated[float, Gt(0), Le(1)] = setting(1.0, "smallest side of a random resized crop, as a share")
-    border: Annotated[int, Ge(0)] | None = setting(
+    padding: Annotated[int, Ge(0)] | None = setting(
         None,
         "shift images over a border of so many pixels, and mirror them, as training on small images does; none: an "
-        "eighth of the side of colour images of 16 to 64 pixels, 0 for others",
+        "eighth of the side of color images of 16 to 64 pixels, 0 for others",
     )
-    generated: Annotated[float, Gt(0), Le(1)] = setting(
+    generator_fraction: Annotated[float, Gt(0), Le(1)] = setting(
         0.5, "share of a batch that a generator beside the student makes; the rest are samples of the data set"
     )
-    held_out: Annotated[float, Gt(0), Lt(1)] = setting(0.1, "share of the data that only selects the best state")
-    evaluations: Annotated[int, Gt(0)] = setting(20, "how often the held-out data is looked at, a checkpoint each")
+    validation_fraction: Annotated[float, Gt(0), Lt(1)] = setting(
+        0.1, "share of the data that only selects the best state"
+    )
+    num_evaluations: Annotated[int, Gt(0)] = setting(20, "how often the held-out data is looked at, a checkpoint each")
     teacher_precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "arithmetic of the teacher; auto takes bfloat16 where the hardware has it"
     )
@@ -107,12 +109,12 @@ class DistillationOptions:
                 "warm_up": 0.0,
                 "gradient_clip": 5.0,
                 "kl_weight": 1.0,
-                "kl_mean": "elements",
+                "kl_reduction": "mean",
                 "temperature": 1.0,
                 "feature_weight": 0.0,
                 "attention_weight": 250.0,
-                "border": 0,
-                "generated": 1.0,
+                "padding": 0,
+                "generator_fraction": 1.0,
                 "batch_norm": "reestimated",
                 "teacher_precision": "float32",
             },
@@ -123,7 +125,7 @@ class DistillationOptions:
     def weight_rate(self) -> float:
         """The learning rate of weights, where none is given the usual one.
 
-        >>> DistillationOptions().weight_rate
+        >>> TrainingOptions().weight_rate
         0.004
         """
         return USUAL_RATE if self.learning_rate is None else self.learning_rate
@@ -132,10 +134,10 @@ class DistillationOptions:
     def augments(self) -> bool:
         """Whether the inputs of a step differ from those of the data set.
 
-        >>> DistillationOptions(border=0).augments, DistillationOptions(flip=True).augments
+        >>> TrainingOptions(padding=0).augments, TrainingOptions(flip=True).augments
         (False, True)
         """
-        return bool(self.mixup or self.jitter or self.flip or self.crop < 1 or self.border != 0)
+        return bool(self.mixup or self.jitter or self.flip or self.crop < 1 or self.padding != 0)
 
     @property
     def compares_features(self) -> bool:
@@ -158,8 +160,8 @@ def rate_for(bits: int) -> float:
 
 
 @dataclass(frozen=True)
-class StudentTraining(DistillationOptions):
-    """How a student is trained from its first weights: `DistillationOptions` with defaults of its own.
+class DistillOptions(TrainingOptions):
+    """How a student is trained from its first weights: `TrainingOptions` with defaults of its own.
 
     Its BatchNorm layers have no statistics yet, so they estimate them; and weights that are still to find their size
     take steps of the usual size rather than in proportion to what they are.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Ranks:
+class ProcessGroup:
     """This process among its equals; alone, every method leaves things as they are."""
 
     def __init__(self) -> None:
@@ -72,13 +72,13 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_process_group() -> Iterator[ProcessGroup]:
     """Join the processes of a `torchrun` for the block; a process group that is there already is used as it is."""
     wanted = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
     if wanted:
         dist.init_process_group("gloo")
     try:
-        yield Ranks()
+        yield ProcessGroup()
     finally:
         if wanted:
             dist.destroy_process_group()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from dfq_plugins.distillation.inheritance import inherit_weights
-from dfq_plugins.distillation.inputs import Inputs
-from dfq_plugins.distillation.lesson import prepare_lesson, teach, trainable_copy, training_settings, work_folder
+from dfq_plugins.distillation.inputs import InputSource
 from dfq_plugins.distillation.loop import Student
-from dfq_plugins.distillation.options import StudentTraining
-from dfq_plugins.distillation.process_group import joined_ranks
+from dfq_plugins.distillation.options import DistillOptions
+from dfq_plugins.distillation.process_group import joined_process_group
+from dfq_plugins.distillation.task import prepare_task, train, trainable_copy, training_settings, work_folder
 from dfq_plugins.errors import DfqWarning, ModelError, UsageError
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.registry import get_registry
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.lesson import Lesson
-    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distillation.options import TrainingOptions
+    from dfq_plugins.distillation.task import DistillationTask
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
@@ -57,13 +57,13 @@ class LargerStudentWarning(DfqWarning):
 
 
 @dataclass(frozen=True)
-class DistillingRun:
+class DistillRun:
     """A student with everything that is known about its training.
 
     Args:
         model: the trained student, in eval mode.
         spec: what an input looks like.
-        teacher_cost: parameters and multiply-adds of the teacher.
+        teacher_cost: parameters and MACs of the teacher.
         student_cost: those of the student.
         agreement_before: share of the held-out samples on which the untrained student named the teacher's class; NaN
             where the network is no classifier.
@@ -82,7 +82,7 @@ class DistillingRun:
     agreement_before: float
     agreement: float
     history: tuple[TrainingPoint, ...]
-    training: DistillationOptions
+    training: TrainingOptions
     held_out: int
     files: tuple[Path, ...] = ()
     inherited: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ def distill(
     data: CalibrationData | None = None,
     *,
     spec: InputSpec | None = None,
-    training: Mapping[str, object] | DistillationOptions | None = None,
+    training: Mapping[str, object] | TrainingOptions | None = None,
     generator: str | LearningGenerator | None = None,
     generator_options: Mapping[str, object] | object | None = None,
     num_samples: int = 1024,
@@ -106,7 +106,7 @@ def distill(
     strict: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
-) -> DistillingRun:
+) -> DistillRun:
     """Train a network of your choice to answer as a trained one does.
 
     Under `torchrun`, each process takes a part of every batch and returns the same student; the first one writes files.
@@ -116,9 +116,9 @@ def distill(
         student: the network to train, smaller as a rule; a copy of it is trained from the weights that it has.
         data: what to train on, synthetic or real; a part of it selects the best state. None: a generator makes it.
         spec: what an input looks like; a synthetic data set brings its own.
-        training: settings of the training, as a mapping with the defaults of `StudentTraining`, or as a record.
+        training: settings of the training, as a mapping with the defaults of `DistillOptions`, or as a record.
         generator: name of a generator that makes the data from the teacher, in place of `data`; or of one that learns
-            beside the student and makes a share of each batch (`training.generated`), or such an object.
+            beside the student and makes a share of each batch (`training.generator_fraction`), or such an object.
         generator_options: settings of a generator that is given by its name.
         num_samples: how many samples a generator of data sets makes.
         ticket: a lottery ticket of the student: its initial weights are trained, and what it masks stays zero.
@@ -144,41 +144,41 @@ def distill(
             "A ticket brings the student's first weights, and so does the teacher. Give ticket or inherit."
         )
     registry = registry or get_registry()
-    settings = training_settings(training, StudentTraining)
-    inputs = Inputs(data, generator, generator_options, num_samples, strict)
+    settings = training_settings(training, DistillOptions)
+    inputs = InputSource(data, generator, generator_options, num_samples, strict)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
+    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a student or a generator draws from the global state
-        lesson = prepare_lesson(teacher, inputs, spec, settings, folder, broadcast, registry)
+        task = prepare_task(teacher, inputs, spec, settings, folder, broadcast, registry)
         network = trainable_copy(student) if ticket is None else ticket.rewind(trainable_copy(student))
-        check_student(lesson, network)
-        inherited = inherit_weights(lesson.teacher, network) if inherit else ()
-        costs = measure_cost(lesson.teacher, lesson.spec.shape), measure_cost(network.eval(), lesson.spec.shape)
+        check_student(task, network)
+        inherited = inherit_weights(task.teacher, network) if inherit else ()
+        costs = measure_cost(task.teacher, task.spec.shape), measure_cost(network.eval(), task.spec.shape)
         warn_of_larger(*costs)
         about = [model_digest(network), [] if ticket is None else ["ticket", ticket.sparsity]]
-        settings = lesson.settled(settings, network)
-        place = lesson.workplace(folder, "distill", settings, about, ranks)
-        before = lesson.agreement(network)
-        history = teach(Student(network), lesson, settings, place)
+        settings = task.settled(settings, network)
+        place = task.checkpoint_dir(folder, "distill", settings, about, ranks)
+        before = task.agreement(network)
+        history = train(Student(network), task, settings, place)
         bake(network)
-        after, cost = lesson.agreement(network), measure_cost(network, lesson.spec.shape)
-        run = (network, lesson.spec, costs[0], cost, before, after, history, settings, len(lesson.held_out))
+        after, cost = task.agreement(network), measure_cost(network, task.spec.shape)
+        run = (network, task.spec, costs[0], cost, before, after, history, settings, len(task.held_out))
         files: tuple[Path, ...] = ()
         if output is not None and ranks.leads:
-            done = DistillingRun(*run, inherited=inherited)
-            files = (save_network(network, Path(output), factory=factory, about=_about(done, lesson)),)
+            done = DistillRun(*run, inherited=inherited)
+            files = (save_network(network, Path(output), factory=factory, about=_about(done, task)),)
         ranks.wait()
-    return DistillingRun(*run, files, inherited)
+    return DistillRun(*run, files, inherited)
 
 
-def check_student(lesson: Lesson, student: nn.Module) -> None:
+def check_student(task: DistillationTask, student: nn.Module) -> None:
     """Make sure that a student takes what its teacher takes, and returns what it returns.
 
     Raises:
         ModelError: it does not.
     """
-    theirs, ours = (trial_run(model.eval(), lesson.spec.shape).shape[1:] for model in (lesson.teacher, student))
+    theirs, ours = (trial_run(model.eval(), task.spec.shape).shape[1:] for model in (task.teacher, student))
     if theirs != ours:
         raise ModelError(
             f"Teacher and student must return the same shape, got {tuple(theirs)} values a sample from the teacher and "
@@ -197,13 +197,13 @@ def warn_of_larger(teacher: Cost, student: Cost) -> None:
         )
 
 
-def _about(run: DistillingRun, lesson: Lesson) -> dict[str, object]:
+def _about(run: DistillRun, task: DistillationTask) -> dict[str, object]:
     return {
         "kind": "distilled",
-        "teacher": {"digest": model_digest(lesson.teacher), **asdict(run.teacher_cost)},
+        "teacher": {"digest": model_digest(task.teacher), **asdict(run.teacher_cost)},
         "student": asdict(run.student_cost),
         "input_spec": asdict(run.spec),
-        "inputs": {"by": lesson.about, "samples": len(lesson.examples) + len(lesson.held_out)},
+        "inputs": {"by": task.about, "samples": len(task.examples) + len(task.held_out)},
         "inherited": list(run.inherited),
         "agreement": {"before": run.agreement_before, "after": run.agreement, "samples": run.held_out},
         "settings": asdict(run.training),

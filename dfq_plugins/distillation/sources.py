@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Makes the batch of each training step."""
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
@@ -46,7 +46,7 @@ class DatasetSource:
     def __init__(
         self,
         examples: Examples,
-        options: DistillationOptions,
+        options: TrainingOptions,
         num_classes: int | None,
         fill: tuple[float, ...] | None = None,
     ) -> None:
@@ -80,7 +80,7 @@ class GeneratorSource:
         generator: LearningGenerator,
         teacher: nn.Module,
         spec: InputSpec,
-        options: DistillationOptions,
+        options: TrainingOptions,
         report: Callable[[ProgressEvent], None] = lambda _: None,
     ) -> None:
         self._generator, self._spec, self._options = generator, spec, options
@@ -109,7 +109,7 @@ class GeneratorSource:
             )
         labels = None if made.labels is None else made.labels.detach().cpu()
         examples = Examples(made.inputs.detach().float().cpu(), labels)
-        return presented(examples, self._options, step, self._spec.num_classes, self._spec.outside)
+        return presented(examples, self._options, step, self._spec.num_classes, self._spec.pad_value)
 
     def capture(self) -> dict[str, Tensor]:
         """Return the generator's own state and that of its random numbers."""
@@ -126,7 +126,7 @@ class GeneratorSource:
 class MixedSource:
     """Batches of which one source makes the first part and another one the rest."""
 
-    def __init__(self, first: Source, second: Source) -> None:
+    def __init__(self, first: BatchSource, second: BatchSource) -> None:
         self._parts = (first, second)
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:

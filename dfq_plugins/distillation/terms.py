@@ -108,7 +108,7 @@ def in_channels_of(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention_map(feature: Tensor) -> Tensor:
-    """Return the channel mean of squares of a feature `(batch, channels, *spatial)`, normalised, `(batch, places)`.
+    """Return the channel mean of squares of a feature `(batch, channels, *spatial)`, normalized, `(batch, places)`.
 
     >>> round(attention_map(torch.tensor([[[3.0, 4.0], [3.0, 4.0]]])).norm().item(), 4)
     1.0

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from dfq_plugins.distillation import terms
+from dfq_plugins.distillation.feature_hooks import FeatureHooks, resolve_feature_layers
 from dfq_plugins.distillation.loss import attention_over
-from dfq_plugins.distillation.taps import FeatureTaps, resolve_taps
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.network import NetworkGenerator
 from dfq_plugins.model_state import untouched
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from dfq_plugins.distillation.taps import Tap
+    from dfq_plugins.distillation.feature_hooks import FeaturePair
     from dfq_plugins.generators.options import AdversarialOptions
     from dfq_plugins.types import InputSpec
 
@@ -46,7 +46,7 @@ class AdversarialGenerator(NetworkGenerator):
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
         """Build a fresh network."""
         super().begin(teacher, spec, rng)
-        self._taps: tuple[Tap, ...] | None = None
+        self._taps: tuple[FeaturePair, ...] | None = None
 
     @property
     def learns_alone(self) -> bool:
@@ -78,10 +78,10 @@ class AdversarialGenerator(NetworkGenerator):
         if not self.options.attention_weight:
             return self._disagreement(student(images).float(), self.teacher.answer(images))
         if self._taps is None:
-            self._taps = resolve_taps(self.options.taps, self.teacher.model, student, images.detach())
+            self._taps = resolve_feature_layers(self.options.taps, self.teacher.model, student, images.detach())
         with (
-            FeatureTaps(self.teacher.model, [tap.teacher for tap in self._taps]) as theirs,
-            FeatureTaps(student, [tap.student for tap in self._taps]) as ours,
+            FeatureHooks(self.teacher.model, [tap.teacher for tap in self._taps]) as theirs,
+            FeatureHooks(student, [tap.student for tap in self._taps]) as ours,
         ):
             distance = self._disagreement(student(images).float(), self.teacher.answer(images))
             attention = attention_over(ours.collect(), theirs.collect())
@@ -91,5 +91,5 @@ class AdversarialGenerator(NetworkGenerator):
         if self.options.distance == "logit":
             return terms.logit_difference(outputs, answers)
         term = terms.kl_divergence if self.options.distance == "kl" else terms.symmetrized_kl
-        share = 1 / outputs.shape[1] if self.options.kl_mean == "elements" else 1.0
+        share = 1 / outputs.shape[1] if self.options.kl_reduction == "mean" else 1.0
         return share * term(outputs, answers, self.options.temperature)

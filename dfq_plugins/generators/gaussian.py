@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.generators.options import GaussianOptions
-    from dfq_plugins.synthesis.budget import Allowance
+    from dfq_plugins.synthesis.budget import TimeBudget
     from dfq_plugins.types import InputSpec
 
 
 class GaussianGenerator:
-    """Draws `x ~ N(mean, std)` of the input normalisation, clamped to the valid range.
+    """Draws `x ~ N(mean, std)` of the input normalization, clamped to the valid range.
 
     Source: Haroush et al. 2020, Gaussian scheme.
     """
@@ -42,7 +42,7 @@ class GaussianGenerator:
         batch_size: int,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
-        allowance: Allowance | None = None,  # noqa: ARG002  noise takes no time
+        budget: TimeBudget | None = None,  # noqa: ARG002  noise takes no time
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` noise inputs."""
         device = device_of(model)

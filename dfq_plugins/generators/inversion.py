@@ -1,4 +1,4 @@
-"""The run that all inversion generators share; each generator's own file says what it optimises."""
+"""The run that all inversion generators share; each generator's own file says what it optimizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_within, step_work
 from dfq_plugins.synthesis.loop import augmentation_of, optimize_inputs
 from dfq_plugins.synthesis.objective import InversionObjective
-from dfq_plugins.synthesis.pace import pace_within
+from dfq_plugins.synthesis.schedule import pace_within
 from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dfq_plugins.synthesis.budget import Allowance
+    from dfq_plugins.synthesis.budget import TimeBudget
     from dfq_plugins.synthesis.options import InversionOptions
-    from dfq_plugins.synthesis.pace import Pace
+    from dfq_plugins.synthesis.schedule import StepSchedule
     from dfq_plugins.types import InputSpec
 
 SMALLEST_BATCH = 32
-"""Fewer samples have no statistics to match: smaller requests are optimised at this size and cut."""
+"""Fewer samples have no statistics to match: smaller requests are optimized at this size and cut."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Preparation:
     Args:
         objective: what is lowered.
         noise: what the inputs start from.
-        work: multiply-accumulates of one sample in one step.
+        work: MACs of one sample in one step.
     """
 
     objective: InversionObjective
@@ -52,7 +52,7 @@ class Preparation:
 
 
 class InversionGenerator:
-    """Optimises noise until the network's own records fit it.
+    """Optimizes noise until the network's own records fit it.
 
     Args:
         options: weights of the objective's terms, schedule, augmentation and precision.
@@ -78,11 +78,11 @@ class InversionGenerator:
         batch_size: int,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
-        allowance: Allowance | None = None,
+        budget: TimeBudget | None = None,
     ) -> Iterator[Batch]:
-        """Yield exactly `num_samples` optimised inputs in batches of near-equal size.
+        """Yield exactly `num_samples` optimized inputs in batches of near-equal size.
 
-        With an allowance of time the number of iterations is chosen to fit it, and written into it.
+        With an budget of time the number of iterations is chosen to fit it, and written into it.
 
         Raises:
             ModelError: the objective matches BatchNorm statistics and the network has none that are usable.
@@ -97,7 +97,7 @@ class InversionGenerator:
         device = device_of(model)
         batches = [draw_noise(spec, size, ready.noise, rng, device) for size in padded]
         labels = [part.to(device) for part in _split_labels(sizes, padded, spec.num_classes, rng)]
-        end = self._choose_step(ready, spec, batches[0], labels[0], sum(padded), allowance, began)
+        end = self._choose_step(ready, spec, batches[0], labels[0], sum(padded), budget, began)
         groups = [list(range(len(batches)))] if self.options.statistics == "set" else [[i] for i in range(len(batches))]
         for number, group in enumerate(groups):
             pace = self._pace((end - time.monotonic()) / (len(groups) - number))
@@ -112,8 +112,8 @@ class InversionGenerator:
                 scale=ready.noise.scale,
                 pace=pace,
             )
-            if allowance is not None:
-                allowance.iterations = min(pace.done, allowance.iterations or pace.done)
+            if budget is not None:
+                budget.iterations = min(pace.done, budget.iterations or pace.done)
         for batch, wanted, size in zip(batches, labels, sizes, strict=True):
             yield Batch(batch[:size].detach(), wanted[:size] if self.conditional else None)
 
@@ -127,7 +127,7 @@ class InversionGenerator:
         options = self.options
         weights = (options.batch_norm_weight, options.class_weight, options.blur_weight, options.total_variation_weight)
         if not any((*weights, options.l2_weight)):
-            raise UsageError("All weights of the objective are 0, so nothing is optimised. Set batch_norm_weight to 1.")
+            raise UsageError("All weights of the objective are 0, so nothing is optimized. Set batch_norm_weight to 1.")
         if self.options.batch_norm_weight:
             require_batch_norm(model)
         if self.options.class_weight and spec.num_classes is None:
@@ -135,7 +135,7 @@ class InversionGenerator:
                 "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
             )
 
-    def _pace(self, seconds: float) -> Pace:
+    def _pace(self, seconds: float) -> StepSchedule:
         """Return the number of iterations of the options, or what fits of them into a finite number of seconds.
 
         A budget buys no more: beyond the default the divergence still falls, but what is calibrated gains nothing.
@@ -150,26 +150,26 @@ class InversionGenerator:
         batch: Tensor,
         labels: Tensor,
         samples: int,
-        allowance: Allowance | None,
+        budget: TimeBudget | None,
         began: float,
     ) -> float:
         """Choose between the plain and the compiled step; return the moment at which the shard is to be done.
 
-        What happens once for all shards (starting noise, compilation, kernels) is charged to the whole allowance.
+        What happens once for all shards (starting noise, compilation, kernels) is charged to the whole budget.
         """
         objective, options = ready.objective, self.options
-        if allowance is None:
+        if budget is None:
             objective.use_compiled(compile_pays(ready.work, samples, options))
             return math.inf
         maps = draw_maps(augmentation_of(options, spec), tuple(batch.shape), torch.Generator(), batch.device)
         if options.compile == "auto":
-            pays = compile_pays_within(allowance, options.iterations, objective, batch, labels, maps)
+            pays = compile_pays_within(budget, options.iterations, objective, batch, labels, maps)
             objective.use_compiled(pays)
         else:
             objective.use_compiled(compile_pays(ready.work, samples, options))
         objective.warm_up(batch, labels, maps)
         now = time.monotonic()
-        return now + allowance.after(now - began)
+        return now + budget.after(now - began)
 
     def _prepared(self, model: nn.Module, spec: InputSpec) -> Preparation:
         """Return what all shards share, made once: it depends on the model and the options, and on no shard's seed."""

@@ -35,7 +35,7 @@ class NetworkGenerator:
     Subclasses say what the loss is.
 
     Args:
-        options: the network, its optimiser, and how often it learns.
+        options: the network, its optimizer, and how often it learns.
     """
 
     conditional = False
@@ -73,14 +73,14 @@ class NetworkGenerator:
         self.check_supported(teacher, spec)
         self.spec, self.rng = spec, rng
         self.teacher = ObservedTeacher(teacher, spec, self.options)
-        with torch.random.fork_rng(devices=[]):  # torch initialises layers from the global state alone
+        with torch.random.fork_rng(devices=[]):  # torch initializes layers from the global state alone
             torch.manual_seed(int(torch.randint(_SEEDS, (), generator=rng)))
             classes = spec.num_classes if self.conditional else None
             bounded = self.options.output == "bounded"
             network = ImageNetwork(spec, self.options.latent, self.options.width, bounded=bounded, num_classes=classes)
         self.network = network.to(self.teacher.device)
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=self.options.learning_rate, betas=(self.options.first_moment, 0.999)
+            self.network.parameters(), lr=self.options.learning_rate, betas=(self.options.beta1, 0.999)
         )
         self._share, self._used, self._learned = 0.0, 0, 0
         self._student: nn.Module | None = None
@@ -163,7 +163,7 @@ class NetworkGenerator:
         self.optimizer.zero_grad()
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the network, its optimiser, and the images in use with how often they were used."""
+        """Return the network, its optimizer, and the images in use with how often they were used."""
         network = {f"{_NETWORK}{name}": value for name, value in self.network.state_dict().items()}
         moments = {f"{_OPTIMIZER}{name}": value for name, value in capture_optimizer(self.optimizer).items()}
         counts = torch.tensor([self._used, self._learned])

@@ -1,4 +1,4 @@
-"""Gaussian noise of a given colour: how its power falls with frequency, and how much the channels have in common.
+"""Gaussian noise of a given color: how its power falls with frequency, and how much the channels have in common.
 
 White noise is far from anything that networks were trained on. The power of natural images falls with the square of the
 frequency, and their channels move together (Field 1987, Relations between the statistics of natural images).
@@ -24,13 +24,13 @@ class Noise:
     """The distribution that inputs are drawn from.
 
     Args:
-        centre: mean.
+        center: mean.
         scale: standard deviation, and the unit of the learning rate.
         exponent: amplitude falls with the spatial frequency to this power; 0 is white.
         correlation: correlation of any two channels, 0 to 1.
     """
 
-    centre: float = 0.0
+    center: float = 0.0
     scale: float = 1.0
     exponent: float = 0.0
     correlation: float = 0.0
@@ -48,16 +48,16 @@ def draw_noise(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, 
     if noise.correlation:
         common = torch.randn(count, 1, *spec.shape[1:], generator=rng)
         drawn = (1 - noise.correlation) ** 0.5 * drawn + noise.correlation**0.5 * common
-    drawn = coloured(drawn, noise.exponent).mul_(noise.scale).add_(noise.centre).to(device)
+    drawn = colored(drawn, noise.exponent).mul_(noise.scale).add_(noise.center).to(device)
     if drawn.ndim == 4:  # noqa: PLR2004  images
         drawn = drawn.contiguous(memory_format=torch.channels_last)
     return clamp_(drawn, spec)
 
 
-def coloured(white: Tensor, exponent: float) -> Tensor:
+def colored(white: Tensor, exponent: float) -> Tensor:
     """Shape the spectrum of white noise `(batch, channels, *spatial)`; its variance stays what it was.
 
-    >>> smooth = coloured(torch.randn(8, 1, 64, generator=torch.Generator().manual_seed(0)), 2.0)
+    >>> smooth = colored(torch.randn(8, 1, 64, generator=torch.Generator().manual_seed(0)), 2.0)
     >>> bool(smooth.diff(dim=-1).square().mean() < 0.1 * smooth.square().mean())
     True
     """

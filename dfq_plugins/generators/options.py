@@ -53,17 +53,17 @@ class NetworkOptions:
         "bounded", "last step of the network: into the valid range, or BatchNorm alone, which may leave it"
     )
     learning_rate: Annotated[float, Gt(0)] = setting(0.001, "Adam step of the generator's network")
-    first_moment: Annotated[float, Ge(0), Lt(1)] = setting(0.9, "decay of Adam's mean of gradients")
+    beta1: Annotated[float, Ge(0), Lt(1)] = setting(0.9, "decay of Adam's mean of gradients")
     schedule: Literal["cosine", "constant"] = setting("cosine", "how the learning rate falls over the training")
     gradient_clip: Annotated[float, Gt(0)] | None = setting(5.0, "largest norm of the gradient; none: not clipped")
     student_steps: Annotated[int, Gt(0)] = setting(10, "steps of the student for one of the generator, on one batch")
     warm_up: Annotated[int, Ge(0)] = setting(400, "steps on the teacher alone, before the student's first")
     batch_norm_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the BatchNorm divergence")
     divergence: Literal["kl", "l2"] = setting("kl", "distance between stored and generated statistics")
-    border: Annotated[int, Ge(0)] | None = setting(
+    padding: Annotated[int, Ge(0)] | None = setting(
         None,
         "shift images over a border of so many pixels before their BatchNorm statistics are taken, as training on "
-        "small images does; none: an eighth of the side of colour images of 16 to 64 pixels, 0 for others",
+        "small images does; none: an eighth of the side of color images of 16 to 64 pixels, 0 for others",
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "arithmetic of the teacher and the generator")
 
@@ -78,7 +78,9 @@ class AdversarialOptions(NetworkOptions):
     distance: Literal["kl", "symmetrized-kl", "logit"] = setting(
         "kl", "what the generator raises between teacher and student; logit: the mean squared difference"
     )
-    kl_mean: Literal["batch", "elements"] = setting("batch", "KL per sample, or also divided by the number of classes")
+    kl_reduction: Literal["batchmean", "mean"] = setting(
+        "batchmean", "KL averaged over samples, or over samples and classes"
+    )
     temperature: Annotated[float, Gt(0)] = setting(1.0, "what logits are divided by before the KL terms")
     attention_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance of the attention maps")
     taps: tuple[str, ...] = setting(
@@ -93,14 +95,14 @@ class AdversarialOptions(NetworkOptions):
                 "width": 128,
                 "output": "batch-norm",
                 "learning_rate": 0.001,
-                "first_moment": 0.9,
+                "beta1": 0.9,
                 "schedule": "cosine",
                 "gradient_clip": 5.0,
                 "student_steps": 10,
                 "warm_up": 0,
                 "batch_norm_weight": 0.0,
                 "distance": "kl",
-                "kl_mean": "elements",
+                "kl_reduction": "mean",
                 "temperature": 1.0,
                 "attention_weight": 250.0,
                 "precision": "float32",
@@ -113,7 +115,7 @@ class AdversarialOptions(NetworkOptions):
 class GdfqOptions(NetworkOptions):
     """Settings of the `gdfq` generator."""
 
-    first_moment: Annotated[float, Ge(0), Lt(1)] = setting(0.5, "decay of Adam's mean of gradients")
+    beta1: Annotated[float, Ge(0), Lt(1)] = setting(0.5, "decay of Adam's mean of gradients")
     student_steps: Annotated[int, Gt(0)] = setting(1, "steps of the student for one of the generator, on one batch")
     class_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the cross-entropy with the wanted class")
     batch_norm_weight: Annotated[float, Ge(0)] = setting(0.1, "weight of the BatchNorm divergence")

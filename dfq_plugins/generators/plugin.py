@@ -20,7 +20,7 @@ def dfq_generators() -> Iterable[GeneratorEntry]:
     return (
         GeneratorEntry(
             "gaussian",
-            "noise with the mean and deviation of the input normalisation",
+            "noise with the mean and deviation of the input normalization",
             f"{_HERE}.gaussian:GaussianGenerator",
             options=options.GaussianOptions,
         ),

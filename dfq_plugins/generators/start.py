@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIT_SAMPLES = 16
 FIT_SEED = 0
-CENTRES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # as shares of the valid range
+CENTERS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # as shares of the valid range
 SPREADS = tuple(2.0**power for power in range(-6, 0))  # likewise
 UNBOUNDED_SPREADS = tuple(2.0**power for power in range(-4, 9))  # where no range is known
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -37,30 +37,30 @@ def known_noise(spec: InputSpec) -> Noise:
     >>> known_noise(InputSpec((1, 8), value_range=(0.0, 8.0))).scale
     2.0
     """
-    if spec.standardized or spec.extremes is None:
+    if spec.standardized or spec.input_range is None:
         return Noise()
-    low, high = spec.extremes
+    low, high = spec.input_range
     return Noise((low + high) / 2, (high - low) / 4)
 
 
 def fitted_noise(objective: InversionObjective, spec: InputSpec) -> Noise:
-    """Return the noise that fits the network's statistics best, from a grid: its colour, and its scale where unknown.
+    """Return the noise that fits the network's statistics best, from a grid: its color, and its scale where unknown.
 
-    The nearer the start, the fewer iterations: on a MobileNet at 224 pixels, noise with the right colour begins at a
-    sixth of the divergence of white noise. For inputs of unknown normalisation (audio features, raw sensor values) a
+    The nearer the start, the fewer iterations: on a MobileNet at 224 pixels, noise with the right color begins at a
+    sixth of the divergence of white noise. For inputs of unknown normalization (audio features, raw sensor values) a
     search that starts orders of magnitude away from the right scale would not arrive at all.
     """
     noise = known_noise(spec)
     if not spec.standardized:
         noise = _best(objective, spec, scale_candidates(spec, noise))
-    noise = _best(objective, spec, colour_candidates(spec, noise))
+    noise = _best(objective, spec, color_candidates(spec, noise))
     if not spec.standardized and noise.exponent:
         noise = _best(objective, spec, scale_candidates(spec, noise))
     return noise
 
 
 def scale_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
-    """Return noises of one colour whose means and standard deviations are to be tried.
+    """Return noises of one color whose means and standard deviations are to be tried.
 
     Zero is a mean of its own wherever it is a valid input: features often pile up there.
 
@@ -70,21 +70,21 @@ def scale_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
     >>> Noise(0.0, 128.0) in scale_candidates(InputSpec((1, 8), value_range=(-120.0, 136.0)), Noise())
     True
     """
-    if spec.extremes is None:
-        return [replace(noise, centre=0.0, scale=spread) for spread in UNBOUNDED_SPREADS]
-    low, high = spec.extremes
-    centres = [low + share * (high - low) for share in CENTRES]
+    if spec.input_range is None:
+        return [replace(noise, center=0.0, scale=spread) for spread in UNBOUNDED_SPREADS]
+    low, high = spec.input_range
+    centers = [low + share * (high - low) for share in CENTERS]
     if low <= 0 <= high:
-        centres.append(0.0)
-    pairs = product(centres, SPREADS)
-    return [replace(noise, centre=centre, scale=spread * (high - low)) for centre, spread in pairs]
+        centers.append(0.0)
+    pairs = product(centers, SPREADS)
+    return [replace(noise, center=center, scale=spread * (high - low)) for center, spread in pairs]
 
 
-def colour_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
-    """Return noises of one scale whose colours are to be tried: for inputs with spatial axes and several channels.
+def color_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
+    """Return noises of one scale whose colors are to be tried: for inputs with spatial axes and several channels.
 
     >>> from dfq_plugins.types import InputSpec
-    >>> len(colour_candidates(InputSpec((8,)), Noise())), len(colour_candidates(InputSpec((3, 8, 8)), Noise()))
+    >>> len(color_candidates(InputSpec((8,)), Noise())), len(color_candidates(InputSpec((3, 8, 8)), Noise()))
     (1, 15)
     """
     exponents = EXPONENTS if math.prod(spec.shape[1:]) > 1 else (0.0,)
@@ -96,7 +96,7 @@ def colour_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
 @torch.no_grad()
 def _best(objective: InversionObjective, spec: InputSpec, candidates: Iterable[Noise]) -> Noise:
     labels = torch.zeros(FIT_SAMPLES, dtype=torch.long, device=objective.device)
-    shown = augmentation_of(objective.options, spec)  # as it will be during the optimisation
+    shown = augmentation_of(objective.options, spec)  # as it will be during the optimization
 
     def misfit(noise: Noise) -> float:
         # Every candidate gets the same draw, and the draw depends on nothing but this module.

@@ -8,8 +8,8 @@ import torch
 
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.precision import use_bfloat16
-from dfq_plugins.statistics.augmentation import Augmentation, apply_maps, border_of, draw_maps
-from dfq_plugins.statistics.batch_norm import StatisticsTaps, require_reached_layers, stored_statistics
+from dfq_plugins.statistics.augmentation import Augmentation, apply_maps, draw_maps, padding_of
+from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers, stored_statistics
 from dfq_plugins.statistics.divergences import DIVERGENCES
 from dfq_plugins.statistics.requirements import require_batch_norm
 
@@ -37,9 +37,9 @@ class ObservedTeacher:
         self._spec, self._half = spec, use_bfloat16(options.precision, self.device)
         self._distance = DIVERGENCES[options.divergence]
         self.matches = options.batch_norm_weight > 0
-        border = border_of(spec) if options.border is None else options.border
-        self._shown = Augmentation(flip=border > 0, border=border)
-        self._fill = torch.tensor(spec.outside, device=self.device)
+        border = padding_of(spec) if options.padding is None else options.padding
+        self._shown = Augmentation(flip=border > 0, padding=border)
+        self._fill = torch.tensor(spec.pad_value, device=self.device)
         if self.matches:
             require_batch_norm(model)
             self._names = require_reached_layers(model, spec)
@@ -60,7 +60,7 @@ class ObservedTeacher:
         shown = apply_maps(images, maps, self._fill)
         if not self.matches:
             return self.answer(shown), images.new_zeros(())
-        with StatisticsTaps(self.model, self._spec, self._names) as taps:
+        with StatisticsHooks(self.model, self._spec, self._names) as taps:
             outputs = self.answer(shown)
             found = taps.collect(shown)
         stored = self._stored

@@ -32,10 +32,10 @@ class PluginWarning(DfqWarning):
 
 
 @dataclass(frozen=True)
-class Origin:
+class PluginSource:
     """Where a plugin comes from.
 
-    >>> str(Origin("gan", "dfq-gan", "0.2"))
+    >>> str(PluginSource("gan", "dfq-gan", "0.2"))
     'dfq-gan 0.2'
     """
 
@@ -44,7 +44,7 @@ class Origin:
     version: str
 
     @classmethod
-    def of(cls, entry_point: EntryPoint) -> Origin:
+    def of(cls, entry_point: EntryPoint) -> PluginSource:
         """Read name and version from the metadata of the distribution that the entry point belongs to."""
         if entry_point.dist is None:
             return cls(entry_point.name, f"module {entry_point.value}", "")
@@ -66,7 +66,7 @@ class Origin:
 class BrokenPlugin:
     """A plugin that was set aside, and why."""
 
-    origin: Origin
+    origin: PluginSource
     error: str
 
     @property
@@ -103,14 +103,14 @@ class PluginHost:
     def __init__(self, entry_points: Iterable[EntryPoint] | None = None, *, strict: bool | None = None) -> None:
         self.strict = _strict_from_environment() if strict is None else strict
         self.broken: list[BrokenPlugin] = []
-        self._origins: dict[str, Origin] = {}
+        self._origins: dict[str, PluginSource] = {}
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         for entry_point in _in_order(installed_entry_points() if entry_points is None else entry_points):
             self._load(entry_point)
         self._check_hook_names()
 
-    def call(self, hook: str, consume: Callable[[Any], Any], **arguments: Any) -> Iterator[tuple[Origin, Any]]:
+    def call(self, hook: str, consume: Callable[[Any], Any], **arguments: Any) -> Iterator[tuple[PluginSource, Any]]:
         """Call one hook plugin by plugin and yield each origin with what `consume` makes of the hook's result.
 
         A hook, or an iterator that it returned, that raises breaks its own plugin alone. Plugins outside this
@@ -127,7 +127,7 @@ class PluginHost:
             else:
                 yield origin, result
 
-    def set_aside(self, origin: Origin, reason: str, cause: BaseException | None = None) -> None:
+    def set_aside(self, origin: PluginSource, reason: str, cause: BaseException | None = None) -> None:
         """Record a broken plugin and warn, once per plugin and reason.
 
         Raises:
@@ -141,7 +141,7 @@ class PluginHost:
             warnings.warn(f"Set aside the broken {broken}. `dfq plugins` lists it.", PluginWarning, stacklevel=3)
 
     def _load(self, entry_point: EntryPoint) -> None:
-        origin = Origin.of(entry_point)
+        origin = PluginSource.of(entry_point)
         try:
             plugin = entry_point.load()
             hash(plugin)  # pluggy keeps plugins in sets
@@ -157,7 +157,7 @@ class PluginHost:
         if not self._manager.get_hookcallers(plugin):
             self.set_aside(origin, f"{entry_point.value} has no hook. Decorate its functions with dfq_plugins.hookimpl")
 
-    def _refuse_second_registration(self, plugin: object, origin: Origin) -> None:
+    def _refuse_second_registration(self, plugin: object, origin: PluginSource) -> None:
         first = self._manager.get_name(plugin) or (origin.key if self._manager.has_plugin(origin.key) else None)
         if first is not None:
             both = [f"{which} (entry point {which.entry_point!r})" for which in (self._origins[first], origin)]
@@ -180,13 +180,13 @@ def _in_order(entry_points: Iterable[EntryPoint]) -> list[EntryPoint]:
     """Sort, so that what is installed and not the order on disk decides; ours come first, to be called last."""
 
     def rank(entry_point: EntryPoint) -> tuple[bool, str]:
-        origin = Origin.of(entry_point)
+        origin = PluginSource.of(entry_point)
         return origin.distribution != OWN_DISTRIBUTION, origin.key
 
     return sorted(entry_points, key=rank)
 
 
-def _invalid_hook(origin: Origin, error: pluggy.PluginValidationError) -> PluginError:
+def _invalid_hook(origin: PluginSource, error: pluggy.PluginValidationError) -> PluginError:
     reason = " ".join(str(error).split())
     known = ", ".join(name for name in dir(hookspecs) if name.startswith("dfq_"))
     return PluginError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from dfq_plugins.errors import PluginError, nearest
 from dfq_plugins.host.loading import PluginHost
 from dfq_plugins.host.options import describe_options, parse_options
-from dfq_plugins.host.provided import KINDS, Contract, Kind, Provided, attributed, attributed_iterator
+from dfq_plugins.host.plugin_info import KINDS, Kind, PluginInfo, PluginKind, attributed, attributed_iterator
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dfq_plugins.host.loading import BrokenPlugin
     from dfq_plugins.types import Calibrator, DataGenerator, LearningGenerator, PluginEntry, ProgressEvent
 
-__all__ = ["Kind", "Provided", "Registry", "attributed", "attributed_iterator", "build_registry", "get_registry"]
+__all__ = ["Kind", "PluginInfo", "Registry", "attributed", "attributed_iterator", "build_registry", "get_registry"]
 
 
 class Registry:
@@ -42,17 +42,17 @@ class Registry:
         self._provided = {kind: _collect(host, kind) for kind in KINDS}
 
     @property
-    def generators(self) -> Mapping[str, Provided]:
+    def generators(self) -> Mapping[str, PluginInfo]:
         """Every generator by name, also the unavailable ones."""
         return self.of("generator")
 
     @property
-    def calibrators(self) -> Mapping[str, Provided]:
+    def calibrators(self) -> Mapping[str, PluginInfo]:
         """Every calibrator by name, also the unavailable ones."""
         return self.of("calibrator")
 
     @property
-    def listeners(self) -> Mapping[str, Provided]:
+    def listeners(self) -> Mapping[str, PluginInfo]:
         """Every progress listener by name, also the unavailable ones."""
         return self.of("listener")
 
@@ -61,11 +61,11 @@ class Registry:
         """The plugins that were set aside, and why."""
         return tuple(self._host.broken)
 
-    def of(self, kind: Kind) -> Mapping[str, Provided]:
+    def of(self, kind: Kind) -> Mapping[str, PluginInfo]:
         """Return everything of one kind by name."""
         return MappingProxyType(self._provided[kind])
 
-    def find(self, kind: Kind, name: str) -> Provided:
+    def find(self, kind: Kind, name: str) -> PluginInfo:
         """Return the ready plugin of that name.
 
         Raises:
@@ -172,13 +172,13 @@ def get_registry() -> Registry:
     return build_registry()
 
 
-def _collect(host: PluginHost, kind: Kind) -> dict[str, Provided]:
+def _collect(host: PluginHost, kind: Kind) -> dict[str, PluginInfo]:
     contract = KINDS[kind]
     consume = functools.partial(_entries, contract)
-    found: dict[str, Provided] = {}
+    found: dict[str, PluginInfo] = {}
     for origin, entries in reversed(list(host.call(contract.hook, consume))):  # ours first in listings
         for entry in entries:
-            provided = Provided(kind, entry, origin, tuple(name for name in entry.requires if not _installed(name)))
+            provided = PluginInfo(kind, entry, origin, tuple(name for name in entry.requires if not _installed(name)))
             first = found.setdefault(entry.name, provided)
             if first is not provided:
                 raise PluginError(
@@ -188,11 +188,11 @@ def _collect(host: PluginHost, kind: Kind) -> dict[str, Provided]:
     return found
 
 
-def _place(provided: Provided) -> str:
+def _place(provided: PluginInfo) -> str:
     return f"{provided.origin} (entry point {provided.origin.entry_point!r})"
 
 
-def _entries(contract: Contract, results: list[Iterable[PluginEntry]]) -> list[PluginEntry]:
+def _entries(contract: PluginKind, results: list[Iterable[PluginEntry]]) -> list[PluginEntry]:
     """Run through the iterables that a hook returned and check each entry."""
     entries = [entry for result in results for entry in result]
     for entry in entries:
@@ -200,7 +200,7 @@ def _entries(contract: Contract, results: list[Iterable[PluginEntry]]) -> list[P
     return entries
 
 
-def _check_entry(contract: Contract, entry: PluginEntry) -> None:
+def _check_entry(contract: PluginKind, entry: PluginEntry) -> None:
     if not isinstance(entry, contract.entry):
         raise TypeError(f"expected {contract.entry.__name__} objects, got {entry!r}")
     if not isinstance(entry.name, str) or not re.fullmatch(r"\S+", entry.name):
@@ -231,7 +231,7 @@ def _installed(name: str) -> bool:
     return spec is not None
 
 
-def _resolve(provided: Provided) -> Callable[[Any], Any]:
+def _resolve(provided: PluginInfo) -> Callable[[Any], Any]:
     try:
         factory = pkgutil.resolve_name(provided.entry.factory)
     except Exception as error:

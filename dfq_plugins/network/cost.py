@@ -1,4 +1,4 @@
-"""What a network costs: its parameters, and the multiply-adds of one input, as torch's own counter sees them."""
+"""What a network costs: its parameters, and the MACs of one input, as torch's own counter sees them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Cost:
     Args:
         parameters: how many it has.
         nonzero: how many of them are not zero.
-        multiply_adds: of convolutions and linear layers, for one input.
+        macs: of convolutions and linear layers, for one input.
     """
 
     parameters: int
     nonzero: int
-    multiply_adds: int
+    macs: int
 
 
 def measure_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
     """Return the cost of a network for one input of the given shape.
 
     >>> measure_cost(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 4, 4))
-    Cost(parameters=216, nonzero=216, multiply_adds=3456)
+    Cost(parameters=216, nonzero=216, macs=3456)
     """
     weights = list(model.parameters())
     nonzero = sum(int(weight.count_nonzero()) for weight in weights)
@@ -46,7 +46,7 @@ def measure_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
 
 
 def layer_multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the multiply-adds of every module for one input, those of its parts included.
+    """Return the MACs of every module for one input, those of its parts included.
 
     >>> layer_multiply_adds(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()), (4,))
     {'0': 8}

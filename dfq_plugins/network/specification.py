@@ -27,7 +27,7 @@ def complete_spec(
 ) -> InputSpec:
     """Complete an input specification by what the model tells.
 
-    A plugin that recognises the model (hook `dfq_infer_input_spec`) is asked first; then the shape is read off the
+    A plugin that recognizes the model (hook `dfq_infer_input_spec`) is asked first; then the shape is read off the
     first layer, the spatial size is found if the network accepts just one, and the classes off a trial run.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Recognises torchvision's classification models: the presets of their published weights say what they take."""
+"""Recognizes torchvision's classification models: the presets of their published weights say what they take."""
 
 from __future__ import annotations
 

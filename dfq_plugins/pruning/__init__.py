@@ -9,17 +9,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dfq_plugins.pruning.options import PruningOptions, PruningTraining
-    from dfq_plugins.pruning.run import PrunedLayer, PruningRun, prune
+    from dfq_plugins.pruning.options import PruneTrainingOptions, PruningOptions
+    from dfq_plugins.pruning.run import PrunedLayer, PruneRun, prune
     from dfq_plugins.pruning.ticket import Ticket
 
-__all__ = ["PrunedLayer", "PruningOptions", "PruningRun", "PruningTraining", "Ticket", "prune"]
+__all__ = ["PruneRun", "PruneTrainingOptions", "PrunedLayer", "PruningOptions", "Ticket", "prune"]
 
 _HOMES = {
     "PrunedLayer": "run",
     "PruningOptions": "options",
-    "PruningRun": "run",
-    "PruningTraining": "options",
+    "PruneRun": "run",
+    "PruneTrainingOptions": "options",
     "Ticket": "ticket",
     "prune": "run",
 }

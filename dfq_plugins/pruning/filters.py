@@ -1,4 +1,4 @@
-"""Structured pruning: scales are pressed towards zero, the smallest filters removed, and the rest trained again."""
+"""Structured pruning: scales are pressed toward zero, the smallest filters removed, and the rest trained again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.distillation.lesson import teach
-from dfq_plugins.distillation.loop import Student, Workplace
+from dfq_plugins.distillation.loop import CheckpointDir, Student
+from dfq_plugins.distillation.task import train
 from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.network.cost import layer_multiply_adds, measure_cost
 from dfq_plugins.pruning.graph import Groups, find_groups, remove_filters, same_answers, zero_filters
 from dfq_plugins.pruning.importance import answer_changes
-from dfq_plugins.pruning.recentring import recentre
+from dfq_plugins.pruning.recentering import recenter
 from dfq_plugins.pruning.scales import Paced, SparsifyingLoss, group_scales, penalty_for, shared_scales
 from dfq_plugins.pruning.selection import filter_multiply_adds, select_by_target, select_by_threshold
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.lesson import Lesson
     from dfq_plugins.distillation.loss import DistillationLoss
-    from dfq_plugins.distillation.options import DistillationOptions
-    from dfq_plugins.distillation.sources import Source
+    from dfq_plugins.distillation.options import TrainingOptions
+    from dfq_plugins.distillation.sources import BatchSource
+    from dfq_plugins.distillation.task import DistillationTask
     from dfq_plugins.pruning.options import PruningOptions
     from dfq_plugins.pruning.scales import Penalty
     from dfq_plugins.pruning.selection import Removed
@@ -45,12 +45,12 @@ class Amount:
     """How much goes: exactly one of these is given.
 
     Args:
-        multiply_adds: share of the multiply-adds that is left.
+        macs: share of the MACs that is left.
         threshold: filters with a smaller scale go.
         sparsity: share of the weights that is set to zero.
     """
 
-    multiply_adds: float | None = None
+    macs: float | None = None
     threshold: float | None = None
     sparsity: float | None = None
 
@@ -58,7 +58,7 @@ class Amount:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             raise UsageError(
-                "Say in one way how much is to go: multiply_adds=0.7 (share that is left), threshold=0.1 (filters with "
+                "Say in one way how much is to go: macs=0.7 (share that is left), threshold=0.1 (filters with "
                 f"a smaller scale), or sparsity=0.5 (share of single weights), got {', '.join(given) or 'none'}."
             )
         ((name, value),) = given.items()
@@ -70,18 +70,18 @@ class Amount:
 def sparsify(
     model: nn.Module,
     groups: Groups,
-    lesson: Lesson,
-    settings: DistillationOptions,
+    task: DistillationTask,
+    settings: TrainingOptions,
     options: PruningOptions,
-    place: Workplace,
+    place: CheckpointDir,
     chosen: Removed | None = None,
 ) -> tuple[TrainingPoint, ...]:
     """Train a network while the penalty presses the scales of its filters, or of the chosen ones, to zero, in place."""
     with shared_scales(model, groups.usable) as scales:
-        penalty = penalty_for(model, groups.usable, scales, lesson.sample, options, chosen)
-        return teach(
+        penalty = penalty_for(model, groups.usable, scales, task.sample, options, chosen)
+        return train(
             Student(model, tuple(scales.values())),
-            lesson,
+            task,
             replace(settings, steps=options.sparsity_steps),
             place,
             make_loss=_with(penalty),
@@ -91,19 +91,17 @@ def sparsify(
 
 
 def _with(penalty: Penalty) -> Callable[..., DistillationLoss]:
-    def make(
-        teacher: nn.Module, options: DistillationOptions, *, student: nn.Module, sample: Tensor
-    ) -> SparsifyingLoss:
+    def make(teacher: nn.Module, options: TrainingOptions, *, student: nn.Module, sample: Tensor) -> SparsifyingLoss:
         return SparsifyingLoss(teacher, options, student, sample, penalty)
 
     return make
 
 
-def _paced(source: Source, penalty: Penalty) -> Source:
+def _paced(source: BatchSource, penalty: Penalty) -> BatchSource:
     return Paced(source, penalty)
 
 
-def prunable(model: nn.Module, lesson: Lesson, options: PruningOptions) -> Groups:
+def prunable(model: nn.Module, task: DistillationTask, options: PruningOptions) -> Groups:
     """Return which filters can go.
 
     Raises:
@@ -117,16 +115,16 @@ def prunable(model: nn.Module, lesson: Lesson, options: PruningOptions) -> Group
             raise UsageError(
                 f"The option keep names {name!r}, and the network has no such layer.{nearest(name, names)}"
             )
-    return find_groups(model, lesson.sample, options.keep)
+    return find_groups(model, task.sample, options.keep)
 
 
 def selected(
     model: nn.Module,
     groups: Groups,
-    lesson: Lesson,
+    task: DistillationTask,
     amount: Amount,
     options: PruningOptions,
-    settings: DistillationOptions,
+    settings: TrainingOptions,
 ) -> Removed:
     """Return which filters go, by group.
 
@@ -135,21 +133,21 @@ def selected(
     """
     if amount.threshold is not None:
         return select_by_threshold(groups.usable, group_scales(model, groups.usable), amount.threshold)
-    assert amount.multiply_adds is not None  # noqa: S101  for the type checker: one of both is given
-    shape = lesson.spec.shape
-    costs = layer_multiply_adds(model, shape) | {"": measure_cost(model, shape).multiply_adds}
+    assert amount.macs is not None  # noqa: S101  for the type checker: one of both is given
+    shape = task.spec.shape
+    costs = layer_multiply_adds(model, shape) | {"": measure_cost(model, shape).macs}
     if options.importance == "scale":
         sizes = group_scales(model, groups.usable)
     else:
-        batches = _some(lesson, gradient_batch(lesson.sample[0].numel()))
+        batches = _some(task, gradient_batch(task.sample[0].numel()))
         changes = answer_changes(model, groups.usable, batches, settings.temperature, settings.seed)
         sizes = {group.name: changes[group.name] / filter_multiply_adds(group, costs) for group in groups.usable}
-    return select_by_target(groups.usable, sizes, costs, amount.multiply_adds, options.fewest)
+    return select_by_target(groups.usable, sizes, costs, amount.macs, options.fewest)
 
 
-def _some(lesson: Lesson, batch: int = COMPARED_BATCH) -> tuple[Tensor, ...]:
+def _some(task: DistillationTask, batch: int = COMPARED_BATCH) -> tuple[Tensor, ...]:
     """Return inputs, in batches, on which networks are compared."""
-    return torch.split(lesson.examples.inputs[:COMPARED_SAMPLES].to(lesson.sample.device), batch)
+    return torch.split(task.examples.inputs[:COMPARED_SAMPLES].to(task.sample.device), batch)
 
 
 def gradient_batch(values: int) -> int:
@@ -161,7 +159,7 @@ def gradient_batch(values: int) -> int:
     return max(SMALLEST_BATCH, min(COMPARED_BATCH, KEPT_VALUES // values))
 
 
-def take_out(model: nn.Module, groups: Groups, removed: Removed, lesson: Lesson) -> None:
+def take_out(model: nn.Module, groups: Groups, removed: Removed, task: DistillationTask) -> None:
     """Remove filters in place, make sure that the network answers as if they were zero, and correct its statistics.
 
     Raises:
@@ -169,11 +167,11 @@ def take_out(model: nn.Module, groups: Groups, removed: Removed, lesson: Lesson)
     """
     whole, zeroed = copy.deepcopy(model), copy.deepcopy(model)
     zero_filters(zeroed, groups.usable, removed)
-    remove_filters(model, lesson.sample, groups.usable, removed)
-    if not same_answers(zeroed, model, lesson.sample):
+    remove_filters(model, task.sample, groups.usable, removed)
+    if not same_answers(zeroed, model, task.sample):
         raise ModelError(
             f"Without its filters {type(model).__name__} does not answer as with these filters at zero, so that "
             "torch-pruning took out what does not belong to them. Name the layers to prune last in the option keep, "
             "or set single weights to zero instead (sparsity)."
         )
-    recentre(model, whole, groups.usable, removed, _some(lesson))
+    recenter(model, whole, groups.usable, removed, _some(task))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from dfq_plugins.distillation.options import FEATURE_HELP, DistillationOptions
+from dfq_plugins.distillation.options import FEATURE_HELP, TrainingOptions
 from dfq_plugins.host.options import setting
 
 
@@ -17,14 +17,14 @@ class PruningOptions:
     """How filters are made small, and which of them may go."""
 
     sparsity_steps: Annotated[int, Ge(0)] = setting(
-        500, "training steps that press the scales of BatchNorm towards zero before filters are removed"
+        500, "training steps that press the scales of BatchNorm toward zero before filters are removed"
     )
     press: Literal["chosen", "all"] = setting(
         "chosen", "with a target: press the scales of those filters alone that will go, or all and choose afterwards"
     )
     importance: Literal["answers", "scale"] = setting(
         "answers",
-        "with a target: the filters go whose removal changes the answers least for the multiply-adds that it saves, or "
+        "with a target: the filters go whose removal changes the answers least for the MACs that it saves, or "
         "those of the smallest BatchNorm scale, as in the paper",
     )
     scale_penalty: Annotated[float, Ge(0)] = setting(
@@ -43,8 +43,8 @@ class PruningOptions:
 
 
 @dataclass(frozen=True)
-class PruningTraining(DistillationOptions):
-    """How a network is trained while it is pruned: `DistillationOptions` with defaults of its own.
+class PruneTrainingOptions(TrainingOptions):
+    """How a network is trained while it is pruned: `TrainingOptions` with defaults of its own.
 
     The divergence is taken in both directions: one alone can collapse (Zhu et al. 2020, arXiv 2010.07334).
     """
@@ -61,7 +61,7 @@ class PruningTraining(DistillationOptions):
     PRESETS = MappingProxyType(
         {
             "zhu2020": {
-                **DistillationOptions.PRESETS["zhu2020"],
+                **TrainingOptions.PRESETS["zhu2020"],
                 "kl_weight": 0.0,
                 "symmetrized_kl_weight": 1.0,
                 "learning_rate": 0.001,

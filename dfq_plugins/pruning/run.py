@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfq_plugins.distillation.inputs import Inputs
-from dfq_plugins.distillation.lesson import Lesson, prepare_lesson, teach, training_settings, work_folder
+from dfq_plugins.distillation.inputs import InputSource
 from dfq_plugins.distillation.loop import Student
-from dfq_plugins.distillation.options import StudentTraining
-from dfq_plugins.distillation.process_group import Ranks, joined_ranks
+from dfq_plugins.distillation.options import DistillOptions
+from dfq_plugins.distillation.process_group import ProcessGroup, joined_process_group
+from dfq_plugins.distillation.task import DistillationTask, prepare_task, train, training_settings, work_folder
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.options import parse_options
@@ -24,7 +24,7 @@ from dfq_plugins.network.masks import bake, masks_of
 from dfq_plugins.network.saved import save_network
 from dfq_plugins.pruning.filters import Amount, prunable, selected, sparsify, take_out
 from dfq_plugins.pruning.magnitude import prune_weights
-from dfq_plugins.pruning.options import PruningOptions, PruningTraining
+from dfq_plugins.pruning.options import PruneTrainingOptions, PruningOptions
 from dfq_plugins.pruning.selection import kept_filters
 from dfq_plugins.pruning.ticket import Ticket
 from dfq_plugins.storage.versions import library_versions
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.options import DistillationOptions
+    from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.pruning.graph import Groups
     from dfq_plugins.pruning.selection import Removed
@@ -61,21 +61,21 @@ class PrunedLayer:
 
 
 @dataclass(frozen=True)
-class PruningRun:
+class PruneRun:
     """A pruned network with everything that is known about it.
 
     Args:
         model: the pruned network, in eval mode, of the layers that it had.
         spec: what an input looks like.
         method: "filters", "weights" or "ticket".
-        before: parameters and multiply-adds of the network that was given.
+        before: parameters and MACs of the network that was given.
         after: those of the pruned one.
         layers: what is left of each layer.
         left: layers that could not be pruned, with the reason.
         agreement_before: share of the held-out samples on which the network named the same class as before, when it was
             pruned and not yet trained again; NaN where it is no classifier.
         agreement: the same of the finished network.
-        sparsity_history: points of the curves while scales were pressed towards zero.
+        sparsity_history: points of the curves while scales were pressed toward zero.
         history: points of the curves after the pruning.
         options: the settings of the pruning.
         training: the settings of the training after the pruning.
@@ -95,7 +95,7 @@ class PruningRun:
     sparsity_history: tuple[TrainingPoint, ...]
     history: tuple[TrainingPoint, ...]
     options: PruningOptions
-    training: DistillationOptions
+    training: TrainingOptions
     held_out: int
     files: tuple[Path, ...] = ()
 
@@ -104,13 +104,13 @@ def prune(
     model: nn.Module,
     data: CalibrationData | None = None,
     *,
-    multiply_adds: float | None = None,
+    macs: float | None = None,
     threshold: float | None = None,
     sparsity: float | None = None,
     rewind_to: Mapping[str, Tensor] | nn.Module | None = None,
     spec: InputSpec | None = None,
     options: Mapping[str, object] | PruningOptions | None = None,
-    training: Mapping[str, object] | DistillationOptions | None = None,
+    training: Mapping[str, object] | TrainingOptions | None = None,
     generator: str | LearningGenerator | None = None,
     generator_options: Mapping[str, object] | object | None = None,
     num_samples: int = 1024,
@@ -120,23 +120,23 @@ def prune(
     strict: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
-) -> PruningRun:
+) -> PruneRun:
     """Remove filters from a network, or set single weights to zero, and train what is left to answer as it did.
 
-    Exactly one of `multiply_adds`, `threshold` and `sparsity` says how much goes. Filters are judged by the scales of
-    the BatchNorm after them, which a penalty presses towards zero first. Source: Zhu et al. 2020 (arXiv 2010.07334).
+    Exactly one of `macs`, `threshold` and `sparsity` says how much goes. Filters are judged by the scales of
+    the BatchNorm after them, which a penalty presses toward zero first. Source: Zhu et al. 2020 (arXiv 2010.07334).
 
     Args:
         model: trained network, the teacher; stays as it is.
         data: what to train on, synthetic or real; a part of it selects the best state. None: a generator makes it.
-        multiply_adds: share of the multiply-adds that is left: filters of the smallest scales go.
+        macs: share of the MACs that is left: filters of the smallest scales go.
         threshold: filters with a smaller scale go, e.g. 0.1 or 0.01.
         sparsity: share of the weights of convolutions and linear layers that is set to zero, the smallest first.
         rewind_to: with `sparsity`: the network as it was before its training, or its state dictionary. The weights
             that are left start from there: a lottery ticket.
         spec: what an input looks like; a synthetic data set brings its own.
         options: settings of the pruning.
-        training: settings of the training, as a mapping with the defaults of `PruningTraining` (`StudentTraining` for
+        training: settings of the training, as a mapping with the defaults of `PruneTrainingOptions` (`DistillOptions` for
             a ticket), or as a record.
         generator: name of a generator that makes the data, in place of `data`; or of one that learns against the
             student and makes each step's inputs, or such an object.
@@ -156,25 +156,25 @@ def prune(
         DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run.
         DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
     """
-    amount = Amount(multiply_adds, threshold, sparsity)
+    amount = Amount(macs, threshold, sparsity)
     if rewind_to is not None and sparsity is None:
         raise UsageError(
             "rewind_to makes a lottery ticket of single weights: give sparsity as well, e.g. sparsity=0.8."
         )
     registry = registry or get_registry()
     record = parse_options(PruningOptions, options, owner="pruning")
-    settings = training_settings(training, PruningTraining if rewind_to is None else StudentTraining)
-    inputs = Inputs(data, generator, generator_options, num_samples, strict)
+    settings = training_settings(training, PruneTrainingOptions if rewind_to is None else DistillOptions)
+    inputs = InputSource(data, generator, generator_options, num_samples, strict)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
+    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a generator draws from the global state
-        lesson = prepare_lesson(model, inputs, spec, settings, folder, broadcast, registry)
-        job = _Job(lesson, amount, record, settings, folder, ranks)
-        ticket = None if rewind_to is None else Ticket.find(lesson.teacher, rewind_to, sparsity or 0.0)
+        task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
+        job = _Job(task, amount, record, settings, folder, ranks)
+        ticket = None if rewind_to is None else Ticket.find(task.teacher, rewind_to, sparsity or 0.0)
         run, about = job.filters() if sparsity is None else job.weights(ticket)
         if output is not None and ranks.leads:
-            run = replace(run, files=_write(run, about, lesson, Path(output), factory, ticket))
+            run = replace(run, files=_write(run, about, task, Path(output), factory, ticket))
         ranks.wait()
     return run
 
@@ -183,30 +183,30 @@ def prune(
 class _Job:
     """One run of `prune`, once its inputs are there."""
 
-    lesson: Lesson
+    task: DistillationTask
     amount: Amount
     options: PruningOptions
-    settings: DistillationOptions
+    settings: TrainingOptions
     folder: Path | None
-    ranks: Ranks
+    ranks: ProcessGroup
 
-    def filters(self) -> tuple[PruningRun, dict[str, object]]:
+    def filters(self) -> tuple[PruneRun, dict[str, object]]:
         """Remove filters."""
-        network = frozen_copy(self.lesson.teacher).requires_grad_(requires_grad=True)
-        groups = prunable(network, self.lesson, self.options)
+        network = frozen_copy(self.task.teacher).requires_grad_(requires_grad=True)
+        groups = prunable(network, self.task, self.options)
         pressing, training = self._shares()
-        pressing = self.lesson.settled(pressing, network)
+        pressing = self.task.settled(pressing, network)
         first: tuple[TrainingPoint, ...] = ()
         about = [asdict(self.options), groups.left]
         beforehand = self.amount.threshold is None and self.options.press == "chosen"
         chosen = self._selected(network, groups) if beforehand else None
         if self.options.sparsity_steps:
-            place = self.lesson.workplace(self.folder, "sparsify", pressing, [*about, chosen], self.ranks)
-            first = sparsify(network, groups, self.lesson, pressing, self.options, place, chosen)
+            place = self.task.checkpoint_dir(self.folder, "sparsify", pressing, [*about, chosen], self.ranks)
+            first = sparsify(network, groups, self.task, pressing, self.options, place, chosen)
         removed = chosen or self._selected(network, groups)
-        take_out(network, groups, removed, self.lesson)
-        before = self.lesson.agreement(network)
-        training = self.lesson.settled(training, network)
+        take_out(network, groups, removed, self.task)
+        before = self.task.agreement(network)
+        training = self.task.settled(training, network)
         history = self._train(network, training, [*about, removed])
         kept = kept_filters(groups.usable, removed)
         layers = tuple(PrunedLayer(group.name, group.size, kept[group.name]) for group in groups.usable)
@@ -215,12 +215,12 @@ class _Job:
         return replace(run, left=groups.left, sparsity_history=first), {"removed": removed}
 
     def _selected(self, network: nn.Module, groups: Groups) -> Removed:
-        return selected(network, groups, self.lesson, self.amount, self.options, self.settings)
+        return selected(network, groups, self.task, self.amount, self.options, self.settings)
 
-    def weights(self, ticket: Ticket | None) -> tuple[PruningRun, dict[str, object]]:
+    def weights(self, ticket: Ticket | None) -> tuple[PruneRun, dict[str, object]]:
         """Set single weights to zero, or train a ticket of those that are left."""
         assert self.amount.sparsity is not None  # noqa: S101  for the type checker
-        network = frozen_copy(self.lesson.teacher).requires_grad_(requires_grad=True)
+        network = frozen_copy(self.task.teacher).requires_grad_(requires_grad=True)
         if ticket is None:
             prune_weights(network, self.amount.sparsity)
         else:
@@ -229,15 +229,15 @@ class _Job:
         layers = tuple(
             PrunedLayer(name.rpartition(".")[0], mask.numel(), int(mask.sum())) for name, mask in masks.items()
         )
-        before = self.lesson.agreement(network)
+        before = self.task.agreement(network)
         about = [self.amount.sparsity, None if ticket is None else model_digest(network)]
-        settings = self.lesson.settled(self.settings, network)
+        settings = self.task.settled(self.settings, network)
         history = self._train(network, settings, about)
         bake(network)
         method = "weights" if ticket is None else "ticket"
         return self._run(network, method, layers, before, history, settings), {}
 
-    def _shares(self) -> tuple[DistillationOptions, DistillationOptions]:
+    def _shares(self) -> tuple[TrainingOptions, TrainingOptions]:
         """Divide a limit of time between both trainings by their steps."""
         limit, pressing = self.settings.max_seconds, self.options.sparsity_steps
         if limit is None:
@@ -246,9 +246,9 @@ class _Job:
         pressed = replace(self.settings, max_seconds=limit * share) if share else self.settings
         return pressed, replace(self.settings, max_seconds=limit * (1 - share))
 
-    def _train(self, network: nn.Module, settings: DistillationOptions, about: object) -> tuple[TrainingPoint, ...]:
-        place = self.lesson.workplace(self.folder, "finetune", settings, about, self.ranks)
-        return teach(Student(network), self.lesson, settings, place)
+    def _train(self, network: nn.Module, settings: TrainingOptions, about: object) -> tuple[TrainingPoint, ...]:
+        place = self.task.checkpoint_dir(self.folder, "finetune", settings, about, self.ranks)
+        return train(Student(network), self.task, settings, place)
 
     def _run(
         self,
@@ -257,31 +257,31 @@ class _Job:
         layers: tuple[PrunedLayer, ...],
         before: float,
         history: tuple[TrainingPoint, ...],
-        training: DistillationOptions,
-    ) -> PruningRun:
-        lesson, shape = self.lesson, self.lesson.spec.shape
-        return PruningRun(
+        training: TrainingOptions,
+    ) -> PruneRun:
+        task, shape = self.task, self.task.spec.shape
+        return PruneRun(
             model=network,
-            spec=lesson.spec,
+            spec=task.spec,
             method=method,
-            before=measure_cost(lesson.teacher, shape),
+            before=measure_cost(task.teacher, shape),
             after=measure_cost(network, shape),
             layers=layers,
             left=(),
             agreement_before=before,
-            agreement=lesson.agreement(network),
+            agreement=task.agreement(network),
             sparsity_history=(),
             history=history,
             options=self.options,
             training=training,
-            held_out=len(lesson.held_out),
+            held_out=len(task.held_out),
         )
 
 
 def _write(
-    run: PruningRun,
+    run: PruneRun,
     more: Mapping[str, object],
-    lesson: Lesson,
+    task: DistillationTask,
     output: Path,
     factory: str | None,
     ticket: Ticket | None,
@@ -289,10 +289,10 @@ def _write(
     about = {
         "kind": "pruned",
         "method": run.method,
-        "teacher": {"digest": model_digest(lesson.teacher), **asdict(run.before)},
+        "teacher": {"digest": model_digest(task.teacher), **asdict(run.before)},
         "student": asdict(run.after),
         "input_spec": asdict(run.spec),
-        "inputs": {"by": lesson.about, "samples": len(lesson.examples) + len(lesson.held_out)},
+        "inputs": {"by": task.about, "samples": len(task.examples) + len(task.held_out)},
         "agreement": {"before": run.agreement_before, "after": run.agreement, "samples": run.held_out},
         "layers": [asdict(layer) for layer in run.layers],
         "left": dict(run.left),

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from dfq_plugins.distillation.batches import Examples
-    from dfq_plugins.distillation.options import DistillationOptions
-    from dfq_plugins.distillation.sources import Source
+    from dfq_plugins.distillation.options import TrainingOptions
+    from dfq_plugins.distillation.sources import BatchSource
     from dfq_plugins.pruning.graph import FilterGroup
     from dfq_plugins.pruning.options import PruningOptions
 
@@ -153,7 +153,7 @@ class SparsifyingLoss(DistillationLoss):
     """The distance from the teacher, with the penalty on the scales."""
 
     def __init__(
-        self, teacher: nn.Module, options: DistillationOptions, student: nn.Module, sample: Tensor, penalty: Penalty
+        self, teacher: nn.Module, options: TrainingOptions, student: nn.Module, sample: Tensor, penalty: Penalty
     ) -> None:
         super().__init__(teacher, options, student=student, sample=sample)
         self._penalty = penalty
@@ -168,7 +168,7 @@ class SparsifyingLoss(DistillationLoss):
 class Paced:
     """A source of batches that tells the penalty how far the training is, also after a resumption."""
 
-    def __init__(self, source: Source, penalty: Penalty) -> None:
+    def __init__(self, source: BatchSource, penalty: Penalty) -> None:
         self._source, self._penalty = source, penalty
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:

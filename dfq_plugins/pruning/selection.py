@@ -32,7 +32,7 @@ def select_by_threshold(groups: Sequence[FilterGroup], scales: Mapping[str, Tens
             raise UsageError(
                 f"The threshold {threshold:g} would empty the layer {group.name!r}: the largest scale of its "
                 f"{group.size} filters is {largest:.3g}. Lower the threshold, name the layer in the option keep, or "
-                "say how much is to be left: multiply_adds=0.7."
+                "say how much is to be left: macs=0.7."
             )
     return removed
 
@@ -40,7 +40,7 @@ def select_by_threshold(groups: Sequence[FilterGroup], scales: Mapping[str, Tens
 def select_by_target(
     groups: Sequence[FilterGroup],
     scales: Mapping[str, Tensor],
-    multiply_adds: Mapping[str, int],
+    macs: Mapping[str, int],
     target: float,
     fewest: float,
 ) -> Removed:
@@ -49,8 +49,8 @@ def select_by_target(
     Args:
         groups: what can be removed.
         scales: of their filters, `(filters,)` each.
-        multiply_adds: of each layer of the whole network; those of the network itself under the name "".
-        target: share of the network's multiply-adds that is to be left.
+        macs: of each layer of the whole network; those of the network itself under the name "".
+        target: share of the network's MACs that is to be left.
         fewest: share of its filters that each layer keeps.
 
     Raises:
@@ -58,28 +58,28 @@ def select_by_target(
     """
     order = _smallest_first(groups, scales, fewest)
     low, high = 0, len(order)
-    wanted = target * multiply_adds[""]
-    if remaining_multiply_adds(groups, _as_removed(groups, order), multiply_adds) > wanted:
-        least = remaining_multiply_adds(groups, _as_removed(groups, order), multiply_adds) / multiply_adds[""]
+    wanted = target * macs[""]
+    if remaining_multiply_adds(groups, _as_removed(groups, order), macs) > wanted:
+        least = remaining_multiply_adds(groups, _as_removed(groups, order), macs) / macs[""]
         raise UsageError(
-            f"To leave {target:.0%} of the multiply-adds, layers would have to be emptied: with {fewest:.0%} of the "
+            f"To leave {target:.0%} of the MACs, layers would have to be emptied: with {fewest:.0%} of the "
             f"filters in each of {', '.join(repr(group.name) for group in groups)}, {least:.1%} are left. Ask for "
             "more, or lower the option fewest."
         )
     while low < high:
         middle = (low + high) // 2
-        left = remaining_multiply_adds(groups, _as_removed(groups, order[:middle]), multiply_adds)
+        left = remaining_multiply_adds(groups, _as_removed(groups, order[:middle]), macs)
         low, high = (low, middle) if left <= wanted else (middle + 1, high)
     return _as_removed(groups, order[:low])
 
 
-def filter_multiply_adds(group: FilterGroup, multiply_adds: Mapping[str, int]) -> float:
-    """Return the multiply-adds that one filter of a group costs in the whole network."""
-    return sum(multiply_adds.get(member.name, 0) * len(member.places[0]) / member.width for member in group.members)
+def filter_multiply_adds(group: FilterGroup, macs: Mapping[str, int]) -> float:
+    """Return the MACs that one filter of a group costs in the whole network."""
+    return sum(macs.get(member.name, 0) * len(member.places[0]) / member.width for member in group.members)
 
 
-def remaining_multiply_adds(groups: Iterable[FilterGroup], removed: Removed, multiply_adds: Mapping[str, int]) -> float:
-    """Return the network's multiply-adds without the given filters.
+def remaining_multiply_adds(groups: Iterable[FilterGroup], removed: Removed, macs: Mapping[str, int]) -> float:
+    """Return the network's MACs without the given filters.
 
     Of each layer's, the share of its outputs that is left counts, times that of its inputs.
     """
@@ -89,8 +89,8 @@ def remaining_multiply_adds(groups: Iterable[FilterGroup], removed: Removed, mul
             gone = sum(len(member.places[channel]) for channel in removed.get(group.name, ()))
             sides = left.setdefault(member.name, {})
             sides[member.outputs] = sides.get(member.outputs, 1.0) - gone / member.width
-    saved = sum(multiply_adds.get(name, 0) * (1 - math.prod(sides.values())) for name, sides in left.items())
-    return multiply_adds[""] - saved
+    saved = sum(macs.get(name, 0) * (1 - math.prod(sides.values())) for name, sides in left.items())
+    return macs[""] - saved
 
 
 def _smallest_first(

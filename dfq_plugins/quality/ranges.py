@@ -41,11 +41,11 @@ def gaussian_mixture_range(mean: Tensor, deviation: Tensor, share: float = QUANT
     >>> round(gaussian_mixture_range(torch.zeros(4), torch.ones(4), 0.95), 3)
     1.96
     """
-    centre, width = mean.double(), deviation.double().abs().clamp_min(1e-12)
-    low, high = 0.0, float((centre.abs() + 40 * width).max())
+    center, width = mean.double(), deviation.double().abs().clamp_min(1e-12)
+    low, high = 0.0, float((center.abs() + 40 * width).max())
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        inside = torch.special.ndtr((middle - centre) / width) - torch.special.ndtr((-middle - centre) / width)
+        inside = torch.special.ndtr((middle - center) / width) - torch.special.ndtr((-middle - center) / width)
         low, high = (middle, high) if float(inside.mean()) < share else (low, middle)
     return high
 
@@ -69,7 +69,7 @@ def _output_gaussian(layer: nn.Module) -> tuple[Tensor, Tensor]:
     )
 
 
-class RangeTaps:
+class RangeHooks:
     """Counts how wide the values after each BatchNorm are, while the context is open.
 
     The values are computed from the layer's input, so that a layer that goes on to do more (an activation inside) is

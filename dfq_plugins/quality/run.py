@@ -15,7 +15,7 @@ from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.specification import complete_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quality import ranges, teacher, verdict
-from dfq_plugins.quality.record import Inspection, LayerQuality
+from dfq_plugins.quality.inspection import Inspection, LayerQuality
 from dfq_plugins.statistics.batch_norm import pooled_moments, require_reached_layers, stored_statistics
 from dfq_plugins.statistics.divergences import gaussian_kl
 from dfq_plugins.statistics.requirements import require_batch_norm
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 FEWEST_SAMPLES = 2
-"""Neither a neighbour nor a variance over samples exists for one alone."""
+"""Neither a neighbor nor a variance over samples exists for one alone."""
 
 
 def inspect(dataset: CalibrationData | Path | str, model: nn.Module, *, spec: InputSpec | None = None) -> Inspection:
@@ -72,7 +72,7 @@ def _check_made_from(data: SyntheticDataset, network: nn.Module) -> None:
     if made_from != given:
         raise DataError(
             f"The set in {data.folder} was made from another model: its digest is {made_from}, and the model given has "
-            f"{given}. Give the model, with its weights, that the set was synthesised from."
+            f"{given}. Give the model, with its weights, that the set was synthesized from."
         )
 
 
@@ -88,7 +88,7 @@ def _known_labels(data: object) -> Tensor | None:
 def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, labels: Tensor | None) -> Inspection:
     why_not = _unusable_statistics(network, spec)
     names = () if why_not else require_reached_layers(network, spec)
-    with teacher.TeacherTaps(network) as tap, ranges.RangeTaps(network, names) as widths:
+    with teacher.TeacherHooks(network) as tap, ranges.RangeHooks(network, names) as widths:
         moved = (batch.to(device_of(network)) for batch in samples)
         distances = _distances(network, moved, spec, names)
     expected, observed = ranges.expected_ranges(network, names), widths.ranges()

@@ -59,7 +59,7 @@ def rank(
         sources: batches of inputs `(batch, *shape)` by the name of their data set.
         augmentation: "none" shows all samples plainly, "pad-and-crop" mirrors and shifts them over a border of the
             lowest value (an eighth of the side), "auto" takes for each source what fits better; large images, and
-            inputs that are no colour images of a known value range, "auto" shows plainly.
+            inputs that are no color images of a known value range, "auto" shows plainly.
 
     Raises:
         ModelError: the model has no trained BatchNorm statistics, or holds NaN.

@@ -19,7 +19,7 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MATRIX = 2
 """Axes of a batch of vectors: classes or features."""
 
-NEIGHBOURS_AMONG = 2048
+NEIGHBORS_AMONG = 2048
 """Samples whose mutual distances are measured; the work grows with the square."""
 
 
@@ -54,19 +54,19 @@ def label_balance(counts: Sequence[int]) -> float:
 
 
 def diversity(features: Tensor) -> float:
-    """Return the mean distance of a sample to its nearest neighbour, in units of the features' own size.
+    """Return the mean distance of a sample to its nearest neighbor, in units of the features' own size.
 
     Args:
         features: `(samples, features)`, at least two samples.
 
     Returns:
-        The mean nearest-neighbour distance divided by the root mean square length of a feature vector; 0 where every
+        The mean nearest-neighbor distance divided by the root mean square length of a feature vector; 0 where every
         sample has a twin.
 
     >>> diversity(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
     0.0
     """
-    some = features[:NEIGHBOURS_AMONG].float()
+    some = features[:NEIGHBORS_AMONG].float()
     size = some.square().sum(1).mean().sqrt()
     # Differences rather than products: twins are exactly 0 apart.
     distances = torch.cdist(some, some, compute_mode="donot_use_mm_for_euclid_dist")
@@ -74,7 +74,7 @@ def diversity(features: Tensor) -> float:
     return float(nearest / size) if float(size) > 0 else 0.0
 
 
-class TeacherTaps:
+class TeacherHooks:
     """Keeps, while the context is open, the network's outputs and what its last layer with weights reads.
 
     Args:

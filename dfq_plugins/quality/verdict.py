@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfq_plugins.quality.record import Inspection
+from dfq_plugins.quality.inspection import Inspection
 from dfq_plugins.quality.teacher import label_balance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dfq_plugins.quality.record import LayerQuality, Verdict
+    from dfq_plugins.quality.inspection import LayerQuality, Verdict
 
 SURPRISE_UNIT = 0.04
 """Nats of surprise up to which a set is enough for W4A4."""

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.data.calibration_data import as_calibration_data
-from dfq_plugins.distillation.inputs import Inputs
-from dfq_plugins.distillation.lesson import prepare_lesson, teach, work_folder
+from dfq_plugins.distillation.inputs import InputSource
 from dfq_plugins.distillation.loop import Student
-from dfq_plugins.distillation.options import DistillationOptions, rate_for
-from dfq_plugins.distillation.process_group import joined_ranks
+from dfq_plugins.distillation.options import TrainingOptions, rate_for
+from dfq_plugins.distillation.process_group import joined_process_group
+from dfq_plugins.distillation.task import prepare_task, train, work_folder
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.options import parse_options
-from dfq_plugins.host.provided import attributed
+from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.quantization.result import QuantizationRun
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.lesson import Lesson
+    from dfq_plugins.distillation.task import DistillationTask
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
 
@@ -39,7 +39,7 @@ CALIBRATION_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
-class FinetuningRun(QuantizationRun):
+class FinetuneRun(QuantizationRun):
     """A fine-tuned quantized model with everything that is known about it.
 
     `agreement` is that of the finished model on held-out data.
@@ -53,7 +53,7 @@ class FinetuningRun(QuantizationRun):
 
     agreement_before: float
     history: tuple[TrainingPoint, ...]
-    training: DistillationOptions
+    training: TrainingOptions
     held_out: int
 
 
@@ -65,7 +65,7 @@ def finetune(
     recipe: str | Recipe = "w8a8",
     spec: InputSpec | None = None,
     options: Mapping[str, object] | object | None = None,
-    training: Mapping[str, object] | DistillationOptions | None = None,
+    training: Mapping[str, object] | TrainingOptions | None = None,
     generator: str | LearningGenerator | None = None,
     generator_options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
@@ -73,7 +73,7 @@ def finetune(
     strict: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
-) -> FinetuningRun:
+) -> FinetuneRun:
     """Calibrate a model inside one framework, then train it there to answer as the float model does.
 
     Under `torchrun`, each process takes a part of every batch and returns the same model; the first one writes files.
@@ -85,11 +85,11 @@ def finetune(
         recipe: bit widths, such as "w8a8" or "w4a4".
         spec: what an input looks like; a synthetic data set brings its own.
         options: settings of the calibrator, as a mapping or as its options record.
-        training: settings of the training, as a mapping or as `DistillationOptions`.
-        generator: makes a share of each batch (`training.generated`) while it learns beside the student: the name of
+        training: settings of the training, as a mapping or as `TrainingOptions`.
+        generator: makes a share of each batch (`training.generator_fraction`) while it learns beside the student: the name of
             a learning generator, or such an object.
         generator_options: settings of a generator that is given by its name.
-        output: folder for the artefacts; None exports nothing.
+        output: folder for the artifacts; None exports nothing.
         work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
         strict: refuse a data set that was made from another model, instead of warning.
         listeners: called with every `ProgressEvent`.
@@ -106,34 +106,32 @@ def finetune(
     registry = registry or get_registry()
     provided = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    settings = parse_options(DistillationOptions, training, owner="fine-tuning")
+    settings = parse_options(TrainingOptions, training, owner="fine-tuning")
     worker = registry.create("calibrator", calibrator, options)
-    inputs = Inputs(data, generator, generator_options, strict=strict)
+    inputs = InputSource(data, generator, generator_options, strict=strict)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(), joined_ranks() as ranks, work_folder(work, ranks) as folder:
+    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a framework or a generator draws from the global state
-        lesson = prepare_lesson(model, inputs, spec, settings, folder, broadcast, registry)
+        task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
         with attributed(provided):
-            prepared = _calibrated(worker, lesson, recipe)
-        settings = lesson.settled(_settled(settings, recipe), prepared)
-        before = lesson.agreement(prepared)
+            prepared = _calibrated(worker, task, recipe)
+        settings = task.settled(_settled(settings, recipe), prepared)
+        before = task.agreement(prepared)
         about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
-        place = lesson.workplace(folder, "finetune", settings, about, ranks)
-        history = teach(_student(prepared, worker), lesson, settings, place)
+        place = task.checkpoint_dir(folder, "finetune", settings, about, ranks)
+        history = train(_student(prepared, worker), task, settings, place)
         with attributed(provided):
             converted = worker.convert(prepared)
             coverage = worker.describe(converted)
-            agreement = lesson.agreement(converted)
-            artifacts = (
-                worker.export(converted, lesson.spec, Path(output)) if output is not None and ranks.leads else ()
-            )
+            agreement = task.agreement(converted)
+            artifacts = worker.export(converted, task.spec, Path(output)) if output is not None and ranks.leads else ()
         ranks.wait()
     about_model = (converted, calibrator, recipe, coverage, artifacts, agreement)
-    return FinetuningRun(*about_model, before, history, settings, len(lesson.held_out))
+    return FinetuneRun(*about_model, before, history, settings, len(task.held_out))
 
 
-def _settled(settings: DistillationOptions, recipe: Recipe) -> DistillationOptions:
+def _settled(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:
     """Return the settings with what was left open decided by the recipe."""
     if settings.learning_rate is None:
         settings = replace(settings, learning_rate=rate_for(min(recipe.weight_bits, recipe.activation_bits)))
@@ -143,15 +141,13 @@ def _settled(settings: DistillationOptions, recipe: Recipe) -> DistillationOptio
     return settings
 
 
-def _calibrated(worker: Calibrator, lesson: Lesson, recipe: Recipe) -> nn.Module:
+def _calibrated(worker: Calibrator, task: DistillationTask, recipe: Recipe) -> nn.Module:
     """Return the framework's network for training, its ranges calibrated."""
-    prepared = worker.prepare(lesson.teacher, lesson.spec, recipe, training=True)
-    samples = as_calibration_data(lesson.examples.inputs[:CALIBRATION_SAMPLES], lesson.spec)
+    prepared = worker.prepare(task.teacher, task.spec, recipe, training=True)
+    samples = as_calibration_data(task.examples.inputs[:CALIBRATION_SAMPLES], task.spec)
     total = len(samples)
     with torch.no_grad():
-        worker.calibrate(
-            prepared, samples.observed(lambda done: lesson.report(ProgressEvent("calibrate", done, total)))
-        )
+        worker.calibrate(prepared, samples.observed(lambda done: task.report(ProgressEvent("calibrate", done, total))))
     return prepared
 
 

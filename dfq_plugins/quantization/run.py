@@ -9,7 +9,7 @@ import torch
 
 from dfq_plugins.data.calibration_data import as_calibration_data
 from dfq_plugins.host.broadcast import Broadcast
-from dfq_plugins.host.provided import attributed
+from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import top1_agreement
@@ -62,9 +62,9 @@ def run_quantization(
         spec: what an input looks like; a synthetic data set brings its own. Its valid range becomes the range of the
             input quantizer.
         options: settings of the calibrator, as a mapping or as its options record.
-        output: folder for the artefacts; None exports nothing.
+        output: folder for the artifacts; None exports nothing.
         finetune: train the quantized model as `dfq_plugins.finetune` does, with these settings, or the defaults where
-            True; the result is then its `FinetuningRun`.
+            True; the result is then its `FinetuneRun`.
         listeners: called with every `ProgressEvent`.
         registry: where plugins are looked up; None takes those that are installed.
 

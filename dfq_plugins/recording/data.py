@@ -27,7 +27,7 @@ LABEL_NAMES = ("labels", "targets", "y", "y_test", "y_train")
 _PAIR = 2
 
 
-def labelled_batches(
+def labeled_batches(
     data: RecordingData, spec: InputSpec, labels: Literal["auto", "teacher"]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield inputs `(batch, *shape)` in float32 and labels `(batch,)`, or None where there are none to be used.
@@ -36,17 +36,17 @@ def labelled_batches(
         UsageError: a batch of another shape, or something that is no batch.
         DataError: values that are not finite, labels that are no classes of the network, or in some batches alone.
     """
-    labelled: set[bool] = set()
+    labeled: set[bool] = set()
     for item in _items(data):
         inputs, given = _split(item)
         if not len(inputs):
             continue
         if not inputs.is_floating_point():
-            raise DataError(f"Data to record are network inputs, floating point, got {inputs.dtype}. Normalise first.")
+            raise DataError(f"Data to record are network inputs, floating point, got {inputs.dtype}. Normalize first.")
         check_batch(inputs, spec)
         if labels == "auto":
-            labelled.add(given is not None)
-            if len(labelled) > 1:
+            labeled.add(given is not None)
+            if len(labeled) > 1:
                 raise DataError("Some batches have labels and some have none. Give all, or choose labels=teacher.")
         yield inputs.detach().float(), _checked(given, len(inputs), spec) if labels == "auto" else None
 

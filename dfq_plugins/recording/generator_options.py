@@ -19,19 +19,19 @@ class RecordOptions:
 
     record: str = setting("", "folder that dfq record wrote; must be given")
     record_sha256: str = setting("", "checksum that the record must have; filled in when a set is made")
-    iterations: Annotated[int, Gt(0)] = setting(1000, "optimisation steps of each batch")
+    iterations: Annotated[int, Gt(0)] = setting(1000, "optimization steps of each batch")
     learning_rate: Annotated[float, Gt(0)] = setting(0.07, "Adam step, as a share of the valid range")
     start_mean: float = setting(0.15, "mean of the noise to start from, as a share of the valid range")
     start_std: Annotated[float, Ge(0)] = setting(0.1, "its standard deviation, as a share of the valid range")
     schedule: Literal["cosine", "constant"] = setting("constant", "how the learning rate falls")
     step_samples: Annotated[int, Gt(0)] | None = setting(64, "samples in one step; none: the whole shard at once")
-    clamp: bool = setting(default=True, text="keep the inputs in their valid range during the optimisation")
+    clamp: bool = setting(default=True, text="keep the inputs in their valid range during the optimization")
 
-    # What the loop that all generators share asks besides: these inputs are optimised as they are, each for itself.
+    # What the loop that all generators share asks besides: these inputs are optimized as they are, each for itself.
     plateau: ClassVar[float] = 0.0
     statistics: ClassVar[str] = "batch"
     precision: ClassVar[str] = "float32"
     jitter: ClassVar[int] = 0
     flip: ClassVar[bool] = False
     crop: ClassVar[float] = 1.0
-    border: ClassVar[int] = 0
+    padding: ClassVar[int] = 0

@@ -104,13 +104,13 @@ class RecordSpectralGenerator(RecordGenerator):
     def aim(self, labels: Tensor, rng: torch.Generator) -> tuple[Loss, Mapping[str, Tensor]]:
         """Draw coefficients of each input's class; see the base class."""
         target = self.record.gaussians("spectral").sample(labels, rng) @ self.record.tensors["spectral.basis"].T
-        return lambda units: squared_distance(target.to(units[0].device), torch.cat(units, 1)), {}
+        return lambda units: summed_squares(target.to(units[0].device), torch.cat(units, 1)), {}
 
 
-def squared_distance(target: Tensor, found: Tensor) -> Tensor:
+def summed_squares(target: Tensor, found: Tensor) -> Tensor:
     """Return the squared distance of the units `(batch, units)` from their target, summed over units.
 
-    >>> squared_distance(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]])).item()
+    >>> summed_squares(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]])).item()
     5.0
     """
     return (target - found).square().sum(1).mean()
@@ -136,7 +136,7 @@ class RecordSpectralPairsGenerator(RecordGenerator):
 
         def loss(units: list[Tensor]) -> Tensor:
             terms = [
-                squared_distance(target.to(first.device), torch.cat((first, second), 1))
+                summed_squares(target.to(first.device), torch.cat((first, second), 1))
                 for target, first, second in zip(targets, units, units[1:], strict=False)
             ]
             return torch.stack(terms).sum()

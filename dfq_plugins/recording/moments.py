@@ -43,8 +43,8 @@ class ClassMoments:
             part = values[labels == label].double()
             former, size = float(self.counts[label]), len(part)
             mean = part.mean(0)
-            centred, delta = part - mean, mean - self.mean[label]
-            self.scatter[label].addmm_(centred.T, centred)
+            centered, delta = part - mean, mean - self.mean[label]
+            self.scatter[label].addmm_(centered.T, centered)
             self.scatter[label].addr_(delta, delta, alpha=former * size / (former + size))
             self.mean[label].add_(delta, alpha=size / (former + size))
             self.counts[label] += size

@@ -19,7 +19,7 @@ from dfq_plugins.recording.record import ActivationRecord
 from dfq_plugins.recording.units import UnitReader
 from dfq_plugins.statistics.augmentation import apply_maps
 from dfq_plugins.synthesis.loop import optimize_inputs
-from dfq_plugins.synthesis.pace import pace_within
+from dfq_plugins.synthesis.schedule import pace_within
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from dfq_plugins.recording.generator_options import RecordOptions
     from dfq_plugins.recording.options import Statistic
     from dfq_plugins.statistics.augmentation import AxisMaps
-    from dfq_plugins.synthesis.budget import Allowance
-    from dfq_plugins.synthesis.pace import Pace
+    from dfq_plugins.synthesis.budget import TimeBudget
+    from dfq_plugins.synthesis.schedule import StepSchedule
     from dfq_plugins.types import InputSpec, ProgressEvent
 
 Loss: TypeAlias = "Callable[[list[Tensor]], Tensor]"
@@ -115,11 +115,11 @@ class RecordGenerator(ABC):
         batch_size: int,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
-        allowance: Allowance | None = None,
+        budget: TimeBudget | None = None,
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` rebuilt inputs with the classes that they were rebuilt for.
 
-        Each batch has noise, targets and an optimiser of its own. With an allowance of time the number of iterations is
+        Each batch has noise, targets and an optimizer of its own. With an budget of time the number of iterations is
         chosen to fit it, and written into it.
 
         Raises:
@@ -127,15 +127,15 @@ class RecordGenerator(ABC):
             ModelError: it was made from another model.
             DivergedError: the loss is not finite.
         """
-        end = math.inf if allowance is None else time.monotonic() + allowance.seconds
+        end = math.inf if budget is None else time.monotonic() + budget.seconds
         self.check_supported(model, spec)
         sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
         parts = torch.split(balanced_labels(num_samples, spec.num_classes, rng), sizes)
         for number, labels in enumerate(parts):
             pace = pace_within((end - time.monotonic()) / (len(parts) - number), self.options.iterations)
             yield self._rebuild(model, spec, labels, rng, within(report, number, len(parts)), pace)
-            if allowance is not None:
-                allowance.iterations = min(pace.done, allowance.iterations or pace.done)
+            if budget is not None:
+                budget.iterations = min(pace.done, budget.iterations or pace.done)
 
     def _rebuild(
         self,
@@ -144,7 +144,7 @@ class RecordGenerator(ABC):
         labels: Tensor,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
-        pace: Pace,
+        pace: StepSchedule,
     ) -> Batch:
         options, device = self.options, device_of(model)
         low, span = _range_of(spec)
@@ -212,6 +212,6 @@ def _range_of(spec: InputSpec) -> tuple[float, float]:
     >>> _range_of(InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)))
     (-2.0, 4.0)
     """
-    if spec.extremes is None:
+    if spec.input_range is None:
         return 0.0, 1.0
-    return spec.extremes[0], spec.extremes[1] - spec.extremes[0]
+    return spec.input_range[0], spec.input_range[1] - spec.input_range[0]

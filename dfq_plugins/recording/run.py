@@ -17,7 +17,7 @@ from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.specification import checked_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.recording.capacity import require_memory
-from dfq_plugins.recording.data import count_samples, labelled_batches
+from dfq_plugins.recording.data import count_samples, labeled_batches
 from dfq_plugins.recording.disclosure import disclosures
 from dfq_plugins.recording.filters import draw_filter
 from dfq_plugins.recording.info import NoiseRecord, RecordInfo
@@ -25,7 +25,7 @@ from dfq_plugins.recording.moments import LayerMoments
 from dfq_plugins.recording.noise import add_noise, clipped, noise_multiplier, sensitivity
 from dfq_plugins.recording.options import RecordingOptions
 from dfq_plugins.recording.record import require_free, write_record
-from dfq_plugins.recording.summary import summarise
+from dfq_plugins.recording.summary import summarize
 from dfq_plugins.recording.units import UnitReader, find_layers, probe_inputs
 from dfq_plugins.storage.versions import library_versions
 from dfq_plugins.types import ProgressEvent
@@ -129,7 +129,7 @@ class Recording:
             DataError: there is no sample, or a class has none; samples or labels that do not fit.
         """
         done, total, device = 0, count_samples(data), device_of(self.network)
-        for batch, given in labelled_batches(data, self.spec, self.options.labels):
+        for batch, given in labeled_batches(data, self.spec, self.options.labels):
             inputs = batch.to(device)
             units = self._units(inputs, {})
             self.labels = "teacher" if given is None else "given"
@@ -146,9 +146,9 @@ class Recording:
         parts = [self.moments, *self.filtered]
         if self._noise is not None:
             add_noise(parts, self._noise)
-        tensors, jitter = summarise(self.moments, self.options)
+        tensors, jitter = summarize(self.moments, self.options)
         for number, (moments, masks) in enumerate(zip(self.filtered, self.filters, strict=True)):
-            more, worst = summarise(moments, self.options, dropout=number)
+            more, worst = summarize(moments, self.options, dropout=number)
             tensors |= more | {f"dropout.{number}.kept.{name}": mask.to(torch.uint8) for name, mask in masks.items()}
             jitter |= worst
         if jitter:
@@ -185,7 +185,7 @@ class Recording:
             raise DataError("A recording needs at least one sample of each class, got none at all. Give the data.")
         absent = torch.nonzero(self.moments.counts == 0).flatten().tolist()
         if absent:
-            whose = "labelled so" if self.labels == "given" else "that the model takes for one"
+            whose = "labeled so" if self.labels == "given" else "that the model takes for one"
             raise DataError(
                 f"Every class needs at least one sample, and among {samples} samples the classes {_some(absent)} have "
                 f"none {whose}. Give data of every class."

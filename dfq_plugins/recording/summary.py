@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dfq_plugins.recording.options import RecordingOptions
 
 
-def summarise(
+def summarize(
     moments: LayerMoments, options: RecordingOptions, dropout: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return the tensors of the statistics that were asked for, and the largest jitter of each that needed one.

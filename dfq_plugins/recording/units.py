@@ -1,7 +1,7 @@
 """The units of a network whose activations are recorded, and how they are read in a forward pass.
 
 A layer is a module whose *input* is read: for a weighted layer that is what the layer before it computed, after its
-activation function, normalisation, pooling or addition, whatever the code between them looks like. For a network of
+activation function, normalization, pooling or addition, whatever the code between them looks like. For a network of
 rectifiers these are exactly its rectified pre-activations. The last layer is the network's output, the logits divided
 by the temperature.
 """

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from dfq_plugins.report.record import Section, Table
+from dfq_plugins.report.content import Section, Table
 from dfq_plugins.report.render import Report, render_report
 from dfq_plugins.report.sections import input_facts, settings_section
 from dfq_plugins.report.training import STATE_KEPT, training_curves
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.run import DistillingRun
+    from dfq_plugins.distillation.run import DistillRun
     from dfq_plugins.network.cost import Cost
-    from dfq_plugins.pruning.run import PruningRun
-    from dfq_plugins.report.record import Block
+    from dfq_plugins.pruning.run import PruneRun
+    from dfq_plugins.report.content import Block
 
 DISTILLING = (
     "A smaller network, the student, was trained to answer as a larger one, the teacher, does. It never saw a label: "
@@ -30,17 +30,17 @@ PRUNING = (
 )
 
 
-def write_distilling_report(path: Path, run: DistillingRun) -> None:
+def write_distilling_report(path: Path, run: DistillRun) -> None:
     """Write the page of a distillation."""
     render_report(distilling_page(run), path)
 
 
-def write_pruning_report(path: Path, run: PruningRun) -> None:
+def write_pruning_report(path: Path, run: PruneRun) -> None:
     """Write the page of a pruning."""
     render_report(pruning_page(run), path)
 
 
-def distilling_page(run: DistillingRun) -> Report:
+def distilling_page(run: DistillRun) -> Report:
     """Return the page of a distillation."""
     settings: dict[str, dict[str, object]] = {
         "Network input": input_facts(run.spec),
@@ -56,7 +56,7 @@ def distilling_page(run: DistillingRun) -> Report:
     return Report("A smaller network", (DISTILLING,), figures, sections, "Made by dfq distill.")
 
 
-def pruning_page(run: PruningRun) -> Report:
+def pruning_page(run: PruneRun) -> Report:
     """Return the page of a pruning."""
     settings = {
         "Network input": input_facts(run.spec),
@@ -75,7 +75,7 @@ def pruning_page(run: PruningRun) -> Report:
 
 def _figures(before: Cost, after: Cost, agreement: float, held_out: int) -> tuple[tuple[str, str], ...]:
     figures = [
-        (f"{after.multiply_adds / before.multiply_adds:.0%}", "of the multiply-adds"),
+        (f"{after.macs / before.macs:.0%}", "of the MACs"),
         (f"{after.nonzero / before.nonzero:.0%}", "of the weights"),
     ]
     if not math.isnan(agreement):
@@ -84,15 +84,15 @@ def _figures(before: Cost, after: Cost, agreement: float, held_out: int) -> tupl
 
 
 def _cost_section(before: tuple[str, Cost], after: tuple[str, Cost]) -> Section:
-    text = "Multiply-adds are those of one input, in convolutions and linear layers."
+    text = "MACs are those of one input, in convolutions and linear layers."
     rows = tuple(
-        (name, float(cost.parameters), float(cost.nonzero), float(cost.multiply_adds)) for name, cost in (before, after)
+        (name, float(cost.parameters), float(cost.nonzero), float(cost.macs)) for name, cost in (before, after)
     )
-    table = Table(("Network", "Parameters", "Not zero", "Multiply-adds"), rows, decimals=0)
+    table = Table(("Network", "Parameters", "Not zero", "MACs"), rows, decimals=0)
     return Section("What it costs", (text,), (table,))
 
 
-def _layer_section(run: PruningRun) -> Section:
+def _layer_section(run: PruneRun) -> Section:
     unit = "filters" if run.method == "filters" else "weights"
     text = (
         "Layers that are added up can only lose the same filters together; they stand under the name of the first one."

@@ -1,4 +1,4 @@
-"""Curves along steps, such as losses, as inline SVG in the page's colours."""
+"""Curves along steps, such as losses, as inline SVG in the page's colors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dfq_plugins.report.plots import FAINT, INK, POINTS_PER_INCH, SERIES, set_lo
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from dfq_plugins.report.record import Curves
+    from dfq_plugins.report.content import Curves
 
 NARROW, WIDE = (350, 240, 11), (760, 300, 13)
 """Width, height and letter size in pixels."""

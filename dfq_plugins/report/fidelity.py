@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dfq_plugins.report.record import Facts, Section, Table
+from dfq_plugins.report.content import Facts, Section, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfq_plugins.quality.fidelity import Fidelity
-    from dfq_plugins.report.record import Block, Cell
+    from dfq_plugins.report.content import Block, Cell
 
 PER_CENT = 100
 SHOWN = 12

@@ -6,7 +6,7 @@ import bisect
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from dfq_plugins.report.record import Curves, Section
+from dfq_plugins.report.content import Curves, Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ class History:
 
 
 def loss_curves(events: Sequence[ProgressEvent], shard_sizes: Sequence[int], metric: str = "loss") -> Curves | None:
-    """Return the loss of each shard over its own optimisation; None where none was reported.
+    """Return the loss of each shard over its own optimization; None where none was reported.
 
     Events count the samples of the whole run; a shard's own progress is where it lies between the shard's ends.
 
@@ -52,12 +52,12 @@ def loss_curves(events: Sequence[ProgressEvent], shard_sizes: Sequence[int], met
     if not curves:
         return None
     drawn = [tuple(zip(*points, strict=True)) for points in list(curves.values())[:MOST_CURVES]]
-    caption = "One line for each shard: the samples that are optimised together."
+    caption = "One line for each shard: the samples that are optimized together."
     return Curves(
         tuple((metric, across, values) for across, values in drawn),
         "percent of the iterations",
         f"{metric} (log scale, lower is better)",
-        caption if len(curves) > 1 else "All samples were optimised together.",
+        caption if len(curves) > 1 else "All samples were optimized together.",
         logarithmic=True,
     )
 

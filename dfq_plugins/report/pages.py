@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dfq_plugins.quantization.finetune import FinetuningRun
+from dfq_plugins.quantization.finetune import FinetuneRun
 from dfq_plugins.report import fidelity as fidelity_sections
 from dfq_plugins.report import quality, sections
+from dfq_plugins.report.content import Samples
 from dfq_plugins.report.history import loss_curves, loss_section
-from dfq_plugins.report.record import Samples
 from dfq_plugins.report.render import Report
 from dfq_plugins.report.training import training_section
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.quality.fidelity import Fidelity
-    from dfq_plugins.quality.record import Inspection
+    from dfq_plugins.quality.inspection import Inspection
     from dfq_plugins.quantization.result import QuantizationRun
-    from dfq_plugins.report.record import Section
+    from dfq_plugins.report.content import Section
     from dfq_plugins.types import Batch, InputSpec, ProgressEvent
 
 PICTURES = 24
@@ -91,7 +91,7 @@ def quantization_page(
         fidelity: its noise by layer.
         held_out: samples that took no part in the calibration, and the agreement on them.
         options: the calibrator's settings.
-        output: folder of the artefacts, if there are any.
+        output: folder of the artifacts, if there are any.
     """
     count, agreement = held_out
     title = f"{run.calibrator} {str(run.recipe).upper()}"
@@ -99,7 +99,7 @@ def quantization_page(
     what = f"This page shows what the framework {run.calibrator} made of the network with {bits}."
     sets = {"synthetic set": found}
     parts = [
-        training_section(run) if isinstance(run, FinetuningRun) else None,
+        training_section(run) if isinstance(run, FinetuneRun) else None,
         fidelity_sections.calibration_section(agreement, count, fidelity),
         _artifacts(run, output),
         quality.coverage_section(title, run.coverage),

@@ -1,7 +1,7 @@
 """Pictures of samples and plots over layers as inline SVG and PNG, readable on light and dark pages.
 
-Plots are drawn once in placeholder colours, which become CSS variables of the page, so that one drawing follows the
-reader's colour scheme. Figures are built as objects: pyplot and its global state are never touched.
+Plots are drawn once in placeholder colors, which become CSS variables of the page, so that one drawing follows the
+reader's color scheme. Figures are built as objects: pyplot and its global state are never touched.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-    from dfq_plugins.report.record import LayerPlot, Samples
+    from dfq_plugins.report.content import LayerPlot, Samples
 
 POINTS_PER_INCH = 72
 """matplotlib's SVG unit is the point; at this resolution one unit is one pixel of the page."""
@@ -53,7 +53,7 @@ LONGEST_LABEL = {True: 20, False: 44}
 
 
 def svg_markup(figure: Figure, name: str) -> str:
-    """Return the figure as `<svg>` markup in the page's colours, its ids prefixed with `name`."""
+    """Return the figure as `<svg>` markup in the page's colors, its ids prefixed with `name`."""
     buffer = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "svg.id": None}
     with mpl.rc_context(settings):
@@ -151,7 +151,7 @@ def signal_svg(signal: np.ndarray, name: str) -> str:
 def as_picture(sample: np.ndarray) -> np.ndarray:
     """Return the picture of one sample `(channels, ...)`.
 
-    Three channels are shown as RGB, otherwise the first channel is shown in grey.
+    Three channels are shown as RGB, otherwise the first channel is shown in gray.
     Of a volume `(channels, depth, height, width)` the middle slice is shown.
     """
     while sample.ndim > 3:  # noqa: PLR2004  channels, height, width

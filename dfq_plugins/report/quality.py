@@ -6,14 +6,14 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from dfq_plugins.report.record import Facts, LayerPlot, Section, Table
+from dfq_plugins.report.content import Facts, LayerPlot, Section, Table
 from dfq_plugins.report.sections import coverage_table, divergence_section, floating_by_reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dfq_plugins.quality.record import Inspection
-    from dfq_plugins.report.record import Cell
+    from dfq_plugins.quality.inspection import Inspection
+    from dfq_plugins.report.content import Cell
     from dfq_plugins.types import Coverage
 
 RECORDED = "recorded in training"

@@ -1,4 +1,4 @@
-"""Writes a report as one HTML file that needs nothing else: no network, no script, no neighbouring files."""
+"""Writes a report as one HTML file that needs nothing else: no network, no script, no neighboring files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import jinja2
 from markupsafe import Markup
 
 from dfq_plugins.report import curves, plots
-from dfq_plugins.report.record import Curves, Facts, LayerPlot, Samples, Section, Table
+from dfq_plugins.report.content import Curves, Facts, LayerPlot, Samples, Section, Table
 from dfq_plugins.storage.files import create_folder, write_atomically
 
 if TYPE_CHECKING:
-    from dfq_plugins.report.record import Block, Cell
+    from dfq_plugins.report.content import Block, Cell
 
 NOT_MEASURED = "\N{EN DASH}"
 

@@ -16,7 +16,7 @@ from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.quality.fidelity import layer_fidelity
 from dfq_plugins.quality.run import inspect
-from dfq_plugins.quantization.finetune import FinetuningRun
+from dfq_plugins.quantization.finetune import FinetuneRun
 from dfq_plugins.report import pages
 from dfq_plugins.report.render import render_report
 from dfq_plugins.types import Batch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins.data.calibration_data import CalibrationData
-    from dfq_plugins.quality.record import Inspection
+    from dfq_plugins.quality.inspection import Inspection
     from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.types import InputSpec, ProgressEvent
 
@@ -117,7 +117,7 @@ def write_quantization_report(
         run: the quantized network.
         held_out: how many of the last samples took no part in the calibration.
         options: the calibrator's options record.
-        output: folder of the artefacts, if there are any.
+        output: folder of the artifacts, if there are any.
 
     Returns:
         The share of the held-out samples on which both networks name the same class; NaN for no classifiers.
@@ -132,7 +132,7 @@ def write_quantization_report(
         network
     )  # another model's set may calibrate, if the user so wishes
     found = inspect(data if own else data.inputs(), network, spec=data.spec)
-    if isinstance(run, FinetuningRun):
+    if isinstance(run, FinetuneRun):
         held_out = run.held_out
     page = pages.quantization_page(data, found, run, fidelity, (held_out, agreement), settings, output)
     render_report(page, path)

@@ -6,7 +6,7 @@ import platform
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from dfq_plugins.report.record import Facts, LayerPlot, Samples, Section, Table
+from dfq_plugins.report.content import Facts, LayerPlot, Samples, Section, Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ def coverage_table(title: str, coverage: Coverage) -> Table:
     rows = tuple(
         (layer.name, layer.kind, layer.weight or "float", layer.activation or "float") for layer in coverage.quantized
     )
-    total = f"{len(rows)} layers quantized, {len(coverage.floating) or 'none'} left in float"
+    total = f"{len(rows)} layers quantized, {len(coverage.unquantized) or 'none'} left in float"
     notes = tuple(f"In float: {', '.join(names)} ({reason})" for reason, names in floating_by_reason(coverage).items())
     return Table(("Layer", "Kind", "Weight", "Input"), rows, caption=f"{title}: {total}", notes=notes, folded=True)
 
@@ -80,7 +80,7 @@ def floating_by_reason(coverage: Coverage) -> dict[str, list[str]]:
     {'folded': ['norm1', 'norm2'], 'no kernel': ['pool']}
     """
     grouped: dict[str, list[str]] = {}
-    for name, reason in coverage.floating:
+    for name, reason in coverage.unquantized:
         grouped.setdefault(reason, []).append(name)
     return grouped
 

@@ -6,13 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 from dfq_plugins.distillation.history import best_point
-from dfq_plugins.report.record import Curves, Facts, Section, Table
+from dfq_plugins.report.content import Curves, Facts, Section, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.quantization.finetune import FinetuningRun
+    from dfq_plugins.quantization.finetune import FinetuneRun
 
 STATE_KEPT = "The last state was kept whose divergence on held-out samples is the lowest, within its standard error."
 """What a page says of any training."""
@@ -38,7 +38,7 @@ def training_curves(history: Sequence[TrainingPoint]) -> Curves:
     return Curves((losses, held_out), "training steps", "loss (log scale, lower is better)", caption, logarithmic=True)
 
 
-def training_table(run: FinetuningRun) -> Table:
+def training_table(run: FinetuneRun) -> Table:
     """Return what the training changed, from the calibrated network to the one that was kept."""
     best = best_point(run.history)
     rows = [("after calibration alone", 0.0, run.history[0].held_out_loss, _percent(run.agreement_before))]
@@ -51,7 +51,7 @@ def training_table(run: FinetuningRun) -> Table:
     return Table(columns, tuple(rows), caption=caption, decimals=3)
 
 
-def training_section(run: FinetuningRun) -> Section:
+def training_section(run: FinetuneRun) -> Section:
     """Return the section on the training of a fine-tuned network."""
     text = (
         "After calibration the quantized network was trained to answer as the float network does, on synthetic samples "

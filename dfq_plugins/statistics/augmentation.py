@@ -1,7 +1,7 @@
 """Random augmentation, differentiable, for inputs with any number of spatial axes.
 
 Mirroring, shifting, cropping and resizing are linear maps along one axis each: output position i reads the input at
-some position p, interpolated between its neighbours. A batch's augmentation is therefore one matrix per sample and
+some position p, interpolated between its neighbors. A batch's augmentation is therefore one matrix per sample and
 axis, and applying it is a product of matrices, which compiles into one graph with the network whatever was drawn.
 
 Every draw comes from the caller's `torch.Generator`, on the processor, so a run on a GPU sees the same draws.
@@ -40,12 +40,12 @@ class Augmentation:
     jitter: int = 0
     flip: bool = False
     crop: float = 1.0
-    border: int = 0
+    padding: int = 0
 
     @property
     def active(self) -> bool:
         """Whether anything happens at all."""
-        return bool(self.jitter or self.flip or self.border or self.crop < 1)
+        return bool(self.jitter or self.flip or self.padding or self.crop < 1)
 
 
 def augment(
@@ -73,7 +73,7 @@ def draw_maps(
 ) -> AxisMaps:
     """Draw the augmentation of a batch of the shape `(batch, channels, *spatial)`.
 
-    >>> (matrix,) = draw_maps(Augmentation(border=1), (1, 1, 3), torch.Generator().manual_seed(0))
+    >>> (matrix,) = draw_maps(Augmentation(padding=1), (1, 1, 3), torch.Generator().manual_seed(0))
     >>> matrix[0].tolist()  # shifted by one: the first place holds the border
     [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
@@ -101,7 +101,7 @@ def _places(settings: Augmentation, size: int, share: Tensor, mirrored: Tensor, 
     window = (size * share).round().clamp_min(1)
     first = _whole(start, size - window)
     index = ((index + 0.5) * window / size - 0.5).clamp_min(0).minimum(window - 1) + first
-    return index + _whole(corner, 2 * settings.border) - settings.border
+    return index + _whole(corner, 2 * settings.padding) - settings.padding
 
 
 def _whole(draw: Tensor, largest: Tensor | int) -> Tensor:
@@ -123,21 +123,21 @@ def apply_maps(inputs: Tensor, maps: AxisMaps, fill: Tensor) -> Tensor:
     return mapped + level
 
 
-BORDER_SHARE = 8
+PADDING_SHARE = 8
 """The border is this part of the image's side: 4 pixels at 32, as in He et al. 2016, section 4.2."""
 
-BORDERED_SIDES = range(16, 65)
+PADDED_SIDES = range(16, 65)
 """Training shifts small images over a border; large ones it cuts from a whole, tiny ones would lose too much."""
 
 
-def border_of(spec: InputSpec) -> int:
+def padding_of(spec: InputSpec) -> int:
     """Return the width of the border that training usually shifts such inputs over, in pixels; 0 for none.
 
     >>> from dfq_plugins.types import InputSpec
-    >>> border_of(InputSpec((3, 32, 32), value_range=(0, 1))), border_of(InputSpec((3, 224, 224), value_range=(0, 1)))
+    >>> padding_of(InputSpec((3, 32, 32), value_range=(0, 1))), padding_of(InputSpec((3, 224, 224), value_range=(0, 1)))
     (4, 0)
     """
-    colour_image = len(spec.shape) == 3 and spec.channels == 3 and spec.bounds is not None  # noqa: PLR2004
-    if not colour_image or any(side not in BORDERED_SIDES for side in spec.shape[1:]):
+    color_image = len(spec.shape) == 3 and spec.channels == 3 and spec.bounds is not None  # noqa: PLR2004
+    if not color_image or any(side not in PADDED_SIDES for side in spec.shape[1:]):
         return 0
-    return min(spec.shape[1:]) // BORDER_SHARE
+    return min(spec.shape[1:]) // PADDING_SHARE

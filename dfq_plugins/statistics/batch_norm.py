@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 INPUT_LAYER = "input"
-"""Name of the pseudo-layer at the network's input: normalised data has mean 0 and variance 1 there."""
+"""Name of the pseudo-layer at the network's input: normalized data has mean 0 and variance 1 there."""
 
 EPS = 1e-5
 """What is added to the variances of the pseudo-layer, and of layers that name none of their own."""
@@ -38,7 +38,7 @@ def stores_statistics(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """Tell whether a module holds per-channel running statistics of its input.
 
     True for BatchNorm 1d, 2d and 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d and everything else with vectors
-    `running_mean` and `running_var`; false for instance normalisation, whose statistics are not those of a batch.
+    `running_mean` and `running_var`; false for instance normalization, whose statistics are not those of a batch.
     """
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     vectors = isinstance(mean, Tensor) and isinstance(var, Tensor) and mean.ndim == 1 and mean.shape == var.shape
@@ -62,7 +62,7 @@ def reached_layers(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
 
     Auxiliary classifiers, for one, rest in eval mode. What is not called cannot be observed, and is left out.
     """
-    with StatisticsTaps(model) as taps:
+    with StatisticsHooks(model) as taps:
         model(inputs)
         return taps.reached
 
@@ -138,7 +138,7 @@ def stored_statistics(
     )
 
 
-class StatisticsTaps:
+class StatisticsHooks:
     """Observes the inputs of all statistics layers of a network while the context is open.
 
     A layer that one forward pass calls several times (a shared module) contributes the mean over its calls of mean and
@@ -150,7 +150,7 @@ class StatisticsTaps:
         names: the layers to observe; None observes all.
 
     >>> network = nn.Sequential(nn.BatchNorm1d(1)).eval()
-    >>> with StatisticsTaps(network) as taps:
+    >>> with StatisticsHooks(network) as taps:
     ...     _ = network(torch.tensor([[1.0], [3.0]]))
     ...     moments = taps.collect()
     >>> moments.mean.tolist(), moments.var.tolist()
@@ -231,7 +231,7 @@ class StatisticsPool:
 
     def __init__(self, model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None) -> None:
         self._model = model
-        self._taps = StatisticsTaps(model, spec, names)
+        self._taps = StatisticsHooks(model, spec, names)
         self._pooled: list[list[Moments]] = []
 
     @torch.no_grad()

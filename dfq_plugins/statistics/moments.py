@@ -19,9 +19,9 @@ def batch_moments(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """
     axes = [axis for axis in range(values.ndim) if axis != 1]
     shape = [1, -1] + [1] * (values.ndim - 2)
-    centred = values.float() - shift.float().view(shape)
-    offset = centred.mean(axes)
-    return shift.float() + offset, (centred.square().mean(axes) - offset.square()).clamp_min(0)
+    centered = values.float() - shift.float().view(shape)
+    offset = centered.mean(axes)
+    return shift.float() + offset, (centered.square().mean(axes) - offset.square()).clamp_min(0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 
 from dfq_plugins.errors import UsageError
 from dfq_plugins.model_state import device_of
-from dfq_plugins.statistics.augmentation import BORDER_SHARE, Augmentation, augment, border_of
+from dfq_plugins.statistics.augmentation import PADDING_SHARE, Augmentation, augment, padding_of
 from dfq_plugins.statistics.batch_norm import StatisticsPool, divergence_of, reached_layers, stored_statistics
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def presentations(spec: InputSpec, choice: PresentationChoice) -> tuple[Presenta
         UsageError: pad-and-crop is asked for inputs that are no images of a known value range.
     """
     if choice == "auto":
-        return ("none", "pad-and-crop") if border_of(spec) else ("none",)
+        return ("none", "pad-and-crop") if padding_of(spec) else ("none",)
     if choice == "pad-and-crop" and (len(spec.shape) != 3 or spec.bounds is None):  # noqa: PLR2004
         raise UsageError(
             f"pad-and-crop needs images (channels, height, width) of a known value range, got {spec}. "
@@ -78,5 +78,5 @@ def best_divergences(
 def _shown(batch: Tensor, way: Presentation, spec: InputSpec, rng: torch.Generator) -> Tensor:
     if way == "none" or spec.bounds is None:
         return batch
-    border = max(1, min(spec.shape[1:]) // BORDER_SHARE)
-    return augment(batch, Augmentation(flip=True, border=border), rng, spec.outside)
+    border = max(1, min(spec.shape[1:]) // PADDING_SHARE)
+    return augment(batch, Augmentation(flip=True, padding=border), rng, spec.pad_value)

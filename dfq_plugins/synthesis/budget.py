@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Allowance:
+class TimeBudget:
     """The time that one shard may take; the generator says in it how many iterations it made of that.
 
     Args:
@@ -33,14 +33,14 @@ class Allowance:
     def after(self, preparation: float) -> float:
         """Return the seconds for the shard once the run has lost some to what is done for all shards together.
 
-        >>> Allowance(25.0, 100.0).after(40.0)
+        >>> TimeBudget(25.0, 100.0).after(40.0)
         15.0
         """
         share = 1 - preparation / self.run_seconds if self.run_seconds else 0.0
         return max(0.0, self.seconds * share)
 
 
-class Budget:
+class RunBudget:
     """The seconds that a run may take, counted from now.
 
     Args:
@@ -50,7 +50,7 @@ class Budget:
     Raises:
         UsageError: the budget is not positive.
 
-    >>> budget = Budget(60, clock=lambda: 0.0)
+    >>> budget = RunBudget(60, clock=lambda: 0.0)
     >>> budget.allow(samples=256, ahead=1024, processes=2, reserve=10).seconds
     25.0
     """
@@ -63,13 +63,13 @@ class Budget:
         self._end = clock() + seconds
 
     @classmethod
-    def of(cls, value: float | Budget | None) -> Budget | None:
+    def of(cls, value: float | RunBudget | None) -> RunBudget | None:
         """Return a budget of so many seconds from now, the budget that was given, or None.
 
         Raises:
             UsageError: the budget is not positive.
         """
-        if value is None or isinstance(value, Budget):
+        if value is None or isinstance(value, RunBudget):
             return value
         return cls(value)
 
@@ -78,14 +78,14 @@ class Budget:
         """Seconds to the end; negative after it."""
         return self._end - self._clock()
 
-    def allow(self, *, samples: int, ahead: int, processes: int, reserve: float) -> Allowance:
+    def allow(self, *, samples: int, ahead: int, processes: int, reserve: float) -> TimeBudget:
         """Return the time for one shard: an equal share for each sample that this process may still have to make.
 
         Args:
             samples: samples of the shard.
             ahead: samples that nobody has made or claimed yet, with those of the shard.
             processes: how many make them at the same time.
-            reserve: seconds to keep for what follows the optimisation.
+            reserve: seconds to keep for what follows the optimization.
         """
         left = max(0.0, self.left - reserve)
-        return Allowance(left * min(1.0, samples * processes / ahead), left)
+        return TimeBudget(left * min(1.0, samples * processes / ahead), left)

@@ -59,7 +59,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 def writable_compile_cache() -> Iterator[None]:
     """Let torch keep its compilations in a temporary folder where the one that the user named cannot be written.
 
-    Without one torch cannot even import its compiler, on which its optimisers depend.
+    Without one torch cannot even import its compiler, on which its optimizers depend.
     """
     named = os.environ.get(CACHE_VARIABLE)
     reason = None if named is None else _refusal(named)

@@ -12,7 +12,7 @@ from dfq_plugins.synthesis.compilation import compiled_before
 
 if TYPE_CHECKING:
     from dfq_plugins.statistics.augmentation import AxisMaps
-    from dfq_plugins.synthesis.budget import Allowance
+    from dfq_plugins.synthesis.budget import TimeBudget
     from dfq_plugins.synthesis.objective import InversionObjective
     from dfq_plugins.synthesis.options import InversionOptions
     from dfq_plugins.types import InputSpec
@@ -30,16 +30,16 @@ COMPILE_SHARE = 0.4
 """The largest share of a budget that may go into compilation."""
 
 COMPILE_WORTH = 2e12
-"""Multiply-accumulates of a shard's whole optimisation above which a compiled step repays its compilation."""
+"""MACs of a shard's whole optimization above which a compiled step repays its compilation."""
 
 
 def step_work(model: nn.Module, spec: InputSpec) -> float:
-    """Return the multiply-accumulates of one sample in one step: the forward pass and the gradient of the input."""
+    """Return the MACs of one sample in one step: the forward pass and the gradient of the input."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *spec.shape, device=device_of(model)))
-    return float(counter.get_total_flops())  # two operations a multiply-accumulate, and two passes
+    return float(counter.get_total_flops())  # two operations a MACs, and two passes
 
 
 def compile_pays(work: float, samples: int, options: InversionOptions) -> bool:
@@ -58,7 +58,7 @@ def compile_pays(work: float, samples: int, options: InversionOptions) -> bool:
 
 
 def compile_pays_within(
-    allowance: Allowance,
+    budget: TimeBudget,
     iterations: int,
     objective: InversionObjective,
     inputs: Tensor,
@@ -68,7 +68,7 @@ def compile_pays_within(
     """Tell whether to compile where time is limited: where it leaves time to use it, and plain steps do not suffice.
 
     Args:
-        allowance: the time of this shard and of those after it.
+        budget: the time of this shard and of those after it.
         iterations: steps of one shard beyond which more do not help.
         objective: measures how long a plain step takes.
         inputs: a batch of the shard, `(batch, *shape)`.
@@ -79,6 +79,6 @@ def compile_pays_within(
         return True
     layers = sum(isinstance(module, WEIGHTED) for module in objective.model.modules())
     fixed, each = COMPILED_BEFORE_SECONDS if compiled_before(objective.description(inputs)) else COMPILE_SECONDS
-    if fixed + each * layers > COMPILE_SHARE * allowance.run_seconds:
+    if fixed + each * layers > COMPILE_SHARE * budget.run_seconds:
         return False
-    return iterations * objective.plain_step_seconds(inputs, labels, maps) > allowance.seconds
+    return iterations * objective.plain_step_seconds(inputs, labels, maps) > budget.seconds

@@ -148,7 +148,7 @@ class FrozenNorm(nn.Module):
         self.register_buffer("shift", shift.detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the normalised inputs `(batch, channels, *spatial)`, in their type."""
+        """Return the normalized inputs `(batch, channels, *spatial)`, in their type."""
         if not torch.compiler.is_compiling():  # the library's kernel takes one pass, these operations several
             mean, var = self.running_mean, self.running_var
             return nn.functional.batch_norm(inputs, mean, var, self.weight, self.bias, eps=self.eps)

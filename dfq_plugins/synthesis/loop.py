@@ -1,4 +1,4 @@
-"""The one loop that optimises inputs: every inversion generator runs on it."""
+"""The one loop that optimizes inputs: every inversion generator runs on it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from dfq_plugins.errors import DivergedError
-from dfq_plugins.statistics.augmentation import Augmentation, border_of, draw_maps
-from dfq_plugins.synthesis.pace import Pace, Plateau
+from dfq_plugins.statistics.augmentation import Augmentation, draw_maps, padding_of
+from dfq_plugins.synthesis.schedule import Plateau, StepSchedule
 from dfq_plugins.types import ProgressEvent
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Schedule(Protocol):
 
     @property
     def plateau(self) -> float:
-        """Share by which the loss must fall between two looks at it, or the optimisation ends; 0 never ends it."""
+        """Share by which the loss must fall between two looks at it, or the optimization ends; 0 never ends it."""
         ...
 
     @property
@@ -82,7 +82,7 @@ class Schedule(Protocol):
         ...
 
     @property
-    def border(self) -> int | None:
+    def padding(self) -> int | None:
         """Width of the border to shift over; None for the usual one."""
         ...
 
@@ -119,7 +119,7 @@ def learning_rate_at(progress: float, options: Schedule) -> float:
 
 def augmentation_of(options: Schedule, spec: InputSpec) -> Augmentation:
     """Return what happens to the inputs before each forward pass; training that shifts over a border also mirrors."""
-    border = border_of(spec) if options.border is None else options.border
+    border = padding_of(spec) if options.padding is None else options.padding
     return Augmentation(options.jitter, options.flip or border > 0, options.crop, border)
 
 
@@ -142,7 +142,7 @@ def optimize_inputs(
     report: Callable[[ProgressEvent], None],
     *,
     scale: float,
-    pace: Pace | None = None,
+    pace: StepSchedule | None = None,
 ) -> None:
     """Lower the objective on all batches together, in place.
 
@@ -169,7 +169,7 @@ def optimize_inputs(
     pools = [objective.empty_pool() for _ in batches]
     good = [variable.detach().clone() for variable in variables]
     metrics: dict[str, float] = {}
-    pace = pace or Pace(options.iterations)
+    pace = pace or StepSchedule(options.iterations)
     last_report, plateau = time.monotonic(), Plateau(options.plateau)
     while not pace.finished:
         losses = []
@@ -202,13 +202,13 @@ def optimize_inputs(
 
 
 def _set_gradient(variable: Tensor, gradient: Tensor) -> None:
-    # The fused optimiser walks through memory: the gradient must lie there in the order of its variable.
+    # The fused optimizer walks through memory: the gradient must lie there in the order of its variable.
     if variable.grad is None:
         variable.grad = torch.empty_like(variable)
     variable.grad.copy_(gradient)
 
 
-def _snapshot(pace: Pace, loss: float, variables: list[Tensor], good: list[Tensor], options: Schedule) -> None:
+def _snapshot(pace: StepSchedule, loss: float, variables: list[Tensor], good: list[Tensor], options: Schedule) -> None:
     """Keep the inputs if they and the loss are finite; otherwise bring the last good ones back and stop."""
     finite = math.isfinite(loss) and all(bool(variable.isfinite().all()) for variable in variables)
     for variable, kept in zip(variables, good, strict=True):

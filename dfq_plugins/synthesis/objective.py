@@ -14,7 +14,7 @@ from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import halves, is_out_of_memory, note_halving
 from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.statistics.augmentation import apply_maps
-from dfq_plugins.statistics.batch_norm import StatisticsTaps, require_reached_layers, stored_statistics
+from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers, stored_statistics
 from dfq_plugins.statistics.divergences import DIVERGENCES
 from dfq_plugins.synthesis import terms as objectives
 from dfq_plugins.synthesis.compilation import explained_failure, remember_compiled
@@ -50,12 +50,12 @@ class InversionObjective:
         self.device = device_of(model)
         self.half = use_bfloat16(options.precision, self.device)
         self.model = _cast(native_pooling(freeze_norms(copy.deepcopy(model))), self.half)
-        self.fill = torch.tensor(spec.outside, device=self.device)
+        self.fill = torch.tensor(spec.pad_value, device=self.device)
         self.matches = options.batch_norm_weight > 0
         if self.matches:
             names = require_reached_layers(model, spec)
             self.stored = stored_statistics(model, spec, names)
-            self.taps = StatisticsTaps(self.model, spec, names)
+            self.taps = StatisticsHooks(self.model, spec, names)
             self.taps.__enter__()  # the copy is ours: its hooks live as long as it does
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
         self._halves = False

@@ -12,15 +12,15 @@ from dfq_plugins.host.options import setting
 
 @dataclass(frozen=True)
 class InversionOptions:
-    """Settings of every generator that optimises its inputs against the network.
+    """Settings of every generator that optimizes its inputs against the network.
 
     The class attributes' defaults are those of `bns`; the other generators override the weights.
     """
 
-    iterations: Annotated[int, Gt(0)] = setting(100, "optimisation steps")
+    iterations: Annotated[int, Gt(0)] = setting(100, "optimization steps")
     learning_rate: Annotated[float, Gt(0)] = setting(0.25, "Adam step, in units of the input's standard deviation")
     start: Literal["fitted", "white"] = setting(
-        "fitted", "the noise to start from: of the colour and scale that fit the network best, or white"
+        "fitted", "the noise to start from: of the color and scale that fit the network best, or white"
     )
     schedule: Literal["cosine", "constant"] = setting("cosine", "how the learning rate falls")
     plateau: Annotated[float, Ge(0)] = setting(
@@ -38,11 +38,11 @@ class InversionOptions:
     jitter: Annotated[int, Ge(0)] = setting(0, "largest random shift, in pixels")
     flip: bool = setting(default=False, text="mirror the last axis half of the time")
     crop: Annotated[float, Gt(0), Le(1)] = setting(1.0, "smallest side of a random resized crop, as a share")
-    border: Annotated[int, Ge(0)] | None = setting(
+    padding: Annotated[int, Ge(0)] | None = setting(
         None,
         "shift images over a border of so many pixels, as training on small images does; none: an eighth of the side "
-        "of colour images of 16 to 64 pixels, 0 for others",
+        "of color images of 16 to 64 pixels, 0 for others",
     )
-    clamp: bool = setting(default=True, text="keep the inputs in their valid range during the optimisation")
+    clamp: bool = setting(default=True, text="keep the inputs in their valid range during the optimization")
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "arithmetic of convolutions and linear layers")
     compile: Literal["auto", "always", "never"] = setting("auto", "compile the step: auto decides by the work ahead")

@@ -11,7 +11,7 @@ from dfq_plugins.data.manifest import GeneratorRecord
 from dfq_plugins.data.plan import DatasetPlan
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.broadcast import Broadcast
-from dfq_plugins.host.provided import attributed
+from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.model_state import frozen_copy, limited_threads, preserve_global_state
 from dfq_plugins.network.digest import model_digest
@@ -19,7 +19,7 @@ from dfq_plugins.network.memory import kept_memory
 from dfq_plugins.network.specification import checked_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.storage.rank import Rank
-from dfq_plugins.synthesis.budget import Budget
+from dfq_plugins.synthesis.budget import RunBudget
 from dfq_plugins.synthesis.compilation import writable_compile_cache
 from dfq_plugins.synthesis.shard_maker import ShardMaker, write_dataset
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.data.dataset import SyntheticDataset
-    from dfq_plugins.host.provided import Provided
+    from dfq_plugins.host.plugin_info import PluginInfo
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import DataGenerator, InputSpec, ProgressEvent
 
@@ -52,12 +52,12 @@ def synthesize(
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
     batch_size: int | None = None,
-    max_seconds: float | Budget | None = None,
+    max_seconds: float | RunBudget | None = None,
     threads: int | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> SyntheticDataset:
-    """Synthesise inputs from a trained model alone.
+    """Synthesize inputs from a trained model alone.
 
     In a script under `torchrun`, all ranks call this with the same arguments and share the shards in `output`; each
     returns when the set is complete.
@@ -71,9 +71,9 @@ def synthesize(
         options: settings of the generator, as a mapping or as its options record.
         output: folder of the data set. An interrupted run of the same settings goes on there, a finished set with fewer
             samples grows. None: a temporary folder that lives as long as the returned object.
-        batch_size: samples optimised together, which make one shard; None chooses by the size of an input.
+        batch_size: samples optimized together, which make one shard; None chooses by the size of an input.
         max_seconds: the best set within this time, instead of a number of iterations. Its bytes depend on the speed of
-            the machine. A run that is resumed has the whole time again for what is missing. A `Budget` counts from when
+            the machine. A run that is resumed has the whole time again for what is missing. A `RunBudget` counts from when
             it was made.
         threads: processor threads to compute with; None leaves torch's number, or divides the cores among the ranks of
             a machine. The former number is restored.
@@ -88,12 +88,12 @@ def synthesize(
         PluginError: an unknown or unavailable generator.
         ModelError: a model that cannot be inverted (no trained BatchNorm) or does not accept the shape.
         DataError: an output folder that is not this run's, or cannot be written.
-        DivergedError: the optimisation ran away; finished shards stay, and the run can be resumed.
+        DivergedError: the optimization ran away; finished shards stay, and the run can be resumed.
     """
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}.")
-    rank, budget = Rank.current(), Budget.of(max_seconds)
+    rank, budget = Rank.current(), RunBudget.of(max_seconds)
     registry = registry or get_registry()
     provided = _synthesizer(registry, generator)
     with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache(), kept_memory():
@@ -119,7 +119,7 @@ def synthesize(
         return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
 
 
-def _synthesizer(registry: Registry, name: str) -> Provided:
+def _synthesizer(registry: Registry, name: str) -> PluginInfo:
     """Return the generator of that name, if it makes data sets."""
     provided = registry.find("generator", name)
     if not provided.synthesizes:
@@ -131,7 +131,7 @@ def _synthesizer(registry: Registry, name: str) -> Provided:
 
 
 def default_shard_size(spec: InputSpec) -> int:
-    """Return how many samples are optimised together by default.
+    """Return how many samples are optimized together by default.
 
     >>> from dfq_plugins.types import InputSpec
     >>> default_shard_size(InputSpec((3, 32, 32))), default_shard_size(InputSpec((3, 224, 224)))
@@ -141,7 +141,7 @@ def default_shard_size(spec: InputSpec) -> int:
 
 
 def _check_supported(
-    maker: DataGenerator, provided: Provided, model: nn.Module, spec: InputSpec, budget: Budget | None
+    maker: DataGenerator, provided: PluginInfo, model: nn.Module, spec: InputSpec, budget: RunBudget | None
 ) -> None:
     """Let a generator that can tell refuse the model before a folder is made for its samples."""
     if budget is not None and not getattr(maker, "timed", False):
@@ -154,7 +154,7 @@ def _check_supported(
             check(model, spec)
 
 
-def _generator_record(maker: DataGenerator, provided: Provided, options: Any) -> GeneratorRecord:
+def _generator_record(maker: DataGenerator, provided: PluginInfo, options: Any) -> GeneratorRecord:
     """Return who makes the samples and how, with what the generator filled in itself."""
     settled = getattr(maker, "settled_options", None)
     return GeneratorRecord(

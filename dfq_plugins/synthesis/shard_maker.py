@@ -13,7 +13,7 @@ import torch
 
 from dfq_plugins.data.writer import DatasetWriter
 from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.host.provided import attributed, attributed_iterator
+from dfq_plugins.host.plugin_info import attributed, attributed_iterator
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import forward, is_out_of_memory
 from dfq_plugins.statistics.batch_norm import statistics_layers
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.data.plan import DatasetPlan
     from dfq_plugins.host.broadcast import Broadcast
-    from dfq_plugins.host.provided import Provided
-    from dfq_plugins.synthesis.budget import Budget
+    from dfq_plugins.host.plugin_info import PluginInfo
+    from dfq_plugins.synthesis.budget import RunBudget
     from dfq_plugins.types import InputSpec
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ShardMaker:
     teacher: nn.Module
     spec: InputSpec
     generate: Callable[..., Iterable[Batch]]
-    provided: Provided
+    provided: PluginInfo
 
     def make(self, size: int, seed: int, **settings: Any) -> Batch:
         """Return `size` samples; the settings are the generator's.
@@ -84,7 +84,7 @@ def write_dataset(
     broadcast: Broadcast,
     *,
     rank: Rank,
-    budget: Budget | None = None,
+    budget: RunBudget | None = None,
 ) -> SyntheticDataset:
     """Write every shard of the plan that the folder does not hold yet, and finish the data set.
 
@@ -113,7 +113,7 @@ def _written(
     maker: ShardMaker,
     broadcast: Broadcast,
     rank: Rank,
-    budget: Budget | None,
+    budget: RunBudget | None,
     owner: tempfile.TemporaryDirectory[str] | None = None,
 ) -> SyntheticDataset:
     with DatasetWriter.begin(folder, plan, rank) as writer:
@@ -148,27 +148,27 @@ def _write_shares(
     maker: ShardMaker,
     broadcast: Broadcast,
     rank: Rank,
-    budget: Budget | None,
+    budget: RunBudget | None,
 ) -> None:
     """Write the shards that fall to this process. What one shard takes of memory is free before the next begins."""
-    after = 0.0 if budget is None else seconds_after_optimisation(maker.teacher, plan.spec)
+    after = 0.0 if budget is None else seconds_after_optimization(maker.teacher, plan.spec)
     for shard in writer.shares():
         done = plan.num_samples - writer.samples_left
         settings: dict[str, Any] = {"report": _overall(broadcast, done, shard.num_samples, plan.num_samples)}
-        allowance = None
+        shard_budget = None
         if budget is not None:
             ahead = writer.samples_ahead(shard)
             reserve = after * (_MEASURING_PASSES * plan.num_samples + ahead / rank.count)
-            settings["allowance"] = allowance = budget.allow(
+            settings["budget"] = shard_budget = budget.allow(
                 samples=shard.num_samples, ahead=ahead, processes=rank.count, reserve=reserve
             )
         batch = maker.make(shard.num_samples, writer.shard_seed(shard), **settings)
-        writer.write(shard, *batch, iterations=None if allowance is None else allowance.iterations)
+        writer.write(shard, *batch, iterations=None if shard_budget is None else shard_budget.iterations)
         del batch
 
 
-def seconds_after_optimisation(teacher: nn.Module, spec: InputSpec) -> float:
-    """Return the seconds that a sample takes besides its optimisation, measured: a forward pass, and its file."""
+def seconds_after_optimization(teacher: nn.Module, spec: InputSpec) -> float:
+    """Return the seconds that a sample takes besides its optimization, measured: a forward pass, and its file."""
     inputs = torch.zeros(_MEASURED_SAMPLES, *spec.shape, device=device_of(teacher))
     with torch.no_grad():
         teacher(inputs[:1])
@@ -191,7 +191,7 @@ def _overall(broadcast: Broadcast, done: int, size: int, total: int) -> Callable
     return report
 
 
-def _exactly(size: int, batches: Iterable[Batch], provided: Provided) -> list[Batch]:
+def _exactly(size: int, batches: Iterable[Batch], provided: PluginInfo) -> list[Batch]:
     """Run through a generator's batches, but not for ever where it yields too many.
 
     Raises:

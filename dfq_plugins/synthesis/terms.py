@@ -1,4 +1,4 @@
-"""Loss terms on synthetic inputs and on what the teacher says of them: pure, each a scalar to be minimised."""
+"""Loss terms on synthetic inputs and on what the teacher says of them: pure, each a scalar to be minimized."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def class_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def total_variation(inputs: Tensor) -> Tensor:
-    """Mean squared difference of neighbours along every spatial axis of `(batch, channels, *spatial)`.
+    """Mean squared difference of neighbors along every spatial axis of `(batch, channels, *spatial)`.
 
     >>> total_variation(torch.tensor([[[0.0, 2.0]]])).item()
     4.0

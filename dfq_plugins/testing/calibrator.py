@@ -12,7 +12,7 @@ from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
 from dfq_plugins.errors import UsageError
 from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.testing.expectations import outputs, refused
-from dfq_plugins.testing.material import Run, Task, smooth_noise
+from dfq_plugins.testing.material import QuantizedRun, Task, smooth_noise
 from dfq_plugins.testing.snapshots import differing, model_state, process_state
 from dfq_plugins.types import Artifact, Calibrator, Coverage, InputSpec, Recipe
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-_RUNS = pytest.StashKey[dict[tuple[type, str], Run]]()
+_RUNS = pytest.StashKey[dict[tuple[type, str], QuantizedRun]]()
 
 
 class CalibratorContract:
@@ -72,12 +72,12 @@ class CalibratorContract:
         return Task(model, spec, recipe, samples)
 
     @pytest.fixture
-    def run(self, request: pytest.FixtureRequest, calibrator: Calibrator, task: Task) -> Run:
+    def run(self, request: pytest.FixtureRequest, calibrator: Calibrator, task: Task) -> QuantizedRun:
         """Return one run's result; tests that only look at it share it."""
         case = (type(self), request.node.callspec.id if hasattr(request.node, "callspec") else "")
         runs = request.config.stash.setdefault(_RUNS, {})
         if case not in runs:
-            runs[case] = Run(calibrator, self.quantized(calibrator, task))
+            runs[case] = QuantizedRun(calibrator, self.quantized(calibrator, task))
         return runs[case]
 
     @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ class CalibratorContract:
         assert isinstance(converted, nn.Module), f"convert() returns an nn.Module, got {type(converted).__name__}."
         coverage = calibrator.describe(converted)
         assert isinstance(coverage, Coverage), f"describe() returns a Coverage, got {type(coverage).__name__}."
-        artifacts = calibrator.export(converted, task.spec, tmp_path / "artefacts")
+        artifacts = calibrator.export(converted, task.spec, tmp_path / "artifacts")
         assert isinstance(artifacts, tuple), f"export() returns a tuple of Artifact, got {type(artifacts).__name__}."
         assert all(isinstance(artifact, Artifact) for artifact in artifacts), "export() returns Artifact records."
 
@@ -113,7 +113,7 @@ class CalibratorContract:
         """Weights, buffers, classes, modes, hooks, requires_grad."""
         before = model_state(task.model)
         converted = self.quantized(calibrator, task)
-        calibrator.export(converted, task.spec, tmp_path / "artefacts")
+        calibrator.export(converted, task.spec, tmp_path / "artifacts")
         changed = differing(before, model_state(task.model))
         assert not changed, f"The caller's model stays as it is, but {changed[:5]} changed. Work on copy.deepcopy()."
 
@@ -124,13 +124,13 @@ class CalibratorContract:
         """
         before = {name: value for name, value in process_state().items() if not name.endswith("random state")}
         converted = self.quantized(calibrator, task)
-        calibrator.export(converted, task.spec, tmp_path / "artefacts")
+        calibrator.export(converted, task.spec, tmp_path / "artifacts")
         changed = differing(before, process_state())
         assert not changed, (
             f"The process stays as it is, but {changed[:5]} changed. Put back what the framework patches."
         )
 
-    def test_the_quantized_model_takes_any_batch_size(self, run: Run, task: Task) -> None:
+    def test_the_quantized_model_takes_any_batch_size(self, run: QuantizedRun, task: Task) -> None:
         """One sample and many, with finite outputs of the float model's shape."""
         for inputs in (task.samples, task.samples[:1]):
             expected, found = outputs(task.model, inputs), outputs(run.converted, inputs)
@@ -140,7 +140,7 @@ class CalibratorContract:
             )
             assert bool(found.isfinite().all()), "The quantized model's outputs are finite."
 
-    def test_the_quantized_model_agrees_with_the_float_model(self, run: Run, task: Task) -> None:
+    def test_the_quantized_model_agrees_with_the_float_model(self, run: QuantizedRun, task: Task) -> None:
         """The same class for most samples."""
         same = outputs(task.model, task.samples).flatten(1).argmax(1) == outputs(run.converted, task.samples).flatten(
             1
@@ -151,7 +151,7 @@ class CalibratorContract:
             f"{self.least_agreement:.0%} of {len(task.samples)} samples, got {agreement:.0%}."
         )
 
-    def test_the_quantized_model_is_no_float_model(self, run: Run, task: Task) -> None:
+    def test_the_quantized_model_is_no_float_model(self, run: QuantizedRun, task: Task) -> None:
         """Rounding shows in its outputs."""
         same = torch.allclose(
             outputs(task.model, task.samples), outputs(run.converted, task.samples), rtol=1e-4, atol=1e-5
@@ -224,7 +224,7 @@ class CalibratorContract:
         found = outputs(calibrator.convert(prepared), task.samples)
         assert bool(found.isfinite().all()), "After training, convert() gives a network with finite outputs."
 
-    def test_describe_names_layers_that_exist(self, run: Run, task: Task) -> None:
+    def test_describe_names_layers_that_exist(self, run: QuantizedRun, task: Task) -> None:
         """Layers with weights by their names in the float model, each with its number formats in words."""
         quantized = run.calibrator.describe(run.converted).quantized
         own = {name for name, _ in task.model.named_modules()}
@@ -243,20 +243,20 @@ class CalibratorContract:
         self, calibrator: Calibrator, task: Task, tmp_path: Path
     ) -> None:
         """Each file has its size and passed a check; no temporary file stays; a second export replaces the first."""
-        folder = tmp_path / "new" / "artefacts"
+        folder = tmp_path / "new" / "artifacts"
         converted = self.quantized(calibrator, task)
         calibrator.export(converted, task.spec, folder)
         artifacts = calibrator.export(converted, task.spec, folder)
-        assert artifacts, "export() writes at least one artefact, got none."
+        assert artifacts, "export() writes at least one artifact, got none."
         for artifact in artifacts:
-            assert artifact.path.is_file(), f"An artefact is a file, but there is no {artifact.path}."
+            assert artifact.path.is_file(), f"An artifact is a file, but there is no {artifact.path}."
             size = artifact.path.stat().st_size
             assert artifact.size_bytes == size, f"{artifact.path.name} has {size} bytes, not {artifact.size_bytes}."
             assert artifact.checks, f"{artifact.path.name} was handed over unchecked. Run it, compare, and say so."
             assert all(check.name and check.detail for check in artifact.checks), "A check has a name and figures."
         found, named = {path for path in folder.rglob("*") if path.is_file()}, {a.path for a in artifacts}
         assert found == named, (
-            f"The folder holds the artefacts and nothing else, but {sorted(p.name for p in found ^ named)} differ."
+            f"The folder holds the artifacts and nothing else, but {sorted(p.name for p in found ^ named)} differ."
         )
 
     def test_a_failed_export_leaves_nothing_half_written(

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Calibrator, InputSpec, Recipe
 
 SAMPLES = 64
-COLOUR = 1.5
+COLOR = 1.5
 """How the amplitude of the kit's inputs falls with the frequency: like that of natural images."""
 
 
 @functools.lru_cache(maxsize=4)
 def smooth_noise(spec: InputSpec) -> torch.Tensor:
     """Return inputs `(64, *shape)` that look a little like images, mostly inside their range."""
-    low, high = spec.extremes or (-2.0, 2.0)
-    noise = Noise((low + high) / 2, (high - low) / 3, COLOUR)
+    low, high = spec.input_range or (-2.0, 2.0)
+    noise = Noise((low + high) / 2, (high - low) / 3, COLOR)
     return draw_noise(spec, SAMPLES, noise, torch.Generator().manual_seed(0), torch.device("cpu"))
 
 
@@ -39,7 +39,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Run:
+class QuantizedRun:
     """A calibrator with the quantized model that it made."""
 
     calibrator: Calibrator

@@ -15,7 +15,7 @@ from dfq_brevitas.input_range import input_quantizers, known_input_scalings
 from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import UsageError
-from dfq_plugins.quantization.finetune import FinetuningRun, finetune
+from dfq_plugins.quantization.finetune import FinetuneRun, finetune
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import quant_nn, quiet
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import ProgressEvent
 
 W8A8, W4A4 = Recipe(8, 8), Recipe(4, 4)
-QUICK = {"steps": 10, "batch_size": 16, "evaluations": 2, "teacher_precision": "float32"}
+QUICK = {"steps": 10, "batch_size": 16, "num_evaluations": 2, "teacher_precision": "float32"}
 FRAMEWORKS = {
     "torch-ao": {"model.torchscript.pt"},
     "pytorch-quantization": {"model_qdq.onnx"},
@@ -46,8 +46,8 @@ def inputs(tiny_batches: list[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.fixture
-def tune(tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor) -> Callable[..., FinetuningRun]:
-    def tuned(calibrator: str, recipe: str = "w4a4", **settings: Any) -> FinetuningRun:
+def tune(tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor) -> Callable[..., FinetuneRun]:
+    def tuned(calibrator: str, recipe: str = "w4a4", **settings: Any) -> FinetuneRun:
         settings["training"] = {**QUICK, **settings.pop("training", {})}
         return finetune(tiny_network, inputs, calibrator=calibrator, recipe=recipe, spec=tiny_spec, **settings)
 
@@ -68,7 +68,7 @@ def one_step(student: nn.Module, inputs: torch.Tensor, rate: float = 0.02) -> No
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a4"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_result_is_native_exported_and_checked(
-    framework: str, recipe: str, tune: Callable[..., FinetuningRun], tmp_path: Path
+    framework: str, recipe: str, tune: Callable[..., FinetuneRun], tmp_path: Path
 ) -> None:
     run = tune(framework, recipe, output=tmp_path)
     assert {artifact.path.name for artifact in run.artifacts} == FRAMEWORKS[framework]
@@ -84,7 +84,7 @@ def test_the_result_is_native_exported_and_checked(
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_run_resumes_exactly(framework: str, tune: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+def test_a_run_resumes_exactly(framework: str, tune: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     settings: dict[str, Any] = {"learned_ranges": True} if framework == "pytorch-quantization" else {}
     whole = tune(framework, options=settings)
 

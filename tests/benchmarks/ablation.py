@@ -40,7 +40,7 @@ BASE: dict[str, Any] = {
     "jitter": 0,
     "flip": False,
     "crop": 1.0,
-    "border": None,
+    "padding": None,
     "clamp": True,
 }
 
@@ -49,7 +49,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "divergence l2": {"divergence": "l2"},
     "not clamped": {"clamp": False},
     "iterations 50": {"iterations": 50},
-    "no border": {"border": 0},
+    "no border": {"padding": 0},
     "white start": {"start": "white"},
     "iterations 200": {"iterations": 200},
     "learning rate 0.1": {"learning_rate": 0.1},
@@ -102,7 +102,7 @@ def measure(subject: tuple[InputSpec, nn.Module, Tensor, Tensor, Tensor], data: 
 def synthetic_row(
     subject: Any, generator: str, options: dict[str, Any] | None, samples: int, seed: int
 ) -> dict[str, Any]:
-    """Synthesise one set and judge it."""
+    """Synthesize one set and judge it."""
     spec, network, *_ = subject
     began = time.monotonic()
     data = dfq_plugins.synthesize(

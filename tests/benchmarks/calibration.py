@@ -89,7 +89,7 @@ def describe(run: Any) -> dict[str, Any]:
     """Return which tensors are quantized, for the record."""
     return {
         "quantized": [[layer.name, layer.weight, layer.activation] for layer in run.coverage.quantized],
-        "floating": [list(pair) for pair in run.coverage.floating],
+        "unquantized": [list(pair) for pair in run.coverage.unquantized],
     }
 
 

@@ -20,8 +20,8 @@ PUBLISHED = (
 
 
 def pruning_table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: one row for each share of the multiply-adds and each kind of data."""
-    header = ["multiply-adds", "trained on", "parameters", "multiply-adds, M", "ms, batch 1", "ms, batch 100", "top-1"]
+    """Return header and rows: one row for each share of the MACs and each kind of data."""
+    header = ["MACs", "trained on", "parameters", "MACs, M", "ms, batch 1", "ms, batch 100", "top-1"]
     whole = record["float"]
     rows = [["100 %", "whole network", *_figures([whole])]]
     targets = sorted({target for cells in record["cells"].values() for target in cells}, key=float, reverse=True)
@@ -44,7 +44,7 @@ def _figures(seeds: list[dict[str, Any]]) -> list[str]:
 
     return [
         f"{mean('parameters'):,.0f}",
-        f"{mean('multiply_adds') / 1e6:.1f}",
+        f"{mean('macs') / 1e6:.1f}",
         f"{mean('latency', '1'):.2f}",
         f"{mean('latency', '100'):.1f}",
         figure([one["accuracy"] for one in seeds]),
@@ -111,9 +111,7 @@ def compression_sections(table: Any, origin: Any) -> list[str]:
             f"channels, tie the others. {_pruning_settings(pruned)} {pruned['test_samples']} images classified; "
             f"latency is the median of a forward pass in float32 on {pruned.get('latency_threads', 1)} processor(s).\n"
         )
-        picture = (
-            "![Accuracy over multiply-adds, data-free beside real data](images/pruning.svg)\n" if PLOT.is_file() else ""
-        )
+        picture = "![Accuracy over MACs, data-free beside real data](images/pruning.svg)\n" if PLOT.is_file() else ""
         parts += [text, table(*pruning_table(pruned)), picture, origin(pruned)]
     distilled = read_result("distilling-resnet56-resnet20")
     if distilled is not None and distilled["cells"]:

@@ -20,13 +20,13 @@ import torch
 from common import CASES, accuracy, is_complete, networks, read_result, write_result
 
 import dfq_plugins
-from dfq_plugins.distillation.options import StudentTraining
+from dfq_plugins.distillation.options import DistillOptions
 from dfq_plugins.host.options import parse_options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dfq_plugins.distillation.run import DistillingRun
+    from dfq_plugins.distillation.run import DistillRun
 
 TEACHER, STUDENT = "resnet56_cifar10", "resnet20_cifar10"
 ROWS = ("bns", "bns 4096", "bns+inception", "adversarial", "bns+adversarial", "real 4096", "gaussian")
@@ -67,7 +67,7 @@ def new_student(seed: int) -> nn.Module:
         return student
 
 
-def record_of(run: DistillingRun, figure: float, seconds: float, synthesis: float) -> dict[str, Any]:
+def record_of(run: DistillRun, figure: float, seconds: float, synthesis: float) -> dict[str, Any]:
     """Return what the result file keeps of one cell."""
     return {
         "accuracy": figure,
@@ -90,7 +90,7 @@ def measure(
     work = arguments.work / "distilling" / f"{arguments.label}-{row}-{seed}".replace(" ", "-")
     began = time.monotonic()
     if row == "adversarial":
-        training |= {"generated": 1.0}
+        training |= {"generator_fraction": 1.0}
     given |= {"inherit": arguments.inherit, "training": training, "work": work}
     run = dfq_plugins.distill(network, new_student(seed), spec=CASE.spec, listeners=[say], **given)
     seconds = time.monotonic() - began
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--result", default="distilling-resnet56-resnet20", help="name of the result file")
     arguments = parser.parse_args()
-    parse_options(StudentTraining, dict(text.split("=", 1) for text in arguments.training))
+    parse_options(DistillOptions, dict(text.split("=", 1) for text in arguments.training))
     torch.set_num_threads(arguments.threads)
     pack = networks()
     teacher, student = pack.build(TEACHER), pack.build(STUDENT)

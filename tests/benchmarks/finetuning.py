@@ -25,7 +25,7 @@ from dfq_plugins.host.options import parse_options
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dfq_plugins.quantization.finetune import FinetuningRun
+    from dfq_plugins.quantization.finetune import FinetuneRun
 
 NETWORK = "resnet20_cifar10"
 MIXED = ("bns", "bns+inception", "inception", "gaussian")
@@ -87,7 +87,7 @@ def data_of(
     return dfq_plugins.synthesize(network, spec, generator=kind, num_samples=samples, seed=seed, output=folder)
 
 
-def record_of(run: FinetuningRun, figure: float, before: float | None, seconds: float) -> dict[str, Any]:
+def record_of(run: FinetuneRun, figure: float, before: float | None, seconds: float) -> dict[str, Any]:
     """Return what the result file keeps of one cell."""
     return {
         "accuracy": figure,
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--result", help="name of the result file; not given: that of the network")
     arguments = parser.parse_args()
-    parse_options(dfq_plugins.DistillationOptions, dict(pair.split("=", 1) for pair in arguments.training))
+    parse_options(dfq_plugins.TrainingOptions, dict(pair.split("=", 1) for pair in arguments.training))
     torch.set_num_threads(arguments.threads)
     settings, network, real, inputs, labels = load_case(arguments.network)
     arguments.result = arguments.result or f"finetuning-{arguments.network}"

@@ -7,7 +7,7 @@ from torch import nn
 from dfq_plugins import InputSpec
 
 SPEC = InputSpec((1, 28, 28), (0.1307,), (0.3081,), (0.0, 1.0), 10)
-"""MNIST as these networks take it: grey values from 0 to 1, less their mean, by their standard deviation."""
+"""MNIST as these networks take it: gray values from 0 to 1, less their mean, by their standard deviation."""
 
 
 def _lenet(first: int, second: int, third: int, fourth: int, *, batch_norm: bool = False) -> nn.Sequential:

@@ -25,7 +25,7 @@ LEARNING_RATE = 1e-3
 
 
 def load_mnist(split: str) -> tuple[Tensor, Tensor]:
-    """Return the normalised images `(images, 1, 28, 28)` and labels of `train` or `test`."""
+    """Return the normalized images `(images, 1, 28, 28)` and labels of `train` or `test`."""
     with np.load(data_folder() / "mnist.npz") as arrays:
         pixels, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
     (mean,), (std,) = mnist_networks.SPEC.mean, mnist_networks.SPEC.std

@@ -48,7 +48,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def peak_memory(samples: int) -> float:
-    """Return the peak resident memory in MiB of a process that synthesises so many images, a few iterations each."""
+    """Return the peak resident memory in MiB of a process that synthesizes so many images, a few iterations each."""
     command = [sys.executable, "-c", SYNTHESIS, NETWORK, str(samples), str(MEMORY_ITERATIONS)]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
     return float(json.loads(run.stdout.splitlines()[-1]))

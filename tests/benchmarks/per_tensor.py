@@ -1,4 +1,4 @@
-"""What per-tensor weights without equalisation do to a depthwise network, and what mends it without data.
+"""What per-tensor weights without equalization do to a depthwise network, and what mends it without data.
 
 python tests/benchmarks/per_tensor.py --data FOLDER_OF_A_SYNTHETIC_SET
 """
@@ -20,13 +20,13 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "torch-ao, per tensor": ("torch-ao", {"engine": "onednn", "per_channel": False}),
     "torch-ao, per channel": ("torch-ao", {"engine": "onednn", "per_channel": True}),
     "brevitas, per tensor": ("brevitas", PLAIN),
-    "brevitas, per tensor, equalised": ("brevitas", {**PLAIN, "equalization_iterations": 20}),
+    "brevitas, per tensor, equalized": ("brevitas", {**PLAIN, "equalization_iterations": 20}),
     "brevitas, per tensor, bias corrected": ("brevitas", {**PLAIN, "bias_correction": "layer"}),
-    "brevitas, per tensor, equalised and bias corrected": (
+    "brevitas, per tensor, equalized and bias corrected": (
         "brevitas",
         {**PLAIN, "equalization_iterations": 20, "bias_correction": "layer"},
     ),
-    "brevitas, per tensor, equalised and bias corrected, ranges of 99.7 %": (
+    "brevitas, per tensor, equalized and bias corrected, ranges of 99.7 %": (
         "brevitas",
         {**PLAIN, "equalization_iterations": 20, "bias_correction": "layer", "percentile": 99.7},
     ),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "images" / "overview.png"
 SIDE = 6
 GENERATORS = ("bns+inception", "bns", "gaussian")
-COLOURS = {"real digits": "#4c8c4a", "bns+inception": "#8e6bbf", "bns": "#2f7ebc", "gaussian": "#b0b0b0"}
+COLORS = {"real digits": "#4c8c4a", "bns+inception": "#8e6bbf", "bns": "#2f7ebc", "gaussian": "#b0b0b0"}
 
 
 def draw_grid(axes: Axes, inputs: torch.Tensor, title: str) -> None:
@@ -35,7 +35,7 @@ def draw_grid(axes: Axes, inputs: torch.Tensor, title: str) -> None:
 
 
 def main() -> None:
-    """Synthesise, draw, save."""
+    """Synthesize, draw, save."""
     network = digits_network()
     real, _ = load_digits()
     sets = {"real digits": real.inputs[:256]}
@@ -48,7 +48,7 @@ def main() -> None:
     draw_grid(panels[2], sets["bns"], "synthetic: bns")
     for name, inputs in sets.items():
         layers = layer_divergences(network, inputs.split(64), DIGITS_SPEC)
-        panels[3].plot(range(len(layers)), list(layers.values()), "o-", label=name, color=COLOURS[name], ms=4)
+        panels[3].plot(range(len(layers)), list(layers.values()), "o-", label=name, color=COLORS[name], ms=4)
     panels[3].set_yscale("log")
     panels[3].set_xlabel("layer, from the input on")
     panels[3].set_ylabel("divergence from training (nats)")

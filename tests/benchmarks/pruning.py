@@ -1,4 +1,4 @@
-"""Pruned networks, data-free beside real data: parameters, multiply-adds, latency and accuracy at four sparsities.
+"""Pruned networks, data-free beside real data: parameters, MACs, latency and accuracy at four sparsities.
 
     python tests/benchmarks/pruning.py --work FOLDER [--minutes 20] [--rows bns "real 4096"] [--targets 0.7 0.5]
 
@@ -28,13 +28,13 @@ from torch.utils.benchmark import Timer
 import dfq_plugins
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.network.cost import measure_cost
-from dfq_plugins.pruning import PruningOptions, PruningTraining
+from dfq_plugins.pruning import PruneTrainingOptions, PruningOptions
 from dfq_plugins.pruning.graph import find_groups, remove_filters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dfq_plugins.pruning import PruningRun
+    from dfq_plugins.pruning import PruneRun
 
 NETWORK = "resnet20_cifar10"
 ROWS = ("bns", "bns 4096", "real 1024", "real 4096", "gaussian")
@@ -64,12 +64,12 @@ def latencies(model: nn.Module) -> dict[str, float]:
     return {str(batch): latency(model, batch) for batch in BATCHES}
 
 
-def record_of(run: PruningRun, figure: float, seconds: float) -> dict[str, Any]:
+def record_of(run: PruneRun, figure: float, seconds: float) -> dict[str, Any]:
     """Return what the result file keeps of one cell."""
     return {
         "accuracy": figure,
         "parameters": run.after.parameters,
-        "multiply_adds": run.after.multiply_adds,
+        "macs": run.after.macs,
         "latency": latencies(run.model),
         "agreement_before": run.agreement_before,
         "agreement": run.agreement,
@@ -90,7 +90,7 @@ def measure(arguments: argparse.Namespace, row: str, target: float, seed: int, c
     run = dfq_plugins.prune(
         network,
         data_of(row, settings.spec, network, real, seed, arguments.work),
-        multiply_adds=target,
+        macs=target,
         spec=settings.spec,
         options=pairs(arguments.option),
         training=training,
@@ -145,21 +145,20 @@ def so_far(name: str) -> dict[str, Any]:
 
 
 def draw(record: dict[str, Any]) -> None:
-    """Draw accuracy over multiply-adds, one line a row, the mean over seeds."""
+    """Draw accuracy over MACs, one line a row, the mean over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for row, cells in record["cells"].items():
         points = sorted(
-            (mean(cell, "multiply_adds") / record["float"]["multiply_adds"], mean(cell, "accuracy"))
-            for cell in cells.values()
+            (mean(cell, "macs") / record["float"]["macs"], mean(cell, "accuracy")) for cell in cells.values()
         )
         if len(cells) > 1:  # a single one is no line
             points.append((1.0, record["float"]["accuracy"]))
         axes.plot(*zip(*points, strict=True), marker="o", label=LABELS.get(row, row))
     axes.axhline(record["float"]["accuracy"], color="0.7", linewidth=1, zorder=0)
-    axes.set_xlabel("share of the multiply-adds that is left")
+    axes.set_xlabel("share of the MACs that is left")
     axes.set_ylabel("top-1, %")
     axes.set_title("ResNet-20 on CIFAR-10, pruned", loc="left")
     axes.legend(frameon=False)
@@ -188,7 +187,7 @@ def main() -> None:
     parser.add_argument("--result", default=f"pruning-{NETWORK}", help="name of the result file")
     parser.add_argument("--latency", action="store_true", help="only measure the latencies again, with nothing beside")
     arguments = parser.parse_args()
-    parse_options(PruningTraining, pairs(arguments.training))
+    parse_options(PruneTrainingOptions, pairs(arguments.training))
     parse_options(PruningOptions, pairs(arguments.option))
     torch.set_num_threads(arguments.threads)
     settings, network, real, inputs, labels = load_case(NETWORK)

@@ -22,7 +22,7 @@ import dfq_plugins
 if TYPE_CHECKING:
     from quality_sets import Subject
 
-    from dfq_plugins.quality.record import Inspection
+    from dfq_plugins.quality.inspection import Inspection
 
 CALIBRATOR = "brevitas"
 """The framework whose accuracy depends most on the data: its bias correction believes the set."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import dfq_plugins
 from dfq_plugins import InputSpec
-from dfq_plugins.data.readers import normalise
+from dfq_plugins.data.readers import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,14 +80,14 @@ def subject(name: str) -> Subject:
 
 
 def foreign(spec: InputSpec) -> Tensor:
-    """Return 256 inputs of another kind: MNIST, or small photographs in grey for the digits network."""
+    """Return 256 inputs of another kind: MNIST, or small photographs in gray for the digits network."""
     import numpy as np
 
     archive, key = ("cifar10_train4096.npz", "x") if spec.shape == (1, 8, 8) else ("mnist.npz", "x_train")
     pixels = torch.from_numpy(np.load(data_folder() / archive)[key][:256]).float()
     pixels = pixels.mean(-1) if pixels.ndim == 4 else pixels
     resized = functional.interpolate(pixels[:, None], size=spec.shape[1:], mode="bilinear", antialias=True)
-    return normalise(resized.expand(-1, spec.channels, -1, -1), spec)
+    return normalize(resized.expand(-1, spec.channels, -1, -1), spec)
 
 
 def uniform(spec: InputSpec, count: int) -> Tensor:

@@ -75,7 +75,7 @@ def coverage_line(column: str, coverage: dict[str, Any], options: str) -> str:
     layers = [layer for layer in coverage["quantized"] if layer[1]]
     others = len(coverage["quantized"]) - len(layers)
     first, last = layers[0], layers[-1]
-    floating = f"; in float: {len(coverage['floating'])} places" if coverage["floating"] else "; nothing in float"
+    floating = f"; in float: {len(coverage['floating'])} places" if coverage["unquantized"] else "; nothing in float"
     return (
         f"- **{column}**: {len(layers)} layers with weights, from `{first[0]}` ({first[1]}; input {first[2]}) to "
         f"`{last[0]}` ({last[1]}; input {last[2]}), and {others} other tensors{floating}. `{options}`"
@@ -92,8 +92,8 @@ def per_tensor_section() -> str:
         "### Depthwise layers: per-tensor weights and what mends them\n\n"
         f"MobileNetV1 0.75 at W8A8 on {record['samples']} synthetic samples (`bns`), {record['test_samples']} images "
         "classified. "
-        "Batch normalisation folded into depthwise filters spreads their ranges over orders of magnitude; one scale "
-        "for all channels then leaves most of them no levels. Scales per channel, or Brevitas's own equalisation and "
+        "Batch normalization folded into depthwise filters spreads their ranges over orders of magnitude; one scale "
+        "for all channels then leaves most of them no levels. Scales per channel, or Brevitas's own equalization and "
         "bias correction, mend it without data.\n"
     )
     return "\n".join([text, table(["setting", "top-1"], rows), origin(record)])

@@ -18,7 +18,7 @@ TRAINED = (
     ("fine-tuned: Brevitas W4A4", FINETUNED, "bns 4096", "brevitas-w4a4"),
     ("fine-tuned: pytorch-quantization W4A4", FINETUNED, "bns 4096", "pytorch-quantization-w4a4"),
     ("fine-tuned: Brevitas W3A3", FINETUNED, "bns", "brevitas-w3a3"),
-    ("pruned to 70 % of the multiply-adds", PRUNED, "bns 4096", "0.7"),
+    ("pruned to 70 % of the MACs", PRUNED, "bns 4096", "0.7"),
     ("pruned to 50 %", PRUNED, "bns 4096", "0.5"),
     ("distilled from ResNet-56, begun with some of its blocks", DISTILLED, "bns", "inherited"),
 )

@@ -44,7 +44,7 @@ def speed_section() -> str:
         f"Interleaved, {record['environment']['threads']} threads, median (lowest to highest) of {rounds} rounds; "
         "32 x 32 pixels at batch 128, the others 224 x 224 at batch 32; the toolkit at its own batch of 32. "
         "The *floor* is the bare network's forward pass and input gradient at our precision (bf16 where the processor "
-        "has it), compiled, and as it comes; no statistics, objective, augmentation or optimiser. The floor and ours "
+        "has it), compiled, and as it comes; no statistics, objective, augmentation or optimizer. The floor and ours "
         "keep freed memory between steps as `dfq synthesize` does. Milliseconds per image and iteration:\n"
     )
     return "\n".join([text, table(["", *names], times), table(["ratio", *names, "to reach"], ratios), profile(record)])
@@ -115,7 +115,7 @@ def savers_section() -> str:
     text = (
         "### Fewer iterations: what was tried\n\n"
         f"ResNet-20, {record['samples']} images, pytorch-quantization W4A4, {record['test_samples']} test images. "
-        f"Seconds of the optimisation alone, {record['environment']['threads']} thread(s).\n"
+        f"Seconds of the optimization alone, {record['environment']['threads']} thread(s).\n"
     )
     return "\n".join(
         [text, table(["way", "seconds", "top-1", "divergence, shown plainly (nats)"], rows), origin(record)]

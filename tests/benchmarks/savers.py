@@ -91,7 +91,7 @@ def stepped(
     iterations: int,
     average: float = 0.0,
 ) -> Tensor:
-    """Let any optimiser of torch move the inputs, its rate falling along a half cosine, or average its iterates."""
+    """Let any optimizer of torch move the inputs, its rate falling along a half cosine, or average its iterates."""
     variable = subject.start(rng).contiguous().requires_grad_()  # L-BFGS sees one vector
     chosen = optimizer([variable])
     first = [group["lr"] for group in chosen.param_groups]

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from common import data_folder, load_case, networks, write_result
 
 import dfq_plugins
-from dfq_plugins.data.readers import normalise
+from dfq_plugins.data.readers import normalize
 from dfq_plugins.quality.similarity import rank
 
 NAME = "resnet20_cifar10"
@@ -38,10 +38,10 @@ def main() -> None:
         "CIFAR-10, training images": train[:SAMPLES],
         "CIFAR-10, test images": test[:SAMPLES],
         "synthetic (bns)": synthetic.inputs(SAMPLES),
-        "ImageNet sample at 32x32": normalise(small, case.spec),
-        "MNIST in three channels": normalise(padded, case.spec),
+        "ImageNet sample at 32x32": normalize(small, case.spec),
+        "MNIST in three channels": normalize(padded, case.spec),
         "Gaussian noise": torch.randn(SAMPLES, 3, 32, 32, generator=rng),
-        "uniform noise": normalise(torch.rand(SAMPLES, 3, 32, 32, generator=rng) * 255, case.spec),
+        "uniform noise": normalize(torch.rand(SAMPLES, 3, 32, 32, generator=rng) * 255, case.spec),
     }
     batches = {name: inputs.split(100) for name, inputs in sources.items()}
     rows = rank(network, case.spec, batches)

@@ -4,7 +4,7 @@
     python tests/benchmarks/speed.py --device cuda                      # seconds for 1,024 images, share of the peak
 
 The floor is the compiled forward pass and input gradient of the same network at the same precision, with no statistics,
-objective, augmentation or optimiser; the same without compilation stands beside it. Floors and ours run as in `dfq
+objective, augmentation or optimizer; the same without compilation stands beside it. Floors and ours run as in `dfq
 synthesize`, with memory that is kept between steps; the plain loop and the peer each in a process of its own, as
 scripts would.
 """

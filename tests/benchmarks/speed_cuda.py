@@ -1,4 +1,4 @@
-"""The GPU's part of `speed.py`: seconds for 1,024 images, share of the arithmetic peak, synchronisation in the loop."""
+"""The GPU's part of `speed.py`: seconds for 1,024 images, share of the arithmetic peak, synchronization in the loop."""
 
 from __future__ import annotations
 

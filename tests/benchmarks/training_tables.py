@@ -73,7 +73,7 @@ def _accuracy() -> str:
         "Brevitas both inputs of every addition, unless the row says otherwise; pytorch-quantization leaves additions "
         "in float. Minutes are those of calibration and training on one processor, without synthesis, while other "
         "work ran on the machine. Rates and augmentation were chosen by the test accuracy of students of `bns`, seed "
-        "0, over some twenty trials: that favours this column. Additions got their 8 bits after trials on 2,048 "
+        "0, over some twenty trials: that favors this column. Additions got their 8 bits after trials on 2,048 "
         "training and 2,500 test images. The last state is kept that is no worse on held-out samples than the best one "
         "by more than the standard error (judged at temperature 1 in seeds 0 to 2 of pytorch-quantization w4a4, but "
         "for real 1024, and in seed 0 of binary; at the training's in the others). *: the state of the very lowest "

@@ -42,7 +42,7 @@ def wide():
     return network(20)
 """
 SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
-QUICK = ["-T", "steps=4", "-T", "batch_size=8", "-T", "evaluations=2"]
+QUICK = ["-T", "steps=4", "-T", "batch_size=8", "-T", "num_evaluations=2"]
 
 
 def run(*arguments: object, code: int = 0) -> Result:
@@ -72,7 +72,7 @@ def folder(model: str, tmp_path: Path) -> Path:
 class TestPrune:
     def test_from_filters_to_quantization(self, model: str, folder: Path, tmp_path: Path) -> None:
         out, page = tmp_path / "out", tmp_path / "page.html"
-        options = ["-O", "sparsity_steps=3", "--multiply-adds", 0.6, "-o", out, "--report", page]
+        options = ["-O", "sparsity_steps=3", "--macs", 0.6, "-o", out, "--report", page]
         result = run("prune", model, folder, *QUICK, *options)
         assert "Trained in 7 steps, " in result.stdout
         assert "8 stays whole: its filters are the network's answers" in result.stdout
@@ -80,7 +80,7 @@ class TestPrune:
         html = page.read_text()
         for text in (
             "What is left of each layer",
-            "Multiply-adds",
+            "MACs",
             "same class as the whole network",
             "held-out divergence",
         ):
@@ -118,7 +118,7 @@ class TestPrune:
 
     def test_a_generator_makes_the_inputs(self, model: str) -> None:
         arguments = ["prune", model, "--generator", "gaussian", "-n", 20, *SPEC, *QUICK, "-O", "sparsity_steps=0"]
-        assert json.loads(run(*arguments, "--multiply-adds", 0.7, "--json").stdout)["held_out"] == 2
+        assert json.loads(run(*arguments, "--macs", 0.7, "--json").stdout)["held_out"] == 2
 
     def test_refusals(self, model: str, folder: Path) -> None:
         told = run("prune", model, folder, *QUICK, "-O", "sparsity_steps=0", "--threshold", 9, code=2).stderr

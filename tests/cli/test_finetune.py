@@ -11,9 +11,9 @@ from click.testing import CliRunner
 import dfq_plugins
 from dfq_plugins.cli import cli
 from dfq_plugins.distillation.history import TrainingPoint
-from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE
-from dfq_plugins.quantization.finetune import FinetuningRun
+from dfq_plugins.quantization.finetune import FinetuneRun
 from dfq_plugins.report.render import Report, render_html
 from dfq_plugins.report.training import training_curves, training_section
 from dfq_plugins.types import Coverage, Recipe
@@ -94,7 +94,7 @@ def test_it_trains_exports_and_reports(command: list[str], model: str, folder: P
 
 
 def test_json_holds_the_curves(model: str, folder: Path) -> None:
-    told = json.loads(run("finetune", model, folder, *QUICK, "-T", "evaluations=2", "--json").stdout)
+    told = json.loads(run("finetune", model, folder, *QUICK, "-T", "num_evaluations=2", "--json").stdout)
     assert [point["step"] for point in told["history"]] == [0, 3, 6]
     assert told["training"]["batch_size"] == 8
     assert told["held_out"] == 2
@@ -141,7 +141,7 @@ def test_training_settings_without_finetune(model: str, folder: Path) -> None:
     told = run("quantize", model, folder, *QUICK, code=2).stderr
     assert "--training is about fine-tuning: give --finetune as well" in told
     told = run("quantize", model, folder, *QUICK, "--finetune", "--hold-out", 3, "--report", "x.html", code=2).stderr
-    assert "-T held_out=0.1" in told
+    assert "-T validation_fraction=0.1" in told
 
 
 def test_the_settings_are_listed() -> None:
@@ -152,8 +152,8 @@ def test_the_settings_are_listed() -> None:
 
 def test_the_section_of_a_regression_has_no_agreement() -> None:
     points = (TrainingPoint(0, 0.0, 0.0, None, 0.5, None), TrainingPoint(4, 2.0, 0.0, 1.5, 0.25, None))
-    tuned = FinetuningRun(
-        None, "fake", Recipe(8, 8), Coverage(()), (), float("nan"), float("nan"), points, DistillationOptions(), 3  # type: ignore[arg-type]
+    tuned = FinetuneRun(
+        None, "fake", Recipe(8, 8), Coverage(()), (), float("nan"), float("nan"), points, TrainingOptions(), 3  # type: ignore[arg-type]
     )  # fmt: skip
     section = training_section(tuned)
     table = section.blocks[0]

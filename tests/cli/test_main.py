@@ -68,7 +68,7 @@ def test_found_versions_leaves_out_what_is_not_installed_and_what_is_for_tests()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quantise"], "No such command 'quantise'. Did you mean 'quantize'?"),
+        (["quantize"], "No such command 'quantize'. Did you mean 'quantize'?"),
         (["--wrong"], "No such option"),
         (["quantize", "m:f", "data"], "--calibrator"),
         (["quantize", "m:f", "data", "--calibrator", "x", "--recipe", "int8"], "A recipe is w<bits>a<bits>"),
@@ -275,17 +275,17 @@ def on_a_terminal(*arguments: str, **environment: str) -> str:
     return b"".join(parts).decode()
 
 
-def test_colours_on_a_terminal_alone_and_never_against_no_color() -> None:
+def test_colors_on_a_terminal_alone_and_never_against_no_color() -> None:
     assert "\x1b[" in on_a_terminal("plugins")
-    colour = re.compile(r"\x1b\[(?:\d+;)*[349]\d[;m]")  # bold and dim are no colours
-    assert colour.search("\x1b[1;31m")
-    assert not colour.search(on_a_terminal("plugins", NO_COLOR="1"))
+    color = re.compile(r"\x1b\[(?:\d+;)*[349]\d[;m]")  # bold and dim are no colors
+    assert color.search("\x1b[1;31m")
+    assert not color.search(on_a_terminal("plugins", NO_COLOR="1"))
     command = [sys.executable, "-m", "dfq_plugins", "plugins"]
     assert "\x1b" not in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_python_m_runs_the_command() -> None:
-    command = [sys.executable, "-m", "dfq_plugins", "quantise"]
+    command = [sys.executable, "-m", "dfq_plugins", "quantize"]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert completed.returncode == 2
     assert "Usage: dfq" in completed.stderr

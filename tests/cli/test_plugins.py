@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GanOptions:
-    steps: Annotated[int, Gt(0)] = field(default=10, metadata={"help": "optimisation steps"})
+    steps: Annotated[int, Gt(0)] = field(default=10, metadata={"help": "optimization steps"})
     compile: bool | None = None
 
 
@@ -91,7 +91,7 @@ def test_one_plugin_in_detail() -> None:
     result = run("gan")
     assert "tpu" not in result.stdout
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert ["steps", "int", ">", "0", "10", "optimisation", "steps"] in rows
+    assert ["steps", "int", ">", "0", "10", "optimization", "steps"] in rows
     assert ["compile", "bool", "or", "none", "none"] in rows
     assert "No options." in run("tpu").stdout
 
@@ -118,7 +118,7 @@ def test_json() -> None:
         }
     ]
     gan, tpu, _quiet = listed["plugins"]
-    assert gan["options"][0] == {"name": "steps", "type": "int > 0", "default": "10", "help": "optimisation steps"}
+    assert gan["options"][0] == {"name": "steps", "type": "int > 0", "default": "10", "help": "optimization steps"}
     assert (tpu["state"], tpu["missing"], tpu["install"]) == (
         "unavailable",
         ["no_tpu"],
@@ -126,7 +126,7 @@ def test_json() -> None:
     )
 
 
-def test_output_into_a_pipe_has_no_colour() -> None:
+def test_output_into_a_pipe_has_no_color() -> None:
     assert "\x1b" not in run().stdout
 
 

@@ -231,7 +231,7 @@ def quantized(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def test_quantize_shows_coverage_agreement_and_artefacts(model: str, folder: Path, quantized: dict[str, Any]) -> None:
+def test_quantize_shows_coverage_agreement_and_artifacts(model: str, folder: Path, quantized: dict[str, Any]) -> None:
     synthesize(model, folder, "-n", 4)
     out = folder.parent / "out"
     settings = ["--calibrator", "torch-ao", "--recipe", "w8a8", "-O", "engine=auto", "-o", out]
@@ -256,7 +256,7 @@ def test_quantize_in_json(model: str, folder: Path) -> None:
     synthesize(model, folder, "-n", 4)
     told = json.loads(run("quantize", model, folder, "--calibrator", "torch-ao", "--json").stdout)
     assert (told["calibrator"], told["recipe"], told["agreement"]) == ("torch-ao", "w8a8", 0.9876)
-    assert told["coverage"]["floating"] == [["3", "no integer kernel"]]
+    assert told["coverage"]["unquantized"] == [["3", "no integer kernel"]]
     assert told["artifacts"][0]["path"] == "out/model.pt"
 
 

@@ -127,7 +127,7 @@ def test_invalid_manifest_names_what_is_wrong_and_the_next_step(
     with pytest.raises(DataError, match=re.escape(reason)) as caught:
         read_manifest(tmp_path)
     assert "manifest.json is not a valid manifest: " in str(caught.value)
-    assert "Restore it from a copy, or delete the folder and synthesise again." in str(caught.value)
+    assert "Restore it from a copy, or delete the folder and synthesize again." in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format_version": 1,', b"\xff\xfe", b"[1]"])

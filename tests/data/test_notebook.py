@@ -55,9 +55,9 @@ def test_each_class_is_counted() -> None:
     assert len(re.findall(r"\d+: \d+", text)) <= 10
 
 
-def test_pixels_are_shown_before_normalisation() -> None:
+def test_pixels_are_shown_before_normalization() -> None:
     spec = InputSpec((1, 2, 2), mean=(100.0,), std=(50.0,), value_range=(0.0, 200.0))
-    inputs = torch.tensor([[[-2.0, 2.0], [0.0, 0.0]]])  # black, white, grey, grey
+    inputs = torch.tensor([[[-2.0, 2.0], [0.0, 0.0]]])  # black, white, gray, gray
     tile = picture(samples_html([Batch(inputs)], spec))
     assert [tile.getpixel(place) for place in ((4, 4), (60, 4), (4, 60))] == [(0,) * 3, (255,) * 3, (128,) * 3]
 

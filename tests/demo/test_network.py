@@ -51,9 +51,9 @@ def test_split_is_fixed_balanced_and_without_overlap() -> None:
     assert len(both.unique(dim=0)) == 1797  # scikit-learn's digits are all different, so no image is in both parts
 
 
-def test_digits_are_normalised_as_the_spec_says() -> None:
+def test_digits_are_normalized_as_the_spec_says() -> None:
     train, _ = load_digits()
-    low, high = DIGITS_SPEC.extremes
+    low, high = DIGITS_SPEC.input_range
     assert train.inputs.min().item() == pytest.approx(low)
     assert train.inputs.max().item() == pytest.approx(high)
     assert train.inputs.shape[1:] == DIGITS_SPEC.shape

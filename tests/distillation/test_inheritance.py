@@ -15,7 +15,7 @@ from dfq_plugins.pruning.ticket import Ticket
 from dfq_plugins.types import InputSpec
 
 SPEC = InputSpec(shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, num_classes=4)
-QUICK = {"steps": 2, "batch_size": 16, "evaluations": 1, "teacher_precision": "float32"}
+QUICK = {"steps": 2, "batch_size": 16, "num_evaluations": 1, "teacher_precision": "float32"}
 
 
 class Block(nn.Module):

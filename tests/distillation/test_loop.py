@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfq_plugins.distillation import DistillationLoss, DistillationOptions, TrainingPoint, distill
+from dfq_plugins.distillation import DistillationLoss, TrainingOptions, TrainingPoint, train_student
 from dfq_plugins.distillation.batches import Examples, TrainingBatches, mix_up, rng_for, split_held_out
 from dfq_plugins.distillation.evaluation import HeldOut
 from dfq_plugins.distillation.history import best_point
-from dfq_plugins.distillation.loop import Student, Workplace
+from dfq_plugins.distillation.loop import CheckpointDir, Student
 from dfq_plugins.distillation.sources import DatasetSource
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture, read_checkpoint, restore
 from dfq_plugins.distillation.terms import kl_divergence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from dfq_plugins.types import ProgressEvent
 
-OPTIONS = DistillationOptions(
-    steps=24, batch_size=16, evaluations=4, learning_rate=0.03, teacher_precision="float32", held_out=0.2
+OPTIONS = TrainingOptions(
+    steps=24, batch_size=16, num_evaluations=4, learning_rate=0.03, teacher_precision="float32", validation_fraction=0.2
 )
 EVERYTHING = replace(
     OPTIONS, mixup=0.4, jitter=1, flip=True, crop=0.8, label_weight=0.1, feature_weight=0.1, attention_weight=0.1,
@@ -55,15 +55,15 @@ def train(
     teacher: nn.Module,
     student: nn.Module,
     examples: Examples,
-    options: DistillationOptions = OPTIONS,
-    place: Workplace | None = None,
+    options: TrainingOptions = OPTIONS,
+    place: CheckpointDir | None = None,
     **about: Any,
 ) -> tuple[TrainingPoint, ...]:
-    trained_on, held_out = split_held_out(examples, options.held_out, options.seed)
+    trained_on, held_out = split_held_out(examples, options.validation_fraction, options.seed)
     loss = DistillationLoss(teacher, options, student=student, sample=held_out.inputs[:2])
     try:
         source = DatasetSource(trained_on, options, num_classes=4)
-        return distill(Student(student, **about), loss, source, held_out, options, place)
+        return train_student(Student(student, **about), loss, source, held_out, options, place)
     finally:
         loss.close()
 
@@ -129,7 +129,7 @@ class TestLearning:
     def test_ranges_are_frozen_at_their_time(self, tiny_network: nn.Module, examples: Examples) -> None:
         seen: list[int] = []
         steps: list[int] = []
-        place = Workplace(report=lambda event: steps.append(event.completed))
+        place = CheckpointDir(report=lambda event: steps.append(event.completed))
         train(
             tiny_network, coarse(tiny_network), examples, replace(OPTIONS, freeze_ranges=0.25), place,
             freeze_ranges=lambda: seen.append(len(steps)),
@@ -165,7 +165,7 @@ class TestLearning:
 
     def test_progress_is_reported_step_by_step(self, tiny_network: nn.Module, examples: Examples) -> None:
         events: list[ProgressEvent] = []
-        train(tiny_network, coarse(tiny_network), examples, place=Workplace(report=events.append))
+        train(tiny_network, coarse(tiny_network), examples, place=CheckpointDir(report=events.append))
         assert [event.completed for event in events] == list(range(1, 25))
         assert {event.total for event in events} == {24}
         assert set(events[-1].metrics) == {"loss", "held_out"}
@@ -226,7 +226,7 @@ class TestCompilation:
 class TestResume:
     @pytest.mark.parametrize("options", [OPTIONS, EVERYTHING], ids=["plain", "everything"])
     def test_an_interrupted_run_equals_an_uninterrupted_one(
-        self, options: DistillationOptions, tiny_network: nn.Module, examples: Examples, tmp_path: Path
+        self, options: TrainingOptions, tiny_network: nn.Module, examples: Examples, tmp_path: Path
     ) -> None:
         whole = coarse(tiny_network)
         expected = train(tiny_network, whole, examples, options)
@@ -236,9 +236,9 @@ class TestResume:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_network, coarse(tiny_network), examples, options, Workplace(tmp_path, "id", interrupt))
+            train(tiny_network, coarse(tiny_network), examples, options, CheckpointDir(tmp_path, "id", interrupt))
         resumed, steps = coarse(tiny_network), []
-        place = Workplace(tmp_path, "id", lambda event: steps.append(event.completed))
+        place = CheckpointDir(tmp_path, "id", lambda event: steps.append(event.completed))
         history = train(tiny_network, resumed, examples, options, place)
         assert steps == list(range(13, 25))
         assert same(resumed, whole)
@@ -248,9 +248,9 @@ class TestResume:
         self, tiny_network: nn.Module, examples: Examples, tmp_path: Path
     ) -> None:
         first, again = coarse(tiny_network), coarse(tiny_network)
-        history = train(tiny_network, first, examples, place=Workplace(tmp_path, "id"))
+        history = train(tiny_network, first, examples, place=CheckpointDir(tmp_path, "id"))
         steps: list[ProgressEvent] = []
-        assert train(tiny_network, again, examples, place=Workplace(tmp_path, "id", steps.append)) == history
+        assert train(tiny_network, again, examples, place=CheckpointDir(tmp_path, "id", steps.append)) == history
         assert steps == []
         assert same(first, again)
         assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -259,13 +259,13 @@ class TestResume:
         ]
 
     def test_another_run_s_folder_is_refused(self, tiny_network: nn.Module, examples: Examples, tmp_path: Path) -> None:
-        train(tiny_network, coarse(tiny_network), examples, place=Workplace(tmp_path, "one"))
+        train(tiny_network, coarse(tiny_network), examples, place=CheckpointDir(tmp_path, "one"))
         with pytest.raises(DataError, match=r"checkpoint of another run \(digest one there, two asked\)"):
-            train(tiny_network, coarse(tiny_network), examples, place=Workplace(tmp_path, "two"))
+            train(tiny_network, coarse(tiny_network), examples, place=CheckpointDir(tmp_path, "two"))
 
     @pytest.mark.parametrize("damage", ["json", "tensors", "missing"])
     def test_damage_is_noticed(self, damage: str, tiny_network: nn.Module, examples: Examples, tmp_path: Path) -> None:
-        train(tiny_network, coarse(tiny_network), examples, place=Workplace(tmp_path, "id"))
+        train(tiny_network, coarse(tiny_network), examples, place=CheckpointDir(tmp_path, "id"))
         tensors = next(tmp_path.glob("*.safetensors"))
         if damage == "json":
             (tmp_path / CHECKPOINT_FILE).write_text("{")
@@ -277,7 +277,7 @@ class TestResume:
             read_checkpoint(tmp_path, "id")
 
     def test_a_newer_format_is_refused(self, tiny_network: nn.Module, examples: Examples, tmp_path: Path) -> None:
-        train(tiny_network, coarse(tiny_network), examples, place=Workplace(tmp_path, "id"))
+        train(tiny_network, coarse(tiny_network), examples, place=CheckpointDir(tmp_path, "id"))
         path = tmp_path / CHECKPOINT_FILE
         path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
         with pytest.raises(DataError, match="has format version 2, and this dfq-plugins reads up to 1"):
@@ -311,7 +311,7 @@ class TestBadInput:
             r"student was put back to its state after step 12. Its checkpoint is in .*Lower learning_rate"
         )
         with pytest.raises(DivergedError, match=told):
-            train(tiny_network, student, examples, place=Workplace(tmp_path, "id"))
+            train(tiny_network, student, examples, place=CheckpointDir(tmp_path, "id"))
         good = read_checkpoint(tmp_path, "id")
         assert good is not None
         assert good.step == 12
@@ -364,7 +364,7 @@ class TestBatches:
 
     def test_a_border_shifts_and_mirrors_over_what_lies_outside(self) -> None:
         image = torch.arange(1.0, 17.0).view(1, 1, 4, 4)
-        options = replace(OPTIONS, batch_size=1, border=2)
+        options = replace(OPTIONS, batch_size=1, padding=2)
         batches = TrainingBatches(Examples(image), options, None, (-9.0,))
         shown = {tuple(batches.batch(step).inputs.flatten().tolist()) for step in range(200)}
         padded = nn.functional.pad(image, (2, 2, 2, 2), value=-9.0)
@@ -440,6 +440,6 @@ def test_states_are_judged_at_the_temperature_of_the_training(tiny_network: nn.M
 def test_options_are_listed_with_help() -> None:
     from dfq_plugins.host.options import describe_options
 
-    rows = describe_options(DistillationOptions)
+    rows = describe_options(TrainingOptions)
     assert all(row.help for row in rows)
     assert re.fullmatch(r"frozen or reestimated or none", next(row.type for row in rows if row.name == "batch_norm"))

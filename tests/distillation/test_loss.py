@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812  the name that every torch user re
 from torch import Tensor, nn
 
 import dfq_plugins
-from dfq_plugins.distillation import DistillationLoss, DistillationOptions
-from dfq_plugins.distillation.taps import FeatureTaps, Tap, resolve_taps, stages_alike
+from dfq_plugins.distillation import DistillationLoss, TrainingOptions
+from dfq_plugins.distillation.feature_hooks import FeatureHooks, FeaturePair, resolve_feature_layers, stages_alike
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.network.probe import block_ends, record_calls
 from dfq_plugins.types import InputSpec, Recipe
@@ -91,10 +91,10 @@ def test_what_enters_a_module_is_the_same_in_every_framework(
     framework: str, tap: str, teacher: nn.Module, inputs: Tensor
 ) -> None:
     student = prepared_by(framework, teacher, inputs)
-    pairs = resolve_taps((tap,), teacher, student, inputs)
+    pairs = resolve_feature_layers((tap,), teacher, student, inputs)
     with (
-        FeatureTaps(teacher, [pair.teacher for pair in pairs]) as theirs,
-        FeatureTaps(student, [pair.student for pair in pairs]) as ours,
+        FeatureHooks(teacher, [pair.teacher for pair in pairs]) as theirs,
+        FeatureHooks(student, [pair.student for pair in pairs]) as ours,
         torch.no_grad(),
     ):
         teacher(inputs)
@@ -111,19 +111,19 @@ def test_block_ends_are_before_each_downsampling(teacher: nn.Module, inputs: Ten
 
 def test_a_dissolved_block_is_found_by_what_it_reads(teacher: nn.Module, inputs: Tensor) -> None:
     student = prepared_by("torch-ao", teacher, inputs)
-    assert resolve_taps(("stage2",), teacher, student, inputs) == (Tap("stage2", "stage2.conv1"),)
+    assert resolve_feature_layers(("stage2",), teacher, student, inputs) == (FeaturePair("stage2", "stage2.conv1"),)
 
 
 def test_a_merged_tap_is_refused(teacher: nn.Module, inputs: Tensor) -> None:
     student = prepared_by("brevitas", teacher, inputs)
     told = r"The tap 'stage1.bn1' is gone from the quantized network: the framework merged it .* 'conv', 'stage1.conv1'"
     with pytest.raises(ModelError, match=told):
-        resolve_taps(("stage1.bn1",), teacher, student, inputs)
+        resolve_feature_layers(("stage1.bn1",), teacher, student, inputs)
 
 
 def test_an_unknown_tap_names_the_nearest(teacher: nn.Module, inputs: Tensor) -> None:
     with pytest.raises(UsageError, match=r"none named 'stage3.conv1'. Did you mean 'stage2.conv1'\?.*or block-ends"):
-        resolve_taps(("stage3.conv1",), teacher, teacher, inputs)
+        resolve_feature_layers(("stage3.conv1",), teacher, teacher, inputs)
 
 
 def test_a_tap_of_another_shape(teacher: nn.Module, inputs: Tensor) -> None:
@@ -133,7 +133,7 @@ def test_a_tap_of_another_shape(teacher: nn.Module, inputs: Tensor) -> None:
     student.stage1.shortcut = nn.Conv2d(4, 4, 1, 2)
     told = r"The tap 'stage2.conv1' reads a tensor of shape \(16, 4, 8, 8\) in the teacher and \(16, 4, 4, 4\) in the"
     with pytest.raises(ModelError, match=told):
-        resolve_taps(("stage2.conv1",), teacher, student, inputs)
+        resolve_feature_layers(("stage2.conv1",), teacher, student, inputs)
 
 
 def test_stages_are_alike_by_their_places(teacher: nn.Module, inputs: Tensor) -> None:
@@ -154,7 +154,7 @@ def test_blocks_in_other_places_are_not_compared(inputs: Tensor) -> None:
 def test_a_network_without_stages_asks_for_taps(inputs: Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
     with pytest.raises(UsageError, match=r"no module of the network downsamples. Name modules in the option taps"):
-        resolve_taps(("block-ends",), network, network, inputs)
+        resolve_feature_layers(("block-ends",), network, network, inputs)
 
 
 class TestDropIn:
@@ -198,7 +198,7 @@ class TestDropIn:
 
     def test_the_public_names(self) -> None:
         assert dfq_plugins.DistillationLoss is DistillationLoss
-        assert dfq_plugins.DistillationOptions is DistillationOptions
+        assert dfq_plugins.TrainingOptions is TrainingOptions
 
     def test_an_optimizer_over_the_loss_does_not_find_the_teacher(self, teacher: nn.Module) -> None:
         loss = DistillationLoss(teacher)
@@ -246,7 +246,7 @@ class TestDropIn:
 
 
 def test_options_may_be_a_record(teacher: nn.Module, inputs: Tensor) -> None:
-    record = DistillationOptions(kl_weight=0.0, logit_weight=1.0, teacher_precision="bfloat16")
+    record = TrainingOptions(kl_weight=0.0, logit_weight=1.0, teacher_precision="bfloat16")
     found: Callable[..., Tensor] = DistillationLoss(teacher, record)
     assert found(teacher(inputs), inputs).item() < 1e-2  # the teacher's bfloat16 alone
 
@@ -255,6 +255,6 @@ def test_the_mean_over_elements_is_that_over_samples_divided_by_the_classes(teac
     inputs, outputs = torch.randn(6, 3, 8, 8), torch.randn(6, 4)
     weights: dict[str, object] = {"kl_weight": 1.0, "symmetrized_kl_weight": 0.5, "teacher_precision": "float32"}
     per_sample, per_element = (
-        DistillationLoss(teacher, {**weights, "kl_mean": mean})(outputs, inputs) for mean in ("batch", "elements")
+        DistillationLoss(teacher, {**weights, "kl_reduction": mean})(outputs, inputs) for mean in ("batchmean", "mean")
     )
     assert per_element.item() == pytest.approx(per_sample.item() / 4, rel=1e-5)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.distillation.lesson import DataOriginWarning
-from dfq_plugins.distillation.options import StudentTraining
-from dfq_plugins.distillation.run import DistillingRun, LargerStudentWarning, distill
+from dfq_plugins.distillation.options import DistillOptions
+from dfq_plugins.distillation.run import DistillRun, LargerStudentWarning, distill
 from dfq_plugins.distillation.state import capture
+from dfq_plugins.distillation.task import DataOriginWarning
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.network.load import load_network
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.types import InputSpec, ProgressEvent
 
-QUICK = {"steps": 60, "batch_size": 16, "evaluations": 3, "learning_rate": 0.02, "teacher_precision": "float32"}
+QUICK = {"steps": 60, "batch_size": 16, "num_evaluations": 3, "learning_rate": 0.02, "teacher_precision": "float32"}
 
 
 def student(width: int = 6, classes: int = 4) -> nn.Module:
@@ -57,10 +57,10 @@ def inputs() -> torch.Tensor:
 @pytest.fixture
 def run(
     registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor
-) -> Callable[..., DistillingRun]:
+) -> Callable[..., DistillRun]:
     """Distil the tiny network into a smaller one in a few steps, where nothing else is given."""
 
-    def distilled(model: nn.Module | None = None, data: Any = inputs, **settings: Any) -> DistillingRun:
+    def distilled(model: nn.Module | None = None, data: Any = inputs, **settings: Any) -> DistillRun:
         settings["training"] = {**QUICK, **settings.pop("training", {})}
         settings = {"spec": tiny_spec, "registry": registry, **settings}
         return distill(settings.pop("teacher", tiny_network), student() if model is None else model, data, **settings)
@@ -68,7 +68,7 @@ def run(
     return distilled
 
 
-def test_it_learns_and_tells_everything(run: Callable[..., DistillingRun], tmp_path: Path) -> None:
+def test_it_learns_and_tells_everything(run: Callable[..., DistillRun], tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
     result = run(output=tmp_path / "out", factory="nets.py:student", listeners=[events.append])
     assert result.history[-1].held_out_loss < 0.7 * result.history[0].held_out_loss
@@ -76,7 +76,7 @@ def test_it_learns_and_tells_everything(run: Callable[..., DistillingRun], tmp_p
     assert [point.step for point in result.history] == [0, 20, 40, 60]
     assert {event.stage for event in events} == {"distill"}
     assert result.student_cost.parameters == 208 < result.teacher_cost.parameters
-    assert result.student_cost.multiply_adds == 6 * 27 * 9 + 24
+    assert result.student_cost.macs == 6 * 27 * 9 + 24
     assert (result.training.batch_norm, result.training.learning_rate_unit) == ("reestimated", "absolute")
     record = json.loads((tmp_path / "out" / "network.json").read_text())
     assert record["settings"]["steps"] == 60
@@ -88,7 +88,7 @@ def test_it_learns_and_tells_everything(run: Callable[..., DistillingRun], tmp_p
     assert torch.equal(found(probe), result.model(probe))
 
 
-def test_networks_and_process_stay_as_they_were(run: Callable[..., DistillingRun], tiny_network: nn.Module) -> None:
+def test_networks_and_process_stay_as_they_were(run: Callable[..., DistillRun], tiny_network: nn.Module) -> None:
     given = student().train()
     before, random = [capture(network) for network in (tiny_network, given)], torch.random.get_rng_state()
     run(given)
@@ -98,7 +98,7 @@ def test_networks_and_process_stay_as_they_were(run: Callable[..., DistillingRun
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-def test_frozen_parameters_stay_frozen(run: Callable[..., DistillingRun]) -> None:
+def test_frozen_parameters_stay_frozen(run: Callable[..., DistillRun]) -> None:
     given = student()
     given[0].weight.requires_grad_(requires_grad=False)  # type: ignore[index, operator, union-attr]
     result = run(given)
@@ -107,7 +107,7 @@ def test_frozen_parameters_stay_frozen(run: Callable[..., DistillingRun]) -> Non
         run(given.requires_grad_(requires_grad=False))
 
 
-def test_a_run_that_was_interrupted_goes_on(run: Callable[..., DistillingRun], tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_goes_on(run: Callable[..., DistillRun], tmp_path: Path) -> None:
     whole = run()
 
     def interrupt(event: ProgressEvent) -> None:
@@ -123,18 +123,18 @@ def test_a_run_that_was_interrupted_goes_on(run: Callable[..., DistillingRun], t
 
 
 class TestInputs:
-    def test_a_generator_by_its_name(self, run: Callable[..., DistillingRun], tmp_path: Path) -> None:
+    def test_a_generator_by_its_name(self, run: Callable[..., DistillRun], tmp_path: Path) -> None:
         result = run(data=None, generator="noise", num_samples=40, work=tmp_path)
         assert result.held_out == 4
         assert (tmp_path / "inputs" / "manifest.json").is_file()
         assert run(data=None, generator="noise", num_samples=40, work=tmp_path).history == result.history
 
-    def test_a_generator_that_learns(self, run: Callable[..., DistillingRun]) -> None:
+    def test_a_generator_that_learns(self, run: Callable[..., DistillRun]) -> None:
         result = run(generator="seeker")
         assert result.history[-1].held_out_loss < result.history[0].held_out_loss
 
     def test_a_generator_that_learns_needs_no_data(
-        self, run: Callable[..., DistillingRun], monkeypatch: pytest.MonkeyPatch
+        self, run: Callable[..., DistillRun], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from dfq_plugins.distillation import inputs as lesson_inputs
 
@@ -143,7 +143,7 @@ class TestInputs:
         assert run(data=None, generator="seeker", training={"steps": 4}).held_out == 3
 
     def test_data_of_another_model(
-        self, run: Callable[..., DistillingRun], registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
+        self, run: Callable[..., DistillRun], registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
     ) -> None:
         data = synthesize(tiny_network, tiny_spec, generator="noise", num_samples=40, registry=registry)
         assert run(data=data, spec=None, strict=True).held_out == 4
@@ -154,24 +154,24 @@ class TestInputs:
         with pytest.raises(DataError, match="was made from another model"):
             run(data=data, spec=None, strict=True)
 
-    def test_neither(self, run: Callable[..., DistillingRun]) -> None:
+    def test_neither(self, run: Callable[..., DistillRun]) -> None:
         with pytest.raises(UsageError, match="A student learns on inputs: give data, or the name of a generator"):
             run(data=None)
 
 
-def test_a_student_larger_than_its_teacher(run: Callable[..., DistillingRun]) -> None:
+def test_a_student_larger_than_its_teacher(run: Callable[..., DistillRun]) -> None:
     with pytest.warns(
         LargerStudentWarning, match=r"1,704 parameters against \d+\. It can learn no more than the teacher"
     ):
         run(student(50), training={"steps": 1})
 
 
-def test_another_number_of_classes(run: Callable[..., DistillingRun]) -> None:
+def test_another_number_of_classes(run: Callable[..., DistillRun]) -> None:
     with pytest.raises(ModelError, match=r"got \(4,\) values a sample from the teacher and \(3,\) from the student"):
         run(student(classes=3))
 
 
-def test_a_ticket_is_trained_from_its_first_weights(run: Callable[..., DistillingRun], tiny_network: nn.Module) -> None:
+def test_a_ticket_is_trained_from_its_first_weights(run: Callable[..., DistillRun], tiny_network: nn.Module) -> None:
     ticket = Ticket.find(student(), student(), 0.5)
     result = run(student(), ticket=ticket)
     for name, mask in ticket.masks.items():
@@ -181,11 +181,11 @@ def test_a_ticket_is_trained_from_its_first_weights(run: Callable[..., Distillin
         run(tiny_network, ticket=ticket)
 
 
-def test_a_limit_of_time_ends_it(run: Callable[..., DistillingRun]) -> None:
-    result = run(training={"steps": 1_000_000, "max_seconds": 0.5, "evaluations": 2})
+def test_a_limit_of_time_ends_it(run: Callable[..., DistillRun]) -> None:
+    result = run(training={"steps": 1_000_000, "max_seconds": 0.5, "num_evaluations": 2})
     assert result.history[-1].step < 1_000_000
 
 
 def test_the_defaults_differ_from_those_of_finetuning() -> None:
-    settings = StudentTraining()
+    settings = DistillOptions()
     assert (settings.batch_norm, settings.learning_rate_unit, settings.steps) == ("reestimated", "absolute", 5000)

@@ -46,7 +46,7 @@ def test_each_makes_its_part_and_resumes_by_itself() -> None:
 
 
 def test_labels_need_both_parts_and_answers_are_asked_anew() -> None:
-    labelled = Examples(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.zeros(2, 4))
-    assert joined(labelled, labelled).labels is not None
-    assert joined(labelled, Examples(torch.ones(1, 3))).labels is None
-    assert joined(labelled, labelled).answers is None
+    labeled = Examples(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), torch.zeros(2, 4))
+    assert joined(labeled, labeled).labels is not None
+    assert joined(labeled, Examples(torch.ones(1, 3))).labels is None
+    assert joined(labeled, labeled).answers is None

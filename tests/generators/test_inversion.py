@@ -15,9 +15,9 @@ from torch import nn
 
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
 from dfq_plugins.generators.inversion import SMALLEST_BATCH, BatchNormGenerator, balanced_labels, even_split
-from dfq_plugins.generators.noise import Noise, coloured, draw_noise
+from dfq_plugins.generators.noise import Noise, colored, draw_noise
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.generators.start import colour_candidates, fitted_noise, scale_candidates
+from dfq_plugins.generators.start import color_candidates, fitted_noise, scale_candidates
 from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.statistics.augmentation import Augmentation, augment
@@ -28,7 +28,7 @@ from dfq_plugins.synthesis.compile_choice import compile_pays, step_work
 from dfq_plugins.synthesis.loop import learning_rate_at, optimize_inputs
 from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.synthesis.options import InversionOptions
-from dfq_plugins.synthesis.pace import Pace
+from dfq_plugins.synthesis.schedule import StepSchedule
 from dfq_plugins.types import Batch, InputSpec, ProgressEvent
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 NAMES = ("gaussian", "inception", "bns", "bns+inception")
 CONDITIONAL = ("inception", "bns+inception")
-OPTIMISING = ("inception", "bns", "bns+inception")
+OPTIMIZING = ("inception", "bns", "bns+inception")
 QUICK = {"iterations": 3, "precision": "float32"}
 SPEC = InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), num_classes=4)
 
@@ -285,7 +285,7 @@ def test_class_terms_refuse_a_network_that_is_no_classifier(registry: Registry, 
 
 
 def test_an_objective_without_any_term_is_refused(registry: Registry, network: nn.Module) -> None:
-    message = "All weights of the objective are 0, so nothing is optimised. Set batch_norm_weight to 1."
+    message = "All weights of the objective are 0, so nothing is optimized. Set batch_norm_weight to 1."
     with pytest.raises(UsageError, match=message):
         make(registry, "bns", network, 5, batch_norm_weight=0)
 
@@ -339,19 +339,19 @@ def test_pools_of_equal_batches_are_the_moments_of_their_union(network: nn.Modul
     torch.testing.assert_close(together, whole, rtol=1e-4, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------ unknown normalisation
+# ------------------------------------------------------------------------------------ unknown normalization
 
 
 @pytest.mark.parametrize("value_range", [None, (-120.0, 136.0), (0.0, 400.0)])
-def test_inputs_of_unknown_normalisation_start_at_the_right_scale(
+def test_inputs_of_unknown_normalization_start_at_the_right_scale(
     registry: Registry, value_range: tuple[float, float] | None
 ) -> None:
     """Features of a scale far from 1, as of an audio front end: only the network's statistics tell."""
-    centre = 0.0 if value_range is None else (100.0 if value_range[0] == 0 else 20.0)
+    center = 0.0 if value_range is None else (100.0 if value_range[0] == 0 else 20.0)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = nn.Sequential(nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(84, 3))
-        features = torch.randn(128, 2, 16) * 30 + centre
+        features = torch.randn(128, 2, 16) * 30 + center
         with torch.no_grad():
             for _ in range(80):
                 model(features)
@@ -359,7 +359,7 @@ def test_inputs_of_unknown_normalisation_start_at_the_right_scale(
     spec = InputSpec((2, 16), value_range=value_range, num_classes=3)
     objective = InversionObjective(network, spec, InversionOptions(precision="float32"))
     found = fitted_noise(objective, spec)
-    assert found.centre == pytest.approx(centre, abs=25)
+    assert found.center == pytest.approx(center, abs=25)
     assert 15 <= found.scale <= 60
     batches = make(registry, "bns", network, 32, spec=spec, iterations=30)
     assert mean_divergence(network, batches, spec) < 0.05
@@ -370,15 +370,15 @@ def test_zero_is_a_candidate_wherever_it_is_a_valid_input() -> None:
     outside = scale_candidates(InputSpec((1, 8), value_range=(100.0, 300.0)), Noise(exponent=1.0))
     assert Noise(0.0, 64.0) in inside
     assert len(inside) == 48
-    assert all(100 < noise.centre < 300 and noise.exponent == 1 for noise in outside)
+    assert all(100 < noise.center < 300 and noise.exponent == 1 for noise in outside)
     assert len(outside) == 42
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 16), (2, 9, 4), (1, 4, 5, 3)])
 @pytest.mark.parametrize("exponent", [0.5, 2.0])
-def test_coloured_noise_keeps_its_variance_and_favours_slow_waves(shape: tuple[int, ...], exponent: float) -> None:
+def test_colored_noise_keeps_its_variance_and_favors_slow_waves(shape: tuple[int, ...], exponent: float) -> None:
     white = torch.randn(4096, *shape, generator=torch.Generator().manual_seed(0))
-    shaped = coloured(white, exponent)
+    shaped = colored(white, exponent)
     assert shaped.shape == white.shape
     assert float(shaped.var()) == pytest.approx(1, abs=0.05)
     for axis in range(2, white.ndim):
@@ -392,7 +392,7 @@ def test_channels_are_as_correlated_as_asked() -> None:
     assert torch.allclose(found, torch.full((3, 3), 0.9) + 0.1 * torch.eye(3), atol=0.02)
 
 
-def test_the_start_has_the_colour_of_the_training_data(registry: Registry) -> None:
+def test_the_start_has_the_color_of_the_training_data(registry: Registry) -> None:
     """A network trained on smooth images is fitted with smooth noise, and then converges from nearer."""
     spec = InputSpec((3, 16, 16), (0.5,) * 3, (0.2,) * 3, num_classes=4)
     smooth = draw_noise(spec, 128, Noise(exponent=2.0, correlation=0.9), torch.Generator().manual_seed(3), CPU)
@@ -407,7 +407,7 @@ def test_the_start_has_the_colour_of_the_training_data(registry: Registry) -> No
         for start in ("fitted", "white")
     )
     assert fitted < 0.5 * white
-    assert len(colour_candidates(InputSpec((1, 8)), Noise())) == 5
+    assert len(color_candidates(InputSpec((1, 8)), Noise())) == 5
 
 
 def settled(inputs: torch.Tensor) -> nn.Module:
@@ -573,7 +573,7 @@ class Steady:
         return torch.zeros(2, 0)
 
 
-def optimise(good_calls: int, iterations: int, scale: float = 1.0) -> Tensor:
+def optimize(good_calls: int, iterations: int, scale: float = 1.0) -> Tensor:
     batch = torch.zeros(4, 1, 2)
     objective: Any = Steady(good_calls)
     optimize_inputs(
@@ -605,13 +605,13 @@ def test_a_run_that_diverges_stops_with_the_last_good_inputs(monkeypatch: pytest
         r"weights of the priors, or choose precision=float32."
     )
     with pytest.raises(DivergedError, match=message):
-        optimise(good_calls=8, iterations=30)
-    assert torch.equal(kept[0].detach(), optimise(good_calls=100, iterations=6))
+        optimize(good_calls=8, iterations=30)
+    assert torch.equal(kept[0].detach(), optimize(good_calls=100, iterations=6))
     assert kept[0].detach().abs().min() > 0
 
 
 def test_the_learning_rate_is_in_units_of_the_input() -> None:
-    small, large = (optimise(good_calls=100, iterations=6, scale=scale) for scale in (1.0, 50.0))
+    small, large = (optimize(good_calls=100, iterations=6, scale=scale) for scale in (1.0, 50.0))
     torch.testing.assert_close(small, torch.full_like(small, -6 * 0.25))
     torch.testing.assert_close(large, 50 * small)
 
@@ -625,7 +625,7 @@ def test_a_learning_rate_beyond_all_bounds_is_reported(registry: Registry, netwo
 def test_a_loss_that_no_longer_falls_ends_the_run(plateau: float, expected: int) -> None:
     batch, events = torch.zeros(4, 1, 2), []
     objective: Any = Steady(good_calls=100)
-    pace = Pace(60)
+    pace = StepSchedule(60)
     options = InversionOptions(iterations=60, plateau=plateau)
     arguments = ([batch], [torch.zeros(4)], objective, InputSpec((1, 2)), options, torch.Generator(), events.append)
     optimize_inputs(*arguments, scale=1.0, pace=pace)
@@ -642,7 +642,7 @@ def test_the_learning_rate_falls_along_a_half_cosine() -> None:
     assert learning_rate_at(0.99, BatchNormOptions(learning_rate=2.0, schedule="constant")) == 2.0
 
 
-def test_few_samples_are_optimised_at_a_size_that_has_statistics(
+def test_few_samples_are_optimized_at_a_size_that_has_statistics(
     registry: Registry, network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
@@ -668,11 +668,11 @@ def test_inputs_fit_the_network_as_training_showed_its_images() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None)).train()
-        model(augment(images, Augmentation(flip=True, border=2), torch.Generator().manual_seed(5), spec.bounds[0]))
+        model(augment(images, Augmentation(flip=True, padding=2), torch.Generator().manual_seed(5), spec.bounds[0]))
     model.eval()
     spreads = {}
     for border in (0, None):
-        options = BatchNormOptions(iterations=60, precision="float32", compile="never", border=border)
+        options = BatchNormOptions(iterations=60, precision="float32", compile="never", padding=border)
         generator = BatchNormGenerator(options)
         rng = torch.Generator().manual_seed(0)
         made = generator.generate(model, spec, num_samples=64, batch_size=64, rng=rng, report=lambda _event: None)

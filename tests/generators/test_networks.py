@@ -16,9 +16,9 @@ import dfq_plugins
 from dfq_plugins.cli import cli
 from dfq_plugins.distillation import terms
 from dfq_plugins.distillation.batches import Examples
-from dfq_plugins.distillation.loop import Student, distill
+from dfq_plugins.distillation.loop import Student, train_student
 from dfq_plugins.distillation.loss import DistillationLoss
-from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.distillation.sources import GeneratorSource
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import DataError, DivergedError, ModelError, UsageError
@@ -29,7 +29,7 @@ from dfq_plugins.generators.options import AdversarialOptions, GdfqOptions
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.quantization.finetune import FinetuningRun, finetune
+from dfq_plugins.quantization.finetune import FinetuneRun, finetune
 from dfq_plugins.types import InputSpec, Recipe
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import ProgressEvent
 
 SMALL = {"width": 8, "latent": 10, "precision": "float32"}
-TRAINING = {"steps": 12, "batch_size": 16, "evaluations": 3, "teacher_precision": "float32"}
+TRAINING = {"steps": 12, "batch_size": 16, "num_evaluations": 3, "teacher_precision": "float32"}
 PAPER = InputSpec((3, 32, 32), (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), 10)
 
 
@@ -120,11 +120,11 @@ class TestPreset:
     def test_it_holds_the_papers_values(self) -> None:
         options = parse_options(AdversarialOptions, {"preset": "zhu2020"})
         assert (options.output, options.learning_rate, options.student_steps) == ("batch-norm", 0.001, 10)
-        assert (options.attention_weight, options.kl_mean, options.batch_norm_weight) == (250.0, "elements", 0.0)
-        training = parse_options(DistillationOptions, {"preset": "zhu2020", "steps": "50"})
+        assert (options.attention_weight, options.kl_reduction, options.batch_norm_weight) == (250.0, "mean", 0.0)
+        training = parse_options(TrainingOptions, {"preset": "zhu2020", "steps": "50"})
         assert (training.learning_rate, training.learning_rate_unit) == (0.002, "absolute")
         assert (training.steps, training.batch_size, training.gradient_clip) == (50, 128, 5.0)
-        assert (training.attention_weight, training.kl_mean, training.temperature) == (250.0, "elements", 1.0)
+        assert (training.attention_weight, training.kl_reduction, training.temperature) == (250.0, "mean", 1.0)
 
     def test_what_is_given_beside_it_wins_also_where_it_is_the_default(self) -> None:
         options = parse_options(AdversarialOptions, {"preset": "zhu2020", "output": "bounded"})
@@ -283,14 +283,14 @@ class TestAdversarial:
             def loss(self, *given: Any) -> torch.Tensor:
                 return super().loss(*given) * (math.nan if self._learned else 1.0)
 
-        options = DistillationOptions(**{**TRAINING, "evaluations": 1})  # type: ignore[arg-type]
+        options = TrainingOptions(**{**TRAINING, "num_evaluations": 1})  # type: ignore[arg-type]
         student = coarse(tiny_network)
         made = Broken(AdversarialOptions(**SMALL, warm_up=0, student_steps=5))
         source = GeneratorSource(made, frozen_copy(tiny_network), tiny_spec, options)
         loss, held_out = DistillationLoss(tiny_network, options), Examples(tiny_batches[0])
         before = capture(student)
         with pytest.raises(DivergedError, match="The generator diverged: its loss was nan at its step 2"):
-            distill(Student(student), loss, source, held_out, options)
+            train_student(Student(student), loss, source, held_out, options)
         assert same(capture(student), before)
 
 
@@ -354,10 +354,8 @@ class TestGdfq:
 
 
 @pytest.fixture
-def tune(
-    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
-) -> Callable[..., FinetuningRun]:
-    def tuned(generator: str, calibrator: str = "brevitas", **settings: Any) -> FinetuningRun:
+def tune(tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]) -> Callable[..., FinetuneRun]:
+    def tuned(generator: str, calibrator: str = "brevitas", **settings: Any) -> FinetuneRun:
         options = {**SMALL, "warm_up": 3, "student_steps": 1 if generator == "gdfq" else 4}
         settings["training"] = {**TRAINING, **settings.pop("training", {})}
         given: dict[str, Any] = {"recipe": "w4a4", "spec": tiny_spec, "generator_options": options, **settings}
@@ -368,8 +366,8 @@ def tune(
 
 @pytest.mark.parametrize("generator", ["adversarial", "gdfq"])
 class TestFinetuning:
-    def test_a_run_resumes_exactly(self, generator: str, tune: Callable[..., FinetuningRun], tmp_path: Path) -> None:
-        training = {"mixup": 0.5, "border": 1}
+    def test_a_run_resumes_exactly(self, generator: str, tune: Callable[..., FinetuneRun], tmp_path: Path) -> None:
+        training = {"mixup": 0.5, "padding": 1}
         whole = tune(generator, training=training)
 
         def interrupt(event: ProgressEvent) -> None:
@@ -383,7 +381,7 @@ class TestFinetuning:
         assert [point.held_out_loss for point in resumed.history] == [point.held_out_loss for point in whole.history]
 
     def test_the_warm_up_is_reported_once(
-        self, generator: str, tune: Callable[..., FinetuningRun], tmp_path: Path
+        self, generator: str, tune: Callable[..., FinetuneRun], tmp_path: Path
     ) -> None:
         events: list[ProgressEvent] = []
         for _ in range(2):  # the second time everything is there already
@@ -392,7 +390,7 @@ class TestFinetuning:
         assert told == [(1, 3), (2, 3), (3, 3)]
 
     def test_its_settings_are_part_of_the_run(
-        self, generator: str, tune: Callable[..., FinetuningRun], tmp_path: Path
+        self, generator: str, tune: Callable[..., FinetuneRun], tmp_path: Path
     ) -> None:
         tune(generator, work=tmp_path)
         tune(generator, work=tmp_path, generator_options={**SMALL, "width": "8", "warm_up": 3, "student_steps": 4} | (
@@ -402,7 +400,7 @@ class TestFinetuning:
             tune(generator, work=tmp_path, generator_options={**SMALL, "width": 9})
 
     def test_the_model_stays_as_it_was(
-        self, generator: str, tune: Callable[..., FinetuningRun], tiny_network: nn.Module
+        self, generator: str, tune: Callable[..., FinetuneRun], tiny_network: nn.Module
     ) -> None:
         before, random = capture(tiny_network), torch.get_rng_state()
         tune(generator, "torch-ao", recipe="w8a8")

@@ -11,7 +11,7 @@ import pytest
 
 from dfq_plugins.errors import PluginError
 from dfq_plugins.host import loading
-from dfq_plugins.host.loading import BrokenPlugin, Origin, PluginWarning
+from dfq_plugins.host.loading import BrokenPlugin, PluginSource, PluginWarning
 from dfq_plugins.host.registry import Registry, attributed, attributed_iterator, build_registry, get_registry
 
 if TYPE_CHECKING:
@@ -374,4 +374,4 @@ def test_a_distribution_without_metadata_is_named_by_its_module(install: Install
 
 
 def test_a_broken_plugin_says_all_in_a_line() -> None:
-    assert str(BrokenPlugin(Origin("gan", "dfq-gan", "0.2"), "why")) == "plugin 'gan' of dfq-gan 0.2: why"
+    assert str(BrokenPlugin(PluginSource("gan", "dfq-gan", "0.2"), "why")) == "plugin 'gan' of dfq-gan 0.2: why"

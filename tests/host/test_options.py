@@ -15,7 +15,7 @@ from dfq_plugins.types import NoOptions
 
 @dataclass(frozen=True)
 class Options:
-    iterations: Annotated[int, Gt(0)] = field(default=300, metadata={"help": "steps of the optimiser"})
+    iterations: Annotated[int, Gt(0)] = field(default=300, metadata={"help": "steps of the optimizer"})
     learning_rate: Annotated[float, Gt(0), Lt(10)] = 0.25
     compile: bool | None = None
     divergence: Literal["kl", "l2"] = "kl"
@@ -120,7 +120,7 @@ def test_rules_between_options_keep_their_own_message() -> None:
 
 def test_descriptions_say_name_type_default_and_help() -> None:
     rows = {row.name: row for row in describe_options(Options)}
-    assert rows["iterations"] == OptionRow("iterations", "int > 0", "300", "steps of the optimiser")
+    assert rows["iterations"] == OptionRow("iterations", "int > 0", "300", "steps of the optimizer")
     assert {name: (row.type, row.default) for name, row in rows.items() if name != "iterations"} == {
         "learning_rate": ("float > 0 and < 10", "0.25"),
         "compile": ("bool or none", "none"),

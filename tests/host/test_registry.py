@@ -27,7 +27,7 @@ EVENT = ProgressEvent("synthesize", 1, 4, {"loss": 0.5})
 
 @dataclass(frozen=True)
 class GanOptions:
-    steps: Annotated[int, Gt(0)] = field(default=10, metadata={"help": "optimisation steps"})
+    steps: Annotated[int, Gt(0)] = field(default=10, metadata={"help": "optimization steps"})
 
 
 @dataclass(frozen=True)

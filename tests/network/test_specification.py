@@ -182,7 +182,7 @@ def test_a_size_that_cannot_be_known_is_asked_for(network: Callable[[], nn.Modul
         infer_shape(network().eval())
 
 
-class Recogniser:
+class Recognizer:
     """Stands for a registry whose plugins know every model."""
 
     def __init__(self, spec: InputSpec) -> None:
@@ -208,19 +208,19 @@ KNOWN = InputSpec((3, 24, 24), (0.4,) * 3, (0.2,) * 3, (0.0, 1.0))
     ],
 )
 def test_a_plugin_that_knows_the_model_fills_in_what_is_not_given(given: dict[str, Any], expected: InputSpec) -> None:
-    registry: Any = Recogniser(KNOWN)
+    registry: Any = Recognizer(KNOWN)
     assert complete_spec(convolutional(), **given, registry=registry) == expected
 
 
 def test_what_a_plugin_says_of_other_channels_is_not_taken_over() -> None:
-    registry: Any = Recogniser(KNOWN)
+    registry: Any = Recognizer(KNOWN)
     assert complete_spec(convolutional(channels=1), shape=(1, 8, 8), registry=registry) == InputSpec(
         (1, 8, 8), num_classes=5
     )
 
 
-def test_half_a_normalisation_is_not_silently_completed() -> None:
-    registry: Any = Recogniser(KNOWN)
+def test_half_a_normalization_is_not_silently_completed() -> None:
+    registry: Any = Recognizer(KNOWN)
     for given in ({"mean": (0.1,) * 3}, {"std": (0.1,) * 3}):
         with pytest.raises(UsageError, match="mean and std go together: give both or neither"):
             complete_spec(convolutional(), **given, registry=registry)  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def build(name: str, **settings: Any) -> nn.Module:
     ],
 )
 @pytest.mark.parametrize("classes", [1000, 10])
-def test_size_and_normalisation_of_published_models(name: str, side: int, classes: int) -> None:
+def test_size_and_normalization_of_published_models(name: str, side: int, classes: int) -> None:
     assert dfq_infer_input_spec(build(name, num_classes=classes)) == InputSpec((3, side, side), MEAN, STD, (0.0, 1.0))
 
 
@@ -46,7 +46,7 @@ def test_inception_takes_299_pixels() -> None:
     assert spec.shape == (3, 299, 299)
 
 
-def test_a_preset_with_a_normalisation_of_its_own() -> None:
+def test_a_preset_with_a_normalization_of_its_own() -> None:
     spec = dfq_infer_input_spec(build("efficientnet_v2_l"))
     assert spec == InputSpec((3, 480, 480), (0.5,) * 3, (0.5,) * 3, (0.0, 1.0))
 

@@ -48,7 +48,7 @@ def test_a_filter_that_always_gives_the_same_changes_nothing(network: nn.Module)
 
 
 def test_it_predicts_the_divergence_of_a_small_change(network: nn.Module) -> None:
-    """A filter moved a little towards its mean: the KL divergence grows as the square of the step times the change."""
+    """A filter moved a little toward its mean: the KL divergence grows as the square of the step times the change."""
     step, temperature = 0.02, 1.0
     network.double()
     inputs = torch.cat(BATCHES).double()
@@ -99,7 +99,7 @@ def test_what_nothing_reads_goes_first(
         tiny_network.linear.weight[:, 0] = 0.0
     (group,) = find_groups(tiny_network, BATCHES[0][:2]).usable
     assert group.name == "stem"
-    settings = {"steps": 1, "batch_size": 8, "evaluations": 1, "learning_rate": 0.0}
+    settings = {"steps": 1, "batch_size": 8, "num_evaluations": 1, "learning_rate": 0.0}
     options = {"importance": importance, "sparsity_steps": 0}
-    run = prune(tiny_network, BATCHES[0], multiply_adds=0.9, spec=tiny_spec, options=options, training=settings)
+    run = prune(tiny_network, BATCHES[0], macs=0.9, spec=tiny_spec, options=options, training=settings)
     assert (run.model.norm1.weight.max() > 50) == stays

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.distillation.options import DistillationOptions
+from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import DataError, ModelError, PluginError, UsageError
 from dfq_plugins.network.cost import layer_multiply_adds, measure_cost
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.load import load_network
 from dfq_plugins.network.masks import bake, masks_of
-from dfq_plugins.pruning import PruningOptions, PruningRun, PruningTraining, Ticket, prune
+from dfq_plugins.pruning import PruneRun, PruneTrainingOptions, PruningOptions, Ticket, prune
 from dfq_plugins.pruning.graph import find_groups, remove_filters, same_answers, zero_filters
 from dfq_plugins.pruning.magnitude import prune_weights
-from dfq_plugins.pruning.recentring import batch_statistics, recentre
+from dfq_plugins.pruning.recentering import batch_statistics, recenter
 from dfq_plugins.pruning.scales import group_scales, map_widths, penalty_for, shared_scales
 from dfq_plugins.pruning.selection import remaining_multiply_adds, select_by_target, select_by_threshold
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.types import InputSpec, ProgressEvent
 
-QUICK = {"steps": 12, "batch_size": 16, "evaluations": 3, "teacher_precision": "float32"}
+QUICK = {"steps": 12, "batch_size": 16, "num_evaluations": 3, "teacher_precision": "float32"}
 SAMPLE = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(7))
 
 
@@ -42,10 +42,10 @@ def inputs() -> torch.Tensor:
 
 
 @pytest.fixture
-def run(tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor) -> Callable[..., PruningRun]:
+def run(tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor) -> Callable[..., PruneRun]:
     """Prune the tiny network on noise in a few steps, where nothing else is given."""
 
-    def pruned(model: nn.Module | None = None, data: Any = inputs, **settings: Any) -> PruningRun:
+    def pruned(model: nn.Module | None = None, data: Any = inputs, **settings: Any) -> PruneRun:
         settings["training"] = {**QUICK, **settings.pop("training", {})}
         settings["options"] = {"sparsity_steps": 6, **settings.pop("options", {})}
         settings = {"spec": tiny_spec, **settings}
@@ -153,11 +153,11 @@ class TestGroups:
         network = drawn(Branches())
         groups = find_groups(network, SAMPLE).usable
         assert {group.name for group in groups} == {"left.0", "right.0"}
-        costs = layer_multiply_adds(network, (3, 8, 8)) | {"": measure_cost(network, (3, 8, 8)).multiply_adds}
+        costs = layer_multiply_adds(network, (3, 8, 8)) | {"": measure_cost(network, (3, 8, 8)).macs}
         removed = {"left.0": [0, 1], "right.0": [5]}
         told = remaining_multiply_adds(groups, removed, costs)
         remove_filters(network, SAMPLE, groups, removed)
-        assert measure_cost(network, (3, 8, 8)).multiply_adds == round(told)
+        assert measure_cost(network, (3, 8, 8)).macs == round(told)
 
     @pytest.mark.parametrize(
         ("operation", "name"),
@@ -237,10 +237,10 @@ class TestTracing:
         groups = find_groups(drawn(Cut(shuffle)), SAMPLE)
         assert "Transpose" in dict(groups.left)["stem"]
 
-    def test_without_the_library(self, run: Callable[..., PruningRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_the_library(self, run: Callable[..., PruneRun], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "torch_pruning", None)
         with pytest.raises(PluginError, match=r'not installed. Run: pip install "dfq-plugins\[pruning\]"'):
-            run(multiply_adds=0.5)
+            run(macs=0.5)
 
 
 class TestScales:
@@ -295,10 +295,10 @@ class TestScales:
                 sum(float(scale[1].detach().abs()) / 8 for scale in scales.values())
             )
 
-    def test_the_penalty_shrinks_scales(self, run: Callable[..., PruningRun], tiny_network: nn.Module) -> None:
+    def test_the_penalty_shrinks_scales(self, run: Callable[..., PruneRun], tiny_network: nn.Module) -> None:
         whole = group_scales(tiny_network, find_groups(tiny_network, SAMPLE).usable)["stem"]
         options = {"sparsity_steps": 20, "scale_penalty": 100.0, "penalty_warm_up": 0.0, "press": "all"}
-        result = run(multiply_adds=0.99, options=options, training={"steps": 1, "learning_rate": 0.05, "warm_up": 0.0})
+        result = run(macs=0.99, options=options, training={"steps": 1, "learning_rate": 0.05, "warm_up": 0.0})
         assert float(result.model.norm1.weight.detach().abs().mean()) < 0.8 * float(whole.mean())  # type: ignore[union-attr, operator]
         assert [point.step for point in result.sparsity_history][-1] == 20
 
@@ -308,9 +308,7 @@ class TestSelection:
         self.network = drawn(Preactivated())
         self.groups = find_groups(self.network, SAMPLE).usable
         self.scales = {group.name: torch.linspace(0.0, 1.0, group.size) + 0.01 for group in self.groups}
-        self.costs = layer_multiply_adds(self.network, (3, 8, 8)) | {
-            "": measure_cost(self.network, (3, 8, 8)).multiply_adds
-        }
+        self.costs = layer_multiply_adds(self.network, (3, 8, 8)) | {"": measure_cost(self.network, (3, 8, 8)).macs}
 
     def test_by_threshold(self) -> None:
         removed = select_by_threshold(self.groups, self.scales, 0.25)
@@ -330,7 +328,7 @@ class TestSelection:
         removed = select_by_target(self.groups, self.scales, self.costs, target, 0.1)
         told = remaining_multiply_adds(self.groups, removed, self.costs)
         remove_filters(self.network, SAMPLE, self.groups, removed)
-        measured = measure_cost(self.network, (3, 8, 8)).multiply_adds
+        measured = measure_cost(self.network, (3, 8, 8)).macs
         assert measured == round(told)
         assert 0.75 * target < measured / self.costs[""] <= target
         largest_gone = max(float(self.scales[name][max(gone)]) for name, gone in removed.items() if gone)
@@ -339,13 +337,11 @@ class TestSelection:
             assert float(self.scales[group.name][kept[0]]) >= largest_gone or len(kept) == 1
 
     def test_a_target_that_empties_layers(self) -> None:
-        with pytest.raises(
-            UsageError, match=r"To leave 1% of the multiply-adds, layers would have to be emptied: .*'conv1'"
-        ):
+        with pytest.raises(UsageError, match=r"To leave 1% of the MACs, layers would have to be emptied: .*'conv1'"):
             select_by_target(self.groups, self.scales, self.costs, 0.01, 0.1)
 
 
-class TestRecentring:
+class TestRecentering:
     def test_statistics_agree_with_numpy(self, tiny_network: nn.Module) -> None:
         batch = torch.randn(32, 3, 8, 8)
         mean, variance = batch_statistics(tiny_network, [batch])["norm1"]
@@ -359,7 +355,7 @@ class TestRecentring:
         batches, removed = [torch.randn(64, 3, 8, 8)], {"conv1": [0, 2]}
         shorter = copy.deepcopy(network)
         remove_filters(shorter, SAMPLE, groups, removed)
-        recentre(shorter, network, groups, removed, batches)
+        recenter(shorter, network, groups, removed, batches)
         assert torch.allclose(shorter.norm1.running_mean, network.norm1.running_mean)  # type: ignore[arg-type, union-attr]
         kept = [1, 3, 4, 5]
         assert torch.allclose(shorter.norm2.running_var, network.norm2.running_var[kept])  # type: ignore[arg-type, index, union-attr]
@@ -369,25 +365,25 @@ class TestRecentring:
 
 
 class TestFilters:
-    def test_the_record_tells_everything(self, run: Callable[..., PruningRun], tmp_path: Path) -> None:
+    def test_the_record_tells_everything(self, run: Callable[..., PruneRun], tmp_path: Path) -> None:
         events: list[ProgressEvent] = []
-        result = run(multiply_adds=0.7, output=tmp_path / "out", listeners=[events.append])
+        result = run(macs=0.7, output=tmp_path / "out", listeners=[events.append])
         assert result.method == "filters"
-        assert result.after.multiply_adds <= 0.7 * result.before.multiply_adds
+        assert result.after.macs <= 0.7 * result.before.macs
         assert result.after.parameters < result.before.parameters
         (layer,) = result.layers
         assert (layer.name, layer.before) == ("stem", 8)
         assert result.model.stem.out_channels == layer.after < 8  # type: ignore[union-attr]
         assert result.left == (("linear", "its filters are the network's answers"),)
         assert [event.stage for event in events] == ["sparsify"] * 6 + ["finetune"] * 12
-        assert isinstance(result.training, PruningTraining)
+        assert isinstance(result.training, PruneTrainingOptions)
         assert (result.training.kl_weight, result.training.symmetrized_kl_weight) == (0.0, 1.0)
         assert not result.model.training
         assert result.held_out == 6
         assert result.files == (tmp_path / "out" / "network.json",)
 
     def test_it_comes_back(
-        self, run: Callable[..., PruningRun], tiny_network: nn.Module, inputs: torch.Tensor, tmp_path: Path
+        self, run: Callable[..., PruneRun], tiny_network: nn.Module, inputs: torch.Tensor, tmp_path: Path
     ) -> None:
         drawn(tiny_network)
         scales = group_scales(tiny_network, find_groups(tiny_network, SAMPLE).usable)["stem"]
@@ -397,32 +393,32 @@ class TestFilters:
         assert torch.equal(found(inputs), result.model(inputs))
         assert found.stem.out_channels < 8  # type: ignore[union-attr]
 
-    def test_it_goes_on_to_quantization(self, run: Callable[..., PruningRun], inputs: torch.Tensor) -> None:
+    def test_it_goes_on_to_quantization(self, run: Callable[..., PruneRun], inputs: torch.Tensor) -> None:
         from dfq_plugins.quantization.run import run_quantization
 
-        pruned = run(multiply_adds=0.6).model
+        pruned = run(macs=0.6).model
         quantized = run_quantization(pruned, inputs, calibrator="pytorch-quantization")
         assert quantized.model(inputs).shape == (60, 4)
 
-    def test_same_seed_same_network(self, run: Callable[..., PruningRun]) -> None:
-        first, again, other = (run(multiply_adds=0.7, training={"seed": seed}).model for seed in (0, 0, 1))
+    def test_same_seed_same_network(self, run: Callable[..., PruneRun]) -> None:
+        first, again, other = (run(macs=0.7, training={"seed": seed}).model for seed in (0, 0, 1))
         assert torch.equal(first.stem.weight, again.stem.weight)  # type: ignore[union-attr, arg-type]
         assert not torch.equal(first.stem.weight, other.stem.weight)  # type: ignore[union-attr, arg-type]
 
-    def test_model_and_process_stay_as_they_were(self, run: Callable[..., PruningRun], tiny_network: nn.Module) -> None:
+    def test_model_and_process_stay_as_they_were(self, run: Callable[..., PruneRun], tiny_network: nn.Module) -> None:
         tiny_network.train()
         before, random = capture(tiny_network), torch.random.get_rng_state()
-        for settings in ({"multiply_adds": 0.7}, {"sparsity": 0.5}):
+        for settings in ({"macs": 0.7}, {"sparsity": 0.5}):
             run(**settings)
             with pytest.raises(UsageError):
-                run(**{name: value / 1000 if name == "multiply_adds" else 0.9999 for name, value in settings.items()})
+                run(**{name: value / 1000 if name == "macs" else 0.9999 for name, value in settings.items()})
         assert tiny_network.training
         assert all(torch.equal(value, before[name]) for name, value in capture(tiny_network).items())
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny_network.modules())
         assert torch.equal(torch.random.get_rng_state(), random)
 
-    def test_a_run_that_was_interrupted_goes_on(self, run: Callable[..., PruningRun], tmp_path: Path) -> None:
-        whole = run(multiply_adds=0.7, options={"penalty_warm_up": 0.9})
+    def test_a_run_that_was_interrupted_goes_on(self, run: Callable[..., PruneRun], tmp_path: Path) -> None:
+        whole = run(macs=0.7, options={"penalty_warm_up": 0.9})
         for stage, step in (("sparsify", 4), ("finetune", 8)):
 
             def interrupt(event: ProgressEvent, stage: str = stage, step: int = step) -> None:
@@ -430,31 +426,31 @@ class TestFilters:
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
-                run(multiply_adds=0.7, options={"penalty_warm_up": 0.9}, work=tmp_path, listeners=[interrupt])
-        resumed = run(multiply_adds=0.7, options={"penalty_warm_up": 0.9}, work=tmp_path)
+                run(macs=0.7, options={"penalty_warm_up": 0.9}, work=tmp_path, listeners=[interrupt])
+        resumed = run(macs=0.7, options={"penalty_warm_up": 0.9}, work=tmp_path)
         assert all(torch.equal(value, capture(whole.model)[name]) for name, value in capture(resumed.model).items())
         with pytest.raises(DataError, match="checkpoint of another run"):
-            run(multiply_adds=0.7, options={"penalty_warm_up": 0.5}, work=tmp_path)
+            run(macs=0.7, options={"penalty_warm_up": 0.5}, work=tmp_path)
 
     @pytest.mark.parametrize("term", ["attention_weight", "feature_weight"])
-    def test_both_terms_compare_networks_of_other_widths(self, run: Callable[..., PruningRun], term: str) -> None:
-        assert run(multiply_adds=0.7, training={term: 1.0, "taps": ("conv",)}).after.multiply_adds
+    def test_both_terms_compare_networks_of_other_widths(self, run: Callable[..., PruneRun], term: str) -> None:
+        assert run(macs=0.7, training={term: 1.0, "taps": ("conv",)}).after.macs
 
-    def test_stages_are_compared_where_they_are_alike(self, run: Callable[..., PruningRun]) -> None:
+    def test_stages_are_compared_where_they_are_alike(self, run: Callable[..., PruneRun]) -> None:
         settings = run(sparsity=0.5).training
         assert (settings.feature_weight, settings.taps) == (100.0, ("linear",))
         for given in ({"feature_weight": 0.0}, {"attention_weight": 1.0, "taps": ("conv",)}):
             assert run(sparsity=0.5, training=given).training.feature_weight == 0.0
-        assert run(multiply_adds=0.7).training.feature_weight == 0.0  # fewer channels, and no places to map them by
+        assert run(macs=0.7).training.feature_weight == 0.0  # fewer channels, and no places to map them by
 
-    def test_a_limit_of_time_is_shared(self, run: Callable[..., PruningRun]) -> None:
-        result = run(multiply_adds=0.7, training={"max_seconds": 60.0})
+    def test_a_limit_of_time_is_shared(self, run: Callable[..., PruneRun]) -> None:
+        result = run(macs=0.7, training={"max_seconds": 60.0})
         assert result.history[-1].step == 12
 
     def test_the_papers_preset(self) -> None:
         from dfq_plugins.host.options import parse_options
 
-        settings = parse_options(PruningTraining, {"preset": "zhu2020", "steps": 10})
+        settings = parse_options(PruneTrainingOptions, {"preset": "zhu2020", "steps": 10})
         assert (settings.kl_weight, settings.symmetrized_kl_weight, settings.learning_rate) == (0.0, 1.0, 0.001)
         assert (settings.steps, settings.attention_weight) == (10, 250.0)
 
@@ -465,27 +461,27 @@ class TestRefusals:
         [
             ({}, r"Say in one way how much is to go: .* got none"),
             ({"threshold": 0.1, "sparsity": 0.5}, r"got threshold, sparsity"),
-            ({"multiply_adds": 1.5}, r"multiply_adds must be above 0 and below 1, got 1.5"),
+            ({"macs": 1.5}, r"macs must be above 0 and below 1, got 1.5"),
             ({"threshold": -0.1}, r"threshold must be above 0 and below inf, got -0.1"),
-            ({"multiply_adds": 0.7, "rewind_to": {}}, r"rewind_to makes a lottery ticket .* sparsity=0.8"),
-            ({"multiply_adds": 0.7, "options": {"keep": ("stam",)}}, r"The option keep names 'stam'.*'stem'"),
-            ({"multiply_adds": 0.7, "data": None}, r"give data, or the name of a generator, e.g. generator='bns'"),
-            ({"multiply_adds": 0.7, "generator": "bns"}, r"'bns' makes data sets, and data is given already"),
-            ({"multiply_adds": 0.001}, r"layers would have to be emptied: .*'stem'"),
+            ({"macs": 0.7, "rewind_to": {}}, r"rewind_to makes a lottery ticket .* sparsity=0.8"),
+            ({"macs": 0.7, "options": {"keep": ("stam",)}}, r"The option keep names 'stam'.*'stem'"),
+            ({"macs": 0.7, "data": None}, r"give data, or the name of a generator, e.g. generator='bns'"),
+            ({"macs": 0.7, "generator": "bns"}, r"'bns' makes data sets, and data is given already"),
+            ({"macs": 0.001}, r"layers would have to be emptied: .*'stem'"),
             ({"threshold": 50.0}, r"The threshold 50 would empty the layer 'stem'"),
         ],
     )
-    def test_bad_usage(self, run: Callable[..., PruningRun], settings: dict[str, Any], message: str) -> None:
+    def test_bad_usage(self, run: Callable[..., PruneRun], settings: dict[str, Any], message: str) -> None:
         with pytest.raises(UsageError, match=message):
             run(**settings)
 
-    def test_data_of_another_shape(self, run: Callable[..., PruningRun]) -> None:
+    def test_data_of_another_shape(self, run: Callable[..., PruneRun]) -> None:
         with pytest.raises(DataError, match=r"The network takes samples of shape \(3, 8, 8\)"):
-            run(data=torch.randn(8, 3, 6, 6), multiply_adds=0.7)
+            run(data=torch.randn(8, 3, 6, 6), macs=0.7)
 
 
 class TestWeights:
-    def test_the_smallest_weights_go(self, run: Callable[..., PruningRun], tiny_network: nn.Module) -> None:
+    def test_the_smallest_weights_go(self, run: Callable[..., PruneRun], tiny_network: nn.Module) -> None:
         result = run(sparsity=0.5, training={"steps": 3})
         layers = {name: module for name, module in tiny_network.named_modules() if hasattr(module, "weight")}
         weights = {name: layers[name].weight.detach().flatten() for name in ("stem", "conv", "linear")}  # type: ignore[union-attr, operator]
@@ -493,7 +489,7 @@ class TestWeights:
         for layer in result.layers:
             assert layer.after == int((weights[layer.name].abs() > border).sum())
             assert int(result.model.get_submodule(layer.name).weight.count_nonzero()) == layer.after  # type: ignore[operator, union-attr]
-        assert (result.method, result.after.multiply_adds) == ("weights", result.before.multiply_adds)
+        assert (result.method, result.after.macs) == ("weights", result.before.macs)
         assert result.after.nonzero < 0.6 * result.after.parameters
         assert set(result.model.state_dict()) == set(tiny_network.state_dict())
 
@@ -539,7 +535,7 @@ class TestTickets:
         assert model_digest(found.rewind(tiny_network)) == model_digest(ticket.rewind(tiny_network))
 
     def test_it_is_trained_without_data(
-        self, run: Callable[..., PruningRun], initial: nn.Module, tmp_path: Path, tiny_network: nn.Module
+        self, run: Callable[..., PruneRun], initial: nn.Module, tmp_path: Path, tiny_network: nn.Module
     ) -> None:
         result = run(sparsity=0.5, rewind_to=initial, output=tmp_path)
         assert result.method == "ticket"
@@ -584,6 +580,6 @@ class TestTickets:
 
 
 def test_settings_may_be_a_record_of_any_training(tiny_network: nn.Module) -> None:
-    record = DistillationOptions(steps=2, batch_size=16)
+    record = TrainingOptions(steps=2, batch_size=16)
     result = prune(tiny_network, torch.randn(20, 3, 8, 8), sparsity=0.5, training=record)
-    assert result.training == replace(record, border=0)
+    assert result.training == replace(record, padding=0)

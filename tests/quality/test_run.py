@@ -18,7 +18,7 @@ import dfq_plugins
 from dfq_plugins import InputSpec, SyntheticDataset
 from dfq_plugins.errors import DataError
 from dfq_plugins.quality import ranges, teacher, verdict
-from dfq_plugins.quality.record import Inspection, LayerQuality
+from dfq_plugins.quality.inspection import Inspection, LayerQuality
 from dfq_plugins.quality.run import clamped_share, inspect
 from dfq_plugins.statistics.batch_norm import layer_divergences
 
@@ -69,7 +69,7 @@ def test_values_outside_the_histogram_count_at_its_edges() -> None:
 def test_ranges_are_those_of_the_output_of_each_batch_norm(tiny_network: nn.Module) -> None:
     outputs: dict[str, list[torch.Tensor]] = {"norm1": [], "norm2": []}
     inputs = noise(64)
-    with ranges.RangeTaps(tiny_network, ("norm1", "norm2")) as taps:
+    with ranges.RangeHooks(tiny_network, ("norm1", "norm2")) as taps:
         handles = [
             tiny_network.get_submodule(name).register_forward_hook(lambda _m, _i, out, kept=kept: kept.append(out))
             for name, kept in outputs.items()
@@ -129,7 +129,7 @@ def test_label_balance_is_the_relative_entropy_of_the_histogram(counts: tuple[in
     assert teacher.label_balance(counts) == pytest.approx(reference)
 
 
-def test_diversity_is_the_relative_distance_to_the_nearest_neighbour() -> None:
+def test_diversity_is_the_relative_distance_to_the_nearest_neighbor() -> None:
     features = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     nearest = [min(np.linalg.norm(a - b) for j, b in enumerate(features) if j != i) for i, a in enumerate(features)]
     reference = np.mean(nearest) / np.sqrt((features**2).sum(1).mean())
@@ -146,7 +146,7 @@ def test_twins_have_no_diversity(tiny_network: nn.Module) -> None:
 def test_features_are_what_the_last_layer_reads(tiny_network: nn.Module) -> None:
     read: list[torch.Tensor] = []
     handle = tiny_network.linear.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
-    with torch.no_grad(), teacher.TeacherTaps(tiny_network) as taps:
+    with torch.no_grad(), teacher.TeacherHooks(tiny_network) as taps:
         outputs = torch.cat([tiny_network(part) for part in noise(8).split(4)])
     handle.remove()
     assert taps.features is not None
@@ -159,7 +159,7 @@ def test_features_are_what_the_last_layer_reads(tiny_network: nn.Module) -> None
 def test_positions_are_averaged_where_the_last_layer_is_a_convolution() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     inputs = noise(4)
-    with torch.no_grad(), teacher.TeacherTaps(network) as taps:
+    with torch.no_grad(), teacher.TeacherHooks(network) as taps:
         network(inputs)
     assert taps.features is not None
     assert torch.allclose(taps.features, inputs.mean((2, 3)))
@@ -223,7 +223,7 @@ def test_a_set_of_another_model_is_refused_with_both_digests(tiny_network: nn.Mo
 
     message = (
         f"The set in {data.folder} was made from another model: its digest is {model_digest(tiny_network)}, and the "
-        f"model given has {model_digest(other)}. Give the model, with its weights, that the set was synthesised from."
+        f"model given has {model_digest(other)}. Give the model, with its weights, that the set was synthesized from."
     )
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         inspect(SyntheticDataset.open(data.folder), other)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dfq_plugins.data.readers import load_source, normalise
+from dfq_plugins.data.readers import load_source, normalize
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.quality.similarity import rank
 from dfq_plugins.statistics.augmentation import Augmentation, augment
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dfq_plugins.statistics.presentation import PresentationChoice
 
 SPEC = InputSpec((3, 8, 8), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), (0.0, 1.0), 4)
-GREY = InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0))
+GRAY = InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0))
 
 
 def pixels(*shape: int, seed: int = 0) -> np.ndarray:
@@ -158,7 +158,7 @@ def test_training_images_fit_best_as_training_showed_them() -> None:
     spec = InputSpec((3, 16, 16), SPEC.mean, SPEC.std, SPEC.value_range)
     assert spec.bounds is not None
     images = 0.3 * torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    shown = augment(images, Augmentation(flip=True, border=2), torch.Generator().manual_seed(5), spec.bounds[0])
+    shown = augment(images, Augmentation(flip=True, padding=2), torch.Generator().manual_seed(5), spec.bounds[0])
     network = trained_on(shown)
     (plain,) = rank(network, spec, {"a": [images]}, augmentation="none")
     (best,) = rank(network, spec, {"a": [images]})
@@ -201,9 +201,9 @@ def test_a_folder_of_images_is_read_whole_and_in_order(tmp_path: Path) -> None:
 def test_images_are_resized_and_brought_to_the_network_s_channels(tmp_path: Path) -> None:
     save_images(tmp_path, np.full((2, 20, 30), 51, dtype=np.uint8))
     np.testing.assert_allclose(read(tmp_path), expected_inputs(np.full((2, 3, 8, 8), 51)), atol=1e-5)
-    colour = tmp_path / "colour"
-    save_images(colour, np.full((2, 20, 30, 3), 102, dtype=np.uint8))
-    np.testing.assert_allclose(read(colour, GREY), expected_inputs(np.full((2, 1, 8, 8), 102), GREY), atol=1e-5)
+    color = tmp_path / "color"
+    save_images(color, np.full((2, 20, 30, 3), 102, dtype=np.uint8))
+    np.testing.assert_allclose(read(color, GRAY), expected_inputs(np.full((2, 1, 8, 8), 102), GRAY), atol=1e-5)
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:60], lambda _: b"GIF89a nonsense", lambda _: b""])
@@ -242,8 +242,8 @@ def test_images_need_a_network_for_images(tmp_path: Path) -> None:
         (pixels(5, 8, 8), SPEC),
         (pixels(5, 1, 8, 8), SPEC),
         (pixels(5, 8, 8, 1), SPEC),
-        (pixels(5, 8, 8), GREY),
-        (pixels(5, 8, 8, 1), GREY),
+        (pixels(5, 8, 8), GRAY),
+        (pixels(5, 8, 8, 1), GRAY),
     ],
 )
 def test_bytes_in_any_usual_layout_are_pixels(tmp_path: Path, images: np.ndarray, spec: InputSpec) -> None:
@@ -371,9 +371,9 @@ def test_anything_else_is_refused_with_what_can_be_given(tmp_path: Path, name: s
         load_source(tmp_path / name, SPEC)
 
 
-def test_normalisation_maps_bytes_onto_the_value_range() -> None:
+def test_normalization_maps_bytes_onto_the_value_range() -> None:
     batch = torch.tensor([0.0, 255.0]).view(2, 1, 1, 1)
     raw = InputSpec((1, 1, 1), (127.5,), (127.5,), (0.0, 255.0))
-    assert normalise(batch, raw).flatten().tolist() == [-1.0, 1.0]
-    assert normalise(batch, InputSpec((1, 1, 1))).flatten().tolist() == [0.0, 1.0]
-    assert normalise(batch, InputSpec((1, 1, 1), value_range=(-1.0, 3.0))).flatten().tolist() == [-1.0, 3.0]
+    assert normalize(batch, raw).flatten().tolist() == [-1.0, 1.0]
+    assert normalize(batch, InputSpec((1, 1, 1))).flatten().tolist() == [0.0, 1.0]
+    assert normalize(batch, InputSpec((1, 1, 1), value_range=(-1.0, 3.0))).flatten().tolist() == [-1.0, 3.0]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.distillation import DistillationOptions
-from dfq_plugins.distillation.lesson import DataOriginWarning
+from dfq_plugins.distillation import TrainingOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture
+from dfq_plugins.distillation.task import DataOriginWarning
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
 from dfq_plugins.host.registry import Registry, build_registry
-from dfq_plugins.quantization.finetune import FinetuningRun, finetune
+from dfq_plugins.quantization.finetune import FinetuneRun, finetune
 from dfq_plugins.quantization.run import quantize, run_quantization
 from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.types import InputSpec
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.types import ProgressEvent
 
-QUICK = {"steps": 12, "batch_size": 16, "evaluations": 3, "learning_rate": 0.03, "teacher_precision": "float32"}
+QUICK = {"steps": 12, "batch_size": 16, "num_evaluations": 3, "learning_rate": 0.03, "teacher_precision": "float32"}
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def inputs() -> torch.Tensor:
 @pytest.fixture
 def run(
     registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor
-) -> Callable[..., FinetuningRun]:
+) -> Callable[..., FinetuneRun]:
     """Fine-tune the tiny network on noise in a few steps, where nothing else is given."""
 
-    def tuned(model: nn.Module | None = None, data: Any = None, **settings: Any) -> FinetuningRun:
+    def tuned(model: nn.Module | None = None, data: Any = None, **settings: Any) -> FinetuneRun:
         settings["training"] = {**QUICK, **settings.pop("training", {})}
         settings = {"calibrator": "coarse", "spec": tiny_spec, "registry": registry, **settings}
         return finetune(tiny_network if model is None else model, inputs if data is None else data, **settings)
@@ -62,11 +62,11 @@ def worker() -> Any:
     return sys.modules["finetuning_plugins"].Coarse.last
 
 
-def test_the_record_tells_everything(run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+def test_the_record_tells_everything(run: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
     result = run(recipe="w4a8", output=tmp_path / "out", listeners=[events.append])
     assert (result.calibrator, str(result.recipe)) == ("coarse", "w4a8")
-    assert isinstance(result.training, DistillationOptions)
+    assert isinstance(result.training, TrainingOptions)
     assert [point.step for point in result.history] == [0, 4, 8, 12]
     assert result.history[0].agreement == pytest.approx(result.agreement_before)
     assert max(point.held_out_loss for point in result.history) == result.history[0].held_out_loss
@@ -76,7 +76,7 @@ def test_the_record_tells_everything(run: Callable[..., FinetuningRun], tmp_path
     assert [event.stage for event in events] == ["calibrate"] + ["finetune"] * 12
 
 
-def test_the_calibrator_is_told_and_asked(run: Callable[..., FinetuningRun], tiny_spec: InputSpec) -> None:
+def test_the_calibrator_is_told_and_asked(run: Callable[..., FinetuneRun], tiny_spec: InputSpec) -> None:
     run()
     spec, recipe, training = worker().given
     assert (spec, str(recipe), training) == (tiny_spec, "w8a8", True)
@@ -84,13 +84,13 @@ def test_the_calibrator_is_told_and_asked(run: Callable[..., FinetuningRun], tin
     assert worker().frozen == 1
 
 
-def test_same_seed_same_model(run: Callable[..., FinetuningRun]) -> None:
+def test_same_seed_same_model(run: Callable[..., FinetuneRun]) -> None:
     first, again, other = (run(training={"seed": seed, "mixup": 0.5}).model for seed in (0, 0, 1))
     assert torch.equal(first.stem.weight, again.stem.weight)  # type: ignore[union-attr, arg-type]
     assert not torch.equal(first.stem.weight, other.stem.weight)  # type: ignore[union-attr, arg-type]
 
 
-def test_model_and_process_stay_as_they_were(run: Callable[..., FinetuningRun], tiny_network: nn.Module) -> None:
+def test_model_and_process_stay_as_they_were(run: Callable[..., FinetuneRun], tiny_network: nn.Module) -> None:
     tiny_network.train()
     before, random = capture(tiny_network), torch.random.get_rng_state()
     run()
@@ -105,11 +105,11 @@ def test_model_and_process_stay_as_they_were(run: Callable[..., FinetuningRun], 
 
 
 @pytest.mark.parametrize(("recipe", "rate"), [("w4a4", 0.004), ("w8a4", 0.004), ("w8a8", 0.00025)])
-def test_narrower_values_take_larger_steps(recipe: str, rate: float, run: Callable[..., FinetuningRun]) -> None:
+def test_narrower_values_take_larger_steps(recipe: str, rate: float, run: Callable[..., FinetuneRun]) -> None:
     assert run(recipe=recipe, training={"learning_rate": None}).training.learning_rate == rate
 
 
-def test_a_run_that_was_interrupted_goes_on(run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_goes_on(run: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     whole = run()
 
     def interrupt(event: ProgressEvent) -> None:
@@ -128,7 +128,7 @@ def test_a_run_that_was_interrupted_goes_on(run: Callable[..., FinetuningRun], t
     run(work=tmp_path / "work", training={"max_seconds": 60})  # the budget may change
 
 
-def test_two_runs_never_share_a_work_folder(run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+def test_two_runs_never_share_a_work_folder(run: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     def meddle(event: ProgressEvent) -> None:
         if event.stage == "finetune" and event.completed == 2:
             with pytest.raises(DataError, match=f"Another run is writing into {tmp_path}"):
@@ -141,18 +141,18 @@ def test_two_runs_never_share_a_work_folder(run: Callable[..., FinetuningRun], t
 
 
 def test_the_teacher_is_not_asked_again_for_inputs_that_stay_the_same(
-    run: Callable[..., FinetuningRun], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dfq_plugins.distillation.loss import DistillationLoss
 
     asked: list[int] = []
-    teach = DistillationLoss.teach
+    teach = DistillationLoss.teacher_outputs
 
     def counted(self: DistillationLoss, inputs: torch.Tensor) -> torch.Tensor:
         asked.append(len(inputs))
         return teach(self, inputs)
 
-    monkeypatch.setattr(DistillationLoss, "teach", counted)
+    monkeypatch.setattr(DistillationLoss, "teacher_outputs", counted)
     run()
     assert sum(asked) == 60
     asked.clear()
@@ -161,12 +161,12 @@ def test_the_teacher_is_not_asked_again_for_inputs_that_stay_the_same(
 
 
 def test_a_border_that_is_left_open_is_chosen_by_the_input(
-    run: Callable[..., FinetuningRun], tiny_network: nn.Module
+    run: Callable[..., FinetuneRun], tiny_network: nn.Module
 ) -> None:
-    assert run(training={"border": None}).training.border == 0  # 8 pixels are too few for one
+    assert run(training={"padding": None}).training.padding == 0  # 8 pixels are too few for one
     inputs = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(3)).clamp(-2, 2)
     spec = InputSpec((3, 16, 16), (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), 4)
-    assert run(tiny_network, inputs, spec=spec, training={"border": "none"}).training.border == 2
+    assert run(tiny_network, inputs, spec=spec, training={"padding": "none"}).training.padding == 2
 
 
 class TestOrigin:
@@ -174,10 +174,10 @@ class TestOrigin:
     def data(self, registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec) -> SyntheticDataset:
         return synthesize(tiny_network, tiny_spec, generator="noise", num_samples=40, registry=registry)
 
-    def test_data_of_the_same_model(self, run: Callable[..., FinetuningRun], data: Any) -> None:
+    def test_data_of_the_same_model(self, run: Callable[..., FinetuneRun], data: Any) -> None:
         assert run(data=data, spec=None, training={"label_weight": 1.0}, strict=True).agreement > 0.5
 
-    def test_data_of_another_model(self, run: Callable[..., FinetuningRun], data: Any, tiny_network: nn.Module) -> None:
+    def test_data_of_another_model(self, run: Callable[..., FinetuneRun], data: Any, tiny_network: nn.Module) -> None:
         with torch.no_grad():
             tiny_network.linear.bias.add_(1.0)  # type: ignore[union-attr, operator]
         from dfq_plugins.network.digest import model_digest
@@ -187,24 +187,24 @@ class TestOrigin:
         )
         with pytest.warns(DataOriginWarning, match=digests):
             run(data=data, spec=None)
-        with pytest.raises(DataError, match=rf"{digests}\. Synthesise data from this model, or do without strict"):
+        with pytest.raises(DataError, match=rf"{digests}\. Synthesize data from this model, or do without strict"):
             run(data=data, spec=None, strict=True)
 
 
 class TestRefusals:
-    def test_a_student_without_trainable_parameters(self, run: Callable[..., FinetuningRun]) -> None:
+    def test_a_student_without_trainable_parameters(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(ModelError, match="needs parameters that take gradients"):
             run(calibrator="untrainable")
 
-    def test_outputs_of_another_shape(self, run: Callable[..., FinetuningRun]) -> None:
+    def test_outputs_of_another_shape(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(ModelError, match=r"\(6, 4\) from the teacher and \(6, 3\) from the student"):
             run(calibrator="narrow")
 
-    def test_an_unknown_tap(self, run: Callable[..., FinetuningRun]) -> None:
+    def test_an_unknown_tap(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(UsageError, match=r"it calls none named 'convv'. Did you mean 'conv'\?"):
             run(training={"feature_weight": 1.0, "taps": ("convv",)})
 
-    def test_an_unknown_option(self, run: Callable[..., FinetuningRun]) -> None:
+    def test_an_unknown_option(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(UsageError, match=r"Unknown option 'step' of fine-tuning. Did you mean 'steps'\?"):
             run(training={"step": 3})
 
@@ -212,16 +212,16 @@ class TestRefusals:
 class TestLearningGenerators:
     @pytest.mark.parametrize(("share", "size"), [(1.0, 16), (0.5, 8), (0.2, 3), (0.01, 1)])
     def test_it_makes_its_share_of_each_batch(
-        self, share: float, size: int, run: Callable[..., FinetuningRun], monkeypatch: pytest.MonkeyPatch
+        self, share: float, size: int, run: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seeker, asked = sys.modules["finetuning_plugins"].Seeker, []
         make = seeker.batch
         monkeypatch.setattr(seeker, "batch", lambda self, count: asked.append(count) or make(self, count))
-        result = run(generator="seeker", training={"generated": share})
+        result = run(generator="seeker", training={"generator_fraction": share})
         assert set(asked) == {size}
         assert result.history[-1].held_out_loss < result.history[0].held_out_loss
 
-    def test_it_resumes_exactly(self, run: Callable[..., FinetuningRun], tmp_path: Path) -> None:
+    def test_it_resumes_exactly(self, run: Callable[..., FinetuneRun], tmp_path: Path) -> None:
         whole = run(generator="seeker").model
 
         def interrupt(event: ProgressEvent) -> None:
@@ -233,22 +233,22 @@ class TestLearningGenerators:
         resumed = run(generator="seeker", work=tmp_path).model
         assert torch.equal(resumed.stem.weight, whole.stem.weight)  # type: ignore[union-attr, arg-type]
 
-    def test_a_short_batch(self, run: Callable[..., FinetuningRun]) -> None:
+    def test_a_short_batch(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(
             DataError, match=r"makes the batch that it is asked for, \(8, 3, 8, 8\), got \(7, 3, 8, 8\)"
         ):
             run(generator="shortseeker")
 
-    def test_one_that_lacks_methods(self, run: Callable[..., FinetuningRun]) -> None:
+    def test_one_that_lacks_methods(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(PluginError, match=r"builds a Idle without feedback, batch, state, restore\(\)"):
             run(generator="idle")
 
-    def test_one_that_makes_data_sets(self, run: Callable[..., FinetuningRun]) -> None:
+    def test_one_that_makes_data_sets(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(UsageError, match="'noise' makes data sets, and data is given already"):
             run(generator="noise")
 
     def test_one_that_also_makes_data_sets(
-        self, run: Callable[..., FinetuningRun], registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
+        self, run: Callable[..., FinetuneRun], registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
     ) -> None:
         data = synthesize(tiny_network, tiny_spec, generator="both", num_samples=20, registry=registry)
         assert run(data=data, spec=None, generator="both").history[-1].step == 12
@@ -257,11 +257,11 @@ class TestLearningGenerators:
         with pytest.raises(PluginError, match=r"builds a Seeker without generate\(\)"):
             synthesize(tiny_network, tiny_spec, generator="promised", registry=registry)
 
-    def test_its_batches_are_mixed_and_augmented_too(self, run: Callable[..., FinetuningRun]) -> None:
-        plain, shown = (run(generator="seeker", training={"border": border}).model for border in (0, 2))
+    def test_its_batches_are_mixed_and_augmented_too(self, run: Callable[..., FinetuneRun]) -> None:
+        plain, shown = (run(generator="seeker", training={"padding": border}).model for border in (0, 2))
         assert not torch.equal(plain.stem.weight, shown.stem.weight)  # type: ignore[union-attr, arg-type]
 
-    def test_it_hears_how_far_the_training_is(self, run: Callable[..., FinetuningRun], registry: Registry) -> None:
+    def test_it_hears_how_far_the_training_is(self, run: Callable[..., FinetuneRun], registry: Registry) -> None:
         heard: list[float] = []
         maker: Any = registry.create_learning("seeker")
         maker.progress = heard.append
@@ -269,7 +269,7 @@ class TestLearningGenerators:
         assert heard == pytest.approx([step / 12 for step in range(12)])
 
     def test_it_may_refuse_before_anything_is_calibrated(
-        self, run: Callable[..., FinetuningRun], registry: Registry
+        self, run: Callable[..., FinetuneRun], registry: Registry
     ) -> None:
         def refuse(_model: nn.Module, spec: InputSpec) -> None:
             raise UsageError(f"not for {spec.shape}")
@@ -294,9 +294,9 @@ def test_quantize_passes_it_on(
 ) -> None:
     settings: dict[str, Any] = {"calibrator": "coarse", "spec": tiny_spec, "registry": registry}
     result = run_quantization(tiny_network, inputs, finetune=QUICK, **settings)
-    assert isinstance(result, FinetuningRun)
-    assert isinstance(quantize(tiny_network, inputs, finetune=DistillationOptions(**QUICK), **settings), nn.Module)  # type: ignore[arg-type]
-    assert not isinstance(run_quantization(tiny_network, inputs, finetune=False, **settings), FinetuningRun)
+    assert isinstance(result, FinetuneRun)
+    assert isinstance(quantize(tiny_network, inputs, finetune=TrainingOptions(**QUICK), **settings), nn.Module)  # type: ignore[arg-type]
+    assert not isinstance(run_quantization(tiny_network, inputs, finetune=False, **settings), FinetuneRun)
 
 
 RANKS = """
@@ -353,7 +353,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert apart < 0.1 * moved
 
 
-def test_a_warning_for_nobody(run: Callable[..., FinetuningRun]) -> None:
+def test_a_warning_for_nobody(run: Callable[..., FinetuneRun]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(training={"feature_weight": 0.1})

@@ -21,7 +21,7 @@ from dfq_plugins.recording.factors import ClassGaussians, pack, unpack
 from dfq_plugins.recording.info import TENSOR_FILE
 from dfq_plugins.recording.run import record
 from dfq_plugins.recording.units import UnitReader
-from dfq_plugins.synthesis.budget import Allowance
+from dfq_plugins.synthesis.budget import TimeBudget
 from dfq_plugins.testing import GeneratorContract
 from dfq_plugins.types import InputSpec
 
@@ -44,7 +44,7 @@ def plain_network() -> nn.Sequential:
             *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
             *(nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 3)),
         )
-        inputs, labels = labelled()
+        inputs, labels = labeled()
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
         for _ in range(60):
             optimizer.zero_grad()
@@ -53,7 +53,7 @@ def plain_network() -> nn.Sequential:
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def labelled(count: int = 240) -> tuple[torch.Tensor, torch.Tensor]:
+def labeled(count: int = 240) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs of which each class is bright in another pair of rows."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 3
@@ -71,7 +71,7 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, network: nn.Module) -> ActivationRecord:
     folder = tmp_path_factory.mktemp("records") / "plain"
-    return record(network, labelled(), SPEC, output=folder, options={"dropout_filters": 3})
+    return record(network, labeled(), SPEC, output=folder, options={"dropout_filters": 3})
 
 
 def generator_of(name: str, recorded: ActivationRecord, **options: Any) -> Any:
@@ -115,7 +115,7 @@ def drawn_targets(recorded: ActivationRecord, names: list[str], labels: torch.Te
 @pytest.fixture(scope="module")
 def units(network: nn.Module) -> list[torch.Tensor]:
     with UnitReader(network, ["4", "6"], temperature=8.0) as reader:
-        return reader.read(labelled(9)[0])
+        return reader.read(labeled(9)[0])
 
 
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 0, 1, 2])
@@ -147,9 +147,9 @@ def test_layers_that_can_be_negative_are_compared_as_they_are(tmp_path: Path) ->
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
-    tanh = record(network, labelled(), SPEC, output=tmp_path / "r", options={"statistics": "all"})
+    tanh = record(network, labeled(), SPEC, output=tmp_path / "r", options={"statistics": "all"})
     with UnitReader(network, ["3"], temperature=8.0) as reader, torch.no_grad():
-        units = reader.read(labelled(9)[0])
+        units = reader.read(labeled(9)[0])
     hidden, top = drawn_targets(tanh, ["all.0", "all.1"], LABELS, 3)
     expected = ((hidden - units[0].numpy()) ** 2).mean()
     expected += ((np.maximum(top, 0) - np.maximum(units[1].numpy(), 0)) ** 2).mean()
@@ -184,7 +184,7 @@ def test_a_dropout_filter_thins_the_network_and_the_targets(recorded: Activation
         (number,) = (n for n in range(3) if torch.equal(recorded.masks(n)["4"], masks["4"]))
         seen.add(number)
         with UnitReader(network, ["4", "6"], temperature=8.0, masks=masks) as reader:
-            units = reader.read(labelled(9)[0])
+            units = reader.read(labeled(9)[0])
         assert units[0].shape == (9, int(masks["4"].sum()))
         assert float(loss(units)) > 0
     assert seen == {0, 1, 2}
@@ -291,7 +291,7 @@ def test_hooks_are_gone_also_after_an_error(recorded: ActivationRecord, network:
 
 
 def test_a_budget_of_time_is_kept(recorded: ActivationRecord, network: nn.Module) -> None:
-    allowance = Allowance(0.5, 0.5)
+    budget = TimeBudget(0.5, 0.5)
     batches = generator_of("record-all", recorded, iterations=100_000).generate(
         frozen_copy(network),
         SPEC,
@@ -299,11 +299,11 @@ def test_a_budget_of_time_is_kept(recorded: ActivationRecord, network: nn.Module
         batch_size=100,
         rng=torch.Generator(),
         report=lambda _: None,
-        allowance=allowance,
+        budget=budget,
     )
     assert sum(len(batch.inputs) for batch in batches) == 100
-    assert allowance.iterations is not None
-    assert 10 <= allowance.iterations < 100_000
+    assert budget.iterations is not None
+    assert 10 <= budget.iterations < 100_000
 
 
 @pytest.mark.parametrize("calibrator", ["torch-ao", "pytorch-quantization", "brevitas"])
@@ -356,7 +356,7 @@ def test_a_set_is_known_to_be_of_its_very_record(
     assert data.manifest.generator.options["record_sha256"] == recorded.info.sha256
     assert data.manifest.labels == "conditional"
     other = tmp_path / "other"
-    record(network, labelled(90), SPEC, output=other, options={"statistics": "top"})
+    record(network, labeled(90), SPEC, output=other, options={"statistics": "top"})
     folder = tmp_path / "moved"
     shutil.copytree(recorded.folder, folder)
     settings["record"] = str(folder)
@@ -401,10 +401,10 @@ def test_a_record_of_another_model_is_refused_with_both_digests(
 
 
 def test_a_record_without_the_statistic_is_refused(tmp_path: Path, network: nn.Module) -> None:
-    top = record(network, labelled(), SPEC, output=tmp_path / "r", options={"statistics": "top"})
+    top = record(network, labeled(), SPEC, output=tmp_path / "r", options={"statistics": "top"})
     with pytest.raises(DataError, match=r"holds top, not 'spectral-pairs'\. Use the generator of one of these, or"):
         made("record-spectral-pairs", network, top)
-    every = record(network, labelled(), SPEC, output=tmp_path / "all", options={"statistics": "all"})
+    every = record(network, labeled(), SPEC, output=tmp_path / "all", options={"statistics": "all"})
     with pytest.raises(DataError, match=r"holds no dropout filter\. Use record-all, or record again with"):
         made("record-all-dropout", network, every)
 

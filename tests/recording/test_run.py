@@ -47,7 +47,7 @@ def plain_network() -> nn.Sequential:
         ).eval()
 
 
-def labelled(count: int = 240, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def labeled(count: int = 240, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs of the plain network, whose mean depends on the class."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
@@ -67,7 +67,7 @@ def batches(data: tuple[torch.Tensor, torch.Tensor], size: int) -> Iterator[tupl
 
 
 def made(folder: Path, data: Any = None, network: nn.Module | None = None, **options: Any) -> ActivationRecord:
-    return record(network or plain_network(), data or labelled(), SPEC, output=folder, options=options)
+    return record(network or plain_network(), data or labeled(), SPEC, output=folder, options=options)
 
 
 # ------------------------------------------------------------------------------------- moments
@@ -109,7 +109,7 @@ def test_memory_does_not_depend_on_the_number_of_samples(tmp_path: Path) -> None
     def stream() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         nonlocal most
         for number in range(60):
-            inputs, labels = labelled(12, seed=number)
+            inputs, labels = labeled(12, seed=number)
             alive.add(inputs)
             most = max(most, len(alive))
             yield inputs, labels
@@ -117,7 +117,7 @@ def test_memory_does_not_depend_on_the_number_of_samples(tmp_path: Path) -> None
     recorded = made(tmp_path / "r", stream(), dropout_filters=1)
     assert sum(recorded.info.class_counts) == 720
     assert most <= 3  # batches at a time
-    few, many = ((made(tmp_path / str(count), labelled(count)).folder / TENSOR_FILE) for count in (60, 600))
+    few, many = ((made(tmp_path / str(count), labeled(count)).folder / TENSOR_FILE) for count in (60, 600))
     assert few.stat().st_size == many.stat().st_size
 
 
@@ -214,7 +214,7 @@ def test_the_strongest_waves_are_kept() -> None:
 
 
 def test_the_record_holds_the_classes_means_and_covariances(tmp_path: Path) -> None:
-    network, (inputs, labels) = plain_network(), labelled()
+    network, (inputs, labels) = plain_network(), labeled()
     recorded = ActivationRecord.open(made(tmp_path / "r", batches((inputs, labels), 32), network).folder)
     assert [layer.name for layer in recorded.info.layers] == ["4", "6", "output"]
     units = units_of(network, inputs)
@@ -228,7 +228,7 @@ def test_the_record_holds_the_classes_means_and_covariances(tmp_path: Path) -> N
 
 
 def test_the_record_holds_the_spectral_coefficients_of_all_layers_together(tmp_path: Path) -> None:
-    network, (inputs, labels) = plain_network(), labelled()
+    network, (inputs, labels) = plain_network(), labeled()
     recorded = made(tmp_path / "r", (inputs, labels), network, coefficients=0.2)
     units = np.concatenate(units_of(network, inputs), 1)
     basis = recorded.tensors["spectral.basis"].double().numpy()
@@ -247,7 +247,7 @@ def test_the_record_holds_the_spectral_coefficients_of_all_layers_together(tmp_p
 
 
 def test_each_pair_of_layers_has_a_graph_of_its_own(tmp_path: Path) -> None:
-    network, (inputs, labels) = plain_network(), labelled()
+    network, (inputs, labels) = plain_network(), labeled()
     recorded = made(tmp_path / "r", (inputs, labels), network, statistics="spectral-pairs")
     units = units_of(network, inputs)
     coefficients = []
@@ -269,7 +269,7 @@ def test_each_pair_of_layers_has_a_graph_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_graph_of_mean_activations_weighs_an_edge_by_the_product_of_two_means(tmp_path: Path) -> None:
-    network, data = plain_network(), labelled()
+    network, data = plain_network(), labeled()
     recorded = made(tmp_path / "r", data, network, graph="mean-activation", statistics="spectral", coefficients=0.06)
     mean = np.concatenate(units_of(network, data[0]), 1).mean(0)
     layer = np.repeat([0, 1, 2], [36, 12, 3])
@@ -283,7 +283,7 @@ def test_a_graph_of_mean_activations_weighs_an_edge_by_the_product_of_two_means(
 
 
 def test_dropout_filters_are_recorded_with_the_statistics_under_them(tmp_path: Path) -> None:
-    network, (inputs, labels) = plain_network(), labelled()
+    network, (inputs, labels) = plain_network(), labeled()
     recorded = made(tmp_path / "r", (inputs, labels), network, dropout_filters=2, seed=5)
     masks = [recorded.masks(number) for number in range(2)]
     assert not torch.equal(masks[0]["4"], masks[1]["4"])
@@ -310,7 +310,7 @@ def test_filters_keep_most_of_the_input_and_half_of_the_units(tmp_path: Path) ->
 
 
 def test_without_labels_the_model_names_the_classes(tmp_path: Path) -> None:
-    network, (inputs, _) = plain_network(), labelled()
+    network, (inputs, _) = plain_network(), labeled()
     with torch.no_grad():
         network[6].bias -= network(inputs).mean(0)  # so that it sees every class
     found = network(inputs).argmax(1)
@@ -324,7 +324,7 @@ def test_without_labels_the_model_names_the_classes(tmp_path: Path) -> None:
 
 
 def test_data_come_as_batches_records_loaders_and_tensors(tmp_path: Path) -> None:
-    inputs, labels = labelled()
+    inputs, labels = labeled()
     whole = made(tmp_path / "pair", (inputs, labels))
     set_ = torch.utils.data.TensorDataset(inputs, labels)
     for name, data in {
@@ -439,7 +439,7 @@ def test_noise_is_never_the_same_twice(tmp_path: Path) -> None:
 
 def test_the_usual_norm_is_no_function_of_the_data(tmp_path: Path) -> None:
     first = made(tmp_path / "a", statistics="all", epsilon=1.0)
-    inputs, labels = labelled()
+    inputs, labels = labeled()
     second = made(tmp_path / "b", (100 * inputs, labels), statistics="all", epsilon=1.0)
     assert first.info.noise == second.info.noise
 
@@ -489,7 +489,7 @@ def test_the_description_names_the_model_and_what_it_reveals(tmp_path: Path) -> 
 
 
 def test_few_samples_and_layers_as_large_as_the_input_are_pointed_out(tmp_path: Path) -> None:
-    recorded = made(tmp_path / "few", labelled(30), layers=("4", "6"))
+    recorded = made(tmp_path / "few", labeled(30), layers=("4", "6"))
     text = " ".join(recorded.info.reveals)
     assert "A class has only 10 samples" in text
     assert "mean images" in text  # 4 x 3 x 3 pooled units are as many as the 36 pixels
@@ -497,7 +497,7 @@ def test_few_samples_and_layers_as_large_as_the_input_are_pointed_out(tmp_path: 
 
 def test_progress_is_reported(tmp_path: Path) -> None:
     events: list[Any] = []
-    record(plain_network(), labelled(600), SPEC, output=tmp_path / "r", listeners=[events.append])
+    record(plain_network(), labeled(600), SPEC, output=tmp_path / "r", listeners=[events.append])
     assert [(event.stage, event.completed, event.total) for event in events] == [
         ("record", 256, 600),
         ("record", 512, 600),
@@ -526,8 +526,8 @@ def refused(tmp_path: Path, **settings: Any) -> Callable[[], None]:
 
 
 def test_a_class_without_samples_is_refused(tmp_path: Path) -> None:
-    inputs, labels = labelled()
-    with pytest.raises(DataError, match=r"among 160 samples the classes 1 have none labelled so\. Give data of every"):
+    inputs, labels = labeled()
+    with pytest.raises(DataError, match=r"among 160 samples the classes 1 have none labeled so\. Give data of every"):
         refused(tmp_path, data=(inputs[labels != 1], labels[labels != 1]))()
     network = plain_network()
     with torch.no_grad():
@@ -555,7 +555,7 @@ def test_a_singular_covariance_is_factored_and_said(tmp_path: Path, caplog: pyte
 
 
 def test_one_sample_of_a_class_is_enough_to_be_recorded(tmp_path: Path) -> None:
-    recorded = made(tmp_path / "r", labelled(3))
+    recorded = made(tmp_path / "r", labeled(3))
     assert recorded.info.class_counts == (1, 1, 1)
     assert "all.0" in recorded.info.jitter
     assert "spectral" in recorded.info.jitter
@@ -613,13 +613,13 @@ def test_a_network_without_classes_is_refused(tmp_path: Path) -> None:
         (lambda inputs, labels: (inputs, labels + 1), r"classes 0 to 2, and the labels lie between 1 and 3"),
         (lambda inputs, labels: [(inputs, labels[:5])], "one whole number for each of the 240 samples"),
         (lambda inputs, labels: [(inputs, labels), inputs], "Some batches have labels and some have none"),
-        (lambda inputs, _: [inputs.long()], r"floating point, got torch.int64\. Normalise first"),
+        (lambda inputs, _: [inputs.long()], r"floating point, got torch.int64\. Normalize first"),
         (lambda inputs, labels: (inputs.index_fill(0, torch.tensor([3]), math.nan), labels), "holds NaN or infinity"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(tmp_path: Path, spoil: Callable[..., Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        refused(tmp_path, data=spoil(*labelled()))()
+        refused(tmp_path, data=spoil(*labeled()))()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, complete, readable in both colour schemes, written whole or not at all."""
+"""The report: self-contained, escaped, complete, readable in both color schemes, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import Image
 
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.report import plots, sections
-from dfq_plugins.report.record import Facts, LayerPlot, Samples, Section, Table
+from dfq_plugins.report.content import Facts, LayerPlot, Samples, Section, Table
 from dfq_plugins.report.render import Report, render_html, render_report
 from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, QuantizedLayer
 
-GREY = InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0), 10)
+GRAY = InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0), 10)
 VOID = {"meta", "img", "br", "link", "input"}
 
 
@@ -74,11 +74,11 @@ def report() -> Report:
     artifact = Artifact(Path("out/w8a8/model.onnx"), "QCDQ", 2048, (Check("onnxruntime", "top-1 agreement 100 %"),))
     parts = (
         Section("Result & cost", ("Read this.",), (table,)),
-        sections.sample_section([Samples("digits", noise(3, 1, 8, 8), GREY, ("0", "1", "<2>"))]),
+        sections.sample_section([Samples("digits", noise(3, 1, 8, 8), GRAY, ("0", "1", "<2>"))]),
         sections.divergence_section(plot.layers, dict(plot.series)),
         sections.coverage_section([("torch-ao w8a8", coverage)]),
         sections.artifact_section([("torch-ao", artifact)], Path("out")),
-        sections.settings_section({"Input": sections.input_facts(GREY), "Run": {"seed": 7, "options": {"steps": 3}}}),
+        sections.settings_section({"Input": sections.input_facts(GRAY), "Run": {"seed": 7, "options": {"steps": 3}}}),
     )
     return Report("A <run>", ("Hello.",), (("99 %", "float"),), parts, "dfq-plugins")
 
@@ -122,7 +122,7 @@ def test_page_shows_everything_that_the_records_hold(report: Report) -> None:
         assert expected in text
 
 
-def test_page_follows_the_colour_scheme(report: Report) -> None:
+def test_page_follows_the_color_scheme(report: Report) -> None:
     html = render_html(report)
     assert "prefers-color-scheme: dark" in html
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
@@ -147,17 +147,17 @@ def test_rendering_is_repeatable_and_leaves_matplotlib_as_it_was(report: Report)
 def test_pictures_show_raw_values() -> None:
     inputs = np.zeros((2, 1, 8, 8), np.float32)
     inputs[0, 0, 0, 0], inputs[0, 0, 7, 7] = -2.0, 2.0  # raw 0 and 1
-    [(kind, uri), (_, grey)] = plots.sample_pictures(Samples("x", inputs, GREY), "p")
+    [(kind, uri), (_, gray)] = plots.sample_pictures(Samples("x", inputs, GRAY), "p")
     assert kind == "png"
     assert pixels(uri)[[0, 7, 4], [0, 7, 4]].tolist() == [0, 255, 128]
-    assert (pixels(grey) == 128).all()
+    assert (pixels(gray) == 128).all()
 
 
 def pixels(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
 
 
-def test_three_channels_are_shown_in_colour_in_their_order() -> None:
+def test_three_channels_are_shown_in_color_in_their_order() -> None:
     inputs = np.stack([np.full((4, 6), value, np.float32) for value in (0.0, 0.5, 1.0)])[None]
     samples = Samples("rgb", inputs, InputSpec((3, 4, 6), value_range=(0.0, 1.0)))
     [(_, uri)] = plots.sample_pictures(samples, "p")
@@ -227,8 +227,8 @@ def test_report_that_cannot_be_written_says_so(report: Report, tmp_path: Path) -
         (lambda: Table(("a", "b"), (("row",),)), r"one cell per column \(2\).*'row'"),
         (lambda: Table(("a", "b"), (), groups=(("g", 2),)), r"all columns but the first \(1\)"),
         (lambda: LayerPlot(("a",), (("bns", ()),), "KL"), r"one value per layer \(1\).*'bns'"),
-        (lambda: Samples("x", noise(1, 1, 4, 4), GREY), r"\(1, 8, 8\) expected, got \(1, 4, 4\)"),
-        (lambda: Samples("x", noise(2, 1, 8, 8), GREY, ("1",)), "2 samples, 1 labels"),
+        (lambda: Samples("x", noise(1, 1, 4, 4), GRAY), r"\(1, 8, 8\) expected, got \(1, 4, 4\)"),
+        (lambda: Samples("x", noise(2, 1, 8, 8), GRAY, ("1",)), "2 samples, 1 labels"),
     ],
 )
 def test_records_that_do_not_fit_are_refused(build: object, message: str) -> None:

@@ -16,10 +16,10 @@ from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.quality.fidelity import Fidelity, LayerFidelity
 from dfq_plugins.report import quality
+from dfq_plugins.report.content import Curves
 from dfq_plugins.report.curves import curves_svg
 from dfq_plugins.report.fidelity import calibration_section, noise_section
 from dfq_plugins.report.history import MOST_CURVES, History, loss_curves
-from dfq_plugins.report.record import Curves
 from dfq_plugins.report.render import Report
 from dfq_plugins.report.runs import calibration_part, held_out_part, held_out_samples
 from dfq_plugins.types import Coverage, ProgressEvent
@@ -137,7 +137,7 @@ def test_a_set_that_was_complete_has_a_page_without_losses(made: Path) -> None:
 
 def test_the_page_of_a_quantization_has_every_part(made: Path) -> None:
     report = made / "quantized.html"
-    arguments = [f"{made}/net.py:network", made / "set", "--calibrator", "torch-ao", "-o", made / "artefacts"]
+    arguments = [f"{made}/net.py:network", made / "set", "--calibrator", "torch-ao", "-o", made / "artifacts"]
     result = run("quantize", *arguments, "--report", report)
     assert "Agreement on 3 held-out samples: " in result.output
     assert f"Report: {report}" in result.output
@@ -311,7 +311,7 @@ def test_the_history_keeps_what_has_metrics() -> None:
     assert history.events == events((1, 0.5))
 
 
-def test_curves_are_drawn_for_both_widths_and_follow_the_colours() -> None:
+def test_curves_are_drawn_for_both_widths_and_follow_the_colors() -> None:
     plot = Curves((("loss", (0.0, 50.0), (1.0, 0.1)), ("other", (0.0,), (0.5,))), "percent", "loss", logarithmic=True)
     for narrow in (False, True):
         markup = curves_svg(plot, "p", narrow=narrow)

@@ -94,7 +94,7 @@ def test_the_global_generator_is_not_used() -> None:
 
 def test_images_are_cut_from_a_border_of_the_fill_value() -> None:
     images, fill = batch((40, 2, 6, 5)), (7.0, 9.0)
-    cut = augment(images, Augmentation(border=2, flip=True), rng(1), fill)
+    cut = augment(images, Augmentation(padding=2, flip=True), rng(1), fill)
     level = torch.tensor(fill).view(1, 2, 1, 1)
 
     def padded(plain: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_images_are_cut_from_a_border_of_the_fill_value() -> None:
     assert len({(top, left) for _, top, left in seen}) > 10
 
 
-@pytest.mark.parametrize("settings", [EVERYTHING, Augmentation(border=1, flip=True)])
+@pytest.mark.parametrize("settings", [EVERYTHING, Augmentation(padding=1, flip=True)])
 def test_the_split_into_batches_makes_no_difference(settings: Augmentation) -> None:
     images = batch((10, 1, 8, 8))
     whole, generator = augment(images, settings, rng(2)), rng(2)

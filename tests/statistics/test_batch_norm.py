@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from dfq_plugins.errors import ModelError
 from dfq_plugins.statistics.batch_norm import (
     INPUT_LAYER,
-    StatisticsTaps,
+    StatisticsHooks,
     layer_divergences,
     pooled_moments,
     reached_layers,
@@ -76,7 +76,7 @@ def test_every_kind_of_layer_is_observed_with_its_own_eps(
 ) -> None:
     network = nn.Sequential(fill(make())).eval()
     inputs = random(shape, mean=1, std=2)
-    with torch.no_grad(), StatisticsTaps(network) as taps:
+    with torch.no_grad(), StatisticsHooks(network) as taps:
         network(inputs)
         moments = taps.collect()
     mean, var = numpy_moments(inputs)
@@ -150,7 +150,7 @@ def recorded(network: nn.Module, inputs: torch.Tensor) -> dict[str, list[torch.T
 def test_nested_and_shared_modules_appear_once_and_average_over_their_calls(nested: nn.Module) -> None:
     inputs = random((8, 3, 4, 4))
     assert list(statistics_layers(nested)) == ["block.1.0", "shared"]
-    with torch.no_grad(), StatisticsTaps(nested) as taps:
+    with torch.no_grad(), StatisticsHooks(nested) as taps:
         nested(inputs)
         moments = taps.collect()
     calls = {name: [numpy_moments(call) for call in made] for name, made in recorded(nested, inputs).items()}
@@ -161,7 +161,7 @@ def test_nested_and_shared_modules_appear_once_and_average_over_their_calls(nest
 
 
 class Branches(nn.Module):
-    """One layer that normalises two branches of different distributions."""
+    """One layer that normalizes two branches of different distributions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,10 +242,10 @@ def hooks(network: nn.Module) -> int:
 
 
 def test_hooks_are_removed_also_after_exceptions(nested: nn.Module) -> None:
-    with StatisticsTaps(nested):
+    with StatisticsHooks(nested):
         assert hooks(nested) == 2
     assert hooks(nested) == 0
-    with pytest.raises(KeyError), StatisticsTaps(nested):
+    with pytest.raises(KeyError), StatisticsHooks(nested):
         raise KeyError
     assert hooks(nested) == 0
     with pytest.raises(RuntimeError, match="channels"):
@@ -274,7 +274,7 @@ def test_layers_that_rest_are_left_out() -> None:
     assert reached_layers(network, inputs) == ("norm",)
     assert list(layer_divergences(network, [inputs])) == ["norm"]
     assert require_reached_layers(network, InputSpec((3, 2, 2))) == ("norm",)
-    with torch.no_grad(), StatisticsTaps(network) as taps:
+    with torch.no_grad(), StatisticsHooks(network) as taps:
         network(inputs)
         with pytest.raises(RuntimeError, match=r"The forward pass did not reach the layers \['head'\]"):
             taps.collect()

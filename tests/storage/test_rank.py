@@ -1,4 +1,4 @@
-"""Ranks of one run share the shards of a folder: same bytes for any number, and no shard lost with a rank."""
+"""ProcessGroup of one run share the shards of a folder: same bytes for any number, and no shard lost with a rank."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Uniform:
             yield batch
 
     def batch(self, _model: nn.Module, spec: InputSpec, size: int, rng: torch.Generator) -> Batch:
-        low, high = spec.extremes or (-1.0, 1.0)
+        low, high = spec.input_range or (-1.0, 1.0)
         return Batch(low + (high - low) * torch.rand(size, *spec.shape, generator=rng))
 
 
@@ -102,7 +102,7 @@ class Bounded(Uniform):
         return super().batch(model, spec, size, rng)
 
 
-class Unlabelled(Uniform):
+class Unlabeled(Uniform):
     conditional = True
 
 
@@ -161,7 +161,7 @@ BROKEN_GENERATORS: list[tuple[type[Uniform], str]] = [
     (Undefined, "test_inputs_are_finite"),
     (Unclamped, "test_inputs_stay_in_the_valid_range"),
     (Bounded, "test_an_input_of_unknown_range_is_made_or_refused"),
-    (Unlabelled, "test_labels_are_classes"),
+    (Unlabeled, "test_labels_are_classes"),
     (OneBasedLabels, "test_labels_are_classes"),
     (GloballyRandom, "test_same_seed_same_values"),
     (Seedless, "test_another_seed_other_values"),
@@ -392,7 +392,7 @@ class Nudging:
         return Batch(self.inputs.clone())
 
     def clamped(self, inputs: torch.Tensor) -> torch.Tensor:
-        low, high = self.spec.extremes or (-2.0, 2.0)
+        low, high = self.spec.input_range or (-2.0, 2.0)
         return inputs.clamp(low, high)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -419,7 +419,7 @@ class Overshooting(Nudging):
 
 class BoundedLearner(Nudging):
     def clamped(self, inputs: torch.Tensor) -> torch.Tensor:
-        low, high = self.spec.extremes  # type: ignore[misc]  # None where the range is not known: the mistake
+        low, high = self.spec.input_range  # type: ignore[misc]  # None where the range is not known: the mistake
         return inputs.clamp(low, high)
 
 

@@ -22,13 +22,13 @@ from dfq_plugins.generators.options import BatchNormOptions
 from dfq_plugins.synthesis import loop as optimization
 from dfq_plugins.synthesis import objective as inversion
 from dfq_plugins.synthesis import shard_maker as synthesis
-from dfq_plugins.synthesis.budget import Allowance, Budget
+from dfq_plugins.synthesis.budget import RunBudget, TimeBudget
 from dfq_plugins.synthesis.compilation import compiled_before, remember_compiled
 from dfq_plugins.synthesis.compile_choice import compile_pays_within
 from dfq_plugins.synthesis.loop import learning_rate_at
 from dfq_plugins.synthesis.objective import InversionObjective
-from dfq_plugins.synthesis.pace import FEWEST_STEPS, Pace, TimedPace
 from dfq_plugins.synthesis.run import synthesize
+from dfq_plugins.synthesis.schedule import FEWEST_STEPS, StepSchedule, TimedSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ class Clock:
         return self.now
 
 
-def walk(pace: Pace, clock: Clock, seconds: Callable[[int], float]) -> list[float]:
+def walk(pace: StepSchedule, clock: Clock, seconds: Callable[[int], float]) -> list[float]:
     """Take all steps of a pace, step `i` taking `seconds(i)`; return the progress at the start of each."""
     progresses = []
     while not pace.finished:
@@ -63,12 +63,12 @@ def walk(pace: Pace, clock: Clock, seconds: Callable[[int], float]) -> list[floa
 
 
 def test_fixed_pace_divides_the_schedule_evenly() -> None:
-    assert walk(Pace(5), Clock(), lambda _: 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert walk(StepSchedule(5), Clock(), lambda _: 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8]
 
 
 def test_timed_pace_fills_its_time_with_a_whole_schedule() -> None:
     clock = Clock()
-    pace = TimedPace(50.5, most=300, clock=clock)
+    pace = TimedSchedule(50.5, most=300, clock=clock)
     progresses = walk(pace, clock, lambda _: 1.0)
     assert len(progresses) == pace.done == 50
     assert clock.now <= 1050.5
@@ -82,12 +82,12 @@ def test_timed_pace_fills_its_time_with_a_whole_schedule() -> None:
 
 def test_timed_pace_does_not_mistake_compilation_for_a_step() -> None:
     clock = Clock()
-    assert len(walk(TimedPace(100, most=300, clock=clock), clock, lambda step: 50.0 if step == 0 else 1.0)) == 51
+    assert len(walk(TimedSchedule(100, most=300, clock=clock), clock, lambda step: 50.0 if step == 0 else 1.0)) == 51
 
 
 def test_timed_pace_ends_its_schedule_in_time_on_a_machine_that_slows_down() -> None:
     clock = Clock()
-    progresses = walk(TimedPace(100, most=300, clock=clock), clock, lambda step: 1.0 if step < 30 else 3.0)
+    progresses = walk(TimedSchedule(100, most=300, clock=clock), clock, lambda step: 1.0 if step < 30 else 3.0)
     assert clock.now <= 1103
     assert 40 < len(progresses) < 60
     assert learning_rate_at(progresses[-1], BatchNormOptions(learning_rate=1.0)) < 0.03
@@ -96,23 +96,23 @@ def test_timed_pace_ends_its_schedule_in_time_on_a_machine_that_slows_down() -> 
 def test_timed_pace_takes_no_more_steps_than_help_and_no_fewer_than_change_anything() -> None:
     for seconds, expected in ((1e6, 300), (0.0, FEWEST_STEPS)):
         clock = Clock()
-        assert len(walk(TimedPace(seconds, most=300, clock=clock), clock, lambda _: 1.0)) == expected
+        assert len(walk(TimedSchedule(seconds, most=300, clock=clock), clock, lambda _: 1.0)) == expected
     clock = Clock()
-    assert len(walk(TimedPace(0.0, most=4, clock=clock), clock, lambda _: 1.0)) == 4  # the user's own number
+    assert len(walk(TimedSchedule(0.0, most=4, clock=clock), clock, lambda _: 1.0)) == 4  # the user's own number
 
 
 def test_steps_that_take_no_time_are_made_up_to_the_most() -> None:
     clock = Clock()
-    assert len(walk(TimedPace(1.0, most=30, clock=clock), clock, lambda _: 0.0)) == 30
+    assert len(walk(TimedSchedule(1.0, most=30, clock=clock), clock, lambda _: 0.0)) == 30
 
 
 @pytest.mark.parametrize(("ahead", "processes", "expected"), [(1000, 1, 9.0), (1000, 4, 36.0), (100, 4, 90.0)])
 def test_time_is_shared_by_samples_among_those_who_make_them(ahead: int, processes: int, expected: float) -> None:
     clock = Clock()
-    budget = Budget(110, clock)
+    budget = RunBudget(110, clock)
     clock.now += 10
-    allowance = budget.allow(samples=100, ahead=ahead, processes=processes, reserve=10)
-    assert (allowance.seconds, allowance.run_seconds) == (expected, 90.0)
+    shard_budget = budget.allow(samples=100, ahead=ahead, processes=processes, reserve=10)
+    assert (shard_budget.seconds, shard_budget.run_seconds) == (expected, 90.0)
     clock.now += 200
     assert budget.left == -100
     assert budget.allow(samples=100, ahead=ahead, processes=processes, reserve=0).seconds == 0
@@ -254,8 +254,8 @@ def test_compilation_must_fit_into_the_budget_and_be_needed(
     objective = InversionObjective(tiny_network, tiny_spec, BatchNormOptions())
     objective._step_seconds = step_seconds
     batch, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
-    allowance = Allowance(shard_seconds, run_seconds)
-    assert compile_pays_within(allowance, 300, objective, batch, labels) is expected
+    shard_budget = TimeBudget(shard_seconds, run_seconds)
+    assert compile_pays_within(shard_budget, 300, objective, batch, labels) is expected
 
 
 def test_what_was_compiled_before_costs_little(
@@ -265,7 +265,7 @@ def test_what_was_compiled_before_costs_little(
     objective = InversionObjective(tiny_network, tiny_spec, BatchNormOptions())
     objective._step_seconds = 1.0
     batch, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
-    arguments = (Allowance(20, 20), 300, objective, batch, labels)
+    arguments = (TimeBudget(20, 20), 300, objective, batch, labels)
     assert not compile_pays_within(*arguments)
     remember_compiled(objective.description(batch))
     assert compile_pays_within(*arguments)
@@ -296,20 +296,20 @@ def test_nothing_is_remembered_where_the_cache_cannot_be_written(
 
 def test_fewer_steps_take_a_smaller_learning_rate() -> None:
     clock = Clock()
-    short, long = (TimedPace(seconds, most=300, clock=clock, usual=100) for seconds in (25.5, 250.5))
+    short, long = (TimedSchedule(seconds, most=300, clock=clock, usual=100) for seconds in (25.5, 250.5))
     assert short.rate == long.rate == FEWEST_STEPS / 100
     walk(short, clock, lambda _: 1.0)
     assert 0.2 < short.rate < 0.3
     clock.now = 0.0
-    walk(TimedPace(250.5, most=300, clock=clock), clock, lambda _: 1.0)
-    assert Pace(25).rate == TimedPace(1.0, most=30, clock=clock).rate == 1.0
+    walk(TimedSchedule(250.5, most=300, clock=clock), clock, lambda _: 1.0)
+    assert StepSchedule(25).rate == TimedSchedule(1.0, most=30, clock=clock).rate == 1.0
 
 
 def test_preparation_is_charged_to_the_whole_run_and_not_to_its_first_shard(
     tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Allowance(10.0, 100.0).after(50.0) == 5.0
-    assert Allowance(10.0, 100.0).after(200.0) == Allowance(0.0, 0.0).after(1.0) == 0.0
+    assert TimeBudget(10.0, 100.0).after(50.0) == 5.0
+    assert TimeBudget(10.0, 100.0).after(200.0) == TimeBudget(0.0, 0.0).after(1.0) == 0.0
     clock = Clock()
     for module in (base, inversion, optimization):
         monkeypatch.setattr(module.time, "monotonic", clock)
@@ -321,10 +321,10 @@ def test_preparation_is_charged_to_the_whole_run_and_not_to_its_first_shard(
 
     monkeypatch.setattr(InversionObjective, "__call__", slow_at_first)
     maker = base.InversionGenerator(BatchNormOptions(compile="never", precision="float32"))
-    allowance, rng = Allowance(20.0, 120.0), torch.Generator().manual_seed(0)
+    shard_budget, rng = TimeBudget(20.0, 120.0), torch.Generator().manual_seed(0)
     settings: dict[str, Any] = {"num_samples": 32, "batch_size": 32, "rng": rng, "report": lambda _: None}
-    assert len(next(maker.generate(tiny_network, tiny_spec, allowance=allowance, **settings)).inputs) == 32
-    assert allowance.iterations == pytest.approx((20 - 30 / 6) / 0.5, abs=2)
+    assert len(next(maker.generate(tiny_network, tiny_spec, budget=shard_budget, **settings)).inputs) == 32
+    assert shard_budget.iterations == pytest.approx((20 - 30 / 6) / 0.5, abs=2)
 
 
 def test_plain_step_is_timed_once(tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: Any) -> None:

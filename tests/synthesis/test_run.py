@@ -49,16 +49,16 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture
 def run(registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec) -> Callable[..., SyntheticDataset]:
-    """Synthesise with few and short steps, from the tiny network where no other is given."""
+    """Synthesize with few and short steps, from the tiny network where no other is given."""
 
-    def synthesised(model: nn.Module | None = None, **settings: Any) -> SyntheticDataset:
+    def synthesized(model: nn.Module | None = None, **settings: Any) -> SyntheticDataset:
         name = settings.setdefault("generator", "bns")
         builtin = name in {"bns", "inception", "bns+inception"}
         settings["options"] = {**(QUICK if builtin else {}), **settings.pop("options", {})}
         settings = {"spec": tiny_spec, "num_samples": 8, "registry": registry, **settings}
         return synthesize(tiny_network if model is None else model, settings.pop("spec"), **settings)
 
-    return synthesised
+    return synthesized
 
 
 class Snapshot:
@@ -129,7 +129,7 @@ def test_they_stay_so_after_an_exception_in_a_generator(
     before.assert_unchanged()
 
 
-def test_they_stay_so_after_an_error_in_the_optimisation(
+def test_they_stay_so_after_an_error_in_the_optimization(
     run: Callable[..., SyntheticDataset], tiny_network: nn.Module
 ) -> None:
     before = Snapshot(tiny_network)
@@ -698,7 +698,7 @@ NAN[3, 0, 0, 0] = math.nan
         ([DATA, DATA[:, :1]], DataError, r"takes samples of shape \(3, 8, 8\), and the data holds \(1, 8, 8\)"),
         (NAN, DataError, "^Calibration data must be finite, but holds NaN or infinity. Remove those samples.$"),
         (DATA / 0, DataError, "must be finite"),
-        ((DATA * 9).byte(), DataError, r"floating point, got torch.uint8\. Normalise them first\.$"),
+        ((DATA * 9).byte(), DataError, r"floating point, got torch.uint8\. Normalize them first\.$"),
         (
             DATA[:0],
             DataError,
@@ -786,7 +786,7 @@ def test_quantization_leaves_the_caller_s_model_and_process_as_they_are(
     assert torch.equal(data, DATA)
 
 
-def test_noise_of_a_known_range_is_centred_in_it() -> None:
+def test_noise_of_a_known_range_is_centered_in_it() -> None:
     assert known_noise(InputSpec((1, 4), value_range=(-2.0, 6.0))) == Noise(2.0, 2.0)
     assert known_noise(InputSpec((1, 4))) == Noise()
     assert known_noise(InputSpec((1, 4), (0.5,), (0.2,), (0.0, 1.0))) == Noise()

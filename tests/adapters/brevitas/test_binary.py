@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dfq_brevitas.framework import GraphModule
 
-TRAINING = {"steps": 20, "batch_size": 16, "evaluations": 2, "teacher_precision": "float32"}
+TRAINING = {"steps": 20, "batch_size": 16, "num_evaluations": 2, "teacher_precision": "float32"}
 
 
 def calibrated(
@@ -76,7 +76,7 @@ def test_the_first_and_the_last_layer_stay_in_float(student: Any, tiny_network: 
     assert [(row.name, row.weight, row.activation) for row in coverage.quantized] == [
         ("conv", "binary, -d or +d per channel", None)
     ]
-    told = dict(coverage.floating)
+    told = dict(coverage.unquantized)
     assert told["stem"] == "Conv2d: the first and the last layer keep float weights"
     assert told["linear"] == "Linear: the first and the last layer keep float weights"
     assert told["relu1"] == "ReLU: activations stay in float"
@@ -88,7 +88,7 @@ def test_unless_they_are_asked_for(
 ) -> None:
     worker, student = calibrated(tiny_network, tiny_spec, tiny_batches, recipe, first_and_last="quantized")
     assert all(is_weight_layer(student.get_submodule(name)) for name in ("stem", "conv", "linear"))
-    assert not any("first and the last" in why for _, why in worker.describe(student).floating)
+    assert not any("first and the last" in why for _, why in worker.describe(student).unquantized)
 
 
 @pytest.mark.parametrize("recipe", ["w4a4", "w4a32"])

@@ -138,7 +138,7 @@ def test_batch_norm_stays_where_it_shall(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
     converted = quantize(tiny_network, tiny_spec, tiny_batches, merge_batch_norm=False)
-    floating = dict(BrevitasCalibrator().describe(converted).floating)
+    floating = dict(BrevitasCalibrator().describe(converted).unquantized)
     assert floating["norm1"] == "BatchNorm2d: Brevitas has no quantizer for it in graph mode"
 
 
@@ -202,7 +202,7 @@ def test_additions_have_a_width_of_their_own(
     # The shortcut is the activation before it is quantized for the layers.
     assert nodes["relu1_shortcut"].args == nodes["relu1"].args
     assert {user.target for user in nodes["relu1_shortcut"].users} == {"add_quant"}
-    assert not any("shortcut" in name for name, _ in BrevitasCalibrator().describe(converted).floating)
+    assert not any("shortcut" in name for name, _ in BrevitasCalibrator().describe(converted).unquantized)
 
 
 class LinearBottleneck(nn.Module):
@@ -258,7 +258,7 @@ def test_logits_keep_the_accumulators_precision(
 ) -> None:
     converted = quantize(tiny_network, tiny_spec, tiny_batches, "w2a2")
     assert len(converted(tiny_batches[0]).unique()) > 4
-    floating = BrevitasCalibrator().describe(converted).floating
+    floating = BrevitasCalibrator().describe(converted).unquantized
     assert ("(output)", "the network's output keeps the accumulator's precision") in floating
 
 
@@ -405,7 +405,7 @@ def test_chosen_weights_are_on_the_grid_and_differ_from_rounding(
     assert errors[1] < errors[0]
 
 
-def test_equalisation_mends_per_tensor_weights(tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]) -> None:
+def test_equalization_mends_per_tensor_weights(tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(

@@ -57,9 +57,7 @@ def test_no_training_at_other_widths_either(tiny_network: nn.Module, tiny_spec: 
 @pytest.mark.parametrize("option", ["gptq", "learned_round"])
 def test_rounding_that_binary_weights_have_not(option: str, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
     worker = BrevitasCalibrator(BrevitasOptions(**{option: True}))
-    with pytest.raises(
-        UsageError, match=f"{option} chooses between neighbouring integers, and binary weights have two"
-    ):
+    with pytest.raises(UsageError, match=f"{option} chooses between neighboring integers, and binary weights have two"):
         worker.prepare(tiny_network, tiny_spec, Recipe(1, 32))
 
 

@@ -46,7 +46,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names["tuned"].history[-1].held_out_loss < names["tuned"].history[0].held_out_loss
     assert {path.name for path in (tmp_path / "finetuned").glob("*.onnx")} == {"model.qonnx.onnx", "model.qcdq.onnx"}
     assert {path.name for path in (tmp_path / "binary").glob("*.onnx")} == {"model.qonnx.onnx"}
-    ends = [name for name, why in names["binary"].coverage.floating if "the first and the last layer" in why]
+    ends = [name for name, why in names["binary"].coverage.unquantized if "the first and the last layer" in why]
     assert len(ends) == 2
     assert names["loss"].isfinite()
     assert not any(module._forward_pre_hooks for module in names["model"].modules())

@@ -292,7 +292,7 @@ def test_the_network_input_has_a_width_of_its_own(
 
 
 class Padded(nn.Module):
-    """The input padded, normalised and rectified on its way to three convolutions, and to a pooling."""
+    """The input padded, normalized and rectified on its way to three convolutions, and to a pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -391,7 +391,7 @@ def test_what_cannot_be_quantized_stays_in_float_and_is_named() -> None:
         ("plain", "QuantConv2d"),
         ("pool", "QuantAdaptiveAvgPool2d"),
     ]
-    reasons = dict(coverage.floating)
+    reasons = dict(coverage.unquantized)
     assert "subclass with methods of its own" in reasons["derived"]
     assert "padding_mode='reflect'" in reasons["reflecting"]
     assert "TensorRT folds" in reasons["norm"]
@@ -404,7 +404,7 @@ def test_pooling_can_be_left_in_float() -> None:
     calibrator = PytorchQuantizationCalibrator(PytorchQuantizationOptions(pooling=False))
     prepared = calibrator.prepare(Mixed().eval(), InputSpec((3, 8, 8)), Recipe(8, 8), training=False)
     assert isinstance(prepared.get_submodule("pool"), nn.AdaptiveAvgPool2d)
-    assert "pooling=False" in dict(calibrator.describe(prepared).floating)["pool"]
+    assert "pooling=False" in dict(calibrator.describe(prepared).unquantized)["pool"]
 
 
 def test_coverage_says_the_number_formats(

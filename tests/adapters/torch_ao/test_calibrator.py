@@ -217,11 +217,11 @@ class TestBitWidths:
         """Its int8 kernel writes 256 levels whatever the observer says."""
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 4, 3)).eval()
         converted = quantize(model, InputSpec((3, 8, 8)), tiny_batches, Recipe(4, 4))
-        assert TorchAoCalibrator().describe(converted).floating == (
+        assert TorchAoCalibrator().describe(converted).unquantized == (
             ("1", "in float below 8 bits: its int8 kernel would not keep to the levels"),
         )
         assert all(values.max() <= 15 for values in integers(converted, 10 * tiny_batches[0]).values())
-        assert TorchAoCalibrator().describe(quantize(model, InputSpec((3, 8, 8)), tiny_batches)).floating == ()
+        assert TorchAoCalibrator().describe(quantize(model, InputSpec((3, 8, 8)), tiny_batches)).unquantized == ()
 
 
 class Front(nn.Module):
@@ -243,7 +243,7 @@ class TestInputRange:
     ) -> None:
         quiet = [0.1 * batch for batch in tiny_batches]
         converted = quantize(tiny_network, tiny_spec, quiet, activation_observer=observer)
-        assert tiny_spec.extremes == (-2.0, 2.0)
+        assert tiny_spec.input_range == (-2.0, 2.0)
         assert input_quantizer(converted) == (pytest.approx(4 / 127), 64)
         unknown = quantize(tiny_network, InputSpec((3, 8, 8)), quiet, activation_observer=observer)
         assert input_quantizer(unknown)[0] < 2 / 127
@@ -416,7 +416,7 @@ class TestUntraceable:
         converted = quantize(Gated().eval(), InputSpec((3, 8, 8)), tiny_batches, non_traceable=("gate",))
         coverage = TorchAoCalibrator().describe(converted)
         assert [layer.name for layer in coverage.quantized] == ["conv", "last"]
-        assert coverage.floating == (("gate", "left out by the option non_traceable"),)
+        assert coverage.unquantized == (("gate", "left out by the option non_traceable"),)
 
     def test_a_line_of_the_model_itself(self) -> None:
         with pytest.raises(ModelError, match=r"Move the line into a submodule .* torch.fx.wrap"):
@@ -497,7 +497,7 @@ class TestCoverage:
             QuantizedLayer("mean", "mean", "no weight", uint8),
             QuantizedLayer("linear", "quantized.Linear", int8, uint8),
         )
-        assert coverage.floating == ()
+        assert coverage.unquantized == ()
 
     def test_formats_are_those_of_the_recipe(
         self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
@@ -520,7 +520,7 @@ class TestCoverage:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3)).eval()
         coverage = TorchAoCalibrator().describe(quantize(model, InputSpec((3, 8, 8)), tiny_batches))
         assert [row.name for row in coverage.quantized] == ["0", "3"]
-        assert coverage.floating == (
+        assert coverage.unquantized == (
             ("1", "torch.ao has no int8 kernel for SiLU in this place"),
             ("2", "only moves values, in float, next to quantized layers"),
         )

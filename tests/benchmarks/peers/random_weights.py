@@ -9,7 +9,7 @@ import torchvision
 def random_network(name: str, size: int = 224) -> torch.nn.Module:
     """Return a network in eval mode whose BatchNorm layers hold the statistics of noise.
 
-    With the initial ones nothing is normalised: values fade from layer to layer until the processor computes with
+    With the initial ones nothing is normalized: values fade from layer to layer until the processor computes with
     denormal numbers, many times slower than with those of a trained network.
     """
     torch.manual_seed(0)

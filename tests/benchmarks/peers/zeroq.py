@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def zeroq_step(model: nn.Module, inputs: Tensor) -> Callable[[], None]:
-    """Return a function that takes one optimisation step on `inputs`, `(batch, *shape)`, in place."""
+    """Return a function that takes one optimization step on `inputs`, `(batch, *shape)`, in place."""
     losses: list[Tensor] = []
 
     def matched(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:

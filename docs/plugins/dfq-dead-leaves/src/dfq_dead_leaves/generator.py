@@ -1,4 +1,4 @@
-"""Dead leaves: discs of random place, size and colour that cover each other."""
+"""Dead leaves: discs of random place, size and color that cover each other."""
 
 from collections.abc import Callable, Iterator
 
@@ -51,9 +51,9 @@ def draw(spec: InputSpec, count: int, leaves: int, rng: torch.Generator) -> Tens
         # Radii with a density of radius**-3: the picture looks alike at every scale, as natural images do.
         radius = smallest / (1 - chance * (1 - (smallest / largest) ** 2)).sqrt()
         covered = (rows - row * height) ** 2 + (columns - column * width) ** 2 <= radius**2  # (count, height, width)
-        colour = torch.rand(count, channels, 1, 1, generator=rng)
-        images = torch.where(covered.unsqueeze(1), colour, images)
-    low, high = spec.bounds or ((-2.0,) * channels, (2.0,) * channels)  # normalised data seldom go further
+        color = torch.rand(count, channels, 1, 1, generator=rng)
+        images = torch.where(covered.unsqueeze(1), color, images)
+    low, high = spec.bounds or ((-2.0,) * channels, (2.0,) * channels)  # normalized data seldom go further
     low, high = torch.tensor(low).view(-1, 1, 1), torch.tensor(high).view(-1, 1, 1)
     return low + (high - low) * images
 

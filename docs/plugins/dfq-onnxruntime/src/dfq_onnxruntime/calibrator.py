@@ -98,9 +98,9 @@ class BatchReader:
 
 def input_range(spec: InputSpec) -> dict[str, list[dict[str, object]]]:
     """Give the input's quantizer the range that is known, whatever the data hold."""
-    if spec.extremes is None:
+    if spec.input_range is None:
         return {}
-    low, high = (np.array(edge, dtype=np.float32) for edge in spec.extremes)
+    low, high = (np.array(edge, dtype=np.float32) for edge in spec.input_range)
     return {"input": [{"quant_type": QuantType.QUInt8, "rmin": low, "rmax": high}]}
 
 

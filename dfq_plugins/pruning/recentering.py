@@ -1,6 +1,6 @@
 """BatchNorm statistics after a pruning: moved by what the missing filters change, with nothing trained yet.
 
-A filter that goes takes its mean with it, and all layers behind it would normalise by a mean and variance that their
+A filter that goes takes its mean with it, and all layers behind it would normalize by a mean and variance that their
 input no longer has. Estimating both anew would replace the statistics of the training data by those of the synthetic
 one; so they are only corrected by the difference that the pruning makes on the same inputs.
 """
@@ -26,7 +26,7 @@ SMALLEST_VARIANCE = 1e-12
 
 
 @torch.no_grad()
-def recentre(
+def recenter(
     pruned: nn.Module, whole: nn.Module, groups: Sequence[FilterGroup], removed: Removed, batches: Sequence[Tensor]
 ) -> None:
     """Correct the running statistics of a pruned network in place.
@@ -52,7 +52,7 @@ def recentre(
 
 
 def batch_statistics(model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
-    """Return mean and variance of what enters each BatchNorm, each layer normalised by its own on the way.
+    """Return mean and variance of what enters each BatchNorm, each layer normalized by its own on the way.
 
     >>> network = nn.Sequential(nn.BatchNorm1d(1))
     >>> ((mean, variance),) = batch_statistics(network, [torch.tensor([[1.0], [3.0]])]).values()

@@ -18,14 +18,14 @@ from dfq_plugins.types import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from dfq_plugins.host.loading import Origin
+    from dfq_plugins.host.loading import PluginSource
 
 Item = TypeVar("Item")
 Kind = Literal["generator", "calibrator", "listener"]
 
 
 @dataclass(frozen=True)
-class Contract:
+class PluginKind:
     """What the host asks of one kind of plugin: the hook, the entry that it returns, the methods of the object."""
 
     hook: str
@@ -33,13 +33,13 @@ class Contract:
     methods: tuple[str, ...]
 
 
-KINDS: Mapping[Kind, Contract] = MappingProxyType(
+KINDS: Mapping[Kind, PluginKind] = MappingProxyType(
     {
-        "generator": Contract("dfq_generators", GeneratorEntry, ("generate",)),
-        "calibrator": Contract(
+        "generator": PluginKind("dfq_generators", GeneratorEntry, ("generate",)),
+        "calibrator": PluginKind(
             "dfq_calibrators", CalibratorEntry, ("prepare", "calibrate", "convert", "describe", "export")
         ),
-        "listener": Contract("dfq_progress_listeners", ProgressListenerEntry, ("__call__",)),
+        "listener": PluginKind("dfq_progress_listeners", ProgressListenerEntry, ("__call__",)),
     }
 )
 
@@ -48,7 +48,7 @@ LEARNING_METHODS = ("begin", "feedback", "batch", "state", "restore")
 
 
 @dataclass(frozen=True)
-class Provided:
+class PluginInfo:
     """One generator, calibrator or listener and who provides it.
 
     Args:
@@ -60,7 +60,7 @@ class Provided:
 
     kind: Kind
     entry: PluginEntry
-    origin: Origin
+    origin: PluginSource
     missing: tuple[str, ...] = ()
 
     @property
@@ -106,7 +106,7 @@ class Provided:
 
 
 @contextmanager
-def attributed(provided: Provided) -> Iterator[None]:
+def attributed(provided: PluginInfo) -> Iterator[None]:
     """Add a note to an exception that leaves the block: `in generator 'gan' from dfq-gan 0.2`."""
     try:
         yield
@@ -117,7 +117,7 @@ def attributed(provided: Provided) -> Iterator[None]:
         raise
 
 
-def attributed_iterator(items: Iterable[Item], provided: Provided) -> Iterator[Item]:
+def attributed_iterator(items: Iterable[Item], provided: PluginInfo) -> Iterator[Item]:
     """Yield the items of a plugin's iterator, and attribute what it raises, but not what the consumer raises."""
     iterator = iter(items)
     try:

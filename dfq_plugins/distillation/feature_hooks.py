@@ -28,14 +28,16 @@ _SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Tap:
+class FeaturePair:
     """A pair of modules whose inputs are compared: their names in the teacher and in the student."""
 
     teacher: str
     student: str
 
 
-def resolve_taps(names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor) -> tuple[Tap, ...]:
+def resolve_feature_layers(
+    names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor
+) -> tuple[FeaturePair, ...]:
     """Return the pairs of modules for the names that were asked for.
 
     A module that a framework dissolved, such as a whole block in an FX graph, is replaced by one that reads the same
@@ -90,7 +92,7 @@ def stages_alike(teacher: nn.Module, student: nn.Module, sample: Tensor) -> tupl
     )
 
 
-def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], present: Mapping[str, Call]) -> Tap:
+def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], present: Mapping[str, Call]) -> FeaturePair:
     if name not in by_name:
         raise UsageError(
             f"A tap is a module that the network calls, and it calls none named {name!r}.{nearest(name, by_name)} "
@@ -101,18 +103,18 @@ def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], pres
     matches = [reader for reader in readers if reader in present]
     if not matches:
         raise ModelError(
-            f"The tap {name!r} is gone from the quantized network: the framework merged it with its neighbours."
+            f"The tap {name!r} is gone from the quantized network: the framework merged it with its neighbors."
             f"{nearest(name, present)} Choose a module that is left in both, e.g. "
             f"{_some(reader for reader in present if reader in by_name)}."
         )
-    return Tap(name, matches[0])
+    return FeaturePair(name, matches[0])
 
 
 def _alike(ours: torch.Size, theirs: torch.Size) -> bool:
     return ours == theirs or (places(ours) > 1 and ours[2:] == theirs[2:])
 
 
-def _require_same_places(tap: Tap, theirs: Tensor, ours: Tensor) -> None:
+def _require_same_places(tap: FeaturePair, theirs: Tensor, ours: Tensor) -> None:
     if theirs.ndim != ours.ndim or theirs.shape[2:] != ours.shape[2:]:
         raise ModelError(
             f"The tap {tap.teacher!r} reads a tensor of shape {tuple(theirs.shape)} in the teacher and "
@@ -126,12 +128,12 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(map(repr, listed[:_SHOWN])) + (", ..." if len(listed) > _SHOWN else "")
 
 
-class FeatureTaps:
+class FeatureHooks:
     """Keeps what enters the named modules at each forward pass of one network, until `close()`.
 
     >>> import torch
     >>> network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 1))
-    >>> with FeatureTaps(network, ["1"]) as taps:
+    >>> with FeatureHooks(network, ["1"]) as taps:
     ...     _ = network(torch.tensor([[-1.0, 2.0]]))
     ...     taps.collect()
     [tensor([[0., 2.]])]

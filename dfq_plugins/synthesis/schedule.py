@@ -1,4 +1,4 @@
-"""How many steps an optimisation takes: a fixed number, or as many as fit into a time. Imports no torch."""
+"""How many steps an optimization takes: a fixed number, or as many as fit into a time. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FEWEST_STEPS = 10
-"""Below this nothing is optimised: a budget that is too small is overrun."""
+"""Below this nothing is optimized: a budget that is too small is overrun."""
 
 MEMORY = 0.9
 """How much of the estimated time of a step outlives one more step: a slow step counts little, lasting load does."""
@@ -43,13 +43,13 @@ class Plateau:
         return self._share > 0 and self._idle >= PATIENCE
 
 
-class Pace:
+class StepSchedule:
     """A fixed number of steps.
 
     Args:
         steps: how many, at least 1.
 
-    >>> pace = Pace(4)
+    >>> pace = StepSchedule(4)
     >>> pace.advance()
     >>> pace.progress, pace.finished
     (0.25, False)
@@ -86,7 +86,7 @@ class Pace:
         """Look at the clock; call it when the steps so far have really been done."""
 
 
-class TimedPace(Pace):
+class TimedSchedule(StepSchedule):
     """As many steps as fit into a time, with the schedule stretched or shrunk so that it ends with them.
 
     The first steps are taken as if the most were to be made; from the second on, the time that they took says how many
@@ -144,15 +144,15 @@ class TimedPace(Pace):
         self._last = (self.done, now)
 
 
-def pace_within(seconds: float, steps: int, usual: int | None = None) -> Pace:
+def pace_within(seconds: float, steps: int, usual: int | None = None) -> StepSchedule:
     """Return a pace of so many steps, or of what fits of them into a finite number of seconds.
 
     Args:
         seconds: from now to the end; infinite where time is no matter.
         steps: how many, at most.
-        usual: steps that the learning rate is meant for, see `TimedPace`.
+        usual: steps that the learning rate is meant for, see `TimedSchedule`.
 
     >>> pace_within(math.inf, 7).expected
     7
     """
-    return Pace(steps) if math.isinf(seconds) else TimedPace(seconds, steps, time.monotonic, usual)
+    return StepSchedule(steps) if math.isinf(seconds) else TimedSchedule(seconds, steps, time.monotonic, usual)

@@ -16,11 +16,11 @@ import torch
 from dfq_plugins.data.calibration_data import BATCH_SIZE, as_calibration_data
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.distillation.batches import Examples, split_held_out
-from dfq_plugins.distillation.loop import Student, Workplace, distill
+from dfq_plugins.distillation.feature_hooks import stages_alike
+from dfq_plugins.distillation.loop import CheckpointDir, Student, train_student
 from dfq_plugins.distillation.loss import DistillationLoss
-from dfq_plugins.distillation.options import BLOCK_ENDS, USUAL_FEATURE_WEIGHT, DistillationOptions
+from dfq_plugins.distillation.options import BLOCK_ENDS, USUAL_FEATURE_WEIGHT, TrainingOptions
 from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource, MixedSource
-from dfq_plugins.distillation.taps import stages_alike
 from dfq_plugins.errors import DataError, DfqWarning
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.model_state import device_of, frozen_copy
@@ -29,7 +29,7 @@ from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.memory import kept_memory
 from dfq_plugins.network.specification import checked_spec, complete_spec
 from dfq_plugins.network.trial import check_finite
-from dfq_plugins.statistics.augmentation import border_of
+from dfq_plugins.statistics.augmentation import padding_of
 from dfq_plugins.storage.canonical_json import jsonable
 from dfq_plugins.storage.files import create_folder, remove_temporary_files
 from dfq_plugins.storage.locks import FolderLock
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.distillation.history import TrainingPoint
-    from dfq_plugins.distillation.inputs import Inputs
-    from dfq_plugins.distillation.process_group import Ranks
-    from dfq_plugins.distillation.sources import Source
+    from dfq_plugins.distillation.inputs import InputSource
+    from dfq_plugins.distillation.process_group import ProcessGroup
+    from dfq_plugins.distillation.sources import BatchSource
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationTask:
     """A teacher with inputs that are ready for training.
 
     Args:
@@ -59,7 +59,7 @@ class Lesson:
         held_out: selects the best state.
         maker: builds the generator that learns against the student, where there is one.
         about: what the inputs were made by, for the identity of a run.
-        report: hears of the progress of whatever works on the lesson.
+        report: hears of the progress of whatever works on the task.
     """
 
     teacher: nn.Module
@@ -75,10 +75,10 @@ class Lesson:
         """A few inputs `(batch, *shape)`, where the teacher computes."""
         return self.held_out.inputs[:4].to(device_of(self.teacher))
 
-    def settled(self, settings: DistillationOptions, student: nn.Module) -> DistillationOptions:
+    def settled(self, settings: TrainingOptions, student: nn.Module) -> TrainingOptions:
         """Return the settings with what was left open decided by the inputs, and by how alike both networks are."""
-        if settings.border is None:
-            settings = replace(settings, border=border_of(self.spec))
+        if settings.padding is None:
+            settings = replace(settings, padding=padding_of(self.spec))
         if settings.feature_weight is None:
             free = settings.taps == (BLOCK_ENDS,) and not settings.attention_weight
             alike = stages_alike(self.teacher, student, self.sample[:2]) if free else ()
@@ -91,25 +91,25 @@ class Lesson:
         batches = torch.split(self.held_out.inputs, 64)
         return top1_agreement(self.teacher, student.eval(), batches, len(self.held_out))
 
-    def workplace(
-        self, folder: Path | None, stage: str, settings: DistillationOptions, about: object, ranks: Ranks
-    ) -> Workplace:
+    def checkpoint_dir(
+        self, folder: Path | None, stage: str, settings: TrainingOptions, about: object, ranks: ProcessGroup
+    ) -> CheckpointDir:
         """Return where one training keeps its checkpoints, whose progress goes by the name `stage`."""
         parts = (self.examples, self.held_out)
         identity = run_identity(self.teacher, parts, settings, [stage, about, self.spec, *self.about])
         place = None if folder is None else folder / stage
         if place is not None:
             create_folder(place)
-        return Workplace(place, identity, lambda event: self.report(replace(event, stage=stage)), ranks)
+        return CheckpointDir(place, identity, lambda event: self.report(replace(event, stage=stage)), ranks)
 
 
-def training_settings(given: object, kind: type[DistillationOptions]) -> DistillationOptions:
+def training_settings(given: object, kind: type[TrainingOptions]) -> TrainingOptions:
     """Return the settings of a training; a record of any kind is taken as it is.
 
-    >>> training_settings({"steps": "3"}, DistillationOptions).steps
+    >>> training_settings({"steps": "3"}, TrainingOptions).steps
     3
     """
-    if isinstance(given, DistillationOptions):
+    if isinstance(given, TrainingOptions):
         return given
     return parse_options(kind, given, owner="the training")
 
@@ -126,15 +126,15 @@ def trainable_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def prepare_lesson(
+def prepare_task(
     model: nn.Module,
-    inputs: Inputs,
+    inputs: InputSource,
     spec: InputSpec | None,
-    settings: DistillationOptions,
+    settings: TrainingOptions,
     folder: Path | None,
     report: Callable[[ProgressEvent], None],
     registry: Registry,
-) -> Lesson:
+) -> DistillationTask:
     """Return a frozen copy of the model as the teacher, with the inputs to teach by; makes them where asked to.
 
     Args:
@@ -161,25 +161,25 @@ def prepare_lesson(
     if inputs.learns(registry):
         maker = partial(inputs.learner, registry)
         check_generator(maker(), teacher, spec)
-    examples, held_out = split_held_out(gathered(data, samples), settings.held_out, settings.seed)
-    return Lesson(teacher, spec, examples, held_out, maker, inputs.about(registry), report)
+    examples, held_out = split_held_out(gathered(data, samples), settings.validation_fraction, settings.seed)
+    return DistillationTask(teacher, spec, examples, held_out, maker, inputs.about(registry), report)
 
 
-def teach(
+def train(
     student: Student,
-    lesson: Lesson,
-    settings: DistillationOptions,
-    place: Workplace,
+    task: DistillationTask,
+    settings: TrainingOptions,
+    place: CheckpointDir,
     *,
     make_loss: Callable[..., DistillationLoss] = DistillationLoss,
-    pace: Callable[[Source], Source] | None = None,
+    pace: Callable[[BatchSource], BatchSource] | None = None,
     keep_best: bool = True,
 ) -> tuple[TrainingPoint, ...]:
     """Train a student in place and return the curves.
 
     Args:
         student: the network in training.
-        lesson: teacher and inputs.
+        task: teacher and inputs.
         settings: of the training, settled.
         place: checkpoints and progress.
         make_loss: called as `DistillationLoss` is.
@@ -187,35 +187,35 @@ def teach(
         keep_best: end in the best state by the held-out samples, or in the last.
     """
     student.model.eval()
-    loss = make_loss(lesson.teacher, settings, student=student.model, sample=lesson.sample[:2])
+    loss = make_loss(task.teacher, settings, student=student.model, sample=task.sample[:2])
     try:
-        source = _source(lesson, loss, settings)
+        source = _source(task, loss, settings)
         paced = source if pace is None else pace(source)
         with kept_memory():
-            return distill(student, loss, paced, lesson.held_out, settings, place, keep_best=keep_best)
+            return train_student(student, loss, paced, task.held_out, settings, place, keep_best=keep_best)
     finally:
         loss.close()
 
 
-def _source(lesson: Lesson, loss: DistillationLoss, settings: DistillationOptions) -> Source:
+def _source(task: DistillationTask, loss: DistillationLoss, settings: TrainingOptions) -> BatchSource:
     """Return where the batches come from: the data set, the generator that learns beside the student, or both."""
-    fill = lesson.spec.outside
-    if lesson.maker is None:
-        return DatasetSource(answered(lesson.examples, loss, settings), settings, lesson.spec.num_classes, fill)
-    made = max(1, round(settings.generated * settings.batch_size))
+    fill = task.spec.pad_value
+    if task.maker is None:
+        return DatasetSource(answered(task.examples, loss, settings), settings, task.spec.num_classes, fill)
+    made = max(1, round(settings.generator_fraction * settings.batch_size))
     share = replace(settings, batch_size=made)
-    learner = GeneratorSource(lesson.maker(), frozen_copy(lesson.teacher), lesson.spec, share, lesson.report)
+    learner = GeneratorSource(task.maker(), frozen_copy(task.teacher), task.spec, share, task.report)
     if made == settings.batch_size:
         return learner
     rest = replace(settings, batch_size=settings.batch_size - made)
-    return MixedSource(learner, DatasetSource(lesson.examples, rest, lesson.spec.num_classes, fill))
+    return MixedSource(learner, DatasetSource(task.examples, rest, task.spec.num_classes, fill))
 
 
 _SHOWN_DIGITS = 12
 
 
 class DataOriginWarning(DfqWarning):
-    """The data was synthesised from another model than the one that is fine-tuned on it."""
+    """The data was synthesized from another model than the one that is fine-tuned on it."""
 
 
 def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
@@ -234,17 +234,15 @@ def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
         f"{ours[:_SHOWN_DIGITS]} of the model given."
     )
     if strict:
-        raise DataError(f"{message} Synthesise data from this model, or do without strict.")
+        raise DataError(f"{message} Synthesize data from this model, or do without strict.")
     warnings.warn(
-        f"{message} Its inputs fit that one's statistics. Synthesise data from this model.",
+        f"{message} Its inputs fit that one's statistics. Synthesize data from this model.",
         DataOriginWarning,
         stacklevel=3,
     )
 
 
-def run_identity(
-    teacher: nn.Module, parts: tuple[Examples, Examples], settings: DistillationOptions, about: object
-) -> str:
+def run_identity(teacher: nn.Module, parts: tuple[Examples, Examples], settings: TrainingOptions, about: object) -> str:
     """Return the digest of everything that the result of a training depends on, in hexadecimal.
 
     The time budget is left out: a run may be resumed with another one.
@@ -262,11 +260,13 @@ def gathered(data: CalibrationData, samples: InputBatches) -> Examples:
     return Examples(torch.cat(list(samples)))
 
 
-def answered(examples: Examples, loss: DistillationLoss, settings: DistillationOptions) -> Examples:
+def answered(examples: Examples, loss: DistillationLoss, settings: TrainingOptions) -> Examples:
     """Return the examples with the teacher's answers where no step will ask the teacher anew."""
     if settings.augments or settings.compares_features:
         return examples
-    answers = torch.cat([loss.teach(batch).cpu() for batch in torch.split(examples.inputs, settings.batch_size)])
+    answers = torch.cat(
+        [loss.teacher_outputs(batch).cpu() for batch in torch.split(examples.inputs, settings.batch_size)]
+    )
     return replace(examples, answers=answers)
 
 
@@ -278,7 +278,7 @@ def check_generator(maker: LearningGenerator | None, teacher: nn.Module, spec: I
 
 
 @contextmanager
-def work_folder(work: Path | str | None, ranks: Ranks) -> Iterator[Path | None]:
+def work_folder(work: Path | str | None, ranks: ProcessGroup) -> Iterator[Path | None]:
     """Create the work folder and keep other runs out of it meanwhile."""
     if work is None:
         yield None

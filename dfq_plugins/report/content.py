@@ -110,7 +110,7 @@ class Curves:
     """Values that change along one axis, several runs of it in one plot.
 
     Args:
-        series: name, horizontal and vertical values of each curve; curves of one name share its colour.
+        series: name, horizontal and vertical values of each curve; curves of one name share its color.
         across: what the horizontal axis counts.
         axis: what the values are, with their unit.
         caption: one sentence on how to read the plot.

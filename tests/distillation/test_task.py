@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from dfq_plugins.distillation.inputs import Inputs
+from dfq_plugins.distillation.inputs import InputSource
 from dfq_plugins.distillation.run import distill
 from dfq_plugins.errors import DfqError
 from dfq_plugins.host.registry import get_registry
@@ -46,5 +46,5 @@ def test_wrong_inputs_leave_no_work_folder(
 
 
 def test_inputs_that_can_be() -> None:
-    Inputs(generator="gaussian").check(get_registry())
-    Inputs(generator="adversarial", options={"warm_up": 0}).check(get_registry())
+    InputSource(generator="gaussian").check(get_registry())
+    InputSource(generator="adversarial", options={"warm_up": 0}).check(get_registry())

@@ -56,7 +56,7 @@ class Inspection:
         confidence: mean largest class probability.
         label_balance: entropy of the label histogram over the largest possible, 0 to 1.
         label_counts: samples of each class; empty where the network is no classifier.
-        diversity: mean nearest-neighbour distance in the network's feature space, over the features' own size.
+        diversity: mean nearest-neighbor distance in the network's feature space, over the features' own size.
         clamped: share of input values at the edge of the valid range.
         score: 0 to 100; 100 would be exactly the recorded Gaussians, and real training data, whose activations are not
             quite Gaussian, reach about 60.
@@ -98,7 +98,7 @@ class Inspection:
             ("range error", _text(self.range_error, ".3f"), "octaves, mean over layers; 1 is a factor of two"),
             ("teacher confidence", _text(self.confidence, ".1%"), "mean probability of the class that is named"),
             ("label balance", _text(self.label_balance, ".2f"), "1 when every class is as frequent as any other"),
-            ("diversity", _text(self.diversity, ".3f"), "distance to the nearest neighbour; 0 means twins"),
+            ("diversity", _text(self.diversity, ".3f"), "distance to the nearest neighbor; 0 means twins"),
             ("values at the clamp", _text(self.clamped, ".1%"), "share at the edge of the valid range"),
             ("score", _text(self.score, ".0f"), "0 to 100; real training data reach about 60"),
         )
