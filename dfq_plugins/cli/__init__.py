@@ -8,7 +8,7 @@ import click
 
 from dfq_plugins.cli.group import CommandGroup, Place
 from dfq_plugins.cli.versions import print_versions
-from dfq_plugins.network.memory import prefer_huge_pages
+from dfq_plugins.network.allocation import kept_memory, prefer_huge_pages
 
 EPILOG = """\b
 Shell completion, for bash, zsh and fish:
@@ -58,5 +58,6 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     prefer_huge_pages()
-    cli(prog_name="dfq")
+    with kept_memory():  # the whole process is ours
+        cli(prog_name="dfq")
     raise SystemExit(0)  # not reached: click exits by itself

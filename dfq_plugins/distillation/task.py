@@ -26,7 +26,6 @@ from dfq_plugins.host.options import parse_options
 from dfq_plugins.model_state import device_of, frozen_copy
 from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.network.memory import kept_memory
 from dfq_plugins.network.specification import checked_spec, complete_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.augmentation import padding_of
@@ -191,8 +190,7 @@ def train(
     try:
         source = _source(task, loss, settings)
         paced = source if pace is None else pace(source)
-        with kept_memory():
-            return train_student(student, loss, paced, task.held_out, settings, place, keep_best=keep_best)
+        return train_student(student, loss, paced, task.held_out, settings, place, keep_best=keep_best)
     finally:
         loss.close()
 

@@ -136,8 +136,8 @@ def prune(
             that are left start from there: a lottery ticket.
         spec: what an input looks like; a synthetic data set brings its own.
         options: settings of the pruning.
-        training: settings of the training, as a mapping with the defaults of `PruneTrainingOptions` (`DistillOptions` for
-            a ticket), or as a record.
+        training: settings of the training, as a mapping with the defaults of `PruneTrainingOptions` (`DistillOptions`
+            for a ticket), or as a record.
         generator: name of a generator that makes the data, in place of `data`; or of one that learns against the
             student and makes each step's inputs, or such an object.
         generator_options: settings of a generator that is given by its name.

@@ -86,8 +86,8 @@ def finetune(
         spec: what an input looks like; a synthetic data set brings its own.
         options: settings of the calibrator, as a mapping or as its options record.
         training: settings of the training, as a mapping or as `TrainingOptions`.
-        generator: makes a share of each batch (`training.generator_fraction`) while it learns beside the student: the name of
-            a learning generator, or such an object.
+        generator: makes a share of each batch (`training.generator_fraction`) while it learns from the student: the
+            name of a learning generator, or such an object.
         generator_options: settings of a generator that is given by its name.
         output: folder for the artifacts; None exports nothing.
         work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.

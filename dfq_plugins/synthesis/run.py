@@ -15,7 +15,6 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.model_state import frozen_copy, limited_threads, preserve_global_state
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.network.memory import kept_memory
 from dfq_plugins.network.specification import checked_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.storage.rank import Rank
@@ -73,8 +72,8 @@ def synthesize(
             samples grows. None: a temporary folder that lives as long as the returned object.
         batch_size: samples optimized together, which make one shard; None chooses by the size of an input.
         max_seconds: the best set within this time, instead of a number of iterations. Its bytes depend on the speed of
-            the machine. A run that is resumed has the whole time again for what is missing. A `RunBudget` counts from when
-            it was made.
+            the machine. A run that is resumed has the whole time again for what is missing. A `RunBudget` counts from
+            when it was made.
         threads: processor threads to compute with; None leaves torch's number, or divides the cores among the ranks of
             a machine. The former number is restored.
         listeners: called with every `ProgressEvent`, besides the listeners of plugins.
@@ -96,7 +95,7 @@ def synthesize(
     rank, budget = Rank.current(), RunBudget.of(max_seconds)
     registry = registry or get_registry()
     provided = _synthesizer(registry, generator)
-    with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache(), kept_memory():
+    with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache():
         record = registry.options("generator", generator, options)
         maker = registry.create("generator", generator, record)
         teacher = frozen_copy(model)

@@ -24,7 +24,7 @@ from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.options import BatchNormOptions
 from dfq_plugins.generators.start import fitted_noise, known_noise
 from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.network.memory import kept_memory
+from dfq_plugins.network.allocation import kept_memory
 from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.statistics.batch_norm import layer_divergences
 from dfq_plugins.synthesis.loop import augmentation_of, clamp_, optimize_inputs

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dfq_plugins.generators.options import BatchNormOptions
 from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.network.memory import kept_memory, prefer_huge_pages
+from dfq_plugins.network.allocation import kept_memory, prefer_huge_pages
 from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.synthesis.compile_choice import step_work
 from dfq_plugins.synthesis.loop import optimize_inputs

@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from dfq_plugins.network import memory as allocation
+from dfq_plugins.network import allocation
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is a library of Linux")
 
 MEASURED = """
 import json, resource
 from statistics import median
-from dfq_plugins import allocation
+from dfq_plugins.network import allocation
 
 allocation.prefer_huge_pages()
 import torch
