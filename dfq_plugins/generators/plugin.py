@@ -27,19 +27,19 @@ def dfq_generators() -> Iterable[GeneratorEntry]:
         GeneratorEntry(
             "inception",
             "class logits raised from noise under a smoothness prior",
-            f"{_HERE}.inception:InceptionGenerator",
+            f"{_HERE}.inversion:InceptionGenerator",
             options=options.InceptionOptions,
         ),
         GeneratorEntry(
             "bns",
             "inputs that match the stored BatchNorm statistics",
-            f"{_HERE}.bns:BatchNormGenerator",
+            f"{_HERE}.inversion:BatchNormGenerator",
             options=options.BatchNormOptions,
         ),
         GeneratorEntry(
             "bns+inception",
             "BatchNorm statistics matched and class logits raised together",
-            f"{_HERE}.bns_inception:BatchNormInceptionGenerator",
+            f"{_HERE}.inversion:BatchNormInceptionGenerator",
             options=options.BatchNormInceptionOptions,
         ),
         LearningGeneratorEntry(

@@ -11,31 +11,31 @@ from dfq_plugins.types import GeneratorEntry
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_HERE = "dfq_plugins.generators"
+_HERE = "dfq_plugins.recording.generators"
 
 
 @hookimpl
 def dfq_generators() -> Iterable[GeneratorEntry]:
     """Name the generators that rebuild inputs from what `dfq record` wrote."""
     return tuple(
-        GeneratorEntry(name, f"from a record: {summary}", f"{_HERE}.{place}", options=RecordOptions)
+        GeneratorEntry(name, f"from a record: {summary}", f"{_HERE}:{place}", options=RecordOptions)
         for name, summary, place in (
-            ("record-top", "inputs with the logits of their class", "record_top:RecordTopGenerator"),
-            ("record-all", "inputs with every layer's activations", "record_all:RecordAllGenerator"),
+            ("record-top", "inputs with the logits of their class", "RecordTopGenerator"),
+            ("record-all", "inputs with every layer's activations", "RecordAllGenerator"),
             (
                 "record-all-dropout",
                 "the same in networks thinned by dropout",
-                "record_all_dropout:RecordAllDropoutGenerator",
+                "RecordAllDropoutGenerator",
             ),
             (
                 "record-spectral",
                 "inputs with the spectral coefficients of all layers",
-                "record_spectral:RecordSpectralGenerator",
+                "RecordSpectralGenerator",
             ),
             (
                 "record-spectral-pairs",
                 "inputs with the spectral coefficients of each layer pair",
-                "record_spectral_pairs:RecordSpectralPairsGenerator",
+                "RecordSpectralPairsGenerator",
             ),
         )
     )
