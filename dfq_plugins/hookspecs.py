@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dfq_plugins.types import CalibratorEntry, GeneratorEntry, InputSpec, ProgressListenerEntry
+    from dfq_plugins.types import (
+        CalibratorEntry,
+        GeneratorEntry,
+        InputSpec,
+        LearningGeneratorEntry,
+        ProgressListenerEntry,
+    )
 
 PROJECT = "dfq_plugins"
 """Name of the pluggy project and of the entry-point group."""
@@ -39,6 +45,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def dfq_generators() -> Iterable[GeneratorEntry]:  # type: ignore[empty-body]
     """Return the data generators that this plugin provides; see `dfq_plugins.types.DataGenerator`."""
+
+
+@hookspec
+def dfq_learning_generators() -> Iterable[LearningGeneratorEntry]:  # type: ignore[empty-body]
+    """Return the generators that learn from a student; see `dfq_plugins.types.LearningGenerator`."""
 
 
 @hookspec

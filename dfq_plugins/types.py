@@ -1,13 +1,15 @@
-"""The records and protocols that the host, generators and calibrators share. Imports no torch."""
+"""The records and base classes that the host, generators and calibrators share. Imports no torch."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.errors import DataError, PluginError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -140,15 +142,74 @@ class ProgressEvent:
         return self.completed if self.fraction is None else self.fraction * self.total
 
 
-class DataGenerator(Protocol):
-    """Synthesizes inputs from a trained model. Built by its entry's factory from an options record.
+@dataclass
+class TimeBudget:
+    """The time that one shard may take. The generator writes into it how many iterations it made of that.
 
-    A generator that makes inputs for given classes has an attribute `conditional` that is true, and yields labels. One
-    that can keep to a time has an attribute `timed` that is true, and `generate` then takes one argument more,
-    `budget`: None, or a `synthesis.budget.TimeBudget`. One whose samples depend on a file has `settled_options()`,
-    which returns its options with the file's checksum in them: the data set is then known to be of that very file.
+    Args:
+        seconds: for this shard, from now.
+        run_seconds: for all the shards that this process may still make, this one included.
+        iterations: the iterations that were really used, the fewest of any sample; None where there are none.
     """
 
+    seconds: float
+    run_seconds: float
+    iterations: int | None = None
+
+    def after(self, preparation: float) -> float:
+        """Return the seconds for the shard once the run has lost some to what is done for all shards together.
+
+        >>> TimeBudget(25.0, 100.0).after(40.0)
+        15.0
+        """
+        share = 1 - preparation / self.run_seconds if self.run_seconds else 0.0
+        return max(0.0, self.seconds * share)
+
+
+class PluginBase(ABC):  # noqa: B024  its subclasses have the abstract methods
+    """Base of the objects that plugins build.
+
+    What a subclass may do, besides what it must, are methods with defaults. A public name that is nearly one of them is
+    taken for a slip.
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse a misspelled method.
+
+        Raises:
+            PluginError: a public name of the class is nearly that of a method that the host calls.
+        """
+        super().__init_subclass__(**arguments)
+        if cls.__module__ == __name__:
+            return
+        called = [name for base in cls.__mro__ if base.__module__ == __name__ for name in vars(base)]
+        inherited = {name for base in cls.__mro__[1:] for name in vars(base)}
+        for name in vars(cls):
+            if name.startswith("_") or name in inherited:
+                continue
+            if hint := difflib.get_close_matches(name, called, n=1, cutoff=_NEARLY):
+                raise PluginError(
+                    f"{cls.__qualname__} defines {name!r}, which is never called. Did you mean {hint[0]!r}? Otherwise "
+                    "begin the name with an underscore."
+                )
+
+
+_NEARLY = 0.85
+"""Similarity from which a name is taken for a misspelled one: 'check_suported' has 0.97, 'batches' for 'batch' 0.83."""
+
+
+class DataGenerator(PluginBase):
+    """Synthesizes inputs from a trained model. Built by its entry's factory from an options record.
+
+    Attributes:
+        conditional: whether it makes inputs for given classes, and yields labels.
+        timed: whether it keeps to a `budget`.
+    """
+
+    conditional: bool = False
+    timed: bool = False
+
+    @abstractmethod
     def generate(
         self,
         model: nn.Module,
@@ -158,6 +219,7 @@ class DataGenerator(Protocol):
         batch_size: int,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
+        budget: TimeBudget | None = None,
     ) -> Iterator[Batch]:
         """Yield batches that hold exactly `num_samples` samples in all.
 
@@ -168,22 +230,34 @@ class DataGenerator(Protocol):
             batch_size: the largest batch to yield.
             rng: the only source of randomness.
             report: call it after each step.
+            budget: the time to keep to; only a generator that is `timed` is given one.
         """
-        ...
+
+    def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
+        """Refuse a model or specification that it cannot work on, before anything is written.
+
+        Raises:
+            DfqError: of the kind that fits.
+        """
+
+    def resolved_options(self, options: Any) -> Any:
+        """Return the options as the data set is to record them, e.g. with the checksum of a file that they name.
+
+        Args:
+            options: the record that the generator was built from.
+        """
+        return options
 
 
-class LearningGenerator(Protocol):
-    """Makes the inputs of a fine-tuning while it learns against the student; registered by a `LearningGeneratorEntry`.
+class LearningGenerator(PluginBase):
+    """Makes the inputs of a fine-tuning while it learns from the student.
 
-    Before each training step the loop calls `feedback(student)` and then `batch(size)`. The generator keeps its own
-    schedule: one that learns once in ten steps lets nine feedbacks pass and hands out the same inputs meanwhile.
-
-    A generator whose learning rate falls over the whole training has a method `progress(share)` as well, which is
-    called before each feedback with the share of the training that is done, 0 to 1. One that can refuse a model or
-    specification early has `check_supported(model, spec)`. One that takes long before its first batch has
-    `listen(report)`, which is called before `begin` with what hears each `ProgressEvent`.
+    Before each training step the loop calls `progress(share)`, `feedback(student)` and then `batch(size)`. The
+    generator keeps its own schedule: one that learns once in ten steps lets nine feedbacks pass and returns the same
+    inputs meanwhile.
     """
 
+    @abstractmethod
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
         """Get ready for one run.
 
@@ -192,68 +266,74 @@ class LearningGenerator(Protocol):
             spec: the input to make.
             rng: the only source of randomness, in all calls.
         """
-        ...
 
+    @abstractmethod
     def feedback(self, student: nn.Module) -> None:
         """Learn from the student as it is now. The student must not be changed; gradients left on it are cleared."""
-        ...
 
+    @abstractmethod
     def batch(self, size: int) -> Batch:
         """Return the inputs of the next step, `(size, *shape)`, with labels where they were made for given classes."""
-        ...
 
+    @abstractmethod
     def state(self) -> Mapping[str, torch.Tensor]:
         """Return everything that the next calls depend on besides `rng`, for a checkpoint."""
-        ...
 
+    @abstractmethod
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `state` returned, after `begin`."""
-        ...
+        """Continue from what `state` returned, after `begin`."""
+
+    def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
+        """Refuse a model or specification that it cannot work on, before anything is calibrated.
+
+        Raises:
+            DfqError: of the kind that fits.
+        """
+
+    def listen(self, report: Callable[[ProgressEvent], None]) -> None:
+        """Take the function to report progress to, before `begin`; for one that takes long before its first batch."""
+
+    def progress(self, share: float) -> None:
+        """Note the share of the training that is done, 0 to 1; for one whose learning rate falls over all of it."""
 
 
-@runtime_checkable
-class Calibrator(Protocol):
-    """Takes a float model through one framework's own quantization, in torch.ao's own verbs."""
+class Calibrator(PluginBase):
+    """Takes a float model through one framework's own quantization, in torch.ao's own verbs.
 
+    What the later steps need travels in the module that `prepare` returns, not in the calibrator: another calibrator
+    object, or a deep copy of the module, continues where this one stopped.
+    """
+
+    @abstractmethod
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
         """Return a copy of `model` with the framework's observers or fake quantizers inserted."""
-        ...
 
+    @abstractmethod
     def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
         """Let the framework record the ranges of every batch, in place."""
-        ...
 
+    @abstractmethod
     def convert(self, prepared: nn.Module) -> nn.Module:
         """Return the framework's native quantized model."""
-        ...
 
+    @abstractmethod
     def describe(self, converted: nn.Module) -> Coverage:
         """Say which tensors are quantized and how, and which modules stay in float."""
-        ...
 
+    @abstractmethod
     def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         """Write the framework's artifacts into the folder `path`, run each, and compare it with the torch model.
 
         Raises:
             ArtifactError: an artifact does not agree with the torch model; the file is removed first.
         """
-        ...
 
-
-@runtime_checkable
-class TrainingCalibrator(Calibrator, Protocol):
-    """A calibrator that tells the training loop more of what `prepare(..., training=True)` returned.
-
-    Both methods are optional: one that is missing counts as if it named no scales and froze nothing.
-    """
-
-    def scale_parameters(self, prepared: nn.Module) -> Iterable[nn.Parameter]:
+    def scale_parameters(self, prepared: nn.Module) -> Iterable[nn.Parameter]:  # noqa: ARG002
         """Return the parameters that are learned quantizer scales, which have a learning rate of their own."""
-        ...
+        return ()
 
     def freeze_ranges(self, prepared: nn.Module) -> None:
         """Stop observing the ranges of activations, in place; called late in the training, perhaps twice."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -356,15 +436,8 @@ class GeneratorEntry(PluginEntry):
     """Registers a `DataGenerator`."""
 
 
-@dataclass(frozen=True)
-class LearningGeneratorEntry(GeneratorEntry):
-    """Registers a `LearningGenerator`, through the hook of the generators.
-
-    Args:
-        synthesizes: it is a `DataGenerator` as well, and makes data sets from the teacher alone.
-    """
-
-    synthesizes: bool = False
+class LearningGeneratorEntry(PluginEntry):
+    """Registers a `LearningGenerator`. One that makes data sets as well is registered as a generator, too."""
 
 
 class CalibratorEntry(PluginEntry):

@@ -21,7 +21,7 @@ from dfq_brevitas.training import learned_scales, take_gradients
 from dfq_brevitas.weights import apply_gptq, learn_rounding
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.types import check_batch
+from dfq_plugins.types import Calibrator, check_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,7 +50,7 @@ class _Run:
     samples: torch.Tensor | None = None
 
 
-class BrevitasCalibrator:
+class BrevitasCalibrator(Calibrator):
     """Calibrates a model with Brevitas's graph mode PTQ; the result is a graph of `brevitas.nn` layers.
 
     Quantized are the weights and the inputs of every linear and convolution layer, the first and the last included, the

@@ -11,6 +11,7 @@ import torch
 
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.network.trial import trial_run
+from dfq_plugins.types import Calibrator
 from dfq_pytorch_quantization.coverage import describe_coverage
 from dfq_pytorch_quantization.framework import quiet
 from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input
@@ -47,7 +48,7 @@ class _Session:
         self.samples: torch.Tensor | None = None
 
 
-class PytorchQuantizationCalibrator:
+class PytorchQuantizationCalibrator(Calibrator):
     """Quantizes the inputs and weights of layers with symmetric ranges, as TensorRT does; see `Calibrator`.
 
     Args:

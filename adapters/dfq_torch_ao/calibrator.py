@@ -12,7 +12,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
-from dfq_plugins.types import check_batch
+from dfq_plugins.types import Calibrator, check_batch
 from dfq_torch_ao.clipping import observe_clipped_values
 from dfq_torch_ao.conversion_checks import require_calibrated, require_quantized
 from dfq_torch_ao.coverage import describe_coverage
@@ -43,7 +43,7 @@ FULL_RANGE = 2**STORAGE_BITS - 1
 """Highest activation integer where the range is not reduced."""
 
 
-class TorchAoCalibrator:
+class TorchAoCalibrator(Calibrator):
     """Calibrates a model with torch.ao's observers and converts it to torch.ao's int8 modules.
 
     Every layer that torch.ao has a kernel for is quantized, the first and the last included: activations to unsigned

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,6 @@ from dfq_plugins.errors import ContractError, PluginError, UsageError, nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dfq_plugins.host.plugin_info import Kind, PluginInfo
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.testing.check import ContractKind, ContractResult
 
@@ -28,22 +28,17 @@ def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str
         PluginError: no generator or calibrator of that name is ready, or pytest is not installed.
         ContractError: a test of the contract failed.
     """
-    found = _found(registry, name)
-    for provided in found:
-        registry.options(provided.kind, str(name), options)
+    kinds = _kinds_of(registry, name)
+    for kind in kinds:
+        registry.options(kind, str(name), options)
     if importlib.util.find_spec("pytest") is None:
         raise PluginError('Contracts run on pytest, not installed here. Run: pip install "dfq-plugins[test]"')
     from dfq_plugins.testing.check import run_contract  # noqa: PLC0415  imports torch and pytest
 
     results: dict[ContractKind, ContractResult] = {}
-    for provided in found:
-
-        def build(provided: PluginInfo = provided) -> object:
-            return registry.create(provided.kind, str(name), options)
-
-        for kind in _contracts_of(provided):
-            with contextlib.redirect_stdout(sys.stderr):  # what frameworks print is no result
-                results[kind] = run_contract(kind, build)
+    for kind in kinds:
+        with contextlib.redirect_stdout(sys.stderr):  # what frameworks print is no result
+            results[kind] = run_contract(kind, partial(registry.create, kind, str(name), options))
     if as_json:
         print_json({"name": name, "contracts": [_as_dict(kind, result) for kind, result in results.items()]})
     else:
@@ -57,24 +52,19 @@ def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str
         )
 
 
-def _contracts_of(provided: PluginInfo) -> list[ContractKind]:
-    """Return whose contracts a plugin keeps: a learning generator that makes data sets too has two."""
-    if provided.kind == "calibrator":
-        return ["calibrator"]
-    kinds: list[ContractKind] = ["generator"] if provided.synthesizes else []
-    return [*kinds, "learning generator"] if provided.learns else kinds
-
-
-def _found(registry: Registry, name: str | None) -> list[PluginInfo]:
+def _kinds_of(registry: Registry, name: str | None) -> list[ContractKind]:
+    """Return the kinds that have a plugin of that name; one that learns and makes data sets too has two contracts."""
     if name is None:
         raise UsageError("--check takes the NAME of a generator or calibrator: dfq plugins --check NAME.")
-    kinds: tuple[Kind, ...] = ("generator", "calibrator")
-    found = [registry.find(kind, name) for kind in kinds if name in registry.of(kind)]  # raises if one is unavailable
+    every: tuple[ContractKind, ...] = ("generator", "learning generator", "calibrator")
+    found = [kind for kind in every if name in registry.of(kind)]
+    for kind in found:
+        registry.find(kind, name)  # raises if it is unavailable
     if found:
         return found
     if name in registry.listeners:
         raise PluginError(f"{name!r} is a listener, and only generators and calibrators have a contract.")
-    known = [*registry.generators, *registry.calibrators]
+    known = [*registry.generators, *registry.learning_generators, *registry.calibrators]
     broken = "".join(f" Broken: {plugin}." for plugin in registry.broken)
     raise PluginError(
         f"No generator or calibrator is called {name!r}.{nearest(name, known)} There are {', '.join(known) or 'none'}."

@@ -13,6 +13,7 @@ from dfq_plugins.cli.shared import console, json_option, plugin_options, print_j
 from dfq_plugins.errors import DfqError, PluginError, UsageError, nearest
 from dfq_plugins.host.loading import BrokenPlugin
 from dfq_plugins.host.options import OptionRow, describe_options
+from dfq_plugins.host.plugin_info import KINDS
 from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def plugins(name: str | None, check: bool, options: dict[str, str], as_json: boo
 
 
 def _all(registry: Registry) -> list[PluginInfo]:
-    return [*registry.generators.values(), *registry.calibrators.values(), *registry.listeners.values()]
+    return [info for kind in KINDS for info in registry.of(kind).values()]
 
 
 def _print_overview(shown: list[PluginInfo], broken: list[BrokenPlugin], *, short: bool) -> None:

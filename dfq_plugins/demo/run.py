@@ -78,7 +78,7 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
     tell = Broadcast(listeners, registry)
     sources = [real_source(bench.network, training)]
     for name in ready(registry.generators):
-        if registry.generators[name].learns:
+        if name in registry.learning_generators:  # trains a network first, longer than a demo may take
             continue
         data_folder = output / folder.DATA_FOLDER / name
         try:

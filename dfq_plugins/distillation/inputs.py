@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.data.calibration_data import CalibrationData
+    from dfq_plugins.host.plugin_info import Kind
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
 SELECTION_SAMPLES = 512
 """Samples made where a generator that learns beside the student makes the others."""
+
+_KINDS: tuple[Kind, ...] = ("learning generator", "generator")
+"""Where a generator is looked up, in this order: one of both kinds learns from the student."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class InputSource:
     def learns(self, registry: Registry) -> bool:
         """Whether the generator learns against the student."""
         if isinstance(self.generator, str):
-            return registry.find("generator", self.generator).learns
+            return registry.kind_of(self.generator, _KINDS) == "learning generator"
         return self.generator is not None
 
     def check(self, registry: Registry) -> None:
@@ -72,14 +76,14 @@ class InputSource:
         if self.generator is None:
             return None, self.options
         if isinstance(self.generator, str):
-            return self.generator, asdict(registry.options("generator", self.generator, self.options))
+            kind = registry.kind_of(self.generator, _KINDS)
+            return self.generator, asdict(registry.options(kind, self.generator, self.options))
         return type(self.generator).__qualname__, self.options
 
     def learner(self, registry: Registry) -> LearningGenerator:
         """Return the generator that learns against the student, built by its name or as it was given."""
         if isinstance(self.generator, str):
-            made: LearningGenerator = registry.create_learning(self.generator, self.options)
-            return made
+            return registry.create("learning generator", self.generator, self.options)
         assert self.generator is not None  # noqa: S101  for the type checker: there is a generator
         return self.generator
 

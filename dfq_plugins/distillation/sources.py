@@ -85,9 +85,7 @@ class GeneratorSource:
     ) -> None:
         self._generator, self._spec, self._options = generator, spec, options
         self._rng = rng_for(options.seed, "generator")
-        listen = getattr(generator, "listen", None)
-        if listen is not None:
-            listen(report)
+        generator.listen(report)
         generator.begin(teacher, spec, self._rng)
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
@@ -96,9 +94,7 @@ class GeneratorSource:
         Raises:
             DataError: it makes another number of samples, or samples of another shape.
         """
-        hear = getattr(self._generator, "progress", None)
-        if hear is not None:
-            hear(progress)
+        self._generator.progress(progress)
         self._generator.feedback(student)
         made = self._generator.batch(self._options.batch_size)
         wanted = (self._options.batch_size, *self._spec.shape)

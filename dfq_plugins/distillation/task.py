@@ -56,7 +56,7 @@ class DistillationTask:
         spec: what an input looks like.
         examples: to train on.
         held_out: selects the best state.
-        maker: builds the generator that learns against the student, where there is one.
+        build_generator: builds the generator that learns against the student, where there is one.
         about: what the inputs were made by, for the identity of a run.
         report: hears of the progress of whatever works on the task.
     """
@@ -65,7 +65,7 @@ class DistillationTask:
     spec: InputSpec
     examples: Examples
     held_out: Examples
-    maker: Callable[[], LearningGenerator] | None
+    build_generator: Callable[[], LearningGenerator] | None
     about: tuple[object, ...]
     report: Callable[[ProgressEvent], None]
 
@@ -156,12 +156,12 @@ def prepare_task(
     samples = as_calibration_data(data, spec)
     spec = checked_spec(teacher, samples.spec or complete_spec(teacher, shape=samples.shape), registry)
     samples.check(spec)
-    maker = None
+    build_generator = None
     if inputs.learns(registry):
-        maker = partial(inputs.learner, registry)
-        check_generator(maker(), teacher, spec)
+        build_generator = partial(inputs.learner, registry)
+        build_generator().check_supported(teacher, spec)
     examples, held_out = split_held_out(gathered(data, samples), settings.validation_fraction, settings.seed)
-    return DistillationTask(teacher, spec, examples, held_out, maker, inputs.about(registry), report)
+    return DistillationTask(teacher, spec, examples, held_out, build_generator, inputs.about(registry), report)
 
 
 def train(
@@ -198,11 +198,11 @@ def train(
 def _source(task: DistillationTask, loss: DistillationLoss, settings: TrainingOptions) -> BatchSource:
     """Return where the batches come from: the data set, the generator that learns beside the student, or both."""
     fill = task.spec.pad_value
-    if task.maker is None:
+    if task.build_generator is None:
         return DatasetSource(answered(task.examples, loss, settings), settings, task.spec.num_classes, fill)
     made = max(1, round(settings.generator_fraction * settings.batch_size))
     share = replace(settings, batch_size=made)
-    learner = GeneratorSource(task.maker(), frozen_copy(task.teacher), task.spec, share, task.report)
+    learner = GeneratorSource(task.build_generator(), frozen_copy(task.teacher), task.spec, share, task.report)
     if made == settings.batch_size:
         return learner
     rest = replace(settings, batch_size=settings.batch_size - made)
@@ -266,13 +266,6 @@ def answered(examples: Examples, loss: DistillationLoss, settings: TrainingOptio
         [loss.teacher_outputs(batch).cpu() for batch in torch.split(examples.inputs, settings.batch_size)]
     )
     return replace(examples, answers=answers)
-
-
-def check_generator(maker: LearningGenerator | None, teacher: nn.Module, spec: InputSpec) -> None:
-    """Let a generator that can tell refuse the model before anything is calibrated."""
-    check = getattr(maker, "check_supported", None)
-    if check is not None:
-        check(teacher, spec)
 
 
 @contextmanager

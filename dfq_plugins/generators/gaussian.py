@@ -9,7 +9,7 @@ from dfq_plugins.generators.inversion import even_split
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import device_of
-from dfq_plugins.types import Batch, ProgressEvent
+from dfq_plugins.types import Batch, DataGenerator, ProgressEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.generators.options import GaussianOptions
-    from dfq_plugins.synthesis.budget import TimeBudget
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import InputSpec, TimeBudget
 
 
-class GaussianGenerator:
+class GaussianGenerator(DataGenerator):
     """Draws `x ~ N(mean, std)` of the input normalization, clamped to the valid range.
 
     Source: Haroush et al. 2020, Gaussian scheme.

@@ -10,7 +10,7 @@ import torch
 from dfq_plugins.generators.inversion import balanced_labels, even_split
 from dfq_plugins.generators.network import NetworkGenerator
 from dfq_plugins.synthesis.terms import class_cross_entropy
-from dfq_plugins.types import Batch, ProgressEvent
+from dfq_plugins.types import Batch, DataGenerator, ProgressEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins.generators.options import GdfqOptions
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import InputSpec, TimeBudget
 
 
-class GdfqGenerator(NetworkGenerator):
+class GdfqGenerator(NetworkGenerator, DataGenerator):
     """Learns to make images that the teacher sees the wanted class in, and whose statistics are the stored ones.
 
     `class_weight * CE(T(G(z | y)), y) + batch_norm_weight * BNS`. It learns for itself first, and then beside the
@@ -50,6 +50,7 @@ class GdfqGenerator(NetworkGenerator):
         batch_size: int,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
+        budget: TimeBudget | None = None,  # noqa: ARG002  it keeps to no time
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` images with their classes; the network is trained once for all shards.
 

@@ -20,17 +20,16 @@ from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_with
 from dfq_plugins.synthesis.loop import augmentation_of, optimize_inputs
 from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.synthesis.schedule import pace_within
-from dfq_plugins.types import Batch, ProgressEvent
+from dfq_plugins.types import Batch, DataGenerator, ProgressEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
-    from dfq_plugins.synthesis.budget import TimeBudget
     from dfq_plugins.synthesis.options import InversionOptions
     from dfq_plugins.synthesis.schedule import StepSchedule
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import InputSpec, TimeBudget
 
 SMALLEST_BATCH = 32
 """Fewer samples have no statistics to match: smaller requests are optimized at this size and cut."""
@@ -51,7 +50,7 @@ class Preparation:
     work: float
 
 
-class InversionGenerator:
+class InversionGenerator(DataGenerator):
     """Optimizes noise until the network's own records fit it.
 
     Args:
@@ -62,12 +61,8 @@ class InversionGenerator:
 
     def __init__(self, options: InversionOptions) -> None:
         self.options = options
+        self.conditional = options.class_weight > 0
         self._preparations: WeakKeyDictionary[nn.Module, Preparation] = WeakKeyDictionary()
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the inputs are made for given classes, which come back as labels."""
-        return self.options.class_weight > 0
 
     def generate(
         self,
@@ -82,7 +77,7 @@ class InversionGenerator:
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` optimized inputs in batches of near-equal size.
 
-        With an budget of time the number of iterations is chosen to fit it, and written into it.
+        With a budget of time the number of iterations is chosen to fit it, and written into it.
 
         Raises:
             ModelError: the objective matches BatchNorm statistics and the network has none that are usable.

@@ -14,7 +14,7 @@ from dfq_plugins.generators.image_network import ImageNetwork, require_images
 from dfq_plugins.generators.inversion import balanced_labels
 from dfq_plugins.generators.teacher import ObservedTeacher
 from dfq_plugins.network.precision import use_bfloat16
-from dfq_plugins.types import Batch, ProgressEvent
+from dfq_plugins.types import Batch, LearningGenerator, ProgressEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ _SEEDS = 2**62
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 
 
-class NetworkGenerator:
+class NetworkGenerator(LearningGenerator):
     """A `LearningGenerator` that draws random numbers, makes images of them, and learns by a loss on these images.
 
     The student takes `student_steps` steps on the images of one step of the generator, as they were before that step.

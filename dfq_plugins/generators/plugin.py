@@ -1,4 +1,4 @@
-"""Registers the built-in generators, through the same hook as everybody's."""
+"""Registers the built-in generators, through the same hooks as everybody's."""
 
 from __future__ import annotations
 
@@ -42,17 +42,29 @@ def dfq_generators() -> Iterable[GeneratorEntry]:
             f"{_HERE}.inversion:BatchNormInceptionGenerator",
             options=options.BatchNormInceptionOptions,
         ),
+        GeneratorEntry(
+            "gdfq",
+            "images of given classes with the stored statistics, made by a network that learns from the teacher",
+            f"{_HERE}.gdfq:GdfqGenerator",
+            options=options.GdfqOptions,
+        ),
+    )
+
+
+@hookimpl
+def dfq_learning_generators() -> Iterable[LearningGeneratorEntry]:
+    """Name the generators of this package that learn from a student."""
+    return (
         LearningGeneratorEntry(
             "adversarial",
-            "for finetune: a network that learns to make what student and teacher disagree on",
+            "for finetune: a network that learns to make inputs on which student and teacher disagree",
             f"{_HERE}.adversarial:AdversarialGenerator",
             options=options.AdversarialOptions,
         ),
         LearningGeneratorEntry(
             "gdfq",
-            "a network that learns images of given classes with the stored statistics, also beside a student",
+            "for finetune: the generator gdfq, which keeps learning next to the student",
             f"{_HERE}.gdfq:GdfqGenerator",
             options=options.GdfqOptions,
-            synthesizes=True,
         ),
     )

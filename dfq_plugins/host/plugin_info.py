@@ -8,8 +8,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dfq_plugins.types import (
+    Calibrator,
     CalibratorEntry,
+    DataGenerator,
     GeneratorEntry,
+    LearningGenerator,
     LearningGeneratorEntry,
     PluginEntry,
     ProgressListenerEntry,
@@ -21,30 +24,26 @@ if TYPE_CHECKING:
     from dfq_plugins.host.loading import PluginSource
 
 Item = TypeVar("Item")
-Kind = Literal["generator", "calibrator", "listener"]
+Kind = Literal["generator", "learning generator", "calibrator", "listener"]
 
 
 @dataclass(frozen=True)
 class PluginKind:
-    """What the host asks of one kind of plugin: the hook, the entry that it returns, the methods of the object."""
+    """Requirements for one kind of plugin: its hook, the entry that the hook returns, and the base of the object."""
 
     hook: str
     entry: type[PluginEntry]
-    methods: tuple[str, ...]
+    base: type[object]
 
 
 KINDS: Mapping[Kind, PluginKind] = MappingProxyType(
     {
-        "generator": PluginKind("dfq_generators", GeneratorEntry, ("generate",)),
-        "calibrator": PluginKind(
-            "dfq_calibrators", CalibratorEntry, ("prepare", "calibrate", "convert", "describe", "export")
-        ),
-        "listener": PluginKind("dfq_progress_listeners", ProgressListenerEntry, ("__call__",)),
+        "generator": PluginKind("dfq_generators", GeneratorEntry, DataGenerator),
+        "learning generator": PluginKind("dfq_learning_generators", LearningGeneratorEntry, LearningGenerator),
+        "calibrator": PluginKind("dfq_calibrators", CalibratorEntry, Calibrator),
+        "listener": PluginKind("dfq_progress_listeners", ProgressListenerEntry, object),
     }
 )
-
-LEARNING_METHODS = ("begin", "feedback", "batch", "state", "restore")
-"""What the host asks of a generator that learns against a student."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +71,6 @@ class PluginInfo:
     def version(self) -> str:
         """Version of that distribution."""
         return self.origin.version
-
-    @property
-    def learns(self) -> bool:
-        """Whether it is a generator that learns against a student, for `finetune`."""
-        return isinstance(self.entry, LearningGeneratorEntry)
-
-    @property
-    def synthesizes(self) -> bool:
-        """Whether it is a generator that makes data sets from a model alone, for `synthesize`."""
-        return self.kind == "generator" and getattr(self.entry, "synthesizes", True)
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that the object behind it must have."""
-        own = KINDS[self.kind].methods if self.synthesizes or not self.learns else ()
-        return own + (LEARNING_METHODS if self.learns else ())
 
     @property
     def state(self) -> Literal["ready", "unavailable"]:

@@ -47,6 +47,11 @@ class Registry:
         return self.of("generator")
 
     @property
+    def learning_generators(self) -> Mapping[str, PluginInfo]:
+        """Every generator that learns from a student by name, also the unavailable ones."""
+        return self.of("learning generator")
+
+    @property
     def calibrators(self) -> Mapping[str, PluginInfo]:
         """Every calibrator by name, also the unavailable ones."""
         return self.of("calibrator")
@@ -71,15 +76,27 @@ class Registry:
         Raises:
             PluginError: there is none, or what it requires is not installed.
         """
-        provided = self._provided[kind].get(name)
-        if provided is None:
-            raise PluginError(self._unknown(kind, name))
-        if provided.missing:
+        info = self._provided[kind].get(name)
+        if info is None:
+            raise PluginError(self._unknown((kind,), name))
+        if info.missing:
             raise PluginError(
-                f"{kind.capitalize()} {name!r} needs {', '.join(provided.missing)}, not installed here. "
-                f"Run: {provided.install_line}"
+                f"{kind.capitalize()} {name!r} needs {', '.join(info.missing)}, not installed here. "
+                f"Run: {info.install_line}"
             )
-        return provided
+        return info
+
+    def kind_of(self, name: str, kinds: Iterable[Kind]) -> Kind:
+        """Return the first of the kinds that has a plugin of that name.
+
+        Raises:
+            PluginError: none has.
+        """
+        wanted = tuple(kinds)
+        for kind in wanted:
+            if name in self._provided[kind]:
+                return kind
+        raise PluginError(self._unknown(wanted, name))
 
     def options(self, kind: Kind, name: str, options: object = None) -> Any:
         """Return the options record of a plugin, from a mapping, from such a record, or with its defaults.
@@ -88,11 +105,13 @@ class Registry:
             PluginError: the plugin is unknown or unavailable.
             UsageError: an option is unknown or its value breaks a rule.
         """
-        provided = self.find(kind, name)
-        return parse_options(provided.entry.options, options, owner=f"{kind} {name!r}")
+        info = self.find(kind, name)
+        return parse_options(info.entry.options, options, owner=f"{kind} {name!r}")
 
     @overload
     def create(self, kind: Literal["generator"], name: str, options: object = None) -> DataGenerator: ...
+    @overload
+    def create(self, kind: Literal["learning generator"], name: str, options: object = None) -> LearningGenerator: ...
     @overload
     def create(self, kind: Literal["calibrator"], name: str, options: object = None) -> Calibrator: ...
     @overload
@@ -104,7 +123,7 @@ class Registry:
         """Build the object behind a name; only now is its framework imported.
 
         Args:
-            kind: "generator", "calibrator" or "listener".
+            kind: "generator", "learning generator", "calibrator" or "listener".
             name: what the plugin registered.
             options: a mapping (text values as typed on a command line are converted), an options record of the
                 plugin, or None for the defaults.
@@ -113,23 +132,21 @@ class Registry:
             PluginError: the plugin is unknown, unavailable, cannot be imported, or builds the wrong thing.
             UsageError: an option is unknown or its value breaks a rule.
         """
-        provided = self.find(kind, name)
+        info = self.find(kind, name)
         record = self.options(kind, name, options)
-        factory = _resolve(provided)
-        with attributed(provided):
-            built = factory(record)
-        lacking = [method for method in provided.methods if not callable(getattr(built, method, None))]
+        factory, base = _resolve(info), KINDS[kind].base
+        lacking = sorted(getattr(factory, "__abstractmethods__", ()))
         if lacking:
             raise PluginError(
-                f"The {provided} builds a {type(built).__name__} without {', '.join(lacking)}(). "
-                f"See dfq_plugins.types for what a {kind} offers."
+                f"The {info} builds a {factory.__name__} without {', '.join(lacking)}(). See dfq_plugins.types for "
+                f"what a {kind} offers."
             )
+        with attributed(info):
+            built = factory(record)
+        if not isinstance(built, base) or not (kind != "listener" or callable(built)):
+            wanted = "callable" if kind == "listener" else f"dfq_plugins.types.{base.__name__}"
+            raise PluginError(f"The {info} builds a {type(built).__name__}, which is not a {wanted}. Subclass it.")
         return built
-
-    def create_learning(self, name: str, options: object = None) -> LearningGenerator:
-        """Build a generator that learns against a student; raises as `create` does."""
-        built: Any = self.create("generator", name, options)
-        return built  # type: ignore[no-any-return]  # `create` checked its methods
 
     def infer_input_spec(self, model: nn.Module) -> InputSpec | None:
         """Ask the plugins for the input specification of `model`; outside plugins before the built-in ones."""
@@ -138,12 +155,12 @@ class Registry:
                 return spec  # type: ignore[no-any-return]  # checked by _spec_or_none
         return None
 
-    def _unknown(self, kind: Kind, name: str) -> str:
-        known = self._provided[kind]
-        ready = [key for key, provided in known.items() if not provided.missing]
-        absent = [f"{key} ({provided.install_line})" for key, provided in known.items() if provided.missing]
+    def _unknown(self, kinds: tuple[Kind, ...], name: str) -> str:
+        known = {key: info for kind in kinds for key, info in self._provided[kind].items()}
+        ready = [key for key, info in known.items() if not info.missing]
+        absent = [f"{key} ({info.install_line})" for key, info in known.items() if info.missing]
         hint = nearest(name, [*known, *(plugin.entry_point for plugin in self.broken)])
-        parts = [f"Unknown {kind} {name!r}.{hint}", f"Available: {', '.join(ready) or 'none'}."]
+        parts = [f"Unknown {kinds[-1]} {name!r}.{hint}", f"Available: {', '.join(ready) or 'none'}."]
         if absent:
             parts.append(f"Not installed: {', '.join(absent)}.")
         if self.broken:
@@ -173,36 +190,36 @@ def get_registry() -> Registry:
 
 
 def _collect(host: PluginHost, kind: Kind) -> dict[str, PluginInfo]:
-    contract = KINDS[kind]
-    consume = functools.partial(_entries, contract)
+    plugin_kind = KINDS[kind]
+    consume = functools.partial(_entries, plugin_kind)
     found: dict[str, PluginInfo] = {}
-    for origin, entries in reversed(list(host.call(contract.hook, consume))):  # ours first in listings
+    for origin, entries in reversed(list(host.call(plugin_kind.hook, consume))):  # ours first in listings
         for entry in entries:
-            provided = PluginInfo(kind, entry, origin, tuple(name for name in entry.requires if not _installed(name)))
-            first = found.setdefault(entry.name, provided)
-            if first is not provided:
+            info = PluginInfo(kind, entry, origin, tuple(name for name in entry.requires if not _installed(name)))
+            first = found.setdefault(entry.name, info)
+            if first is not info:
                 raise PluginError(
-                    f"Two plugins provide the {kind} {entry.name!r}: {_place(first)} and {_place(provided)}. "
+                    f"Two plugins provide the {kind} {entry.name!r}: {_place(first)} and {_place(info)}. "
                     "Uninstall one of them."
                 )
     return found
 
 
-def _place(provided: PluginInfo) -> str:
-    return f"{provided.origin} (entry point {provided.origin.entry_point!r})"
+def _place(info: PluginInfo) -> str:
+    return f"{info.origin} (entry point {info.origin.entry_point!r})"
 
 
-def _entries(contract: PluginKind, results: list[Iterable[PluginEntry]]) -> list[PluginEntry]:
+def _entries(plugin_kind: PluginKind, results: list[Iterable[PluginEntry]]) -> list[PluginEntry]:
     """Run through the iterables that a hook returned and check each entry."""
     entries = [entry for result in results for entry in result]
     for entry in entries:
-        _check_entry(contract, entry)
+        _check_entry(plugin_kind, entry)
     return entries
 
 
-def _check_entry(contract: PluginKind, entry: PluginEntry) -> None:
-    if not isinstance(entry, contract.entry):
-        raise TypeError(f"expected {contract.entry.__name__} objects, got {entry!r}")
+def _check_entry(plugin_kind: PluginKind, entry: PluginEntry) -> None:
+    if not isinstance(entry, plugin_kind.entry):
+        raise TypeError(f"expected {plugin_kind.entry.__name__} objects, got {entry!r}")
     if not isinstance(entry.name, str) or not re.fullmatch(r"\S+", entry.name):
         raise ValueError(f"a name is one word, got {entry.name!r}")
     if not re.fullmatch(r"[\w.]+:[\w.]+", entry.factory):
@@ -231,13 +248,13 @@ def _installed(name: str) -> bool:
     return spec is not None
 
 
-def _resolve(provided: PluginInfo) -> Callable[[Any], Any]:
+def _resolve(info: PluginInfo) -> Callable[[Any], Any]:
     try:
-        factory = pkgutil.resolve_name(provided.entry.factory)
+        factory = pkgutil.resolve_name(info.entry.factory)
     except Exception as error:
         raise PluginError(
-            f"The {provided} cannot be loaded from {provided.entry.factory}: {type(error).__name__}: {error}. "
-            f"Reinstall or mend {provided.distribution}."
+            f"The {info} cannot be loaded from {info.entry.factory}: {type(error).__name__}: {error}. "
+            f"Reinstall or mend {info.distribution}."
         ) from error
     return factory  # type: ignore[no-any-return]  # any object that a plugin names
 

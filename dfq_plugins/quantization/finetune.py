@@ -104,31 +104,43 @@ def finetune(
         ArtifactError: an exported file that does not agree with the model; it was removed.
     """
     registry = registry or get_registry()
-    provided = registry.find("calibrator", calibrator)
+    info = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     settings = parse_options(TrainingOptions, training, owner="fine-tuning")
-    worker = registry.create("calibrator", calibrator, options)
+    framework = registry.create("calibrator", calibrator, options)
     inputs = InputSource(data, generator, generator_options, strict=strict)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for whatever a framework or a generator draws from the global state
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
-        with attributed(provided):
-            prepared = _calibrated(worker, task, recipe)
+        with attributed(info):
+            prepared = _calibrated(framework, task, recipe)
         settings = task.settled(_settled(settings, recipe), prepared)
         before = task.agreement(prepared)
         about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
         place = task.checkpoint_dir(folder, "finetune", settings, about, ranks)
-        history = train(_student(prepared, worker), task, settings, place)
-        with attributed(provided):
-            converted = worker.convert(prepared)
-            coverage = worker.describe(converted)
+        history = train(_student(prepared, framework), task, settings, place)
+        with attributed(info):
+            converted = framework.convert(prepared)
+            coverage = framework.describe(converted)
             agreement = task.agreement(converted)
-            artifacts = worker.export(converted, task.spec, Path(output)) if output is not None and ranks.leads else ()
+            artifacts = (
+                framework.export(converted, task.spec, Path(output)) if output is not None and ranks.leads else ()
+            )
         ranks.wait()
-    about_model = (converted, calibrator, recipe, coverage, artifacts, agreement)
-    return FinetuneRun(*about_model, before, history, settings, len(task.held_out))
+    return FinetuneRun(
+        model=converted,
+        calibrator=calibrator,
+        recipe=recipe,
+        coverage=coverage,
+        artifacts=artifacts,
+        agreement=agreement,
+        agreement_before=before,
+        history=history,
+        training=settings,
+        held_out=len(task.held_out),
+    )
 
 
 def _settled(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:
@@ -141,21 +153,19 @@ def _settled(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:
     return settings
 
 
-def _calibrated(worker: Calibrator, task: DistillationTask, recipe: Recipe) -> nn.Module:
+def _calibrated(framework: Calibrator, task: DistillationTask, recipe: Recipe) -> nn.Module:
     """Return the framework's network for training, its ranges calibrated."""
-    prepared = worker.prepare(task.teacher, task.spec, recipe, training=True)
+    prepared = framework.prepare(task.teacher, task.spec, recipe, training=True)
     samples = as_calibration_data(task.examples.inputs[:CALIBRATION_SAMPLES], task.spec)
     total = len(samples)
     with torch.no_grad():
-        worker.calibrate(prepared, samples.observed(lambda done: task.report(ProgressEvent("calibrate", done, total))))
+        framework.calibrate(
+            prepared, samples.observed(lambda done: task.report(ProgressEvent("calibrate", done, total)))
+        )
     return prepared
 
 
-def _student(prepared: nn.Module, worker: Calibrator) -> Student:
-    """Return the prepared network with what the calibrator tells of it, where it does."""
-    scales, freeze = getattr(worker, "scale_parameters", None), getattr(worker, "freeze_ranges", None)
-    return Student(
-        prepared,
-        () if scales is None else tuple(scales(prepared)),
-        (lambda: None) if freeze is None else partial(freeze, prepared),
-    )
+def _student(prepared: nn.Module, framework: Calibrator) -> Student:
+    """Return the prepared network with its framework-specific hooks."""
+    scales = tuple(framework.scale_parameters(prepared))
+    return Student(prepared, scales, partial(framework.freeze_ranges, prepared))

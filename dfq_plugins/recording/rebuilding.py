@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
@@ -20,7 +20,7 @@ from dfq_plugins.recording.units import UnitReader
 from dfq_plugins.statistics.augmentation import apply_maps
 from dfq_plugins.synthesis.loop import optimize_inputs
 from dfq_plugins.synthesis.schedule import pace_within
-from dfq_plugins.types import Batch
+from dfq_plugins.types import Batch, DataGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,15 +30,14 @@ if TYPE_CHECKING:
     from dfq_plugins.recording.generator_options import RecordOptions
     from dfq_plugins.recording.options import Statistic
     from dfq_plugins.statistics.augmentation import AxisMaps
-    from dfq_plugins.synthesis.budget import TimeBudget
     from dfq_plugins.synthesis.schedule import StepSchedule
-    from dfq_plugins.types import InputSpec, ProgressEvent
+    from dfq_plugins.types import InputSpec, ProgressEvent, TimeBudget
 
 Loss: TypeAlias = "Callable[[list[Tensor]], Tensor]"
 """The distance of each layer's units `(batch, units)`, the output last, from what they are to be."""
 
 
-class RecordGenerator(ABC):
+class RecordGenerator(DataGenerator):
     """Rebuilds inputs whose activations are those that a record describes; works without BatchNorm.
 
     Args:
@@ -81,9 +80,9 @@ class RecordGenerator(ABC):
             self._record = record
         return self._record
 
-    def settled_options(self) -> RecordOptions:
+    def resolved_options(self, options: RecordOptions) -> RecordOptions:
         """Return the options with the record's checksum: what the inputs depend on, whatever lies in its folder."""
-        return replace(self.options, record_sha256=self.record.info.sha256)
+        return replace(options, record_sha256=self.record.info.sha256)
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
         """Refuse a model or specification that the record was not made with, before anything is written.

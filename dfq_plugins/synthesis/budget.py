@@ -7,37 +7,13 @@ on the machine and its load, and so do the bytes; each shard says how many it re
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dfq_plugins.errors import UsageError
+from dfq_plugins.types import TimeBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@dataclass
-class TimeBudget:
-    """The time that one shard may take; the generator says in it how many iterations it made of that.
-
-    Args:
-        seconds: for this shard, from now.
-        run_seconds: for all the shards that this process may still make, this one included.
-        iterations: the iterations that were really used, the fewest of any sample; None where there are none.
-    """
-
-    seconds: float
-    run_seconds: float
-    iterations: int | None = None
-
-    def after(self, preparation: float) -> float:
-        """Return the seconds for the shard once the run has lost some to what is done for all shards together.
-
-        >>> TimeBudget(25.0, 100.0).after(40.0)
-        15.0
-        """
-        share = 1 - preparation / self.run_seconds if self.run_seconds else 0.0
-        return max(0.0, self.seconds * share)
 
 
 class RunBudget:

@@ -12,10 +12,9 @@ from dfq_plugins.synthesis.compilation import compiled_before
 
 if TYPE_CHECKING:
     from dfq_plugins.statistics.augmentation import AxisMaps
-    from dfq_plugins.synthesis.budget import TimeBudget
     from dfq_plugins.synthesis.objective import InversionObjective
     from dfq_plugins.synthesis.options import InversionOptions
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import InputSpec, TimeBudget
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers by whose number compilation time is estimated."""

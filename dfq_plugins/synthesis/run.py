@@ -94,39 +94,38 @@ def synthesize(
             raise UsageError(f"{name} must be at least 1, got {value}.")
     rank, budget = Rank.current(), RunBudget.of(max_seconds)
     registry = registry or get_registry()
-    provided = _synthesizer(registry, generator)
+    info = _synthesizer(registry, generator)
     with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache():
         record = registry.options("generator", generator, options)
-        maker = registry.create("generator", generator, record)
+        source = registry.create("generator", generator, record)
         teacher = frozen_copy(model)
         check_finite(teacher)
         spec = checked_spec(teacher, spec, registry)
-        _check_supported(maker, provided, teacher, spec, budget)
+        _check_supported(source, info, teacher, spec, budget)
         plan = DatasetPlan(
             model_digest=model_digest(teacher),
-            generator=_generator_record(maker, provided, record),
+            generator=_generator_record(source, info, record),
             seed=seed,
             spec=spec,
             num_samples=num_samples,
             shard_size=batch_size or default_shard_size(spec),
-            labels=_labels_kind(maker, spec),
+            labels=_labels_kind(source, spec),
             max_seconds=None if budget is None else budget.seconds,
         )
         broadcast = Broadcast(listeners, registry)
         # The generator's model is its own: whatever it does to it, the teacher judges all samples as it was given.
-        shard_maker = ShardMaker(teacher, spec, partial(maker.generate, frozen_copy(teacher), spec), provided)
+        shard_maker = ShardMaker(teacher, spec, partial(source.generate, frozen_copy(teacher), spec), info)
         return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
 
 
 def _synthesizer(registry: Registry, name: str) -> PluginInfo:
     """Return the generator of that name, if it makes data sets."""
-    provided = registry.find("generator", name)
-    if not provided.synthesizes:
+    if name in registry.learning_generators and name not in registry.generators:
         raise UsageError(
-            f"Generator {name!r} learns against a student and makes no data set by itself. Give it to "
+            f"Generator {name!r} learns from a student and makes no data set by itself. Give it to "
             f"finetune(model, data, generator={name!r}, ...), or to dfq finetune with --generator {name}."
         )
-    return provided
+    return registry.find("generator", name)
 
 
 def default_shard_size(spec: InputSpec) -> int:
@@ -140,28 +139,23 @@ def default_shard_size(spec: InputSpec) -> int:
 
 
 def _check_supported(
-    maker: DataGenerator, provided: PluginInfo, model: nn.Module, spec: InputSpec, budget: RunBudget | None
+    generator: DataGenerator, info: PluginInfo, model: nn.Module, spec: InputSpec, budget: RunBudget | None
 ) -> None:
-    """Let a generator that can tell refuse the model before a folder is made for its samples."""
-    if budget is not None and not getattr(maker, "timed", False):
-        raise UsageError(
-            f"max_seconds needs a generator that keeps to a time, and the {provided} does not. Leave it out."
-        )
-    check = getattr(maker, "check_supported", None)
-    if check is not None:
-        with attributed(provided):
-            check(model, spec)
+    """Give the generator a chance to reject the model before a folder is made for its samples."""
+    if budget is not None and not generator.timed:
+        raise UsageError(f"max_seconds needs a generator that keeps to a time, and the {info} does not. Leave it out.")
+    with attributed(info):
+        generator.check_supported(model, spec)
 
 
-def _generator_record(maker: DataGenerator, provided: PluginInfo, options: Any) -> GeneratorRecord:
+def _generator_record(generator: DataGenerator, info: PluginInfo, options: Any) -> GeneratorRecord:
     """Return who makes the samples and how, with what the generator filled in itself."""
-    settled = getattr(maker, "settled_options", None)
-    return GeneratorRecord(
-        provided.entry.name, provided.distribution, provided.version, asdict(settled() if settled else options)
-    )
+    with attributed(info):
+        resolved = asdict(generator.resolved_options(options))
+    return GeneratorRecord(info.entry.name, info.distribution, info.version, resolved)
 
 
-def _labels_kind(maker: DataGenerator, spec: InputSpec) -> str:
-    if getattr(maker, "conditional", False):
+def _labels_kind(generator: DataGenerator, spec: InputSpec) -> str:
+    if generator.conditional:
         return "conditional"
     return "none" if spec.num_classes is None else "teacher"

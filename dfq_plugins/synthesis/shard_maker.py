@@ -49,13 +49,13 @@ class ShardMaker:
         teacher: frozen network that gives labels and logits.
         spec: what one sample looks like.
         generate: the generator's method, with its own copy of the model and the specification already given.
-        provided: who provides the generator, for errors.
+        info: who provides the generator, for errors.
     """
 
     teacher: nn.Module
     spec: InputSpec
     generate: Callable[..., Iterable[Batch]]
-    provided: PluginInfo
+    info: PluginInfo
 
     def make(self, size: int, seed: int, **settings: Any) -> Batch:
         """Return `size` samples; the settings are the generator's.
@@ -65,9 +65,9 @@ class ShardMaker:
         """
         rng = torch.Generator().manual_seed(seed)
         try:
-            with attributed(self.provided):
+            with attributed(self.info):
                 batches = self.generate(num_samples=size, batch_size=size, rng=rng, **settings)
-            return _judged(self.teacher, self.spec, _exactly(size, batches, self.provided))
+            return _judged(self.teacher, self.spec, _exactly(size, batches, self.info))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -80,7 +80,7 @@ class ShardMaker:
 def write_dataset(
     output: Path | str | None,
     plan: DatasetPlan,
-    maker: ShardMaker,
+    shard_maker: ShardMaker,
     broadcast: Broadcast,
     *,
     rank: Rank,
@@ -91,17 +91,17 @@ def write_dataset(
     Args:
         output: folder of the data set; None makes a temporary one that lives as long as the returned object.
         plan: what it is to hold.
-        maker: makes the samples.
+        shard_maker: makes the samples.
         broadcast: hears of progress.
         rank: which process of a distributed run this is; the ranks share the shards.
         budget: the time that it may take.
     """
     if output is not None:
-        return _written(Path(output), plan, maker, broadcast, rank, budget)
+        return _written(Path(output), plan, shard_maker, broadcast, rank, budget)
     owner = tempfile.TemporaryDirectory(prefix="dfq-")
     try:
         # The folder is this process's own, so that there is nothing to share.
-        return _written(Path(owner.name), plan, maker, broadcast, Rank(), budget, owner)
+        return _written(Path(owner.name), plan, shard_maker, broadcast, Rank(), budget, owner)
     except BaseException:
         owner.cleanup()
         raise
@@ -110,18 +110,18 @@ def write_dataset(
 def _written(
     folder: Path,
     plan: DatasetPlan,
-    maker: ShardMaker,
+    shard_maker: ShardMaker,
     broadcast: Broadcast,
     rank: Rank,
     budget: RunBudget | None,
     owner: tempfile.TemporaryDirectory[str] | None = None,
 ) -> SyntheticDataset:
     with DatasetWriter.begin(folder, plan, rank) as writer:
-        _write_shares(writer, plan, maker, broadcast, rank, budget)
+        _write_shares(writer, plan, shard_maker, broadcast, rank, budget)
         writer.await_turn_to_finish()
         known: Mapping[str, float] = {}
-        if not writer.is_complete and statistics_layers(maker.teacher):
-            known = _divergences(maker.teacher, writer, plan.spec)
+        if not writer.is_complete and statistics_layers(shard_maker.teacher):
+            known = _divergences(shard_maker.teacher, writer, plan.spec)
         dataset = writer.finish(known, owner=owner)
     if budget is not None and budget.left < 0:
         logger.warning(
@@ -145,13 +145,13 @@ def _divergences(teacher: nn.Module, writer: DatasetWriter, spec: InputSpec) -> 
 def _write_shares(
     writer: DatasetWriter,
     plan: DatasetPlan,
-    maker: ShardMaker,
+    shard_maker: ShardMaker,
     broadcast: Broadcast,
     rank: Rank,
     budget: RunBudget | None,
 ) -> None:
     """Write the shards that fall to this process. What one shard takes of memory is free before the next begins."""
-    after = 0.0 if budget is None else seconds_after_optimization(maker.teacher, plan.spec)
+    after = 0.0 if budget is None else seconds_after_optimization(shard_maker.teacher, plan.spec)
     for shard in writer.shares():
         done = plan.num_samples - writer.samples_left
         settings: dict[str, Any] = {"report": _overall(broadcast, done, shard.num_samples, plan.num_samples)}
@@ -162,7 +162,7 @@ def _write_shares(
             settings["budget"] = shard_budget = budget.allow(
                 samples=shard.num_samples, ahead=ahead, processes=rank.count, reserve=reserve
             )
-        batch = maker.make(shard.num_samples, writer.shard_seed(shard), **settings)
+        batch = shard_maker.make(shard.num_samples, writer.shard_seed(shard), **settings)
         writer.write(shard, *batch, iterations=None if shard_budget is None else shard_budget.iterations)
         del batch
 
@@ -191,7 +191,7 @@ def _overall(broadcast: Broadcast, done: int, size: int, total: int) -> Callable
     return report
 
 
-def _exactly(size: int, batches: Iterable[Batch], provided: PluginInfo) -> list[Batch]:
+def _exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> list[Batch]:
     """Run through a generator's batches, but not for ever where it yields too many.
 
     Raises:
@@ -199,14 +199,14 @@ def _exactly(size: int, batches: Iterable[Batch], provided: PluginInfo) -> list[
     """
     made: list[Batch] = []
     count = 0
-    for batch in attributed_iterator(batches, provided):
+    for batch in attributed_iterator(batches, info):
         made.append(batch)
         count += len(batch.inputs)
         if count > size:
             break
     if count != size:
         found = f"at least {count}" if count > size else str(count)
-        raise DataError(f"{size} samples were asked of the {provided}, and {found} came back. Report it to its author.")
+        raise DataError(f"{size} samples were asked of the {info}, and {found} came back. Report it to its author.")
     return made
 
 

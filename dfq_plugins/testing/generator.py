@@ -95,9 +95,7 @@ class GeneratorContract:
         seed: int,
         report: Callable[[ProgressEvent], None],
     ) -> Iterator[Batch]:
-        check = getattr(generator, "check_supported", None)
-        if check is not None:
-            check(model, spec)
+        generator.check_supported(model, spec)
         rng = torch.Generator().manual_seed(seed)
         made = 0
         for batch in generator.generate(
@@ -170,7 +168,7 @@ class GeneratorContract:
 
     def test_labels_are_classes(self, generator: DataGenerator, made: Made, spec: InputSpec) -> None:
         """One whole number a sample, from 0 to num_classes - 1; a conditional generator always gives them."""
-        conditional = bool(getattr(generator, "conditional", False))
+        conditional = generator.conditional
         for inputs, labels, *_ in made.batches:
             assert labels is not None or not conditional, "A generator with conditional = True yields labels; got None."
             if labels is not None:

@@ -17,7 +17,7 @@ from dfq_plugins.testing.snapshots import differing, model_state, other_randomne
 from dfq_plugins.types import Batch, InputSpec, LearningGenerator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 _ROUNDED = 16.0
@@ -84,9 +84,8 @@ class LearningGeneratorContract:
         self, generator: LearningGenerator, case: LearningCase, steps: range, size: int | None = None
     ) -> Iterator[Batch]:
         """Yield the batches of the next steps."""
-        hear: Callable[[float], None] = getattr(generator, "progress", lambda _: None)
         for step in steps:
-            hear(step / self.steps)
+            generator.progress(step / self.steps)
             generator.feedback(case.student)
             yield generator.batch(size or self.batch_size)
 

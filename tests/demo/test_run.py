@@ -20,9 +20,11 @@ from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.types import (
     Artifact,
     Batch,
+    Calibrator,
     CalibratorEntry,
     Check,
     Coverage,
+    DataGenerator,
     GeneratorEntry,
     ProgressEvent,
     QuantizedLayer,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 PLUGIN = "demo_test_plugin"
 
 
-class Noise:
+class Noise(DataGenerator):
     """A generator of plain noise."""
 
     def __init__(self, _options: object) -> None:
@@ -49,7 +51,7 @@ class Noise:
         yield Batch(torch.randn(num_samples, *spec.shape, generator=rng).clamp(-0.8, 1.8))
 
 
-class Identity:
+class Identity(Calibrator):
     """A calibrator that only copies the network, and remembers in a buffer how many samples it saw."""
 
     def __init__(self, _options: object) -> None:

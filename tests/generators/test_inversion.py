@@ -197,7 +197,7 @@ def test_class_conditional_labels_are_balanced(
 @pytest.mark.parametrize("name", NAMES)
 def test_conditional_generators_say_so(registry: Registry, name: str) -> None:
     maker = registry.create("generator", name)
-    assert getattr(maker, "conditional", False) == (name in CONDITIONAL)
+    assert maker.conditional == (name in CONDITIONAL)
 
 
 def test_labels_reach_every_class_where_a_shard_has_fewer_samples_than_classes() -> None:

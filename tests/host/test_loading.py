@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HEADER = """
 from dfq_plugins import hookimpl
-from dfq_plugins.types import CalibratorEntry, GeneratorEntry, ProgressListenerEntry
+from dfq_plugins.types import CalibratorEntry, DataGenerator, GeneratorEntry, ProgressListenerEntry
 """
 
 GOOD = (
@@ -34,7 +34,7 @@ def dfq_generators():
 def make(options):
     return Made()
 
-class Made:
+class Made(DataGenerator):
     def generate(self, model, spec, **rest):
         yield "a batch"
         raise RuntimeError("out of luck")

@@ -17,7 +17,15 @@ from dfq_plugins.hookspecs import hookimpl
 from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.listeners import Broadcast
 from dfq_plugins.listeners.log import LogListener, LogOptions
-from dfq_plugins.types import CalibratorEntry, GeneratorEntry, ProgressEvent, ProgressListenerEntry
+from dfq_plugins.types import (
+    Batch,
+    Calibrator,
+    CalibratorEntry,
+    DataGenerator,
+    GeneratorEntry,
+    ProgressEvent,
+    ProgressListenerEntry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,11 +43,16 @@ class OtherOptions:
     steps: int = 1
 
 
-class Gan:
+class Gan(DataGenerator):
     def __init__(self, options: GanOptions) -> None:
         self.options = options
 
-    def generate(self) -> None: ...
+    def generate(self, *_: Any, **__: Any) -> Iterator[Batch]:
+        return iter(())
+
+
+class Half(Calibrator):
+    """Lacks everything."""
 
 
 class Listener:
@@ -68,7 +81,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
     @hookimpl
     def dfq_calibrators() -> Iterable[CalibratorEntry]:
-        return [CalibratorEntry("half", "", "fake_plugin:Listener")]
+        return [CalibratorEntry("half", "", "fake_plugin:Half")]
 
     @hookimpl
     def dfq_progress_listeners() -> Iterable[ProgressListenerEntry]:
@@ -78,6 +91,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
     vars(module).update(
         Gan=Gan,
+        Half=Half,
         Listener=Listener,
         fail=fail,
         dfq_generators=dfq_generators,
@@ -133,7 +147,10 @@ def test_options_are_refused_where_there_are_none(registry: Registry) -> None:
     [
         ("lost", "generator 'lost' from module fake_plugin cannot be loaded from fake_plugin:Lost: AttributeError"),
         ("gone", "cannot be loaded from no_such_module:Lost: ModuleNotFoundError.*Reinstall or mend"),
-        ("empty", r"generator 'empty' from module fake_plugin builds a Listener without generate\(\)"),
+        (
+            "empty",
+            r"generator 'empty' from module fake_plugin builds a Listener, which is not a dfq_plugins.types.DataGenerator. Subclass it.",
+        ),
     ],
 )
 def test_create_says_which_plugin_cannot_be_built(registry: Registry, name: str, message: str) -> None:
@@ -142,7 +159,7 @@ def test_create_says_which_plugin_cannot_be_built(registry: Registry, name: str,
 
 
 def test_create_names_the_methods_that_a_calibrator_lacks(registry: Registry) -> None:
-    with pytest.raises(PluginError, match=r"without prepare, calibrate, convert, describe, export\(\)"):
+    with pytest.raises(PluginError, match=r"builds a Half without calibrate, convert, describe, export, prepare\(\)"):
         registry.create("calibrator", "half")
 
 

@@ -263,7 +263,7 @@ class TestLearningGenerators:
 
     def test_it_hears_how_far_the_training_is(self, run: Callable[..., FinetuneRun], registry: Registry) -> None:
         heard: list[float] = []
-        maker: Any = registry.create_learning("seeker")
+        maker: Any = registry.create("learning generator", "seeker")
         maker.progress = heard.append
         run(generator=maker)
         assert heard == pytest.approx([step / 12 for step in range(12)])
@@ -275,7 +275,7 @@ class TestLearningGenerators:
             raise UsageError(f"not for {spec.shape}")
 
         events: list[ProgressEvent] = []
-        maker: Any = registry.create_learning("seeker")
+        maker: Any = registry.create("learning generator", "seeker")
         maker.check_supported = refuse
         with pytest.raises(UsageError, match=r"not for \(3, 8, 8\)"):
             run(generator=maker, listeners=[events.append])

@@ -21,9 +21,8 @@ from dfq_plugins.recording.factors import ClassGaussians, pack, unpack
 from dfq_plugins.recording.info import TENSOR_FILE
 from dfq_plugins.recording.run import record
 from dfq_plugins.recording.units import UnitReader
-from dfq_plugins.synthesis.budget import TimeBudget
 from dfq_plugins.testing import GeneratorContract
-from dfq_plugins.types import InputSpec
+from dfq_plugins.types import InputSpec, TimeBudget
 
 if TYPE_CHECKING:
     from pathlib import Path

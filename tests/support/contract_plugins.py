@@ -14,9 +14,12 @@ from dfq_plugins.model_state import untouched
 from dfq_plugins.types import (
     Artifact,
     Batch,
+    Calibrator,
     Check,
     Coverage,
+    DataGenerator,
     InputSpec,
+    LearningGenerator,
     ProgressEvent,
     QuantizedLayer,
     Recipe,
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Uniform:
+class Uniform(DataGenerator):
     """Uniform noise in the valid range."""
 
     def generate(
@@ -192,7 +195,7 @@ class RoundedLinear(nn.Module):
         return result
 
 
-class Rounding:
+class Rounding(Calibrator):
     """Rounds the input of the classifier of the digits network: small, and honest in every step."""
 
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
@@ -372,7 +375,7 @@ BROKEN_CALIBRATORS: list[tuple[type[Rounding], str]] = [
 """Each broken calibrator, and the test that catches it."""
 
 
-class Nudging:
+class Nudging(LearningGenerator):
     """Keeps a batch of noise, and moves it up the disagreement of both networks at every step."""
 
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:

@@ -12,10 +12,13 @@ from dfq_plugins.hookspecs import hookimpl
 from dfq_plugins.types import (
     Artifact,
     Batch,
+    Calibrator,
     CalibratorEntry,
     Coverage,
+    DataGenerator,
     GeneratorEntry,
     InputSpec,
+    LearningGenerator,
     LearningGeneratorEntry,
     NoOptions,
     QuantizedLayer,
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Coarse:
+class Coarse(Calibrator):
     """Rounds weights to quarters: a student that starts away from its teacher."""
 
     last: Coarse
@@ -87,7 +90,7 @@ class Narrow(Coarse):
         return prepared
 
 
-class Seeker:
+class Seeker(LearningGenerator):
     """Moves a batch of noise up the disagreement of student and teacher, once in three steps."""
 
     size_off_by = 0
@@ -128,7 +131,7 @@ class ShortSeeker(Seeker):
     size_off_by = 1
 
 
-class Both(Seeker):
+class Both(Seeker, DataGenerator):
     """Makes data sets as well."""
 
     def generate(
@@ -137,7 +140,7 @@ class Both(Seeker):
         yield Batch(torch.randn(num_samples, *spec.shape, generator=rng).clamp(-2, 2))
 
 
-class Idle:
+class Idle(LearningGenerator):
     """Lacks what a learning generator needs."""
 
     def __init__(self, _options: NoOptions) -> None: ...
@@ -145,7 +148,7 @@ class Idle:
     def begin(self, *_: Any) -> None: ...
 
 
-class Noise:
+class Noise(DataGenerator):
     """A generator of the usual kind."""
 
     def __init__(self, _options: NoOptions) -> None: ...
@@ -158,11 +161,14 @@ class Noise:
 
 @hookimpl
 def dfq_generators() -> Iterator[GeneratorEntry]:
-    for kind in (Seeker, ShortSeeker, Idle):
+    for name, kind in (("both", Both), ("promised", Seeker), ("noise", Noise)):
+        yield GeneratorEntry(name, "", f"{__name__}:{kind.__name__}")
+
+
+@hookimpl
+def dfq_learning_generators() -> Iterator[LearningGeneratorEntry]:
+    for kind in (Seeker, ShortSeeker, Idle, Both):
         yield LearningGeneratorEntry(kind.__name__.lower(), "", f"{__name__}:{kind.__name__}")
-    for name, kind in (("both", Both), ("promised", Seeker)):
-        yield LearningGeneratorEntry(name, "", f"{__name__}:{kind.__name__}", synthesizes=True)
-    yield GeneratorEntry("noise", "", f"{__name__}:Noise")
 
 
 @hookimpl

@@ -13,9 +13,11 @@ from dfq_plugins.hookspecs import hookimpl
 from dfq_plugins.types import (
     Artifact,
     Batch,
+    Calibrator,
     CalibratorEntry,
     Check,
     Coverage,
+    DataGenerator,
     GeneratorEntry,
     InputSpec,
     NoOptions,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Noise:
+class Noise(DataGenerator):
     """Yields standard noise of `rng`, one batch; subclasses misbehave."""
 
     def __init__(self, _options: NoOptions) -> None: ...
@@ -103,7 +105,7 @@ class Double(Noise):
             yield Batch(batch.inputs[1:].double())
 
 
-class Recorder:
+class Recorder(Calibrator):
     """A calibrator that keeps what it is given, and whose result is the float model."""
 
     last: Recorder

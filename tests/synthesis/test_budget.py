@@ -22,13 +22,14 @@ from dfq_plugins.generators.options import BatchNormOptions
 from dfq_plugins.synthesis import loop as optimization
 from dfq_plugins.synthesis import objective as inversion
 from dfq_plugins.synthesis import shard_maker as synthesis
-from dfq_plugins.synthesis.budget import RunBudget, TimeBudget
+from dfq_plugins.synthesis.budget import RunBudget
 from dfq_plugins.synthesis.compilation import compiled_before, remember_compiled
 from dfq_plugins.synthesis.compile_choice import compile_pays_within
 from dfq_plugins.synthesis.loop import learning_rate_at
 from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.synthesis.schedule import FEWEST_STEPS, StepSchedule, TimedSchedule
+from dfq_plugins.types import TimeBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -57,13 +57,13 @@ class TestBuiltInLearningGenerators(LearningGeneratorContract):
     @pytest.fixture(params=[("adversarial", {}), ("adversarial", {"distance": "symmetrized-kl"}), ("gdfq", {})])
     def generator(self, request: pytest.FixtureRequest) -> Any:
         name, options = request.param
-        return get_registry().create_learning(name, {"width": 8, "warm_up": 2, **options})
+        return get_registry().create("learning generator", name, {"width": 8, "warm_up": 2, **options})
 
 
 class TestThePapersPreset(LearningGeneratorContract):
     @pytest.fixture
     def generator(self) -> Any:
-        return get_registry().create_learning("adversarial", {"preset": "zhu2020", "width": 8})
+        return get_registry().create("learning generator", "adversarial", {"preset": "zhu2020", "width": 8})
 
     def test_inputs_stay_in_the_valid_range(self) -> None:  # type: ignore[override]
         pytest.skip("the paper's generator ends in BatchNorm, whose output has no bounds")

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from dfq_ascent.plugin import AscentOptions
 from dfq_plugins.model_state import untouched
-from dfq_plugins.types import Batch, InputSpec
+from dfq_plugins.types import Batch, InputSpec, LearningGenerator
 
 
-class Ascent:
+class Ascent(LearningGenerator):
     def __init__(self, options: AscentOptions) -> None:
         self.options = options
 

@@ -19,7 +19,7 @@ class AscentOptions:
 
 
 @hookimpl
-def dfq_generators() -> Iterator[LearningGeneratorEntry]:
+def dfq_learning_generators() -> Iterator[LearningGeneratorEntry]:
     yield LearningGeneratorEntry(
         name="ascent",
         summary="noise that climbs to where student and teacher disagree",

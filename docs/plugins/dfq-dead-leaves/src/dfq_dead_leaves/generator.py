@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from dfq_dead_leaves.plugin import DeadLeavesOptions
 from dfq_plugins.errors import UsageError
 from dfq_plugins.model_state import device_of
-from dfq_plugins.types import Batch, InputSpec, ProgressEvent
+from dfq_plugins.types import Batch, DataGenerator, InputSpec, ProgressEvent
 
 
-class DeadLeaves:
+class DeadLeaves(DataGenerator):
     def __init__(self, options: DeadLeavesOptions) -> None:
         self.options = options
 

@@ -14,7 +14,7 @@ from dfq_onnxruntime.coverage import read_coverage
 from dfq_onnxruntime.model import OnnxModel, export_float
 from dfq_onnxruntime.plugin import OnnxRuntimeOptions
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
-from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, Recipe, check_batch
+from dfq_plugins.types import Artifact, Calibrator, Check, Coverage, InputSpec, Recipe, check_batch
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -23,7 +23,7 @@ METHODS = {
 }
 
 
-class OnnxRuntimeCalibrator:
+class OnnxRuntimeCalibrator(Calibrator):
     def __init__(self, options: OnnxRuntimeOptions) -> None:
         self.options = options
 
