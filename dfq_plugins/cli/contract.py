@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfq_plugins.cli.shared import console, print_json
+from dfq_plugins.cli.output import console, print_json
 from dfq_plugins.errors import ContractError, PluginError, UsageError, nearest
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from dfq_plugins.cli import progress
+from dfq_plugins.cli.arguments import json_option
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.shared import json_option, print_json
+from dfq_plugins.cli.output import print_json
 
 
 @click.command()

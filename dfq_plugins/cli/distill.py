@@ -10,61 +10,88 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.shared import announce, json_option, load_model, print_json, report_option
-from dfq_plugins.cli.training import checked_settings, opened, print_costs, training_of
+from dfq_plugins.cli.arguments import (
+    FILE,
+    FOLDER,
+    SpecArguments,
+    TrainingArguments,
+    json_option,
+    load_model,
+    report_option,
+    spec_options,
+    training_options,
+)
+from dfq_plugins.cli.compression import GENERATOR_HELP, StudentArguments, opened, print_costs, student_options
+from dfq_plugins.cli.output import announce, print_json
 from dfq_plugins.distillation.options import DistillOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from dfq_plugins.distillation.run import DistillRun
-
-WEIGHTS = click.Path(dir_okay=False, path_type=Path)
+    from dfq_plugins.pruning.ticket import Ticket
 
 
 @click.command()
-@click.option("--teacher", metavar="MODEL", required=True, help="The trained network.")
-@click.option("--teacher-weights", type=WEIGHTS, help="Its state dict: .safetensors, .pth or .pt.")
-@click.option("--student", metavar="MODEL", required=True, help="The network to train.")
-@click.option("--student-weights", type=WEIGHTS, help="Weights to begin with; default: the factory's.")
+@click.option("--teacher", "teacher_reference", metavar="MODEL", required=True, help="The trained network.")
+@click.option("--teacher-weights", type=FILE, help="Its state dict: .safetensors, .pth or .pt.")
+@click.option("--student", "student_reference", metavar="MODEL", required=True, help="The network to train.")
+@click.option("--student-weights", type=FILE, help="Weights to begin with; default: the factory's.")
 @click.option("--data", type=click.Path(path_type=Path), help="A synthetic set, a folder of images, or an .npz file.")
-@click.option(
-    "--ticket", type=click.Path(file_okay=False, path_type=Path), help="A lottery ticket of the student to train."
-)
+@click.option("--ticket", type=FOLDER, help="A lottery ticket of the student to train.")
 @click.option("--inherit", is_flag=True, help="Begin with the weights of the teacher's layers that fit.")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own.")
-@training_of(lambda: DistillOptions)
+@training_options(lambda: DistillOptions, GENERATOR_HELP)
+@student_options
+@spec_options
 @report_option
 @json_option
 def distill(
-    teacher: str,
-    student: str,
+    *,
+    teacher_reference: str,
+    teacher_weights: Path | None,
+    student_reference: str,
+    student_weights: Path | None,
     data: Path | None,
     ticket: Path | None,
     inherit: bool,
     threads: int | None,
+    training: TrainingArguments,
+    student: StudentArguments,
+    spec: SpecArguments,
     report: Path | None,
     as_json: bool,
-    **given: Any,
 ) -> None:
     """Train the network STUDENT to answer as TEACHER does, on a synthetic set, on real inputs, or by a generator.
 
     Each MODEL is torchvision:NAME, package.module:factory, file.py:factory, or saved:FOLDER. With --output, the
-    student is written as safetensors and JSON. With --work, an interrupted training goes on when the same command is
-    given again. Under torchrun, every process takes a part of each batch.
+    student is written as safetensors and JSON. With --work, an interrupted training is resumed when the same command
+    is given again. Under torchrun, every process takes a part of each batch.
     """
-    given = checked_settings(given, DistillOptions)
-    weights = {role: given.pop(f"{role}_weights") for role in ("teacher", "student")}
+    student.check(training, DistillOptions)
     with progress.reporting() as listener:
-        big = load_model(teacher, weights["teacher"], threads)
-        small = _student(student, weights["student"], given["training"])
-        inputs, spec = opened(data, big, given)
-        if ticket is not None:
-            from dfq_plugins.pruning.ticket import Ticket  # noqa: PLC0415  imports torch
-
-            given["ticket"] = Ticket.load(ticket)
-        given |= {"inherit": inherit, "factory": student}
-        run = dfq_plugins.distill(big, small, inputs, spec=spec, **given, listeners=[listener])
+        big = load_model(teacher_reference, teacher_weights, threads)
+        small = _student(student_reference, student_weights, training.settings)
+        inputs, known = opened(data, big, spec)
+        run = dfq_plugins.distill(
+            big,
+            small,
+            inputs,
+            spec=known,
+            training=training.settings,
+            generator=training.generator,
+            generator_options=training.generator_options,
+            num_samples=student.samples,
+            ticket=None if ticket is None else _ticket(ticket),
+            inherit=inherit,
+            output=student.output,
+            factory=student_reference,
+            work=training.work,
+            strict=training.strict,
+            listeners=[listener],
+        )
         if report is not None:
             from dfq_plugins.report import compression  # noqa: PLC0415  imports matplotlib
 
@@ -76,7 +103,13 @@ def distill(
     announce(report)
 
 
-def _student(reference: str, weights: Path | None, training: dict[str, Any]) -> nn.Module:
+def _ticket(folder: Path) -> Ticket:
+    from dfq_plugins.pruning.ticket import Ticket  # noqa: PLC0415  imports torch
+
+    return Ticket.load(folder)
+
+
+def _student(reference: str, weights: Path | None, training: Mapping[str, Any]) -> nn.Module:
     """Build the student, whose first weights are drawn by the seed of the training."""
     import torch
 

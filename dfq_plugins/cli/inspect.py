@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.shared import (
-    announce,
-    complete_spec,
-    json_option,
-    load_model,
-    print_json,
-    refuse_own_spec,
-    report_option,
-    spec_options,
-)
+from dfq_plugins.cli.arguments import SpecArguments, json_option, load_model, report_option, spec_options
+from dfq_plugins.cli.output import announce, print_json
 from dfq_plugins.data.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
@@ -41,13 +33,14 @@ if TYPE_CHECKING:
 @report_option
 @json_option
 def inspect(
+    *,
     dataset: Path,
     model_reference: str,
     weights: Path | None,
     threads: int | None,
     report: Path | None,
     as_json: bool,
-    **given: Any,
+    spec: SpecArguments,
 ) -> None:
     """Judge how good DATASET is for calibrating MODEL, without real data and without quantizing anything.
 
@@ -56,12 +49,12 @@ def inspect(
     """
     with progress.reporting():
         model = load_model(model_reference, weights, threads)
-        data, spec = _source(dataset, model, given)
-        found = dfq_plugins.inspect(data, model, spec=spec)
+        data, completed = _source(dataset, model, spec)
+        found = dfq_plugins.inspect(data, model, spec=completed)
         if report is not None:
             from dfq_plugins.report.runs import write_inspection_report  # noqa: PLC0415  imports matplotlib
 
-            write_inspection_report(report, dataset.name, data, spec, found)
+            write_inspection_report(report, dataset.name, data, completed, found)
     if as_json:
         print_json(found.as_dict() | {"report": report})
         return
@@ -69,14 +62,14 @@ def inspect(
     announce(report)
 
 
-def _source(path: Path, model: nn.Module, given: dict[str, Any]) -> tuple[SyntheticDataset | list[Tensor], InputSpec]:
+def _source(path: Path, model: nn.Module, spec: SpecArguments) -> tuple[SyntheticDataset | list[Tensor], InputSpec]:
     """Open the set, and say what an input looks like; a synthetic one knows it by itself."""
     if (path / MANIFEST_FILE).is_file():
-        refuse_own_spec(given)
+        spec.refuse()
         data = dfq_plugins.SyntheticDataset.open(path)
         return data, data.spec
     from dfq_plugins.data.readers import load_source, require_source  # noqa: PLC0415  imports torch
 
     require_source(path)  # before questions about a shape that would be in vain
-    spec = complete_spec(model, given)
-    return list(load_source(path, spec)), spec
+    completed = spec.complete(model)
+    return list(load_source(path, completed)), completed

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfq_plugins.cli.shared import console, json_option, plugin_options, print_json, print_table
+from dfq_plugins.cli.arguments import json_option, plugin_options
+from dfq_plugins.cli.output import console, print_json, print_table
 from dfq_plugins.errors import DfqError, PluginError, UsageError, nearest
 from dfq_plugins.host.loading import BrokenPlugin
 from dfq_plugins.host.options import OptionRow, describe_options

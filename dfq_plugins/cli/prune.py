@@ -10,31 +10,28 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.shared import (
-    announce,
+from dfq_plugins.cli.arguments import (
+    FILE,
+    ModelArguments,
+    SpecArguments,
+    TrainingArguments,
     json_option,
+    listing,
     load_model,
     model_options,
     pairs_option,
-    print_json,
-    print_table,
     report_option,
+    spec_options,
+    training_options,
 )
-from dfq_plugins.cli.training import checked_settings, opened, print_costs, training_of
+from dfq_plugins.cli.compression import GENERATOR_HELP, StudentArguments, opened, print_costs, student_options
+from dfq_plugins.cli.output import announce, print_json, print_table
 from dfq_plugins.distillation.options import DistillOptions
-from dfq_plugins.host.options import describe_options, parse_options
+from dfq_plugins.host.options import parse_options
 from dfq_plugins.pruning.options import PruneTrainingOptions, PruningOptions
 
 if TYPE_CHECKING:
     from dfq_plugins.pruning.run import PruneRun
-
-
-def _list_options(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    """Print the settings of the pruning and leave."""
-    if wanted:
-        rows = [(row.name, row.type, row.default, row.help) for row in describe_options(PruningOptions)]
-        print_table(("Setting", "Value", "Default", ""), rows)
-        context.exit()
 
 
 @click.command()
@@ -45,30 +42,30 @@ def _list_options(context: click.Context, _parameter: click.Parameter, wanted: b
 @click.option("--sparsity", type=float, help="Share of single weights that is set to zero: 0.5.")
 @click.option(
     "--rewind-to",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     help="With --sparsity: the state dict from before any training; makes and trains a lottery ticket.",
 )
 @pairs_option("--option", "-O", "options", help_text="A setting of the pruning, repeatable; see --list-options.")
-@click.option(
-    "--list-options",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_options,
-    help="List the settings of the pruning and leave.",
-)
-@training_of(lambda: PruneTrainingOptions)
+@listing("--list-options", lambda: PruningOptions, "List the settings of the pruning and exit.")
+@training_options(lambda: PruneTrainingOptions, GENERATOR_HELP)
+@student_options
+@spec_options
 @report_option
 @json_option
 def prune(
-    model_reference: str,
-    weights: Path | None,
-    threads: int | None,
+    *,
+    model: ModelArguments,
     data: Path | None,
+    macs: float | None,
+    threshold: float | None,
+    sparsity: float | None,
     rewind_to: Path | None,
+    options: dict[str, str],
+    training: TrainingArguments,
+    student: StudentArguments,
+    spec: SpecArguments,
     report: Path | None,
     as_json: bool,
-    **given: Any,
 ) -> None:
     """Prune MODEL on the inputs DATA, or on those that --generator makes, so that it still answers as it did.
 
@@ -76,14 +73,30 @@ def prune(
     --sparsity sets single weights to zero. With --output, the network is written as safetensors and JSON, and
     saved:FOLDER is then a MODEL of every other command, such as dfq quantize.
     """
-    parse_options(PruningOptions, given["options"], owner="pruning")
-    given = checked_settings(given, PruneTrainingOptions if rewind_to is None else DistillOptions)
+    parse_options(PruningOptions, options, owner="pruning")
+    student.check(training, PruneTrainingOptions if rewind_to is None else DistillOptions)
     with progress.reporting() as listener:
-        model = load_model(model_reference, weights, threads)
-        inputs, spec = opened(data, model, given)
-        if rewind_to is not None:
-            given["rewind_to"] = load_model(model_reference, rewind_to, None)
-        run = dfq_plugins.prune(model, inputs, spec=spec, factory=model_reference, **given, listeners=[listener])
+        network = model.load()
+        inputs, known = opened(data, network, spec)
+        run = dfq_plugins.prune(
+            network,
+            inputs,
+            macs=macs,
+            threshold=threshold,
+            sparsity=sparsity,
+            rewind_to=None if rewind_to is None else load_model(model.model_reference, rewind_to, None),
+            spec=known,
+            options=options,
+            training=training.settings,
+            generator=training.generator,
+            generator_options=training.generator_options,
+            num_samples=student.samples,
+            output=student.output,
+            factory=model.model_reference,
+            work=training.work,
+            strict=training.strict,
+            listeners=[listener],
+        )
         if report is not None:
             from dfq_plugins.report import compression  # noqa: PLC0415  imports matplotlib
 

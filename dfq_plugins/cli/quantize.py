@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.finetune import finetune_and_print
-from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.results import print_run, run_as_dict
-from dfq_plugins.cli.shared import (
-    announce,
+from dfq_plugins.cli.arguments import (
+    ModelArguments,
+    QuantizationArguments,
+    TrainingArguments,
     json_option,
-    load_model,
     model_options,
-    name_option,
-    plugin_options,
-    print_json,
+    quantization_options,
     report_option,
+    training_options,
 )
-from dfq_plugins.cli.training import TRAINING_ARGUMENTS, training_options
+from dfq_plugins.cli.finetune import GENERATOR_HELP, finetune_and_print
+from dfq_plugins.cli.group import set_resume_hint
+from dfq_plugins.cli.output import announce, print_json
+from dfq_plugins.cli.results import print_run, run_as_dict
+from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from torch import nn
 
+    from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.quantization.result import QuantizationRun
+    from dfq_plugins.types import InputSpec, ProgressEvent
 
 
 @click.command()
 @model_options
-@click.argument("data", type=click.Path(path_type=Path))
-@name_option("calibrator", "The framework that quantizes: torch-ao, pytorch-quantization, brevitas, ...", required=True)
-@click.option("--recipe", default="w8a8", show_default=True, help="Bits of weights, activations: w8a8, w4a4, binary.")
-@click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder for the artifacts.")
-@plugin_options
+@quantization_options
 @report_option
 @click.option(
     "--hold-out",
@@ -49,49 +50,46 @@ if TYPE_CHECKING:
     "the set, at most 128.",
 )
 @click.option("--finetune", is_flag=True, help="Train the quantized model afterwards, as `dfq finetune` does.")
-@training_options
+@training_options(lambda: TrainingOptions, GENERATOR_HELP)
 @json_option
 def quantize(
-    model_reference: str,
-    data: Path,
-    weights: Path | None,
-    threads: int | None,
+    *,
+    model: ModelArguments,
+    what: QuantizationArguments,
+    training: TrainingArguments,
     report: Path | None,
     hold_out: int | None,
     finetune: bool,
     as_json: bool,
-    **given: Any,
 ) -> None:
     """Quantize MODEL on the synthetic set in the folder DATA, by the framework's own calibration.
 
     With --output, the framework's artifacts are written there; each one is run and compared with the model before it
     is handed over.
     """
-    training = {name: given.pop(name) for name in TRAINING_ARGUMENTS}
     if finetune:
         if hold_out is not None:
             raise UsageError(
                 "--hold-out is for calibration alone. Give the share to hold out as -T validation_fraction=0.1."
             )
-        output = {"weights": weights, "threads": threads, "report": report, "as_json": as_json}
-        finetune_and_print(model_reference, data, {**given, **training, **output})
+        finetune_and_print(model, what, training, report, as_json=as_json)
         return
-    if any(training.values()):
-        named = ", ".join(f"--{name.replace('_', '-').removesuffix('s')}" for name in training if training[name])
-        raise UsageError(f"{named} is about fine-tuning: give --finetune as well, or use dfq finetune.")
-    dfq_plugins.Recipe.parse(given["recipe"])  # this and the next line fail on a slip before torch is imported
-    get_registry().options("calibrator", given["calibrator"], given["options"])
+    if training.named:
+        raise UsageError(
+            f"{', '.join(training.named)} is about fine-tuning: give --finetune as well, or use dfq finetune."
+        )
+    what.check()
     set_resume_hint("No unfinished artifact is left behind: run the same command again.")
     if hold_out is not None and report is None:
         raise UsageError("--hold-out says what the report measures on: give --report as well, or leave it out.")
+    measured = None
     with progress.reporting() as listener:
-        dataset = dfq_plugins.SyntheticDataset.open(data)
-        model = load_model(model_reference, weights, threads)
-        settings = {**given, "listeners": [listener]}
+        dataset = dfq_plugins.SyntheticDataset.open(what.data)
+        network = model.load()
         if report is None:
-            run, measured = dfq_plugins.run_quantization(model, dataset, **settings), None
+            run = _run(network, dataset, None, what, listener)
         else:
-            run, measured = _run_with_report(model, dataset, settings, report, hold_out)
+            run, measured = _run_with_report(network, dataset, what, listener, report, hold_out)
     if as_json:
         print_json(run_as_dict(run) | {"report": report, "held_out": measured})
         return
@@ -101,15 +99,38 @@ def quantize(
     announce(report)
 
 
+def _run(
+    network: nn.Module,
+    data: CalibrationData,
+    spec: InputSpec | None,
+    what: QuantizationArguments,
+    listener: Callable[[ProgressEvent], None],
+) -> QuantizationRun:
+    return dfq_plugins.run_quantization(
+        network,
+        data,
+        calibrator=what.calibrator,
+        recipe=what.recipe,
+        spec=spec,
+        options=what.options,
+        output=what.output,
+        listeners=[listener],
+    )
+
+
 def _run_with_report(
-    model: nn.Module, dataset: SyntheticDataset, settings: dict[str, Any], report: Path, hold_out: int | None
-) -> tuple[QuantizationRun, dict[str, Any] | None]:
+    network: nn.Module,
+    dataset: SyntheticDataset,
+    what: QuantizationArguments,
+    listener: Callable[[ProgressEvent], None],
+    report: Path,
+    hold_out: int | None,
+) -> tuple[QuantizationRun, dict[str, float] | None]:
     """Quantize on all samples but those held out, and write the page; return what was measured on them."""
     from dfq_plugins.report import runs  # noqa: PLC0415  imports matplotlib
 
     held_out = runs.held_out_samples(len(dataset), hold_out)
-    part = runs.calibration_part(dataset, held_out)
-    run = dfq_plugins.run_quantization(model, part, spec=dataset.spec, **settings)
-    options = get_registry().options("calibrator", settings["calibrator"], settings["options"])
-    agreement = runs.write_quantization_report(report, model, dataset, run, held_out, options, settings["output"])
+    run = _run(network, runs.calibration_part(dataset, held_out), dataset.spec, what, listener)
+    options = get_registry().options("calibrator", what.calibrator, what.options)
+    agreement = runs.write_quantization_report(report, network, dataset, run, held_out, options, what.output)
     return run, {"samples": held_out, "agreement": agreement} if held_out else None

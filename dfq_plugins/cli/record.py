@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.shared import (
-    complete_spec,
+from dfq_plugins.cli.arguments import (
+    ModelArguments,
+    SpecArguments,
+    bundled,
     json_option,
-    load_model,
     model_options,
     on_device,
-    print_json,
     spec_options,
 )
+from dfq_plugins.cli.output import print_json
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.recording.options import STATISTICS, RecordingOptions
 
@@ -38,6 +40,55 @@ def _words(flag: str, name: str, help_text: str) -> Callable[[Any], Any]:
     return click.option(flag, name, metavar="NAME,...", callback=split, help=help_text)
 
 
+@dataclass(frozen=True)
+class RecordingArguments:
+    """The settings of a recording, each None where it was not given."""
+
+    statistics: tuple[str, ...] | None
+    layers: tuple[str, ...] | None
+    units: str | None
+    coefficients: float | None
+    dropout_filters: int | None
+    labels: str | None
+    epsilon: float | None
+    delta: float | None
+    clip_norm: float | None
+    max_memory: float | None
+    seed: int | None
+
+    def checked(self) -> RecordingOptions:
+        """Return the record of the settings.
+
+        Raises:
+            UsageError: a value breaks its rule.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return parse_options(RecordingOptions, given, owner="the recording")
+
+
+_recording_options = bundled(
+    RecordingArguments,
+    "recording",
+    _words("--statistics", "statistics", f"What to record, of {', '.join(STATISTICS)}; default: all of these."),
+    _words("--layers", "layers", "Modules whose inputs to record; default: every weighted layer but the first."),
+    click.option("--units", type=click.Choice(["full", "channel"]), help="What a unit is; default: every activation."),
+    click.option(
+        "--coefficients", type=float, help=f"Share of spectral coefficients; default {_DEFAULTS.coefficients}."
+    ),
+    click.option("--dropout-filters", type=int, help="Dropout filters to record all layers under; default 0."),
+    click.option(
+        "--labels", type=click.Choice(["auto", "teacher"]), help="Classes of the data, or as the model sees it."
+    ),
+    click.option("--epsilon", type=float, help="Add noise: privacy budget for one sample more or less."),
+    click.option("--delta", type=float, help=f"Probability that the budget fails; default {_DEFAULTS.delta:g}."),
+    click.option("--clip-norm", type=float, help="Longest vector of a sample's units; default: that of noise inputs."),
+    click.option(
+        "--max-memory", type=float, help=f"GiB that the statistics may take; default {_DEFAULTS.max_memory:g}."
+    ),
+    click.option("--seed", type=int, help="Seed of the dropout filters; default 0."),
+)
+
+
 @click.command()
 @model_options
 @click.argument("data")
@@ -48,29 +99,19 @@ def _words(flag: str, name: str, help_text: str) -> Callable[[Any], Any]:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the record, new or empty.",
 )
-@_words("--statistics", "statistics", f"What to record, of {', '.join(STATISTICS)}; default: all of these.")
-@_words("--layers", "layers", "Modules whose inputs to record; default: every weighted layer but the first.")
-@click.option("--units", type=click.Choice(["full", "channel"]), help="What a unit is; default: every activation.")
-@click.option("--coefficients", type=float, help=f"Share of spectral coefficients; default {_DEFAULTS.coefficients}.")
-@click.option("--dropout-filters", type=int, help="Dropout filters to record all layers under; default 0.")
-@click.option("--labels", type=click.Choice(["auto", "teacher"]), help="Classes of the data, or as the model sees it.")
-@click.option("--epsilon", type=float, help="Add noise: privacy budget for one sample more or less.")
-@click.option("--delta", type=float, help=f"Probability that the budget fails; default {_DEFAULTS.delta:g}.")
-@click.option("--clip-norm", type=float, help="Longest vector of a sample's units; default: that of noise inputs.")
-@click.option("--max-memory", type=float, help=f"GiB that the statistics may take; default {_DEFAULTS.max_memory:g}.")
-@click.option("--seed", type=int, help="Seed of the dropout filters; default 0.")
+@_recording_options
 @click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1.")
 @spec_options
 @json_option
 def record(
-    model_reference: str,
-    weights: Path | None,
-    threads: int | None,
+    *,
+    model: ModelArguments,
     data: str,
     output: Path,
+    recording: RecordingArguments,
     device: str,
     as_json: bool,
-    **given: Any,
+    spec: SpecArguments,
 ) -> None:
     """Record how MODEL's layers respond to DATA, so that inputs can be rebuilt later without the data.
 
@@ -78,9 +119,7 @@ def record(
     synthetic set. Without labels the model names the classes. The record goes to --generator record-spectral and its
     relatives: dfq synthesize MODEL --generator record-spectral --option record=FOLDER.
     """
-    names = RecordingOptions.__dataclass_fields__
-    settings = {name: value for name in names if (value := given.pop(name, None)) is not None}
-    options = parse_options(RecordingOptions, settings, owner="the recording")
+    options = recording.checked()
     began = time.monotonic()
     with progress.reporting() as listener:
         import dfq_plugins  # noqa: PLC0415  its names import torch
@@ -88,10 +127,10 @@ def record(
         from dfq_plugins.recording.record import require_free  # noqa: PLC0415  imports torch
 
         require_free(output)
-        model = on_device(load_model(model_reference, weights, threads), device)
-        spec = complete_spec(model, given)
-        batches = LabelledFile(Path(data), spec)
-        made = dfq_plugins.record(model, batches, spec, output=output, options=options, listeners=[listener])
+        network = on_device(model.load(), device)
+        completed = spec.complete(network)
+        batches = LabelledFile(Path(data), completed)
+        made = dfq_plugins.record(network, batches, completed, output=output, options=options, listeners=[listener])
     summary = _summary(made, time.monotonic() - began)
     if as_json:
         print_json(summary)

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfq_plugins.cli.shared import (
-    print_table,
-)
+from dfq_plugins.cli.output import print_table
 
 if TYPE_CHECKING:
     from dfq_plugins.quantization.result import QuantizationRun

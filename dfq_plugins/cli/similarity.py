@@ -9,15 +9,8 @@ from typing import Any
 import click
 
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.shared import (
-    complete_spec,
-    json_option,
-    load_model,
-    model_options,
-    print_json,
-    print_table,
-    spec_options,
-)
+from dfq_plugins.cli.arguments import ModelArguments, SpecArguments, json_option, model_options, spec_options
+from dfq_plugins.cli.output import print_json, print_table
 from dfq_plugins.errors import UsageError
 
 
@@ -30,18 +23,17 @@ from dfq_plugins.errors import UsageError
     type=click.Choice(["auto", "none", "pad-and-crop"]),
     default="auto",
     show_default=True,
-    help="How samples are shown to the model: plainly, mirrored and shifted over a border as in training on small "
+    help="How samples are shown to the model: plainly, mirrored and padded and cropped as in training on small "
     "images, or whichever of the two fits a source better.",
 )
 @json_option
 def similarity(
-    model_reference: str,
+    *,
+    model: ModelArguments,
     sources: tuple[str, ...],
-    weights: Path | None,
-    threads: int | None,
     augmentation: Any,
     as_json: bool,
-    **given: Any,
+    spec: SpecArguments,
 ) -> None:
     """Rank SOURCES by the BatchNorm divergence of their pooled statistics under MODEL, the nearest first.
 
@@ -54,10 +46,10 @@ def similarity(
         from dfq_plugins.data.readers import load_source  # noqa: PLC0415  imports torch
         from dfq_plugins.quality.similarity import rank  # noqa: PLC0415  imports torch
 
-        model = load_model(model_reference, weights, threads)
-        spec = complete_spec(model, given)
-        opened = {source: load_source(Path(source), spec) for source in sources}
-        rows = rank(model, spec, opened, augmentation=augmentation)
+        network = model.load()
+        completed = spec.complete(network)
+        opened = {source: load_source(Path(source), completed) for source in sources}
+        rows = rank(network, completed, opened, augmentation=augmentation)
     if as_json:
         print_json({"ranking": [asdict(row) for row in rows]})
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -145,7 +145,7 @@ def distill(
         )
     registry = registry or get_registry()
     settings = training_settings(training, DistillOptions)
-    inputs = InputSource(data, generator, generator_options, num_samples, strict)
+    inputs = InputSource(data, generator=generator, options=generator_options, num_samples=num_samples, strict=strict)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
@@ -163,13 +163,23 @@ def distill(
         history = train(Student(network), task, settings, place)
         bake(network)
         after, cost = task.agreement(network), measure_cost(network, task.spec.shape)
-        run = (network, task.spec, costs[0], cost, before, after, history, settings, len(task.held_out))
-        files: tuple[Path, ...] = ()
+        run = DistillRun(
+            model=network,
+            spec=task.spec,
+            teacher_cost=costs[0],
+            student_cost=cost,
+            agreement_before=before,
+            agreement=after,
+            history=history,
+            training=settings,
+            held_out=len(task.held_out),
+            inherited=inherited,
+        )
         if output is not None and ranks.leads:
-            done = DistillRun(*run, inherited=inherited)
-            files = (save_network(network, Path(output), factory=factory, about=_about(done, task)),)
+            saved = save_network(network, Path(output), factory=factory, about=_about(run, task))
+            run = replace(run, files=(saved,))
         ranks.wait()
-    return DistillRun(*run, files, inherited)
+    return run
 
 
 def check_student(task: DistillationTask, student: nn.Module) -> None:

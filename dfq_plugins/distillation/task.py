@@ -26,7 +26,7 @@ from dfq_plugins.host.options import parse_options
 from dfq_plugins.model_state import device_of, frozen_copy
 from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.network.specification import checked_spec, complete_spec
+from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.augmentation import padding_of
 from dfq_plugins.storage.canonical_json import jsonable
@@ -154,7 +154,7 @@ def prepare_task(
     data = inputs.given_or_made(model, spec, settings.seed, folder, report, registry)
     check_origin(data, teacher, strict=inputs.strict)
     samples = as_calibration_data(data, spec)
-    spec = checked_spec(teacher, samples.spec or complete_spec(teacher, shape=samples.shape), registry)
+    spec = resolve_spec(teacher, samples.spec, registry, shape=samples.shape)
     samples.check(spec)
     build_generator = None
     if inputs.learns(registry):

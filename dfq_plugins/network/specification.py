@@ -47,21 +47,29 @@ def complete_spec(
     return InputSpec(shape, mean, std, value_range, num_classes)
 
 
-def checked_spec(model: nn.Module, spec: InputSpec | None, registry: Registry) -> InputSpec:
-    """Complete the specification, or make sure that the model takes and gives what it says.
+def resolve_spec(
+    model: nn.Module, given: InputSpec | None, registry: Registry, *, shape: tuple[int, ...] | None = None
+) -> InputSpec:
+    """Return the specification of a model's input: the given one, checked, or what can be inferred.
+
+    Args:
+        model: the network.
+        given: what the caller or the data say an input looks like; None infers it.
+        registry: whose plugins are asked what they know of the model.
+        shape: shape of one sample of the data, where there are any.
 
     Raises:
         UsageError: the shape cannot be inferred, or the number of classes is another one.
         ModelError: the model does not accept the shape.
     """
-    if spec is None:
-        return complete_spec(model, registry=registry)
-    outputs = trial_run(model, spec.shape)
-    if spec.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
-        return replace(spec, num_classes=outputs.shape[1])
-    if spec.num_classes is not None and outputs.shape[1:] != (spec.num_classes,):
+    if given is None:
+        return complete_spec(model, shape=shape, registry=registry)
+    outputs = trial_run(model, given.shape)
+    if given.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
+        return replace(given, num_classes=outputs.shape[1])
+    if given.num_classes is not None and outputs.shape[1:] != (given.num_classes,):
         raise UsageError(
-            f"num_classes is {spec.num_classes}, but the model returns {tuple(outputs.shape[1:])} values a sample. "
-            "Leave num_classes out to have it read off the model."
+            f"num_classes is {given.num_classes}, but the model returns {tuple(outputs.shape[1:])} values per sample. "
+            "Leave num_classes out to infer it from the model."
         )
-    return spec
+    return given

@@ -164,7 +164,7 @@ def prune(
     registry = registry or get_registry()
     record = parse_options(PruningOptions, options, owner="pruning")
     settings = training_settings(training, PruneTrainingOptions if rewind_to is None else DistillOptions)
-    inputs = InputSource(data, generator, generator_options, num_samples, strict)
+    inputs = InputSource(data, generator=generator, options=generator_options, num_samples=num_samples, strict=strict)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:

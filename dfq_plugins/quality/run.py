@@ -10,9 +10,10 @@ import torch
 from dfq_plugins.data.calibration_data import as_calibration_data
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, ModelError
+from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.network.specification import complete_spec
+from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quality import ranges, teacher, verdict
 from dfq_plugins.quality.inspection import Inspection, LayerQuality
@@ -26,19 +27,27 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
+    from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec
 
 FEWEST_SAMPLES = 2
 """Neither a neighbor nor a variance over samples exists for one alone."""
 
 
-def inspect(dataset: CalibrationData | Path | str, model: nn.Module, *, spec: InputSpec | None = None) -> Inspection:
+def inspect(
+    dataset: CalibrationData | Path | str,
+    model: nn.Module,
+    *,
+    spec: InputSpec | None = None,
+    registry: Registry | None = None,
+) -> Inspection:
     """Judge how good a set is for calibrating a model, without real data and without quantizing anything.
 
     Args:
         dataset: a `SyntheticDataset` or its folder, or the data that `quantize` takes.
         model: the trained float network; stays as it is.
         spec: what an input looks like; a synthetic data set brings its own.
+        registry: where plugins are looked up; None takes those that are installed.
 
     Raises:
         DataError: fewer than two samples, samples of another shape or not finite, or a synthetic set that was made from
@@ -57,7 +66,7 @@ def inspect(dataset: CalibrationData | Path | str, model: nn.Module, *, spec: In
         if isinstance(data, SyntheticDataset):
             _check_made_from(data, network)
         samples = as_calibration_data(data, spec)
-        spec = samples.spec or complete_spec(network, shape=samples.shape)
+        spec = resolve_spec(network, samples.spec, registry or get_registry(), shape=samples.shape)
         samples.check(spec)
         if len(samples) < FEWEST_SAMPLES:
             raise DataError(

@@ -108,7 +108,7 @@ def finetune(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     settings = parse_options(TrainingOptions, training, owner="fine-tuning")
     framework = registry.create("calibrator", calibrator, options)
-    inputs = InputSource(data, generator, generator_options, strict=strict)
+    inputs = InputSource(data, generator=generator, options=generator_options, strict=strict)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +13,7 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import top1_agreement
-from dfq_plugins.network.specification import checked_spec, complete_spec
+from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
@@ -30,12 +30,33 @@ if TYPE_CHECKING:
 AGREEMENT_SAMPLES = 512
 
 
-def quantize(model: nn.Module, data: CalibrationData, *, calibrator: str, **settings: Any) -> nn.Module:
+def quantize(
+    model: nn.Module,
+    data: CalibrationData,
+    *,
+    calibrator: str,
+    recipe: str | Recipe = "w8a8",
+    spec: InputSpec | None = None,
+    options: Mapping[str, object] | object | None = None,
+    output: Path | str | None = None,
+    listeners: Iterable[Callable[[ProgressEvent], None]] = (),
+    registry: Registry | None = None,
+) -> nn.Module:
     """Quantize a model on the given data inside one framework, and return the framework's native object.
 
-    The arguments are those of `run_quantization`, which also tells what was quantized and exported.
+    Arguments and errors are those of `run_quantization`, which also reports what was quantized and exported.
     """
-    return run_quantization(model, data, calibrator=calibrator, **settings).model
+    return run_quantization(
+        model,
+        data,
+        calibrator=calibrator,
+        recipe=recipe,
+        spec=spec,
+        options=options,
+        output=output,
+        listeners=listeners,
+        registry=registry,
+    ).model
 
 
 def run_quantization(
@@ -47,7 +68,6 @@ def run_quantization(
     spec: InputSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
-    finetune: Mapping[str, object] | object | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> QuantizationRun:
@@ -63,8 +83,6 @@ def run_quantization(
             input quantizer.
         options: settings of the calibrator, as a mapping or as its options record.
         output: folder for the artifacts; None exports nothing.
-        finetune: train the quantized model as `dfq_plugins.finetune` does, with these settings, or the defaults where
-            True; the result is then its `FinetuneRun`.
         listeners: called with every `ProgressEvent`.
         registry: where plugins are looked up; None takes those that are installed.
 
@@ -75,41 +93,33 @@ def run_quantization(
         DataError: data that is empty or of the wrong shape.
         ArtifactError: an exported file that does not agree with the model; it was removed.
     """
-    if finetune not in (None, False):
-        from dfq_plugins.quantization import finetune as finetuning  # noqa: PLC0415  it builds on this module
-
-        return finetuning.finetune(
-            model,
-            data,
-            calibrator=calibrator,
-            recipe=recipe,
-            spec=spec,
-            options=options,
-            training=None if finetune is True else finetune,  # type: ignore[arg-type]  # checked there
-            output=output,
-            listeners=listeners,
-            registry=registry,
-        )
     registry = registry or get_registry()
-    provided = registry.find("calibrator", calibrator)
+    info = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    worker = registry.create("calibrator", calibrator, options)
+    framework = registry.create("calibrator", calibrator, options)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state():
         original = frozen_copy(model)
         check_finite(original)
         samples = as_calibration_data(data, spec)
-        spec = checked_spec(original, samples.spec or complete_spec(original, shape=samples.shape), registry)
+        spec = resolve_spec(original, samples.spec, registry, shape=samples.shape)
         samples.check(spec)
-        with attributed(provided):
-            prepared = worker.prepare(original, spec, recipe, training=False)
+        with attributed(info):
+            prepared = framework.prepare(original, spec, recipe, training=False)
             with torch.no_grad():
-                worker.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
-            converted = worker.convert(prepared)
-            coverage = worker.describe(converted)
+                framework.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
+            converted = framework.convert(prepared)
+            coverage = framework.describe(converted)
             agreement = top1_agreement(original, converted, samples, AGREEMENT_SAMPLES)
-            artifacts = () if output is None else worker.export(converted, spec, Path(output))
-    return QuantizationRun(converted, calibrator, recipe, coverage, artifacts, agreement)
+            artifacts = () if output is None else framework.export(converted, spec, Path(output))
+    return QuantizationRun(
+        model=converted,
+        calibrator=calibrator,
+        recipe=recipe,
+        coverage=coverage,
+        artifacts=artifacts,
+        agreement=agreement,
+    )
 
 
 def _calibrated(broadcast: Broadcast, done: int, total: int) -> None:

@@ -14,7 +14,7 @@ from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.network.specification import checked_spec
+from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.recording.capacity import require_memory
 from dfq_plugins.recording.data import count_samples, labeled_batches
@@ -85,7 +85,7 @@ def record(
     with preserve_global_state(), torch.no_grad():
         network = frozen_copy(model)
         check_finite(network)
-        spec = checked_spec(network, spec, registry)
+        spec = resolve_spec(network, spec, registry)
         if spec.num_classes is None:
             raise ModelError("Records are kept by class, and the network gives no class logits (batch, classes).")
         recording = Recording(network, spec, options)

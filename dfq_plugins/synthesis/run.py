@@ -15,7 +15,7 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.model_state import frozen_copy, limited_threads, preserve_global_state
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.network.specification import checked_spec
+from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.storage.rank import Rank
 from dfq_plugins.synthesis.budget import RunBudget
@@ -100,7 +100,7 @@ def synthesize(
         source = registry.create("generator", generator, record)
         teacher = frozen_copy(model)
         check_finite(teacher)
-        spec = checked_spec(teacher, spec, registry)
+        spec = resolve_spec(teacher, spec, registry)
         _check_supported(source, info, teacher, spec, budget)
         plan = DatasetPlan(
             model_digest=model_digest(teacher),

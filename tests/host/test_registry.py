@@ -28,7 +28,7 @@ from dfq_plugins.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 EVENT = ProgressEvent("synthesize", 1, 4, {"loss": 0.5})
 
@@ -149,7 +149,7 @@ def test_options_are_refused_where_there_are_none(registry: Registry) -> None:
         ("gone", "cannot be loaded from no_such_module:Lost: ModuleNotFoundError.*Reinstall or mend"),
         (
             "empty",
-            r"generator 'empty' from module fake_plugin builds a Listener, which is not a dfq_plugins.types.DataGenerator. Subclass it.",
+            r"generator 'empty' from module fake_plugin builds a Listener, which is not a dfq_plugins.types.DataGen",
         ),
     ],
 )

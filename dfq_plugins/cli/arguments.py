@@ -1,0 +1,337 @@
+"""The arguments that commands share, and the records in which a command gets them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dfq_plugins.cli.group import set_resume_hint
+from dfq_plugins.cli.output import print_table
+from dfq_plugins.errors import DfqError, UsageError
+from dfq_plugins.host.options import describe_options, parse_options
+from dfq_plugins.host.registry import get_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.shell_completion import CompletionItem
+    from torch import nn
+
+    from dfq_plugins.distillation.options import TrainingOptions
+    from dfq_plugins.host.plugin_info import Kind
+    from dfq_plugins.types import InputSpec
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """MODEL, --weights and --threads."""
+
+    model_reference: str
+    weights: Path | None
+    threads: int | None
+
+    def load(self) -> nn.Module:
+        """Load the model, and set the number of threads."""
+        return load_model(self.model_reference, self.weights, self.threads)
+
+
+@dataclass(frozen=True)
+class SpecArguments:
+    """The parts of an `InputSpec`, each None where it was not given."""
+
+    shape: tuple[int, ...] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    value_range: tuple[float, ...] | None
+    num_classes: int | None
+
+    def complete(self, model: nn.Module) -> InputSpec:
+        """Return the model's input specification from what was given and what can be inferred."""
+        from dfq_plugins.network.specification import complete_spec  # noqa: PLC0415  imports torch
+
+        bounds = self.value_range
+        if bounds is not None and len(bounds) != 2:  # noqa: PLR2004  lowest and highest
+            raise UsageError(
+                f"--value-range takes the lowest and the highest value, got {len(bounds)} numbers. Give e.g. 0,1."
+            )
+        return complete_spec(
+            model,
+            shape=self.shape,
+            mean=self.mean,
+            std=self.std,
+            value_range=None if bounds is None else (bounds[0], bounds[1]),
+            num_classes=self.num_classes,
+            registry=get_registry(),
+        )
+
+    def refuse(self) -> None:
+        """Refuse an input specification next to a synthetic set, which brings its own.
+
+        Raises:
+            UsageError: an option of it was given.
+        """
+        if named := [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None]:
+            raise UsageError(f"A synthetic set brings its own input specification: leave out {', '.join(named)}.")
+
+
+@dataclass(frozen=True)
+class QuantizationArguments:
+    """What is quantized, by which framework and how."""
+
+    data: Path
+    calibrator: str
+    recipe: str
+    output: Path | None
+    options: dict[str, str]
+
+    def check(self) -> None:
+        """Fail on a slip before torch is imported.
+
+        Raises:
+            UsageError: the recipe or an option cannot be used.
+            PluginError: an unknown or unavailable calibrator.
+        """
+        from dfq_plugins.types import Recipe  # noqa: PLC0415  for the check itself
+
+        Recipe.parse(self.recipe)
+        get_registry().options("calibrator", self.calibrator, self.options)
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """How a student is trained, and what makes inputs meanwhile."""
+
+    training: dict[str, str]
+    max_seconds: float | None
+    work: Path | None
+    strict: bool
+    generator: str | None
+    generator_options: dict[str, str]
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings of the training; --max-seconds is one of them."""
+        budget = {} if self.max_seconds is None else {"max_seconds": self.max_seconds}
+        return {**budget, **self.training}
+
+    @property
+    def named(self) -> list[str]:
+        """The options that were given, as they are typed."""
+        given = [field.name for field in fields(self) if getattr(self, field.name)]
+        return [f"--{name.replace('_', '-').removesuffix('s')}" for name in given]
+
+    def check(self, kind: type[TrainingOptions], owner: str) -> None:
+        """Fail on a slip before torch is imported, and say how an interrupted run is resumed.
+
+        Args:
+            kind: the record of the settings.
+            owner: whose settings these are, for messages.
+
+        Raises:
+            UsageError: a setting is unknown or cannot be used, or one of a generator that is not named.
+            PluginError: an unknown or unavailable generator.
+        """
+        parse_options(kind, self.settings, owner=owner)
+        if self.generator is not None:
+            registry = get_registry()
+            which = registry.kind_of(self.generator, ("learning generator", "generator"))
+            registry.options(which, self.generator, self.generator_options)
+        elif self.generator_options:
+            raise UsageError("--generator-option sets a generator: name it with --generator.")
+        kept = "With --work FOLDER it would have kept checkpoints."
+        resume = f"Checkpoints are in {self.work}: run the same command again to resume."
+        set_resume_hint(kept if self.work is None else resume)
+
+
+def bundled(record: type[Any], name: str, *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Return a decorator that adds options to a command, which gets them as one record.
+
+    Args:
+        record: the dataclass, whose fields are named as the options are.
+        name: the command's argument for it.
+        options: click's decorators.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def bundling(*positional: Any, **given: Any) -> Any:
+            own = {field.name: given.pop(field.name) for field in fields(record)}
+            return command(*positional, **{name: record(**own)}, **given)
+
+        return functools.reduce(lambda inner, option: option(inner), reversed(options), bundling)  # type: ignore[return-value]
+
+    return decorate
+
+
+def numbers_option(flag: str, number: type[int | float], help_text: str) -> Callable[[Command], Command]:
+    """Return an option that takes numbers with commas between them, `3,32,32`, and arrives as a tuple."""
+
+    def convert(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+        try:
+            return None if text is None else tuple(number(part) for part in text.split(","))
+        except ValueError:
+            message = f"{text!r} is not a list of {number.__name__} numbers with commas, e.g. 3,32,32."
+            raise click.BadParameter(message, context, parameter) from None
+
+    return click.option(flag, metavar="N,N,...", callback=convert, help=help_text)
+
+
+def pairs_option(*flags: str, help_text: str) -> Callable[[Command], Command]:
+    """Return a repeatable `key=value` option that arrives as one dictionary of texts."""
+
+    def convert(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+        pairs: dict[str, str] = {}
+        for text in texts:
+            key, _, setting = text.partition("=")
+            name = key.strip().replace("-", "_")
+            if not name or "=" not in text:
+                raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE.", context, parameter)
+            if name in pairs:
+                raise click.BadParameter(f"{name!r} is given twice.", context, parameter)
+            pairs[name] = setting.strip()
+        return pairs
+
+    return click.option(*flags, multiple=True, metavar="KEY=VALUE", callback=convert, help=help_text)
+
+
+def listing(flag: str, kind: Callable[[], type[Any]], help_text: str) -> Callable[[Command], Command]:
+    """Return an option that lists the settings of a record and exits."""
+
+    def listed(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            rows = [(row.name, row.type, row.default, row.help) for row in describe_options(kind())]
+            print_table(("Setting", "Value", "Default", ""), rows)
+            context.exit()
+
+    return click.option(flag, is_flag=True, is_eager=True, expose_value=False, callback=listed, help=help_text)
+
+
+def name_option(
+    flag: str, help_text: str, *, required: bool = False, kinds: tuple[Kind, ...] = ()
+) -> Callable[[Command], Command]:
+    """Return `--generator` or `--calibrator`, completed by the shell from what is installed.
+
+    Args:
+        flag: "generator" or "calibrator".
+        help_text: what it does.
+        required: whether it must be given.
+        kinds: the kinds of plugins that are completed; that of the flag where empty.
+    """
+    wanted: tuple[Kind, ...] = kinds or (flag,)  # type: ignore[assignment]  # the flag is a kind
+
+    def complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
+        with warnings.catch_warnings(), contextlib.suppress(DfqError):  # nothing but names into the user's prompt
+            warnings.simplefilter("ignore")
+            registry = get_registry()
+            names = dict.fromkeys(name for kind in wanted for name in registry.of(kind))
+            return [name for name in names if name.startswith(incomplete)]
+        return []
+
+    return click.option(f"--{flag}", metavar="NAME", required=required, help=help_text, shell_complete=complete)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+
+plugin_options = pairs_option(
+    "--option", "-O", "options", help_text="A setting of the plugin, repeatable; `dfq plugins NAME` lists them."
+)
+
+report_option = click.option(
+    "--report",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write a page about the run: one HTML file that needs no network.",
+)
+
+model_options = bundled(
+    ModelArguments,
+    "model",
+    click.argument("model_reference", metavar="MODEL"),
+    click.option("--weights", type=FILE, help="State dict of the model: .safetensors, .pth or .pt."),
+    click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own."),
+)
+
+spec_options = bundled(
+    SpecArguments,
+    "spec",
+    numbers_option("--shape", int, "Shape of one input, channels first: 3,32,32."),
+    numbers_option("--mean", float, "Mean that is subtracted from each channel."),
+    numbers_option("--std", float, "Standard deviation that each channel is divided by."),
+    numbers_option("--value-range", float, "Lowest and highest raw value: 0,1."),
+    click.option("--num-classes", type=click.IntRange(min=1), help="Width of the class logits."),
+)
+
+quantization_options = bundled(
+    QuantizationArguments,
+    "what",
+    click.argument("data", type=click.Path(path_type=Path)),
+    name_option(
+        "calibrator", "The framework that quantizes: torch-ao, pytorch-quantization, brevitas, ...", required=True
+    ),
+    click.option(
+        "--recipe", default="w8a8", show_default=True, help="Bits of weights, activations: w8a8, w4a4, binary."
+    ),
+    click.option("--output", "-o", type=FOLDER, help="Folder for the artifacts."),
+    plugin_options,
+)
+
+
+def training_options(kind: Callable[[], type[TrainingOptions]], generator_help: str) -> Callable[[Command], Command]:
+    """Return the options of a training with the settings of the given record.
+
+    Args:
+        kind: the record, called when its settings are listed.
+        generator_help: what --generator does in this command.
+    """
+    return bundled(
+        TrainingArguments,
+        "training",
+        name_option("generator", generator_help, kinds=("generator", "learning generator")),
+        pairs_option(
+            "--generator-option", "-G", "generator_options", help_text="A setting of --generator, repeatable."
+        ),
+        pairs_option(
+            "--training", "-T", "training", help_text="A setting of the training, repeatable; see --list-training."
+        ),
+        click.option("--max-seconds", type=float, help="Most seconds of training; the schedule is fitted into them."),
+        click.option("--work", type=FOLDER, help="Folder for checkpoints, from which an interrupted run is resumed."),
+        click.option("--strict", is_flag=True, help="Refuse data that was made from another model."),
+        listing("--list-training", kind, "List the settings of the training and exit."),
+    )
+
+
+def load_model(reference: str, weights: Path | None, threads: int | None) -> nn.Module:
+    """Load the model that the command line names, and set the number of threads."""
+    import torch
+
+    from dfq_plugins.network import load as models  # noqa: PLC0415  imports torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return models.load_model(reference, weights)
+
+
+def on_device(model: nn.Module, device: str) -> nn.Module:
+    """Move a model to where it is to compute.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device {device} cannot be used ({reason}). Choose cpu, or a GPU that torch sees."
+        ) from error

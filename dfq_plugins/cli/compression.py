@@ -1,0 +1,92 @@
+"""What `dfq distill` and `dfq prune` share: their inputs, and figures of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from dfq_plugins.cli.arguments import FOLDER, SpecArguments, TrainingArguments, bundled
+from dfq_plugins.cli.output import print_table
+from dfq_plugins.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from dfq_plugins.data.calibration_data import CalibrationData
+    from dfq_plugins.distillation.options import TrainingOptions
+    from dfq_plugins.network.cost import Cost
+    from dfq_plugins.types import InputSpec
+
+GENERATOR_HELP = "Makes the inputs from the network alone, or learns from the student."
+DEFAULT_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class StudentArguments:
+    """How many inputs a generator makes, and where the network goes."""
+
+    num_samples: int | None
+    output: Path | None
+
+    def check(self, training: TrainingArguments, kind: type[TrainingOptions]) -> None:
+        """Fail on a slip before torch is imported.
+
+        Raises:
+            UsageError: a setting cannot be used, or one of a generator that is not named.
+            PluginError: an unknown or unavailable generator.
+        """
+        training.check(kind, "the training")
+        if self.num_samples and training.generator is None:
+            raise UsageError("--num-samples is about a generator: name it with --generator.")
+
+    @property
+    def samples(self) -> int:
+        """How many inputs a generator makes."""
+        return self.num_samples or DEFAULT_SAMPLES
+
+
+student_options = bundled(
+    StudentArguments,
+    "student",
+    click.option("--num-samples", "-n", type=click.IntRange(min=2), help="Samples that it makes; default 1024."),
+    click.option("--output", "-o", type=FOLDER, help="Folder for the network, which saved:FOLDER loads."),
+)
+
+
+def opened(path: Path | None, model: nn.Module, spec: SpecArguments) -> tuple[CalibrationData | None, InputSpec | None]:
+    """Return the data at a path, or None, and what an input looks like where the data does not say it."""
+    from dfq_plugins.data.dataset import SyntheticDataset  # noqa: PLC0415  imports torch
+    from dfq_plugins.data.manifest import MANIFEST_FILE  # noqa: PLC0415  for the work itself
+
+    if path is not None and not (path.suffix == ".npz" or (path.is_dir() and not (path / MANIFEST_FILE).is_file())):
+        spec.refuse()
+        return SyntheticDataset.open(path), None
+    completed = spec.complete(model)
+    if path is None:
+        return None, completed
+    from dfq_plugins.data.readers import load_source  # noqa: PLC0415  imports torch
+
+    return list(load_source(path, completed)), completed
+
+
+def cost_rows(before: tuple[str, Cost], after: tuple[str, Cost]) -> list[tuple[str, ...]]:
+    """Return the figures of two networks as rows of a table, the second with its share of the first.
+
+    >>> from dfq_plugins.network.cost import Cost
+    >>> cost_rows(("teacher", Cost(200, 200, 1000)), ("student", Cost(100, 50, 700)))[1]
+    ('student', '100 (50.0%)', '50 (25.0%)', '700 (70.0%)')
+    """
+    names = ("parameters", "nonzero", "macs")
+    rows = [(before[0], *(f"{getattr(before[1], name):,}" for name in names))]
+    pairs = [(getattr(after[1], name), getattr(before[1], name)) for name in names]
+    rows.append((after[0], *(f"{value:,} ({value / max(base, 1):.1%})" for value, base in pairs)))
+    return rows
+
+
+def print_costs(before: tuple[str, Cost], after: tuple[str, Cost]) -> None:
+    """Print the figures of two networks."""
+    print_table(("Network", "Parameters", "Not zero", "MACs"), cost_rows(before, after))
