@@ -213,7 +213,7 @@ def _title(label: str) -> str:
 def _mark(cells: dict[str, Any], label: str) -> str:
     """Return an asterisk where a cell was measured before held-out losses had standard errors."""
     found = [one for row in cells.values() for one in row.get(label, {}).values()]
-    return "" if all("held_out_error" in one["history"][0] for one in found) else " \\*"
+    return "" if all(one["chosen_within_one_error"] for one in found) else " \\*"
 
 
 def _behind(whole: float, seeds: dict[str, Any] | None) -> str:
