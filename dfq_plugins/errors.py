@@ -68,6 +68,15 @@ INTERRUPTED_EXIT_CODE = 130
 """Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message, or its type where the message is empty.
+
+    >>> first_line(ValueError("no such layer\nmore")), first_line(KeyError())
+    ('no such layer', 'KeyError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint naming the known name nearest to `name`, or an empty string.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import random
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -44,6 +46,34 @@ def device_of(model: nn.Module) -> torch.device:
     """
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
+
+
+class ForwardHooks(ABC):
+    """Forward hooks on a network, which are removed when the context closes or `close` is called."""
+
+    _attached = ExitStack()
+
+    @abstractmethod
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Register the hooks, yielding the handle of each."""
+
+    def open(self) -> Self:
+        """Attach the hooks, all or none, until `close`."""
+        with ExitStack() as attached:
+            for handle in self.attach():
+                attached.callback(handle.remove)
+            self._attached = attached.pop_all()
+        return self
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove every hook."""
+        self._attached.close()
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dfq_plugins.errors import ModelError
-from dfq_plugins.network.trace_errors import failing_line, first_line
+from dfq_plugins.errors import ModelError, first_line
+from dfq_plugins.network.trace_errors import failing_line
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -13,7 +13,7 @@ import click
 
 from dfq_plugins.cli.group import set_resume_hint
 from dfq_plugins.cli.output import print_table
-from dfq_plugins.errors import DfqError, UsageError
+from dfq_plugins.errors import DfqError, UsageError, first_line
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.host.registry import get_registry
 
@@ -331,7 +331,6 @@ def on_device(model: nn.Module, device: str) -> nn.Module:
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
         raise UsageError(
-            f"--device {device} cannot be used ({reason}). Choose cpu, or a GPU that torch sees."
+            f"--device {device} cannot be used ({first_line(error)}). Choose cpu, or a GPU that torch sees."
         ) from error

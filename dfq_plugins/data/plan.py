@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfq_plugins.data.manifest import GeneratorRecord, Manifest, Settings, ShardRecord, shard_file
 from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.storage.canonical_json import short_digest
 from dfq_plugins.storage.versions import library_versions
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 _SHOWN_DIFFERENCES = 4
-
-_SHOWN_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -103,19 +102,15 @@ def check_same_settings(folder: Path, present: Settings, asked: Settings) -> Non
     """
     if present.model_digest != asked.model_digest:
         raise DataError(
-            f"{folder} holds the data set of another model: model digest {_short(present.model_digest)} there, "
-            f"{_short(asked.model_digest)} asked. Choose another output folder."
+            f"{folder} holds the data set of another model: model digest {short_digest(present.model_digest)} there, "
+            f"{short_digest(asked.model_digest)} asked. Choose another output folder."
         )
     if present.digest != asked.digest:
         raise DataError(
-            f"{folder} holds a data set of other settings (digest {_short(present.digest)} there, "
-            f"{_short(asked.digest)} asked): {_differences(present.as_json(), asked.as_json())}. "
+            f"{folder} holds a data set of other settings (digest {short_digest(present.digest)} there, "
+            f"{short_digest(asked.digest)} asked): {_differences(present.as_json(), asked.as_json())}. "
             "Give the same settings to resume or extend it, or choose another output folder."
         )
-
-
-def _short(digest: str) -> str:
-    return digest[:_SHOWN_DIGITS]
 
 
 def _differences(present: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -5,8 +5,9 @@ Public names are imported on first use, so that the options can be listed withou
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dfq_plugins.host.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from dfq_plugins.distillation.history import TrainingPoint
@@ -16,21 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DistillationLoss", "TrainingOptions", "TrainingPoint", "train_student"]
 
-_HOMES = {
-    "DistillationLoss": "loss",
-    "TrainingOptions": "options",
-    "TrainingPoint": "history",
-    "train_student": "loop",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-    value: object = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "DistillationLoss": "loss",
+        "TrainingOptions": "options",
+        "TrainingPoint": "history",
+        "train_student": "loop",
+    },
+)

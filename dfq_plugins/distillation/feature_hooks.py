@@ -1,4 +1,4 @@
-"""Feature taps: what enters a module of the teacher beside what enters the module of that name in the student.
+"""Feature hooks: what enters a module of the teacher beside what enters the module of that name in the student.
 
 Inputs rather than outputs are compared, because they survive what frameworks do to a network. A quantized graph folds
 BatchNorm and ReLU into the convolution before them, whose output then is another quantity; what the *next* convolution
@@ -7,20 +7,21 @@ reads is still the same, and convolutions and linear layers keep their names in 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from dfq_plugins.distillation.inheritance import counterparts
 from dfq_plugins.distillation.options import BLOCK_ENDS
 from dfq_plugins.errors import ModelError, UsageError, nearest
+from dfq_plugins.model_state import ForwardHooks
 from dfq_plugins.network.probe import block_ends, places, plain, record_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
     from dfq_plugins.network.probe import Call
 
@@ -61,12 +62,12 @@ def resolve_feature_layers(
         wanted += block_ends(calls, sample) if name == BLOCK_ENDS else [name]
     if not wanted:
         raise UsageError(
-            "Feature terms need taps, and no module of the network downsamples. Name modules in the option taps."
+            "Feature terms need hooks, and no module of the network downsamples. Name modules in the option hooks."
         )
-    taps = tuple(_resolve(name, by_name, calls, present) for name in dict.fromkeys(wanted))
-    for tap in taps:
-        _require_same_places(tap, by_name[tap.teacher].entered, present[tap.student].entered)
-    return taps
+    hooks = tuple(_resolve(name, by_name, calls, present) for name in dict.fromkeys(wanted))
+    for pair in hooks:
+        _require_same_places(pair, by_name[pair.teacher].entered, present[pair.student].entered)
+    return hooks
 
 
 def stages_alike(teacher: nn.Module, student: nn.Module, sample: Tensor) -> tuple[str, ...]:
@@ -95,7 +96,7 @@ def stages_alike(teacher: nn.Module, student: nn.Module, sample: Tensor) -> tupl
 def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], present: Mapping[str, Call]) -> FeaturePair:
     if name not in by_name:
         raise UsageError(
-            f"A tap is a module that the network calls, and it calls none named {name!r}.{nearest(name, by_name)} "
+            f"A pair is a module that the network calls, and it calls none named {name!r}.{nearest(name, by_name)} "
             f"Name one of its modules, e.g. {_some(by_name)}, or {BLOCK_ENDS}."
         )
     call = by_name[name]
@@ -103,7 +104,7 @@ def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], pres
     matches = [reader for reader in readers if reader in present]
     if not matches:
         raise ModelError(
-            f"The tap {name!r} is gone from the quantized network: the framework merged it with its neighbors."
+            f"The pair {name!r} is gone from the quantized network: the framework merged it with its neighbors."
             f"{nearest(name, present)} Choose a module that is left in both, e.g. "
             f"{_some(reader for reader in present if reader in by_name)}."
         )
@@ -114,10 +115,10 @@ def _alike(ours: torch.Size, theirs: torch.Size) -> bool:
     return ours == theirs or (places(ours) > 1 and ours[2:] == theirs[2:])
 
 
-def _require_same_places(tap: FeaturePair, theirs: Tensor, ours: Tensor) -> None:
+def _require_same_places(pair: FeaturePair, theirs: Tensor, ours: Tensor) -> None:
     if theirs.ndim != ours.ndim or theirs.shape[2:] != ours.shape[2:]:
         raise ModelError(
-            f"The tap {tap.teacher!r} reads a tensor of shape {tuple(theirs.shape)} in the teacher and "
+            f"The pair {pair.teacher!r} reads a tensor of shape {tuple(theirs.shape)} in the teacher and "
             f"{tuple(ours.shape)} in the student. Choose a module that both call with as many places; channels may "
             "differ."
         )
@@ -128,32 +129,28 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(map(repr, listed[:_SHOWN])) + (", ..." if len(listed) > _SHOWN else "")
 
 
-class FeatureHooks:
+class FeatureHooks(ForwardHooks):
     """Keeps what enters the named modules at each forward pass of one network, until `close()`.
 
     >>> import torch
     >>> network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 1))
-    >>> with FeatureHooks(network, ["1"]) as taps:
+    >>> with FeatureHooks(network, ["1"]) as hooks:
     ...     _ = network(torch.tensor([[-1.0, 2.0]]))
-    ...     taps.collect()
+    ...     hooks.collect()
     [tensor([[0., 2.]])]
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self._names = tuple(names)
         self._features: dict[str, Tensor] = {}
-        self._hooks = ExitStack()
-        # Each pass begins anew, also after one that nobody collected, such as an evaluation between two steps.
-        self._hooks.callback(model.register_forward_pre_hook(lambda *_: self.forget()).remove)
+        self._model = model
+
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Register a hook at each module."""
+        # Each pass starts afresh, also after one that nobody collected, such as an evaluation between two steps.
+        yield self._model.register_forward_pre_hook(lambda *_: self.forget())
         for name in self._names:
-            handle = model.get_submodule(name).register_forward_pre_hook(self._hook(name))
-            self._hooks.callback(handle.remove)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            yield self._model.get_submodule(name).register_forward_pre_hook(self._hook(name))
 
     def _hook(self, name: str) -> Any:
         def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -184,6 +181,6 @@ class FeatureHooks:
         self._features.clear()
 
     def close(self) -> None:
-        """Remove the hooks."""
-        self._hooks.close()
+        """Remove every hook, and forget what was kept."""
+        super().close()
         self.forget()

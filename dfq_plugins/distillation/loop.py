@@ -23,7 +23,7 @@ from dfq_plugins.distillation.state import (
     restore_optimizer,
     write_checkpoint,
 )
-from dfq_plugins.errors import DfqError, DivergedError
+from dfq_plugins.errors import DfqError, DivergedError, first_line
 from dfq_plugins.model_state import device_of
 from dfq_plugins.types import ProgressEvent
 
@@ -221,8 +221,9 @@ class _Training:
             except DfqError:
                 raise
             except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step is right
-                reason = (str(error).strip().splitlines() or [""])[0]
-                logger.warning("Compilation failed (%s: %s); going on uncompiled.", type(error).__name__, reason)
+                logger.warning(
+                    "Compilation failed (%s: %s); continuing uncompiled.", type(error).__name__, first_line(error)
+                )
                 self.compiled = None
                 self.optimizer.zero_grad()
         return self._differentiated(self.model, inputs, labels, answers)

@@ -32,7 +32,7 @@ class DistillationLoss(nn.Module):
             loss = criterion(student(inputs), inputs)
 
     With weights on features or attention maps the loss must see into the student: give it, with a batch to find the
-    taps by. Its hooks stay on the student until `close()`.
+    hooks by. Its hooks stay on the student until `close()`.
 
     Args:
         teacher: float network; a frozen copy is taken.
@@ -41,8 +41,8 @@ class DistillationLoss(nn.Module):
         sample: a few inputs `(batch, *shape)` that both networks take; not needed without feature terms.
 
     Raises:
-        UsageError: no term has a weight, feature terms without student and sample, or an unknown tap.
-        ModelError: a tap that the student does not have.
+        UsageError: no term has a weight, feature terms without student and sample, or an unknown pair.
+        ModelError: a pair that the student does not have.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class DistillationLoss(nn.Module):
         # Not a submodule: an optimizer or a checkpoint over the loss must not find the teacher's weights.
         self._teacher = (frozen_copy(teacher),)
         self._half = use_bfloat16(self.options.teacher_precision, device_of(teacher))
-        self._taps: tuple[FeatureHooks, FeatureHooks] | None = None
+        self._feature_hooks: tuple[FeatureHooks, FeatureHooks] | None = None
         if self.options.compares_features:
             if student is None or sample is None:
                 raise UsageError(
                     "The feature and attention terms look into the student: give DistillationLoss(teacher, options, "
                     "student=..., sample=inputs), or set feature_weight and attention_weight to 0."
                 )
-            pairs = resolve_feature_layers(self.options.taps, self.teacher, student, sample)
-            self._taps = (
-                FeatureHooks(self.teacher, [pair.teacher for pair in pairs]),
-                FeatureHooks(student, [pair.student for pair in pairs]),
+            pairs = resolve_feature_layers(self.options.feature_layers, self.teacher, student, sample)
+            self._feature_hooks = (
+                FeatureHooks(self.teacher, [pair.teacher for pair in pairs]).open(),
+                FeatureHooks(student, [pair.student for pair in pairs]).open(),
             )
         self.latest: dict[str, Tensor] = {}
         """The terms of the last call before weighting, detached."""
@@ -102,7 +102,7 @@ class DistillationLoss(nn.Module):
         Raises:
             ModelError: student and teacher return different shapes.
         """
-        if answers is None or self._taps is not None:
+        if answers is None or self._feature_hooks is not None:
             answers = self.teacher_outputs(inputs)
         check_same_shape(answers, outputs)
         self.latest = self._terms(outputs.float(), answers, labels)
@@ -115,9 +115,9 @@ class DistillationLoss(nn.Module):
 
     def close(self) -> None:
         """Take the hooks off the student."""
-        for taps in self._taps or ():
-            taps.close()
-        self._taps = None
+        for hooks in self._feature_hooks or ():
+            hooks.close()
+        self._feature_hooks = None
 
     def _terms(self, outputs: Tensor, answers: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -131,8 +131,8 @@ class DistillationLoss(nn.Module):
             found["logit"] = terms.logit_difference(outputs, answers)
         if options.label_weight:
             found["label"] = terms.hard_labels(_logits(outputs), answers.argmax(1) if labels is None else labels)
-        if self._taps is not None:
-            found |= self._feature_terms(*self._taps)
+        if self._feature_hooks is not None:
+            found |= self._feature_terms(*self._feature_hooks)
         return found
 
     def _feature_terms(self, teacher: FeatureHooks, student: FeatureHooks) -> dict[str, Tensor]:
@@ -161,8 +161,8 @@ def difference_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Ten
             found.append(terms.feature_difference(terms.in_channels_of(ours, theirs), theirs))
     if not found:
         raise UsageError(
-            "The feature term compares channels, or places where channels differ, and no tap has either. Name "
-            "convolutions in the option taps, or set feature_weight to 0."
+            "The feature term compares channels, or places where channels differ, and no pair has either. Name "
+            "convolutions in the option hooks, or set feature_weight to 0."
         )
     return torch.stack(found).sum()
 
@@ -176,7 +176,7 @@ def attention_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     pairs = [pair for pair in zip(student, teacher, strict=True) if pair[0].ndim >= _PLACES]
     if not pairs:
         raise UsageError(
-            "The attention term compares maps over places, and no tap has any. Name convolutions in the option taps, "
+            "The attention term compares maps over places, and no pair has any. Name convolutions in the option hooks, "
             "or set attention_weight to 0."
         )
     return torch.stack([terms.attention_distance(*(feature.float() for feature in pair)) for pair in pairs]).sum()

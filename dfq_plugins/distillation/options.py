@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from dfq_plugins.host.options import setting
 
 BLOCK_ENDS = "block-ends"
-"""The tap that stands for the ends of all stages, found in the network itself."""
+"""The pair that stands for the ends of all stages, found in the network itself."""
 
 USUAL_FEATURE_WEIGHT = 100.0
 """Weight of the features where the stages of teacher and student have the same places."""
@@ -22,7 +22,7 @@ USUAL_RATE = 0.004
 FEATURE_HELP = (
     "weight of the features' normalized squared difference, after the best linear map where channels differ; none: "
     f"{USUAL_FEATURE_WEIGHT:g} at those stage ends that have the same places in both networks, 0 beside the attention "
-    "term, with taps of your own and in a loop of your own"
+    "term, with hooks of your own and in a loop of your own"
 )
 
 
@@ -65,7 +65,7 @@ class TrainingOptions:
     label_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the cross-entropy with hard labels")
     feature_weight: Annotated[float, Ge(0)] | None = setting(0.0, FEATURE_HELP)
     attention_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance of the attention maps")
-    taps: tuple[str, ...] = setting(
+    feature_layers: tuple[str, ...] = setting(
         (BLOCK_ENDS,), "modules whose input is compared by the features and attention terms; block-ends finds them"
     )
     batch_norm: Literal["frozen", "reestimated"] | None = setting(

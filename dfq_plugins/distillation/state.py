@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from dfq_plugins.distillation.history import TrainingPoint
 from dfq_plugins.errors import DataError
+from dfq_plugins.storage.canonical_json import short_digest
 from dfq_plugins.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _require_same_run(about: Mapping[str, Any], identity: str, folder: Path) -> 
         )
     if about["identity"] != identity:
         raise DataError(
-            f"{folder} holds a checkpoint of another run (digest {about['identity'][:12]} there, {identity[:12]} "
-            "asked): the model, the data, the recipe or an option differs. Give the same to resume it, or choose "
-            "another folder."
+            f"{folder} holds a checkpoint of another run (digest {short_digest(about['identity'])} there, "
+            f"{short_digest(identity)} asked): the model, the data, the recipe or an option differs. Give the same to "
+            "resume it, or choose another folder."
         )

@@ -29,7 +29,7 @@ from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.augmentation import padding_of
-from dfq_plugins.storage.canonical_json import jsonable
+from dfq_plugins.storage.canonical_json import jsonable, short_digest
 from dfq_plugins.storage.files import create_folder, remove_temporary_files
 from dfq_plugins.storage.locks import FolderLock
 
@@ -79,10 +79,10 @@ class DistillationTask:
         if settings.padding is None:
             settings = replace(settings, padding=padding_of(self.spec))
         if settings.feature_weight is None:
-            free = settings.taps == (BLOCK_ENDS,) and not settings.attention_weight
+            free = settings.feature_layers == (BLOCK_ENDS,) and not settings.attention_weight
             alike = stages_alike(self.teacher, student, self.sample[:2]) if free else ()
             weight = USUAL_FEATURE_WEIGHT if alike else 0.0
-            settings = replace(settings, feature_weight=weight, taps=alike or settings.taps)
+            settings = replace(settings, feature_weight=weight, feature_layers=alike or settings.feature_layers)
         return settings
 
     def agreement(self, student: nn.Module) -> float:
@@ -209,9 +209,6 @@ def _source(task: DistillationTask, loss: DistillationLoss, settings: TrainingOp
     return MixedSource(learner, DatasetSource(task.examples, rest, task.spec.num_classes, fill))
 
 
-_SHOWN_DIGITS = 12
-
-
 class DataOriginWarning(DfqWarning):
     """The data was synthesized from another model than the one that is fine-tuned on it."""
 
@@ -228,8 +225,8 @@ def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
     if theirs == ours:
         return
     message = (
-        f"The data in {data.folder} was made from another model: digest {theirs[:_SHOWN_DIGITS]} there, "
-        f"{ours[:_SHOWN_DIGITS]} of the model given."
+        f"The data in {data.folder} was made from another model: digest {short_digest(theirs)} there, "
+        f"{short_digest(ours)} of the model given."
     )
     if strict:
         raise DataError(f"{message} Synthesize data from this model, or do without strict.")

@@ -46,7 +46,7 @@ class AdversarialGenerator(NetworkGenerator):
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
         """Build a fresh network."""
         super().begin(teacher, spec, rng)
-        self._taps: tuple[FeaturePair, ...] | None = None
+        self._feature_hooks: tuple[FeaturePair, ...] | None = None
 
     @property
     def learns_alone(self) -> bool:
@@ -77,11 +77,13 @@ class AdversarialGenerator(NetworkGenerator):
     def _distance(self, images: Tensor, student: nn.Module) -> Tensor:
         if not self.options.attention_weight:
             return self._disagreement(student(images).float(), self.teacher.answer(images))
-        if self._taps is None:
-            self._taps = resolve_feature_layers(self.options.taps, self.teacher.model, student, images.detach())
+        if self._feature_hooks is None:
+            self._feature_hooks = resolve_feature_layers(
+                self.options.feature_layers, self.teacher.model, student, images.detach()
+            )
         with (
-            FeatureHooks(self.teacher.model, [tap.teacher for tap in self._taps]) as theirs,
-            FeatureHooks(student, [tap.student for tap in self._taps]) as ours,
+            FeatureHooks(self.teacher.model, [pair.teacher for pair in self._feature_hooks]) as theirs,
+            FeatureHooks(student, [pair.student for pair in self._feature_hooks]) as ours,
         ):
             distance = self._disagreement(student(images).float(), self.teacher.answer(images))
             attention = attention_over(ours.collect(), theirs.collect())

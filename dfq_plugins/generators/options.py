@@ -83,7 +83,7 @@ class AdversarialOptions(NetworkOptions):
     )
     temperature: Annotated[float, Gt(0)] = setting(1.0, "what logits are divided by before the KL terms")
     attention_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance of the attention maps")
-    taps: tuple[str, ...] = setting(
+    feature_layers: tuple[str, ...] = setting(
         ("block-ends",), "modules whose input the attention term compares; block-ends finds the ends of all stages"
     )
     batch_norm_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the BatchNorm divergence")

@@ -60,9 +60,9 @@ class ObservedTeacher:
         shown = apply_maps(images, maps, self._fill)
         if not self.matches:
             return self.answer(shown), images.new_zeros(())
-        with StatisticsHooks(self.model, self._spec, self._names) as taps:
+        with StatisticsHooks(self.model, self._spec, self._names) as hooks:
             outputs = self.answer(shown)
-            found = taps.collect(shown)
+            found = hooks.collect(shown)
         stored = self._stored
         distance = self._distance(stored.mean, stored.var + stored.eps, found.mean, found.var + stored.eps)
         return outputs, (stored.weight * distance).sum()

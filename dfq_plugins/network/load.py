@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfq_plugins.errors import ModelError, UsageError, nearest
+from dfq_plugins.errors import ModelError, UsageError, first_line, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -242,8 +242,9 @@ def _read_state(path: Path) -> Any:
             "Save the state dict alone, best with safetensors.torch.save_file(model.state_dict(), ...)."
         ) from error
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ModelError(f"The weights file {path} cannot be read: {type(error).__name__}: {reason}") from error
+        raise ModelError(
+            f"The weights file {path} cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _unwrap(state: Any, path: Path) -> dict[str, torch.Tensor]:

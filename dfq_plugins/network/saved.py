@@ -19,7 +19,7 @@ from torch import nn
 
 from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.storage.canonical_json import jsonable
+from dfq_plugins.storage.canonical_json import jsonable, short_digest
 from dfq_plugins.storage.files import create_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ SIZES = (
     "normalized_shape",
 )
 """Attributes by which torch's layers know how wide they are; no others are ever set from a file."""
-
-_SHOWN_DIGITS = 12
 
 
 def save_network(model: nn.Module, folder: Path, *, factory: str | None, about: Mapping[str, object]) -> Path:
@@ -125,8 +123,8 @@ def restore_network(built: nn.Module, folder: Path, record: Mapping[str, Any], *
         ) from error
     if (found := model_digest(built)) != record["digest"]:
         raise ModelError(
-            f"The network in {folder} has the digest {record['digest'][:_SHOWN_DIGITS]}, and with what {origin} builds "
-            f"now it would be {found[:_SHOWN_DIGITS]}: that network was changed since. Give it as it was."
+            f"The network in {folder} has the digest {short_digest(record['digest'])}, and with what {origin} builds "
+            f"now it would be {short_digest(found)}: that network was changed since. Give it as it was."
         )
     return built.eval()
 

@@ -36,12 +36,3 @@ def failing_line(error: Exception, not_the_model: Collection[Path]) -> FailingLi
     frame, line = found
     path_text = frame.f_code.co_filename
     return FailingLine(frame, f"{path_text}:{line}: `{linecache.getline(path_text, line).strip()}`")
-
-
-def first_line(error: Exception) -> str:
-    r"""Return the first line of an error's message.
-
-    >>> first_line(ValueError("no such layer\nmore"))
-    'no such layer'
-    """
-    return str(error).strip().split("\n", maxsplit=1)[0]

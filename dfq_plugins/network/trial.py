@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import nn
 
-from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.errors import ModelError, UsageError, first_line
 from dfq_plugins.model_state import device_of
 
 CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
@@ -75,7 +75,7 @@ def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
     except Exception as error:
         message = (
             f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}. "
+            f"{first_line(error)}. "
             "Give the shape of one sample as the network takes it."
         )
         raise ModelError(message) from error

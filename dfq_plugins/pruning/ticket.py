@@ -20,6 +20,7 @@ from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.masks import attach_masks, masks_of
 from dfq_plugins.pruning.magnitude import prune_weights, require_weights
+from dfq_plugins.storage.canonical_json import short_digest
 from dfq_plugins.storage.files import create_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 TICKET_FILE, TENSORS_FILE = "ticket.json", "ticket.safetensors"
 FORMAT_VERSION = 1
 _MASK, _INITIAL = "mask/", "initial/"
-_SHOWN_DIGITS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +109,8 @@ class Ticket:
         found = model_digest(model, weights=False)
         if found != self.architecture:
             raise DataError(
-                f"The ticket is of another model: its architecture has the digest {self.architecture[:_SHOWN_DIGITS]}, "
-                f"and that of {type(model).__name__} is {found[:_SHOWN_DIGITS]}. Give the network that the ticket was "
+                f"The ticket is of another model: its architecture has the digest {short_digest(self.architecture)}, "
+                f"and that of {type(model).__name__} is {short_digest(found)}. Give the network that the ticket was "
                 "found in."
             )
         network = copy.deepcopy(model)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dfq_plugins.errors import DfqError, ModelError
-from dfq_plugins.network.trace_errors import failing_line, first_line
+from dfq_plugins.errors import DfqError, ModelError, first_line
+from dfq_plugins.network.trace_errors import failing_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

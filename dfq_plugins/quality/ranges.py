@@ -6,15 +6,15 @@ does. A calibrator that sees the same width chooses the same scale.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dfq_plugins.model_state import ForwardHooks
 from dfq_plugins.statistics.batch_norm import EPS, statistics_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
@@ -69,7 +69,7 @@ def _output_gaussian(layer: nn.Module) -> tuple[Tensor, Tensor]:
     )
 
 
-class RangeHooks:
+class RangeHooks(ForwardHooks):
     """Counts how wide the values after each BatchNorm are, while the context is open.
 
     The values are computed from the layer's input, so that a layer that goes on to do more (an activation inside) is
@@ -83,20 +83,11 @@ class RangeHooks:
     def __init__(self, model: nn.Module, names: Collection[str]) -> None:
         self._layers = _layers(model, names)
         self._counts: dict[str, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> Self:
-        """Attach a forward pre-hook to each layer."""
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Register a forward pre-hook at each layer."""
         for name, layer in self._layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._observer(name), with_kwargs=True))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Detach every hook."""
-        for handle in self._handles:
-            handle.remove()
+            yield layer.register_forward_pre_hook(self._observer(name), with_kwargs=True)
 
     def _observer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ def _known_labels(data: object) -> Tensor | None:
 def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, labels: Tensor | None) -> Inspection:
     why_not = _unusable_statistics(network, spec)
     names = () if why_not else require_reached_layers(network, spec)
-    with teacher.TeacherHooks(network) as tap, ranges.RangeHooks(network, names) as widths:
+    with teacher.TeacherHooks(network) as hook, ranges.RangeHooks(network, names) as widths:
         moved = (batch.to(device_of(network)) for batch in samples)
         distances = _distances(network, moved, spec, names)
     expected, observed = ranges.expected_ranges(network, names), widths.ranges()
@@ -107,9 +107,9 @@ def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, label
     return verdict.judged(
         num_samples=len(samples),
         layers=layers,
-        label_counts=_label_counts(tap.logits, labels),
-        confidence=None if tap.logits is None else teacher.confidence(tap.logits),
-        diversity=None if tap.features is None else teacher.diversity(tap.features),
+        label_counts=_label_counts(hook.logits, labels),
+        confidence=None if hook.logits is None else teacher.confidence(hook.logits),
+        diversity=None if hook.features is None else teacher.diversity(hook.features),
         clamped=clamped_share(samples, spec),
         why_not=why_not,
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from dfq_plugins.model_state import ForwardHooks
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
@@ -74,7 +75,7 @@ def diversity(features: Tensor) -> float:
     return float(nearest / size) if float(size) > 0 else 0.0
 
 
-class TeacherHooks:
+class TeacherHooks(ForwardHooks):
     """Keeps, while the context is open, the network's outputs and what its last layer with weights reads.
 
     Args:
@@ -86,22 +87,13 @@ class TeacherHooks:
         self._latest: Tensor | None = None
         self._features: list[Tensor] = []
         self._outputs: list[Tensor] = []
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> Self:
-        """Attach the hooks."""
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Register the hooks."""
         for module in self._model.modules():
             if isinstance(module, WEIGHTED):
-                self._handles.append(module.register_forward_pre_hook(self._remember))
-        self._handles.append(self._model.register_forward_hook(self._keep))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Detach every hook."""
-        for handle in self._handles:
-            handle.remove()
+                yield module.register_forward_pre_hook(self._remember)
+        yield self._model.register_forward_hook(self._keep)
 
     def _remember(self, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments:

@@ -96,7 +96,7 @@ def finetune(
         registry: where plugins are looked up; None takes those that are installed.
 
     Raises:
-        UsageError: a recipe, option, tap or name that cannot be used, or a width that the framework cannot train at.
+        UsageError: a recipe, option, hook or name that cannot be used, or a width that the framework cannot train at.
         PluginError: an unknown calibrator, or one whose framework is not installed.
         ModelError: a model that the framework cannot trace, quantize or train.
         DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run.

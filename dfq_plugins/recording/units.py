@@ -9,8 +9,7 @@ by the temperature.
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,14 +18,15 @@ from torch.nn.modules.conv import _ConvNd
 from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
-from dfq_plugins.model_state import device_of
+from dfq_plugins.model_state import ForwardHooks, device_of
 from dfq_plugins.network.probe import plain, record_calls
 from dfq_plugins.recording.info import Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
 
     from dfq_plugins.network.probe import Call
     from dfq_plugins.recording.options import Units
@@ -105,7 +105,7 @@ def _weighted(calls: Sequence[Call], sample: Tensor) -> list[Call]:
     return found
 
 
-class UnitReader:
+class UnitReader(ForwardHooks):
     """Reads the units of the chosen layers at a forward pass, while the context is open.
 
     Args:
@@ -136,22 +136,16 @@ class UnitReader:
         self._units = units
         self._temperature = temperature
         self._masks = masks or {}
-        self._hooks = ExitStack()
         self._read: dict[str, Tensor] = {}
 
-    def __enter__(self) -> Self:
-        """Attach a hook to each layer."""
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Register a hook at each layer."""
         for name in self.names[:-1]:
-            handle = self.model.get_submodule(name).register_forward_pre_hook(self._hook(name))
-            self._hooks.callback(handle.remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            yield self.model.get_submodule(name).register_forward_pre_hook(self._hook(name))
 
     def close(self) -> None:
-        """Detach every hook."""
-        self._hooks.close()
+        """Remove every hook, and forget what was read."""
+        super().close()
         self._read = {}
 
     def read(self, inputs: Tensor) -> list[Tensor]:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dfq_plugins.errors import ModelError
-from dfq_plugins.model_state import device_of
+from dfq_plugins.model_state import ForwardHooks, device_of
 from dfq_plugins.statistics.divergences import gaussian_kl
 from dfq_plugins.statistics.moments import Moments, averaged_calls, batch_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from torch.utils.hooks import RemovableHandle
 
@@ -62,9 +61,9 @@ def reached_layers(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
 
     Auxiliary classifiers, for one, rest in eval mode. What is not called cannot be observed, and is left out.
     """
-    with StatisticsHooks(model) as taps:
+    with StatisticsHooks(model) as hooks:
         model(inputs)
-        return taps.reached
+        return hooks.reached
 
 
 def require_reached_layers(model: nn.Module, spec: InputSpec) -> tuple[str, ...]:
@@ -138,7 +137,7 @@ def stored_statistics(
     )
 
 
-class StatisticsHooks:
+class StatisticsHooks(ForwardHooks):
     """Observes the inputs of all statistics layers of a network while the context is open.
 
     A layer that one forward pass calls several times (a shared module) contributes the mean over its calls of mean and
@@ -150,9 +149,9 @@ class StatisticsHooks:
         names: the layers to observe; None observes all.
 
     >>> network = nn.Sequential(nn.BatchNorm1d(1)).eval()
-    >>> with StatisticsHooks(network) as taps:
+    >>> with StatisticsHooks(network) as hooks:
     ...     _ = network(torch.tensor([[1.0], [3.0]]))
-    ...     moments = taps.collect()
+    ...     moments = hooks.collect()
     >>> moments.mean.tolist(), moments.var.tolist()
     ([2.0], [1.0])
     """
@@ -162,22 +161,16 @@ class StatisticsHooks:
         self.spec = spec
         self.layers = statistics_layers(model, names)
         self._calls: dict[str, list[Moments]] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> Self:
-        """Attach a forward pre-hook to each layer."""
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Register a forward pre-hook at each layer."""
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_pre_hook(self._observer(name), with_kwargs=True))
-        return self
+            yield layer.register_forward_pre_hook(self._observer(name), with_kwargs=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Detach every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._calls.clear()
+    def close(self) -> None:
+        """Remove every hook, and forget what was seen."""
+        super().close()
+        self.forget()
 
     def _observer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -231,16 +224,16 @@ class StatisticsPool:
 
     def __init__(self, model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None) -> None:
         self._model = model
-        self._taps = StatisticsHooks(model, spec, names)
+        self._hooks = StatisticsHooks(model, spec, names)
         self._pooled: list[list[Moments]] = []
 
     @torch.no_grad()
     def add(self, batch: Tensor) -> None:
         """Run one batch `(batch, *shape)` through the network; an empty one changes nothing."""
         if len(batch):
-            with self._taps as taps:
+            with self._hooks as hooks:
                 self._model(batch)
-                new = taps.collect_calls(batch)
+                new = hooks.collect_calls(batch)
             pairs = zip(self._pooled, new, strict=True)
             self._pooled = [_pooled_calls(*pair) for pair in pairs] if self._pooled else new
 

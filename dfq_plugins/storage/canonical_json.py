@@ -27,6 +27,15 @@ def jsonable(value: object) -> Any:
         ) from error
 
 
+def short_digest(digest: str) -> str:
+    """Return as many digits of a digest as messages show.
+
+    >>> short_digest("0123456789abcdef")
+    '0123456789ab'
+    """
+    return digest[:12]
+
+
 def sha256_of(value: object) -> str:
     """Return the SHA-256 of a value's canonical JSON, in hexadecimal."""
     text = json.dumps(jsonable(value), sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfq_plugins.errors import first_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -27,10 +29,10 @@ def explained_failure(error: Exception) -> str:
     """Return one line: that the work goes on uncompiled, why, and what would mend it.
 
     >>> explained_failure(PermissionError(13, "Permission denied", "/cache"))  # doctest: +ELLIPSIS
-    "Compilation failed (PermissionError: [Errno 13] Permission denied: '/cache'); going on uncompiled, ...
+    "Compilation failed (PermissionError: [Errno 13] Permission denied: '/cache'); continuing uncompiled, ...
     """
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return f"Compilation failed ({type(error).__name__}: {reason}); going on uncompiled, more slowly. {_remedy(error)}"
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return f"Compilation failed ({reason}); continuing uncompiled, more slowly. {_remedy(error)}"
 
 
 def _remedy(error: BaseException) -> str:

@@ -118,7 +118,7 @@ def native_pooling(model: nn.Module) -> nn.Module:
 
 
 class FrozenNorm(nn.Module):
-    """Stands for a BatchNorm layer in eval mode; keeps its statistics where taps look for them.
+    """Stands for a BatchNorm layer in eval mode; keeps its statistics where hooks look for them.
 
     Args:
         layer: the layer, which must store running statistics.

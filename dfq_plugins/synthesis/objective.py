@@ -55,8 +55,8 @@ class InversionObjective:
         if self.matches:
             names = require_reached_layers(model, spec)
             self.stored = stored_statistics(model, spec, names)
-            self.taps = StatisticsHooks(self.model, spec, names)
-            self.taps.__enter__()  # the copy is ours: its hooks live as long as it does
+            self.hooks = StatisticsHooks(self.model, spec, names)
+            self.hooks.open()  # the copy is ours: its hooks live as long as it does
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
         self._halves = False
         self._compiles = False
@@ -162,7 +162,7 @@ class InversionObjective:
 
     def _forget_calls(self) -> None:
         if self.matches:
-            self.taps.forget()
+            self.hooks.forget()
 
     def _compiled_step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
         on_gpu = inputs.is_cuda
@@ -201,7 +201,7 @@ class InversionObjective:
             logits = self.model(inputs)
         loss, pool = inputs.new_zeros(()), rest
         if self.matches:
-            moments = self.taps.collect(inputs)
+            moments = self.hooks.collect(inputs)
             loss, pool = self._divergence(moments, rest, share)
         if options.class_weight:
             term = objectives.class_logit if options.class_loss == "logit" else objectives.class_cross_entropy

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_plugins.data.writer import DatasetWriter
-from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.errors import DataError, UsageError, first_line
 from dfq_plugins.host.plugin_info import attributed, attributed_iterator
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import forward, is_out_of_memory
@@ -72,7 +72,7 @@ class ShardMaker:
             if not is_out_of_memory(error):
                 raise
             raise UsageError(
-                f"Memory does not suffice for a shard of {size} samples, in two halves either ({_first_line(error)}). "
+                f"Memory does not suffice for a shard of {size} samples, in two halves either ({first_line(error)}). "
                 f"Give a batch size well below {size}; finished shards are kept, and hold for the new one as well."
             ) from error
 
@@ -175,10 +175,6 @@ def seconds_after_optimization(teacher: nn.Module, spec: InputSpec) -> float:
         began = time.monotonic()
         teacher(inputs).sum().item()
     return (time.monotonic() - began) / len(inputs) + inputs[0].nbytes / _BYTES_PER_SECOND
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _overall(broadcast: Broadcast, done: int, size: int, total: int) -> Callable[[ProgressEvent], None]:

@@ -40,7 +40,7 @@ def total_variation(inputs: Tensor) -> Tensor:
 
 
 def blur_difference(inputs: Tensor) -> Tensor:
-    """Mean squared difference from the Gaussian-blurred input: 5 taps, sigma 1, reflected edges, each spatial axis.
+    """Mean squared difference from the Gaussian-blurred input: 5 hooks, sigma 1, reflected edges, each spatial axis.
 
     Axes shorter than 3 are left alone. A constant input costs nothing:
 
@@ -55,10 +55,10 @@ def blur_difference(inputs: Tensor) -> Tensor:
 
 
 def _blur_axis(inputs: Tensor, axis: int) -> Tensor:
-    taps = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=inputs.device, dtype=inputs.dtype).square())
+    hooks = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=inputs.device, dtype=inputs.dtype).square())
     moved = inputs.movedim(axis, -1)
     padded = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (2, 2), mode="reflect")
-    return F.conv1d(padded, (taps / taps.sum()).view(1, 1, 5)).reshape(moved.shape).movedim(-1, axis)
+    return F.conv1d(padded, (hooks / hooks.sum()).view(1, 1, 5)).reshape(moved.shape).movedim(-1, axis)
 
 
 def squared_norm(inputs: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ OPTIONS = TrainingOptions(
 )
 EVERYTHING = replace(
     OPTIONS, mixup=0.4, jitter=1, flip=True, crop=0.8, label_weight=0.1, feature_weight=0.1, attention_weight=0.1,
-    symmetrized_kl_weight=0.1, logit_weight=0.1, taps=("conv", "block-ends"), batch_norm="reestimated",
+    symmetrized_kl_weight=0.1, logit_weight=0.1, feature_layers=("conv", "block-ends"), batch_norm="reestimated",
 )  # fmt: skip
 
 

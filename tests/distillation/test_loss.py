@@ -1,4 +1,4 @@
-"""`DistillationLoss` in a user's own loop, and feature taps through what each framework makes of a network."""
+"""`DistillationLoss` in a user's own loop, and feature hooks through what each framework makes of a network."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas"]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("tap", ["block-ends", "stage2.conv1", "stage1.conv2", "stage2", "linear", "pool"])
+@pytest.mark.parametrize("pair", ["block-ends", "stage2.conv1", "stage1.conv2", "stage2", "linear", "pool"])
 def test_what_enters_a_module_is_the_same_in_every_framework(
-    framework: str, tap: str, teacher: nn.Module, inputs: Tensor
+    framework: str, pair: str, teacher: nn.Module, inputs: Tensor
 ) -> None:
     student = prepared_by(framework, teacher, inputs)
-    pairs = resolve_feature_layers((tap,), teacher, student, inputs)
+    pairs = resolve_feature_layers((pair,), teacher, student, inputs)
     with (
         FeatureHooks(teacher, [pair.teacher for pair in pairs]) as theirs,
         FeatureHooks(student, [pair.student for pair in pairs]) as ours,
@@ -116,7 +116,9 @@ def test_a_dissolved_block_is_found_by_what_it_reads(teacher: nn.Module, inputs:
 
 def test_a_merged_tap_is_refused(teacher: nn.Module, inputs: Tensor) -> None:
     student = prepared_by("brevitas", teacher, inputs)
-    told = r"The tap 'stage1.bn1' is gone from the quantized network: the framework merged it .* 'conv', 'stage1.conv1'"
+    told = (
+        r"The pair 'stage1.bn1' is gone from the quantized network: the framework merged it .* 'conv', 'stage1.conv1'"
+    )
     with pytest.raises(ModelError, match=told):
         resolve_feature_layers(("stage1.bn1",), teacher, student, inputs)
 
@@ -131,7 +133,7 @@ def test_a_tap_of_another_shape(teacher: nn.Module, inputs: Tensor) -> None:
     student.pool = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1))
     student.stage1.conv2 = nn.Conv2d(4, 4, 3, 2, 1)
     student.stage1.shortcut = nn.Conv2d(4, 4, 1, 2)
-    told = r"The tap 'stage2.conv1' reads a tensor of shape \(16, 4, 8, 8\) in the teacher and \(16, 4, 4, 4\) in the"
+    told = r"The pair 'stage2.conv1' reads a tensor of shape \(16, 4, 8, 8\) in the teacher and \(16, 4, 4, 4\) in the"
     with pytest.raises(ModelError, match=told):
         resolve_feature_layers(("stage2.conv1",), teacher, student, inputs)
 
@@ -153,7 +155,7 @@ def test_blocks_in_other_places_are_not_compared(inputs: Tensor) -> None:
 
 def test_a_network_without_stages_asks_for_taps(inputs: Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
-    with pytest.raises(UsageError, match=r"no module of the network downsamples. Name modules in the option taps"):
+    with pytest.raises(UsageError, match=r"no module of the network downsamples. Name modules in the option hooks"):
         resolve_feature_layers(("block-ends",), network, network, inputs)
 
 
@@ -173,7 +175,9 @@ class TestDropIn:
         assert not any(term.requires_grad for term in loss.latest.values())
 
     @pytest.mark.parametrize("framework", FRAMEWORKS)
-    @pytest.mark.parametrize("options", [{}, {"feature_weight": 1.0, "attention_weight": 1.0}], ids=["plain", "taps"])
+    @pytest.mark.parametrize(
+        "options", [{}, {"feature_weight": 1.0, "attention_weight": 1.0}], ids=["plain", "feature_layers"]
+    )
     def test_any_loop_learns_with_it(
         self, framework: str, options: dict[str, float], teacher: nn.Module, inputs: Tensor
     ) -> None:
@@ -194,7 +198,7 @@ class TestDropIn:
         assert values[-1] < 0.8 * values[0]
         loss.close()
         hooks = [hook for module in student.modules() for hook in module._forward_pre_hooks.values()]
-        assert not any("taps" in getattr(hook, "__module__", "") for hook in hooks)
+        assert not any("feature_layers" in getattr(hook, "__module__", "") for hook in hooks)
 
     def test_the_public_names(self) -> None:
         assert dfq_plugins.DistillationLoss is DistillationLoss
@@ -227,17 +231,19 @@ class TestDropIn:
 
     def test_features_of_other_channels_need_places(self, teacher: nn.Module, inputs: Tensor) -> None:
         student = Residual(width=3).eval()
-        options = {"feature_weight": 1.0, "taps": ("linear",)}
+        options = {"feature_weight": 1.0, "feature_layers": ("linear",)}
         loss = DistillationLoss(teacher, options, student=student, sample=inputs)
         with pytest.raises(
-            UsageError, match="compares channels, or places where channels differ, and no tap has either"
+            UsageError, match="compares channels, or places where channels differ, and no pair has either"
         ):
             loss(student(inputs), inputs)
 
     def test_attention_needs_places(self, teacher: nn.Module, inputs: Tensor) -> None:
         student = copy.deepcopy(teacher)
-        loss = DistillationLoss(teacher, {"attention_weight": 1.0, "taps": ("linear",)}, student=student, sample=inputs)
-        with pytest.raises(UsageError, match="compares maps over places, and no tap has any"):
+        loss = DistillationLoss(
+            teacher, {"attention_weight": 1.0, "feature_layers": ("linear",)}, student=student, sample=inputs
+        )
+        with pytest.raises(UsageError, match="compares maps over places, and no pair has any"):
             loss(student(inputs), inputs)
 
     def test_shapes_must_agree(self, teacher: nn.Module, inputs: Tensor) -> None:

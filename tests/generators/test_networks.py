@@ -194,14 +194,16 @@ class TestAdversarial:
         self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
     ) -> None:
         student, images = coarse(tiny_network).eval(), tiny_batches[0]
-        options = parse_options(AdversarialOptions, {**SMALL, "preset": "zhu2020", "taps": ("conv", "linear")})
+        options = parse_options(
+            AdversarialOptions, {**SMALL, "preset": "zhu2020", "feature_layers": ("conv", "linear")}
+        )
         made = AdversarialGenerator(options)
         made.begin(frozen_copy(tiny_network), tiny_spec, torch.Generator().manual_seed(0))
         loss = made.loss(images, torch.zeros(16, dtype=torch.long), student).item()
         log_student, answers = student(images).log_softmax(1), tiny_network(images).softmax(1)
         divergence = nn.functional.kl_div(log_student, answers, reduction="none").mean().item()
 
-        def before(network: Any) -> torch.Tensor:  # what enters the tap "conv"
+        def before(network: Any) -> torch.Tensor:  # what enters the hook "conv"
             return network.relu1(network.norm1(network.stem(images))).square().mean(1).flatten(1)
 
         ours, theirs = before(student), before(tiny_network)
@@ -212,7 +214,7 @@ class TestAdversarial:
         student = coarse(tiny_network)  # in training mode: a forward pass alone would move its BatchNorm
         student.linear.bias.requires_grad_(False)  # type: ignore[union-attr]
         before = capture(student)
-        self.rounds(adversarial(tiny_network, tiny_spec, attention_weight=1.0, taps=("conv",)), student, 3)
+        self.rounds(adversarial(tiny_network, tiny_spec, attention_weight=1.0, feature_layers=("conv",)), student, 3)
         assert same(capture(student), before)
         assert student.training
         taken = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
@@ -272,8 +274,8 @@ class TestAdversarial:
         assert len(self.rounds(adversarial(plain, tiny_spec, batch_norm_weight=0.0), coarse(plain), 1)) == 1
 
     def test_no_tap_with_places(self, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
-        made = adversarial(tiny_network, tiny_spec, attention_weight=1.0, taps=("linear",))
-        with pytest.raises(UsageError, match="compares maps over places, and no tap has any"):
+        made = adversarial(tiny_network, tiny_spec, attention_weight=1.0, feature_layers=("linear",))
+        with pytest.raises(UsageError, match="compares maps over places, and no hook has any"):
             self.rounds(made, coarse(tiny_network), 1)
 
     def test_a_loss_that_is_not_finite_stops_and_puts_the_student_back(

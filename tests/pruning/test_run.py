@@ -434,12 +434,12 @@ class TestFilters:
 
     @pytest.mark.parametrize("term", ["attention_weight", "feature_weight"])
     def test_both_terms_compare_networks_of_other_widths(self, run: Callable[..., PruneRun], term: str) -> None:
-        assert run(macs=0.7, training={term: 1.0, "taps": ("conv",)}).after.macs
+        assert run(macs=0.7, training={term: 1.0, "feature_layers": ("conv",)}).after.macs
 
     def test_stages_are_compared_where_they_are_alike(self, run: Callable[..., PruneRun]) -> None:
         settings = run(sparsity=0.5).training
-        assert (settings.feature_weight, settings.taps) == (100.0, ("linear",))
-        for given in ({"feature_weight": 0.0}, {"attention_weight": 1.0, "taps": ("conv",)}):
+        assert (settings.feature_weight, settings.feature_layers) == (100.0, ("linear",))
+        for given in ({"feature_weight": 0.0}, {"attention_weight": 1.0, "feature_layers": ("conv",)}):
             assert run(sparsity=0.5, training=given).training.feature_weight == 0.0
         assert run(macs=0.7).training.feature_weight == 0.0  # fewer channels, and no places to map them by
 

@@ -69,14 +69,14 @@ def test_values_outside_the_histogram_count_at_its_edges() -> None:
 def test_ranges_are_those_of_the_output_of_each_batch_norm(tiny_network: nn.Module) -> None:
     outputs: dict[str, list[torch.Tensor]] = {"norm1": [], "norm2": []}
     inputs = noise(64)
-    with ranges.RangeHooks(tiny_network, ("norm1", "norm2")) as taps:
+    with ranges.RangeHooks(tiny_network, ("norm1", "norm2")) as hooks:
         handles = [
             tiny_network.get_submodule(name).register_forward_hook(lambda _m, _i, out, kept=kept: kept.append(out))
             for name, kept in outputs.items()
         ]
         for part in inputs.split(20):
             tiny_network(part)
-        found = taps.ranges(0.99)
+        found = hooks.ranges(0.99)
     for handle in handles:
         handle.remove()
     for name, kept in outputs.items():
@@ -146,23 +146,23 @@ def test_twins_have_no_diversity(tiny_network: nn.Module) -> None:
 def test_features_are_what_the_last_layer_reads(tiny_network: nn.Module) -> None:
     read: list[torch.Tensor] = []
     handle = tiny_network.linear.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
-    with torch.no_grad(), teacher.TeacherHooks(tiny_network) as taps:
+    with torch.no_grad(), teacher.TeacherHooks(tiny_network) as hooks:
         outputs = torch.cat([tiny_network(part) for part in noise(8).split(4)])
     handle.remove()
-    assert taps.features is not None
-    assert torch.equal(taps.features, torch.cat(read))
-    assert taps.logits is not None
-    assert torch.equal(taps.logits, outputs)
+    assert hooks.features is not None
+    assert torch.equal(hooks.features, torch.cat(read))
+    assert hooks.logits is not None
+    assert torch.equal(hooks.logits, outputs)
     assert not tiny_network._forward_hooks
 
 
 def test_positions_are_averaged_where_the_last_layer_is_a_convolution() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     inputs = noise(4)
-    with torch.no_grad(), teacher.TeacherHooks(network) as taps:
+    with torch.no_grad(), teacher.TeacherHooks(network) as hooks:
         network(inputs)
-    assert taps.features is not None
-    assert torch.allclose(taps.features, inputs.mean((2, 3)))
+    assert hooks.features is not None
+    assert torch.allclose(hooks.features, inputs.mean((2, 3)))
 
 
 def test_the_share_at_the_clamp_counts_both_edges() -> None:

@@ -202,7 +202,7 @@ class TestRefusals:
 
     def test_an_unknown_tap(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(UsageError, match=r"it calls none named 'convv'. Did you mean 'conv'\?"):
-            run(training={"feature_weight": 1.0, "taps": ("convv",)})
+            run(training={"feature_weight": 1.0, "feature_layers": ("convv",)})
 
     def test_an_unknown_option(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(UsageError, match=r"Unknown option 'step' of fine-tuning. Did you mean 'steps'\?"):

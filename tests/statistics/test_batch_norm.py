@@ -76,9 +76,9 @@ def test_every_kind_of_layer_is_observed_with_its_own_eps(
 ) -> None:
     network = nn.Sequential(fill(make())).eval()
     inputs = random(shape, mean=1, std=2)
-    with torch.no_grad(), StatisticsHooks(network) as taps:
+    with torch.no_grad(), StatisticsHooks(network) as hooks:
         network(inputs)
-        moments = taps.collect()
+        moments = hooks.collect()
     mean, var = numpy_moments(inputs)
     np.testing.assert_allclose(moments.mean, mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(moments.var, var, rtol=1e-5)
@@ -150,9 +150,9 @@ def recorded(network: nn.Module, inputs: torch.Tensor) -> dict[str, list[torch.T
 def test_nested_and_shared_modules_appear_once_and_average_over_their_calls(nested: nn.Module) -> None:
     inputs = random((8, 3, 4, 4))
     assert list(statistics_layers(nested)) == ["block.1.0", "shared"]
-    with torch.no_grad(), StatisticsHooks(nested) as taps:
+    with torch.no_grad(), StatisticsHooks(nested) as hooks:
         nested(inputs)
-        moments = taps.collect()
+        moments = hooks.collect()
     calls = {name: [numpy_moments(call) for call in made] for name, made in recorded(nested, inputs).items()}
     assert [len(made) for made in calls.values()] == [1, 2]
     for index, found in enumerate((moments.mean, moments.var)):
@@ -274,10 +274,10 @@ def test_layers_that_rest_are_left_out() -> None:
     assert reached_layers(network, inputs) == ("norm",)
     assert list(layer_divergences(network, [inputs])) == ["norm"]
     assert require_reached_layers(network, InputSpec((3, 2, 2))) == ("norm",)
-    with torch.no_grad(), StatisticsHooks(network) as taps:
+    with torch.no_grad(), StatisticsHooks(network) as hooks:
         network(inputs)
         with pytest.raises(RuntimeError, match=r"The forward pass did not reach the layers \['head'\]"):
-            taps.collect()
+            hooks.collect()
 
 
 def test_a_network_that_calls_no_batch_norm_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The affine map in the place of a frozen BatchNorm layer: the same outputs and gradients, its taps still found."""
+"""The affine map in the place of a frozen BatchNorm layer: the same outputs and gradients, its hooks still found."""
 
 from __future__ import annotations
 
