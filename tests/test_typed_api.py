@@ -76,6 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("user")
     (folder / "right.py").write_text(SCRIPT)
     (folder / "wrong.py").write_text(SCRIPT.replace("num_samples=64", 'num_samples="64"'))
+    (folder / "typo.py").write_text(SCRIPT.replace('calibrator="brevitas"', 'calibrator="brevitas", recpie="w4a4"'))
     return folder
 
 
@@ -84,7 +85,7 @@ def test_mypy_accepts_a_users_script_and_finds_a_wrong_call(folder: Path, pytest
     cache = pytestconfig.cache.mkdir("typed-api")  # kept: reading torch's types takes half a minute
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"]
     completed = subprocess.run(
-        [*command, f"--cache-dir={cache}", "right.py", "wrong.py"],
+        [*command, f"--cache-dir={cache}", "right.py", "wrong.py", "typo.py"],
         cwd=folder,
         env=os.environ | {"MYPYPATH": str(ROOT)},
         capture_output=True,
@@ -92,15 +93,16 @@ def test_mypy_accepts_a_users_script_and_finds_a_wrong_call(folder: Path, pytest
         check=False,
     )
     errors = [line for line in completed.stdout.splitlines() if ": error: " in line]
-    assert [line.split(":")[0] for line in errors] == ["wrong.py"], completed.stdout + completed.stderr
+    assert [line.split(":")[0] for line in errors] == ["wrong.py", "typo.py"], completed.stdout + completed.stderr
+    assert 'Unexpected keyword argument "recpie" for "quantize"' in errors[1]
     assert 'Argument "num_samples" to "synthesize" has incompatible type "str"; expected "int"' in errors[0]
 
 
 def test_pyright_accepts_a_users_script_and_finds_a_wrong_call(folder: Path) -> None:
-    settings = {"typeCheckingMode": "strict", "include": ["right.py", "wrong.py"], "extraPaths": [str(ROOT)]}
+    settings = {"typeCheckingMode": "strict", "include": ["right.py", "wrong.py", "typo.py"], "extraPaths": [str(ROOT)]}
     (folder / "pyrightconfig.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson", "-p", str(folder)]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(completed.stdout)["generalDiagnostics"]
-    assert [Path(diagnostic["file"]).name for diagnostic in found] == ["wrong.py"], completed.stdout
-    assert found[0]["rule"] == "reportArgumentType"
+    assert {Path(diagnostic["file"]).name for diagnostic in found} == {"wrong.py", "typo.py"}, completed.stdout
+    assert {diagnostic["rule"] for diagnostic in found} >= {"reportArgumentType", "reportCallIssue"}

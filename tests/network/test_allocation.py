@@ -6,10 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
+import dfq_plugins
 from dfq_plugins.network import allocation
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfq_plugins.types import InputSpec
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is a library of Linux")
 
@@ -77,3 +84,17 @@ def test_huge_pages_unless_the_user_decided(given: str | None, expected: str, mo
         monkeypatch.delenv(allocation.HUGE_PAGES_VARIABLE)
     allocation.prefer_huge_pages()
     assert os.environ[allocation.HUGE_PAGES_VARIABLE] == expected
+
+
+def test_the_library_leaves_the_process_alone(
+    tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings of malloc are the whole process's: from Python they change only where it is asked for."""
+
+    def touched() -> None:
+        raise AssertionError("malloc's settings were changed")
+
+    monkeypatch.setattr(allocation, "_glibc", touched)
+    data = dfq_plugins.synthesize(tiny_network, tiny_spec, num_samples=8, options={"iterations": 1})
+    training = {"steps": 1, "batch_size": 4, "num_evaluations": 1}
+    dfq_plugins.distill(tiny_network, tiny_network, data, training=training)

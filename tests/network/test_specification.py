@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+import dfq_plugins
 from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.network.specification import complete_spec
+from dfq_plugins.network.specification import complete_spec, resolve_spec
 from dfq_plugins.network.trial import check_finite, infer_shape, trial_run
 from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.types import InputSpec
@@ -224,3 +226,39 @@ def test_half_a_normalization_is_not_silently_completed() -> None:
     for given in ({"mean": (0.1,) * 3}, {"std": (0.1,) * 3}):
         with pytest.raises(UsageError, match="mean and std go together: give both or neither"):
             complete_spec(convolutional(), **given, registry=registry)  # type: ignore[arg-type]
+
+
+def test_what_is_given_is_checked_and_what_is_not_is_inferred_with_the_plugins() -> None:
+    registry: Any = Recognizer(KNOWN)
+    given = InputSpec((3, 8, 8))
+    assert resolve_spec(convolutional(), given, registry) == InputSpec((3, 8, 8), num_classes=5)
+    with pytest.raises(UsageError, match="num_classes is 7, but the model returns"):
+        resolve_spec(convolutional(), InputSpec((3, 8, 8), num_classes=7), registry)
+    inferred = resolve_spec(convolutional(), None, registry, shape=(3, 16, 16))
+    assert (inferred.shape, inferred.mean, inferred.value_range) == ((3, 16, 16), KNOWN.mean, KNOWN.value_range)
+
+
+@pytest.mark.parametrize("verb", ["quantize", "finetune", "distill", "inspect"])
+def test_every_verb_asks_the_plugins_what_they_know_of_the_model(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a plain tensor, too: torchvision's networks are known to take ImageNet's mean, std and range."""
+    network = torchvision.models.get_model("squeezenet1_1", weights=None, num_classes=5).eval()
+    seen: list[InputSpec] = []
+
+    class Seen(Exception):  # noqa: N818  it only ends the work
+        pass
+
+    def keep(spec: InputSpec, *_: Any) -> None:
+        seen.append(spec)
+        raise Seen
+
+    monkeypatch.setattr("dfq_plugins.data.calibration_data.InputBatches.check", lambda _, spec: keep(spec))
+    inputs = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    settings: dict[str, Any] = {
+        "quantize": {"calibrator": "torch-ao"},
+        "finetune": {"calibrator": "torch-ao"},
+    }.get(verb, {})
+    arguments = {"distill": (network, network, inputs), "inspect": (inputs, network)}.get(verb, (network, inputs))
+    with pytest.raises(Seen):
+        getattr(dfq_plugins, verb)(*arguments, **settings)
+    assert (seen[0].mean, seen[0].std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (seen[0].shape, seen[0].value_range) == ((3, 64, 64), (0.0, 1.0))
