@@ -30,7 +30,7 @@ HEAD = ("KIND", "NAME", "PROVIDER", "VERSION", "STATE")
 def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
     with warnings.catch_warnings(), contextlib.suppress(DfqError):  # nothing but names into the user's prompt
         warnings.simplefilter("ignore")
-        return [provided.entry.name for provided in _all(get_registry()) if provided.entry.name.startswith(incomplete)]
+        return [info.entry.name for info in _all(get_registry()) if info.entry.name.startswith(incomplete)]
     return []
 
 
@@ -54,10 +54,10 @@ def plugins(name: str | None, check: bool, options: dict[str, str], as_json: boo
         raise UsageError(
             "--option goes with --check NAME here. To use a plugin, give it to dfq synthesize or quantize."
         )
-    shown = [provided for provided in _all(registry) if name in {None, provided.entry.name}]
+    shown = [info for info in _all(registry) if name in {None, info.entry.name}]
     broken = [plugin for plugin in registry.broken if name in {None, plugin.entry_point, plugin.distribution}]
     if name is not None and not shown and not broken:
-        known = [provided.entry.name for provided in _all(registry)]
+        known = [info.entry.name for info in _all(registry)]
         raise PluginError(
             f"No plugin is called {name!r}.{nearest(name, known)} There are {', '.join(known) or 'none'}."
         )
@@ -74,7 +74,7 @@ def _all(registry: Registry) -> list[PluginInfo]:
 def _print_overview(shown: list[PluginInfo], broken: list[BrokenPlugin], *, short: bool) -> None:
     rows = [*map(_row, shown), *map(_row, broken)]
     widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
-    details = [list(_details(provided, short=short)) for provided in shown] + [[plugin.error] for plugin in broken]
+    details = [list(_details(info, short=short)) for info in shown] + [[plugin.error] for plugin in broken]
     output = console()
     output.print(_line(HEAD, widths), style="bold", soft_wrap=True)
     for row, lines in zip(rows, details, strict=True):
@@ -82,8 +82,8 @@ def _print_overview(shown: list[PluginInfo], broken: list[BrokenPlugin], *, shor
         for line in lines:
             output.print(" " * (widths[0] + 2) + line, soft_wrap=True, style="dim")
     if not short:
-        for provided in shown:
-            _print_options(describe_options(provided.entry.options))
+        for info in shown:
+            _print_options(describe_options(info.entry.options))
 
 
 def _row(plugin: PluginInfo | BrokenPlugin) -> tuple[str, ...]:
@@ -96,11 +96,11 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
-def _details(provided: PluginInfo, *, short: bool) -> Iterator[str]:
-    yield provided.entry.summary
-    if provided.missing:
-        yield f"needs {', '.join(provided.missing)}: {provided.install_line}"
-    options = describe_options(provided.entry.options)
+def _details(info: PluginInfo, *, short: bool) -> Iterator[str]:
+    yield info.entry.summary
+    if info.missing:
+        yield f"needs {', '.join(info.missing)}: {info.install_line}"
+    options = describe_options(info.entry.options)
     if short and options:
         yield "options: " + " ".join(f"{option.name}={option.default}" for option in options)
 
@@ -112,17 +112,17 @@ def _print_options(options: tuple[OptionRow, ...]) -> None:
     print_table(("Option", "Type", "Default", "What it does"), (tuple(asdict(option).values()) for option in options))
 
 
-def _as_dict(provided: PluginInfo) -> dict[str, Any]:
+def _as_dict(info: PluginInfo) -> dict[str, Any]:
     return {
-        "kind": provided.kind,
-        "name": provided.entry.name,
-        "summary": provided.entry.summary,
-        "provider": provided.distribution,
-        "version": provided.version,
-        "state": provided.state,
-        "missing": provided.missing,
-        "install": provided.install_line,
-        "options": [asdict(option) for option in describe_options(provided.entry.options)],
+        "kind": info.kind,
+        "name": info.entry.name,
+        "summary": info.entry.summary,
+        "provider": info.distribution,
+        "version": info.version,
+        "state": info.state,
+        "missing": info.missing,
+        "install": info.install_line,
+        "options": [asdict(option) for option in describe_options(info.entry.options)],
     }
 
 

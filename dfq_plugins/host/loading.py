@@ -66,30 +66,30 @@ class PluginSource:
 class BrokenPlugin:
     """A plugin that was set aside, and why."""
 
-    origin: PluginSource
+    source: PluginSource
     error: str
 
     @property
     def entry_point(self) -> str:
         """Name of the entry point."""
-        return self.origin.entry_point
+        return self.source.entry_point
 
     @property
     def distribution(self) -> str:
         """Name of the distribution that provides the plugin."""
-        return self.origin.distribution
+        return self.source.distribution
 
     @property
     def version(self) -> str:
         """Version of that distribution."""
-        return self.origin.version
+        return self.source.version
 
     def __str__(self) -> str:
-        return f"plugin {self.entry_point!r} of {self.origin}: {self.error}"
+        return f"plugin {self.entry_point!r} of {self.source}: {self.error}"
 
 
 class PluginHost:
-    """The plugins of one pluggy manager, with their origins and those that were set aside.
+    """The plugins of one pluggy manager, with their sources and those that were set aside.
 
     Args:
         entry_points: what to load; None loads every installed entry point of the group.
@@ -111,7 +111,7 @@ class PluginHost:
         self._check_hook_names()
 
     def call(self, hook: str, consume: Callable[[Any], Any], **arguments: Any) -> Iterator[tuple[PluginSource, Any]]:
-        """Call one hook plugin by plugin and yield each origin with what `consume` makes of the hook's result.
+        """Call one hook plugin by plugin and yield each source with what `consume` makes of the hook's result.
 
         A hook, or an iterator that it returned, that raises breaks its own plugin alone. Plugins outside this
         distribution come first, as pluggy calls the last registered first.
@@ -119,21 +119,21 @@ class PluginHost:
         plugins = self._manager.get_plugins()
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
             caller = self._manager.subset_hook_caller(hook, plugins - {implementation.plugin})
-            origin = self._origins[implementation.plugin_name]
+            source = self._origins[implementation.plugin_name]
             try:
                 result = consume(caller(**arguments))
             except Exception as error:  # noqa: BLE001  a plugin's code may raise anything
-                self.set_aside(origin, f"{hook} failed with {type(error).__name__}: {error}", error)
+                self.set_aside(source, f"{hook} failed with {type(error).__name__}: {error}", error)
             else:
-                yield origin, result
+                yield source, result
 
-    def set_aside(self, origin: PluginSource, reason: str, cause: BaseException | None = None) -> None:
+    def set_aside(self, source: PluginSource, reason: str, cause: BaseException | None = None) -> None:
         """Record a broken plugin and warn, once per plugin and reason.
 
         Raises:
             PluginError: the host is strict.
         """
-        broken = BrokenPlugin(origin, reason)
+        broken = BrokenPlugin(source, reason)
         if self.strict:
             raise PluginError(f"Broken {broken}. Mend or uninstall it, or unset {STRICT_VARIABLE}.") from cause
         if broken not in self.broken:
@@ -141,26 +141,26 @@ class PluginHost:
             warnings.warn(f"Set aside the broken {broken}. `dfq plugins` lists it.", PluginWarning, stacklevel=3)
 
     def _load(self, entry_point: EntryPoint) -> None:
-        origin = PluginSource.of(entry_point)
+        source = PluginSource.of(entry_point)
         try:
             plugin = entry_point.load()
             hash(plugin)  # pluggy keeps plugins in sets
         except (Exception, SystemExit) as error:  # noqa: BLE001  a module may raise anything, or call sys.exit
-            self.set_aside(origin, f"{type(error).__name__}: {error}", error)
+            self.set_aside(source, f"{type(error).__name__}: {error}", error)
             return
-        self._refuse_second_registration(plugin, origin)
+        self._refuse_second_registration(plugin, source)
         try:
-            self._manager.register(plugin, name=origin.key)
+            self._manager.register(plugin, name=source.key)
         except pluggy.PluginValidationError as error:
-            raise _invalid_hook(origin, error) from error
-        self._origins[origin.key] = origin
+            raise _invalid_hook(source, error) from error
+        self._origins[source.key] = source
         if not self._manager.get_hookcallers(plugin):
-            self.set_aside(origin, f"{entry_point.value} has no hook. Decorate its functions with dfq_plugins.hookimpl")
+            self.set_aside(source, f"{entry_point.value} has no hook. Decorate its functions with dfq_plugins.hookimpl")
 
-    def _refuse_second_registration(self, plugin: object, origin: PluginSource) -> None:
-        first = self._manager.get_name(plugin) or (origin.key if self._manager.has_plugin(origin.key) else None)
+    def _refuse_second_registration(self, plugin: object, source: PluginSource) -> None:
+        first = self._manager.get_name(plugin) or (source.key if self._manager.has_plugin(source.key) else None)
         if first is not None:
-            both = [f"{which} (entry point {which.entry_point!r})" for which in (self._origins[first], origin)]
+            both = [f"{which} (entry point {which.entry_point!r})" for which in (self._origins[first], source)]
             raise PluginError(f"Two entry points name one plugin: {both[0]} and {both[1]}. Uninstall one of the two.")
 
     def _check_hook_names(self) -> None:
@@ -180,18 +180,18 @@ def _in_order(entry_points: Iterable[EntryPoint]) -> list[EntryPoint]:
     """Sort, so that what is installed and not the order on disk decides; ours come first, to be called last."""
 
     def rank(entry_point: EntryPoint) -> tuple[bool, str]:
-        origin = PluginSource.of(entry_point)
-        return origin.distribution != OWN_DISTRIBUTION, origin.key
+        source = PluginSource.of(entry_point)
+        return source.distribution != OWN_DISTRIBUTION, source.key
 
     return sorted(entry_points, key=rank)
 
 
-def _invalid_hook(origin: PluginSource, error: pluggy.PluginValidationError) -> PluginError:
+def _invalid_hook(source: PluginSource, error: pluggy.PluginValidationError) -> PluginError:
     reason = " ".join(str(error).split())
     known = ", ".join(name for name in dir(hookspecs) if name.startswith("dfq_"))
     return PluginError(
-        f"Plugin {origin.entry_point!r} of {origin} has an invalid hook: {reason}. "
-        f"The hooks are {known}; mend the plugin or uninstall {origin.distribution}."
+        f"Plugin {source.entry_point!r} of {source} has an invalid hook: {reason}. "
+        f"The hooks are {known}; mend the plugin or uninstall {source.distribution}."
     )
 
 

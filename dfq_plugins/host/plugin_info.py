@@ -1,4 +1,4 @@
-"""What plugins provide: the kinds there are, the record of one provided thing, and attribution of its errors."""
+"""What plugins provide: the kinds there are, the record of one info thing, and attribution of its errors."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ class PluginInfo:
     Args:
         kind: what it is.
         entry: what the plugin registered.
-        origin: the distribution and entry point that it came from.
+        source: the distribution and entry point that it came from.
         missing: import names that it requires and that are not installed.
     """
 
     kind: Kind
     entry: PluginEntry
-    origin: PluginSource
+    source: PluginSource
     missing: tuple[str, ...] = ()
 
     @property
     def distribution(self) -> str:
         """Name of the distribution that provides it."""
-        return self.origin.distribution
+        return self.source.distribution
 
     @property
     def version(self) -> str:
         """Version of that distribution."""
-        return self.origin.version
+        return self.source.version
 
     @property
     def state(self) -> Literal["ready", "unavailable"]:
@@ -85,27 +85,27 @@ class PluginInfo:
         return f'pip install "{self.entry.install}"' if self.entry.install else f"pip install {' '.join(self.missing)}"
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.entry.name!r} from {self.origin}"
+        return f"{self.kind} {self.entry.name!r} from {self.source}"
 
 
 @contextmanager
-def attributed(provided: PluginInfo) -> Iterator[None]:
+def attributed(info: PluginInfo) -> Iterator[None]:
     """Add a note to an exception that leaves the block: `in generator 'gan' from dfq-gan 0.2`."""
     try:
         yield
     except Exception as error:
-        note = f"in {provided}"
+        note = f"in {info}"
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
         raise
 
 
-def attributed_iterator(items: Iterable[Item], provided: PluginInfo) -> Iterator[Item]:
+def attributed_iterator(items: Iterable[Item], info: PluginInfo) -> Iterator[Item]:
     """Yield the items of a plugin's iterator, and attribute what it raises, but not what the consumer raises."""
     iterator = iter(items)
     try:
         while True:
-            with attributed(provided):
+            with attributed(info):
                 try:
                     item = next(iterator)
                 except StopIteration:

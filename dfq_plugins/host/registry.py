@@ -193,9 +193,9 @@ def _collect(host: PluginHost, kind: Kind) -> dict[str, PluginInfo]:
     plugin_kind = KINDS[kind]
     consume = functools.partial(_entries, plugin_kind)
     found: dict[str, PluginInfo] = {}
-    for origin, entries in reversed(list(host.call(plugin_kind.hook, consume))):  # ours first in listings
+    for source, entries in reversed(list(host.call(plugin_kind.hook, consume))):  # ours first in listings
         for entry in entries:
-            info = PluginInfo(kind, entry, origin, tuple(name for name in entry.requires if not _installed(name)))
+            info = PluginInfo(kind, entry, source, tuple(name for name in entry.requires if not _installed(name)))
             first = found.setdefault(entry.name, info)
             if first is not info:
                 raise PluginError(
@@ -206,7 +206,7 @@ def _collect(host: PluginHost, kind: Kind) -> dict[str, PluginInfo]:
 
 
 def _place(info: PluginInfo) -> str:
-    return f"{info.origin} (entry point {info.origin.entry_point!r})"
+    return f"{info.source} (entry point {info.source.entry_point!r})"
 
 
 def _entries(plugin_kind: PluginKind, results: list[Iterable[PluginEntry]]) -> list[PluginEntry]:
