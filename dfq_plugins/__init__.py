@@ -5,8 +5,9 @@ Public names are imported on first use, so that `import dfq_plugins` costs milli
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dfq_plugins.host.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
@@ -47,41 +48,32 @@ __all__ = [
     "synthesize",
 ]
 
-_HOMES = {
-    "Batch": "types",
-    "DistillationLoss": "distillation.loss",
-    "TrainingOptions": "distillation.options",
-    "InputSpec": "types",
-    "Recipe": "types",
-    "RecordingOptions": "recording.options",
-    "SyntheticDataset": "data.dataset",
-    "distill": "distillation.run",
-    "finetune": "quantization.finetune",
-    "hookimpl": "hookspecs",
-    "inspect": "quality.run",
-    "load_network": "network.load",
-    "prune": "pruning.run",
-    "quantize": "quantization.run",
-    "record": "recording.run",
-    "run_quantization": "quantization.run",
-    "synthesize": "synthesis.run",
-}
-"""The module that defines each public name."""
+_lazy, __dir__ = lazy_names(
+    __name__,
+    {
+        "Batch": "types",
+        "DistillationLoss": "distillation.loss",
+        "TrainingOptions": "distillation.options",
+        "InputSpec": "types",
+        "Recipe": "types",
+        "RecordingOptions": "recording.options",
+        "SyntheticDataset": "data.dataset",
+        "distill": "distillation.run",
+        "finetune": "quantization.finetune",
+        "hookimpl": "hookspecs",
+        "inspect": "quality.run",
+        "load_network": "network.load",
+        "prune": "pruning.run",
+        "quantize": "quantization.run",
+        "record": "recording.run",
+        "run_quantization": "quantization.run",
+        "synthesize": "synthesis.run",
+    },
+)
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        value: object = _version()
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return _version() if name == "__version__" else _lazy(name)
 
 
 def _version() -> str:
