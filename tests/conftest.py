@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import torch
 from torch import nn
 
 from dfq_plugins.types import InputSpec
+from forks import ForkServer
+from networks import TinyNetwork, settle_batch_norm
 from places import ROOT, SUPPORT
 
 if TYPE_CHECKING:
@@ -35,34 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, mark in marks.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
-
-
-class TinyNetwork(nn.Module):
-    """Two conv-BatchNorm-ReLU layers with a residual add, average pooling and a linear classifier."""
-
-    def __init__(self, channels: int = 3, classes: int = 4) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(channels, 8, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(8)
-        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(8)
-        self.relu1 = nn.ReLU()
-        self.relu2 = nn.ReLU()
-        self.linear = nn.Linear(8, classes)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        hidden = self.relu1(self.norm1(self.stem(inputs)))
-        hidden = self.relu2(self.norm2(self.conv(hidden)) + hidden)
-        return self.linear(hidden.mean((2, 3)))
-
-
-def settle_batch_norm(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
-    """Give every BatchNorm the statistics of `inputs`, so that the network looks trained."""
-    network.train()
-    with torch.no_grad():
-        for _ in range(60):
-            network(inputs)
-    return network.eval()
 
 
 @pytest.fixture
@@ -91,33 +64,6 @@ def shared_data() -> Path:
     if not (folder / "networks.py").is_file():
         pytest.skip("the data pack (../shared/data) is not on this machine")
     return folder
-
-
-class ForkServer:
-    """Starts processes in a moment, by forking one that has imported torch; see fork_server.py."""
-
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
-        self._process = process
-        self._folder = folder
-        self._ask(None)
-        self._count = 0
-
-    def start(self, code: str, **environment: str) -> int:
-        """Run `code` in a new process and return its id."""
-        self._count += 1
-        self.log = self._folder / f"{self._count}.log"
-        return self._ask({"code": code, "environment": environment, "log": str(self.log)})
-
-    def wait(self, process: int) -> int:
-        """Return the exit code of a process that was started, negative for a signal."""
-        return self._ask({"wait": process})
-
-    def _ask(self, job: dict | None) -> int:
-        if job is not None:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-        answer = self._process.stdout.readline().strip()
-        return 0 if answer == "ready" else json.loads(answer)
 
 
 @pytest.fixture(scope="session")

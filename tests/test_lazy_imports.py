@@ -66,5 +66,5 @@ def test_every_public_name_exists(name: str) -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'dfq_plugins' has no attribute 'synthesize'"):
-        dfq_plugins.synthesize  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'dfq_plugins' has no attribute 'synthesis_'"):
+        dfq_plugins.synthesis_  # type: ignore[attr-defined]  # noqa: B018

@@ -109,7 +109,7 @@ def test_every_setting_reaches_the_training(model: str, folder: Path, tmp_path: 
     )  # fmt: skip
     assert asked["training"] == {"steps": "6", "batch_size": "8", "max_seconds": 9.0}
     assert (asked["options"], asked["work"], asked["strict"]) == ({"learned_ranges": "true"}, work, True)
-    assert f"Checkpoints are in {work}: run the same command again to go on." in result.stderr
+    assert f"Checkpoints are in {work}: run the same command again to resume." in result.stderr
     assert "would have kept checkpoints" in run("finetune", model, folder, *QUICK, code=130).stderr
 
 

@@ -68,7 +68,7 @@ def test_found_versions_leaves_out_what_is_not_installed_and_what_is_for_tests()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quantize"], "No such command 'quantize'. Did you mean 'quantize'?"),
+        (["quantze"], "No such command 'quantze'. Did you mean 'quantize'?"),
         (["--wrong"], "No such option"),
         (["quantize", "m:f", "data"], "--calibrator"),
         (["quantize", "m:f", "data", "--calibrator", "x", "--recipe", "int8"], "A recipe is w<bits>a<bits>"),

@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import ForkServer
+    from forks import ForkServer
 
 KILLS = 20
 SYNTHESIS = """

@@ -49,9 +49,9 @@ def test_signals_and_features_are_shown_as_lines(shape: tuple[int, ...]) -> None
 
 
 def test_each_class_is_counted() -> None:
-    (text,) = re.findall(r"<p>Samples of each class: (.*?)</p>", synthetic((1, 4, 4))._repr_html_())
+    (text,) = re.findall(r"<p>Samples per class: (.*?)</p>", synthetic((1, 4, 4))._repr_html_())
     assert sum(int(count) for _, count in re.findall(r"(\d+): (\d+)", text)) == 20
-    (text,) = re.findall(r"<p>Samples of each class: (.*?)</p>", synthetic((1, 4, 4), classes=14)._repr_html_())
+    (text,) = re.findall(r"<p>Samples per class: (.*?)</p>", synthetic((1, 4, 4), classes=14)._repr_html_())
     assert len(re.findall(r"\d+: \d+", text)) <= 10
 
 

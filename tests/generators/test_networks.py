@@ -451,5 +451,5 @@ def test_adversarial_makes_no_data_set(tmp_path: Path) -> None:
     given = ["--shape", "1,8,8", "--generator", "adversarial", "-o", str(tmp_path / "set")]
     refused = CliRunner().invoke(cli, ["synthesize", model, *given])
     assert refused.exit_code == 2
-    assert "learns against a student" in refused.output
+    assert "learns from a student" in refused.output
     assert "dfq finetune with --generator adversarial" in refused.output.replace("\n", " ")

@@ -25,7 +25,7 @@ from dfq_plugins.types import InputSpec
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import ForkServer
+    from forks import ForkServer
 
 PLAN = DatasetPlan("ab" * 32, GeneratorRecord("noise", "dfq-noise", "1.0"), 3, InputSpec((2, 4)), 14, 4)
 PAIR = (Rank(0, 2, 0, 2, "run"), Rank(1, 2, 1, 2, "run"))

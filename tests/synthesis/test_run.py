@@ -418,7 +418,7 @@ def test_an_unusable_model_is_refused_and_nothing_is_written(
 
 
 def test_a_wrong_number_of_classes_is_refused(run: Callable[..., SyntheticDataset], tmp_path: Path) -> None:
-    message = r"num_classes is 7, but the model returns \(4,\) values a sample. Leave num_classes out"
+    message = r"num_classes is 7, but the model returns \(4,\) values per sample. Leave num_classes out"
     with pytest.raises(UsageError, match=message):
         run(spec=InputSpec((3, 8, 8), num_classes=7), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
