@@ -12,7 +12,7 @@ from dataclasses import is_dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from dfq_plugins.errors import PluginError, nearest
+from dfq_plugins.errors import PluginError, UsageError, nearest
 from dfq_plugins.host.loading import PluginHost
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.host.plugin_info import KINDS, Kind, PluginInfo, PluginKind, attributed, attributed_iterator
@@ -75,8 +75,14 @@ class Registry:
 
         Raises:
             PluginError: there is none, or what it requires is not installed.
+            UsageError: it is a generator that learns from a student, and one that makes data sets is asked for.
         """
         info = self._provided[kind].get(name)
+        if info is None and kind == "generator" and name in self.learning_generators:
+            raise UsageError(
+                f"Generator {name!r} learns from a student and makes no data set by itself. Give it to "
+                f"finetune(model, data, generator={name!r}, ...), or to dfq finetune with --generator {name}."
+            )
         if info is None:
             raise PluginError(self._unknown((kind,), name))
         if info.missing:

@@ -94,7 +94,7 @@ def synthesize(
             raise UsageError(f"{name} must be at least 1, got {value}.")
     rank, budget = Rank.current(), RunBudget.of(max_seconds)
     registry = registry or get_registry()
-    info = _synthesizer(registry, generator)
+    info = registry.find("generator", generator)
     with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache():
         record = registry.options("generator", generator, options)
         source = registry.create("generator", generator, record)
@@ -116,16 +116,6 @@ def synthesize(
         # The generator's model is its own: whatever it does to it, the teacher judges all samples as it was given.
         shard_maker = ShardMaker(teacher, spec, partial(source.generate, frozen_copy(teacher), spec), info)
         return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
-
-
-def _synthesizer(registry: Registry, name: str) -> PluginInfo:
-    """Return the generator of that name, if it makes data sets."""
-    if name in registry.learning_generators and name not in registry.generators:
-        raise UsageError(
-            f"Generator {name!r} learns from a student and makes no data set by itself. Give it to "
-            f"finetune(model, data, generator={name!r}, ...), or to dfq finetune with --generator {name}."
-        )
-    return registry.find("generator", name)
 
 
 def default_shard_size(spec: InputSpec) -> int:
