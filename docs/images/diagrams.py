@@ -1,4 +1,4 @@
-"""Draws the three diagrams of docs/how-it-works.md: `python docs/images/diagrams.py` writes them beside this file."""
+"""Draws the three diagrams of docs/how-it-works.md: `python docs/images/diagrams.py` writes them next to this file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Box(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """An arrow through points, with a label beside its middle."""
+    """An arrow through points, with a label next to its middle."""
 
     points: tuple[tuple[int, int], ...]
     label: str = ""
@@ -37,13 +37,13 @@ class Arrow(NamedTuple):
 
 
 INVERSION = (
-    "Inversion: noise is changed until the network's BatchNorm records fit it",
+    "Inversion: noise is optimized until its statistics match those stored in BatchNorm",
     385,
     (
-        Box(20, 60, 150, "made", "inputs x", ("begin as noise",)),
+        Box(20, 60, 150, "made", "inputs x", ("start as noise",)),
         Box(230, 60, 150, "given", "the network", ("frozen",)),
         Box(230, 170, 150, "work", "mean, variance", ("of x before each", "BatchNorm")),
-        Box(20, 170, 150, "given", "records", ("mean and variance", "seen in training")),
+        Box(20, 170, 150, "given", "statistics", ("mean and variance", "stored in training")),
         Box(110, 300, 180, "work", "divergence", ("mean over layers",)),
     ),
     (
@@ -80,20 +80,20 @@ FINE_TUNING = (
         Box(110, 60, 180, "made", "synthetic batch"),
         Box(20, 140, 160, "given", "teacher", ("float, frozen",)),
         Box(220, 140, 160, "work", "student", ("fake-quantized",)),
-        Box(110, 250, 180, "work", "distance of outputs", ("and of layers inside",)),
+        Box(110, 250, 180, "work", "distance", ("of outputs and features",)),
     ),
     (
         Arrow(((160, 96), (110, 138))),
         Arrow(((240, 96), (290, 138))),
         Arrow(((100, 195), (150, 248))),
         Arrow(((300, 195), (250, 248))),
-        Arrow(((290, 278), (394, 278), (394, 168), (382, 168)), "step on weights", (276, 330)),
+        Arrow(((290, 278), (394, 278), (394, 168), (382, 168)), "weight update", (276, 330)),
     ),
 )
 
 
 def draw(title: str, height: int, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
-    """Return the diagram as SVG on a ground of its own, so that it reads in light and dark pages."""
+    """Return the diagram as SVG on its own background, so that it reads in light and dark pages."""
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '

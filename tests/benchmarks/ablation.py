@@ -49,7 +49,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "divergence l2": {"divergence": "l2"},
     "not clamped": {"clamp": False},
     "iterations 50": {"iterations": 50},
-    "no border": {"padding": 0},
+    "no padding": {"padding": 0},
     "white start": {"start": "white"},
     "iterations 200": {"iterations": 200},
     "learning rate 0.1": {"learning_rate": 0.1},

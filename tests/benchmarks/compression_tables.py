@@ -12,18 +12,18 @@ PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "pruning.svg"
 
 
 PUBLISHED = (
-    "Published on CIFAR-10, with hours on GPUs (Fang et al. 2021, arXiv 2105.08584, table 1; adaptive DeepInversion, "
-    "then CMI; the student on all real data in brackets): WRN-40-2 (94.87) into WRN-16-1 83.01, 90.01 (91.12); "
-    "ResNet-34 (95.70) into ResNet-18 93.26, 94.84 (95.20)."
+    "Published figures for CIFAR-10, after hours on GPUs (Fang et al. 2021, arXiv 2105.08584, table 1; first adaptive "
+    "DeepInversion, then CMI; in brackets the student trained on all real data): WRN-40-2 (94.87) into WRN-16-1 83.01, "
+    "90.01 (91.12); ResNet-34 (95.70) into ResNet-18 93.26, 94.84 (95.20)."
 )
-"""Other networks than ours, so only the distance from the student's own figure on real data compares."""
+"""Other networks than ours, so only the distance from the student's figure on real data is comparable."""
 
 
 def pruning_table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: one row for each share of the MACs and each kind of data."""
     header = ["MACs", "trained on", "parameters", "MACs, M", "ms, batch 1", "ms, batch 100", "top-1"]
     whole = record["float"]
-    rows = [["100 %", "whole network", *_figures([whole])]]
+    rows = [["100%", "whole network", *_figures([whole])]]
     targets = sorted({target for cells in record["cells"].values() for target in cells}, key=float, reverse=True)
     for target in targets:
         for row, cells in record["cells"].items():
@@ -58,10 +58,10 @@ def _pruning_settings(record: dict[str, Any]) -> str:
         f", all within {limit / 60:.0f} minutes on {record['environment']['threads']} processor(s)" if limit else ""
     )
     return (
-        f"Scales are pressed for {options['sparsity_steps']} steps, and what is left is trained for "
-        f"{training['steps']:,} at most{within}; the rest are defaults. One seed, or mean ± deviation over three. A "
-        "WRN-16-2, the network of Zhu et al. 2020, is left out: there was no trained one, nor the data to train "
-        "one to its published accuracy."
+        f"Scales are penalized for {options['sparsity_steps']} steps, then the pruned network is trained for at most "
+        f"{training['steps']:,}{within}; all other settings are defaults. One seed, or mean ± standard deviation over "
+        "three. WRN-16-2, the network of Zhu et al. 2020, is not included: neither a trained one was available, nor "
+        "the data to train one to its published accuracy."
     )
 
 
@@ -107,31 +107,32 @@ def compression_sections(table: Any, origin: Any) -> list[str]:
     pruned = read_result("pruning-resnet20_cifar10")
     if pruned is not None and pruned["cells"]:
         text = (
-            "### Pruned filters: ResNet-20 on CIFAR-10\n\nFilters inside the blocks go; the shortcuts, which pad "
-            f"channels, tie the others. {_pruning_settings(pruned)} {pruned['test_samples']} images classified; "
+            "### Pruned filters: ResNet-20 on CIFAR-10\n\nFilters inside the blocks are removed; the shortcuts, which "
+            f"pad channels, tie the others. {_pruning_settings(pruned)} Tested on {pruned['test_samples']} images; "
             f"latency is the median of a forward pass in float32 on {pruned.get('latency_threads', 1)} processor(s).\n"
         )
-        picture = "![Accuracy over MACs, data-free beside real data](images/pruning.svg)\n" if PLOT.is_file() else ""
+        link = "![Accuracy over MACs, data-free compared with real data](images/pruning.svg)\n"
+        picture = link if PLOT.is_file() else ""
         parts += [text, table(*pruning_table(pruned)), picture, origin(pruned)]
     distilled = read_result("distilling-resnet56-resnet20")
     if distilled is not None and distilled["cells"]:
         text = (
-            "### Distilled students: ResNet-56 into a network of ResNet-20's size\n\nThe student begins with random "
-            "weights or, *inherited*, with the first, middle and last block of each of the teacher's stages; one "
-            "processor, one seed. *One hour* ran on another machine, without bf16 arithmetic, which takes half as "
-            "many steps in a minute: compare within it. Synthetic sets hold as many samples as the row says, or "
-            f"{distilled['samples']}; "
-            f"{distilled['test_samples']} images "
-            f"classified. {PUBLISHED}\n"
+            "### Distilled students: ResNet-56 into a network of ResNet-20's size\n\nThe student starts from random "
+            "weights or, *inherited*, from the first, middle and last block of each of the teacher's stages; one "
+            "processor, one seed. *One hour* ran on another machine without bf16 arithmetic, which takes half as "
+            "many steps per minute, so compare these rows only with each other. Synthetic sets have the number of "
+            f"samples in the row's name, otherwise {distilled['samples']}. "
+            f"Tested on {distilled['test_samples']} images. "
+            f"{PUBLISHED}\n"
         )
         parts += [text, table(*distilling_table(distilled)), origin(distilled)]
     studied = read_result("distilling-terms")
     if studied is not None:
         text = (
-            "### What a student should be compared in\n\nThe same teacher, "
+            "### What to compare a student in\n\nThe same teacher, "
             f"{studied['samples']} samples of `{studied['generator']}`, one processor, one seed. Features and "
-            "attention maps are those that leave the stages; features of other channels are compared after the best "
-            "linear map.\n"
+            "attention maps are the outputs of the stages; if the channels differ, features are compared after the "
+            "best linear map.\n"
         )
         parts += [text, table(*terms_table(studied)), origin(studied)]
     return [part for part in parts if part]

@@ -29,18 +29,18 @@ SAME, HALF = "ResNet-20's size, 4 minutes", "half its channels, 3 minutes"
 MINUTES = {SAME: 4, HALF: 3}
 COMPARED: dict[str, dict[str, dict[str, Any]]] = {
     SAME: {
-        "answers alone": ALONE,
-        "answers alone, blended (mixup 1)": {**ALONE, "mixup": 1},
-        "attention maps as well, weight 100": {**ALONE, "attention_weight": 100},
-        "features as well, weight 10": {"feature_weight": 10},
-        "features as well, weight 100": {"feature_weight": 100},
-        "features as well, weight 1000": {"feature_weight": 1000},
-        "features as well, weight 100; inherited": {"feature_weight": 100},
+        "outputs only": ALONE,
+        "outputs only, blended (mixup 1)": {**ALONE, "mixup": 1},
+        "attention maps too, weight 100": {**ALONE, "attention_weight": 100},
+        "features too, weight 10": {"feature_weight": 10},
+        "features too, weight 100": {"feature_weight": 100},
+        "features too, weight 1000": {"feature_weight": 1000},
+        "features too, weight 100; inherited": {"feature_weight": 100},
     },
     HALF: {
-        "answers alone": ALONE,
-        "attention maps as well, weight 100": {**ALONE, "attention_weight": 100},
-        "features as well, weight 100": {"feature_weight": 100},
+        "outputs only": ALONE,
+        "attention maps too, weight 100": {**ALONE, "attention_weight": 100},
+        "features too, weight 100": {"feature_weight": 100},
     },
 }
 """Settings of the training, by student and what is compared."""

@@ -98,7 +98,7 @@ def main() -> None:
                 f"{cell['float_pass']:.2f} s  {cell['outcome'][:80]}",
                 flush=True,
             )
-    write_result("export-times", {"samples": SAMPLES, "side": SIDE, "allowance": ALLOWANCE, "cells": cells})
+    write_result("export-times", {"samples": SAMPLES, "side": SIDE, "budget": ALLOWANCE, "cells": cells})
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ BATCHES = (1, 100)
 
 PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "pruning.svg"
 LABELS = {
-    "bns": "from the network alone",
-    "bns 4096": "4,096 from the network alone",
+    "bns": "synthetic images",
+    "bns 4096": "4,096 synthetic images",
     "real 4096": "4,096 real images",
     "real 1024": "1,024 real images",
 }
@@ -145,7 +145,7 @@ def so_far(name: str) -> dict[str, Any]:
 
 
 def draw(record: dict[str, Any]) -> None:
-    """Draw accuracy over MACs, one line a row, the mean over seeds."""
+    """Draw accuracy over MACs, one line per row, the mean over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -158,7 +158,7 @@ def draw(record: dict[str, Any]) -> None:
             points.append((1.0, record["float"]["accuracy"]))
         axes.plot(*zip(*points, strict=True), marker="o", label=LABELS.get(row, row))
     axes.axhline(record["float"]["accuracy"], color="0.7", linewidth=1, zorder=0)
-    axes.set_xlabel("share of the MACs that is left")
+    axes.set_xlabel("fraction of MACs left")
     axes.set_ylabel("top-1, %")
     axes.set_title("ResNet-20 on CIFAR-10, pruned", loc="left")
     axes.legend(frameon=False)

@@ -26,7 +26,7 @@ TITLES = {
 }
 KINDS = (
     ("real", "#2b8a94", "o"),
-    ("spoilt or foreign", "#9a7400", "v"),
+    ("corrupted or foreign", "#9a7400", "v"),
     ("noise", "#6b7280", "s"),
     ("bns, few iterations", "#c4501b", "^"),
     ("bns", "#1a6dbb", "o"),
@@ -39,9 +39,9 @@ LOWER_IS_BETTER = {"surprise", "range_error", "divergence", "clamped"}
 
 def kind_of(name: str) -> str:
     """Return which kind of set a name stands for."""
-    spoilt = ("contrast", "brighter", "shuffled", "sample", "foreign", "mean value")
-    if any(word in name for word in spoilt):
-        return "spoilt or foreign"
+    corrupted = ("contrast", "brighter", "shuffled", "sample", "foreign", "mean value")
+    if any(word in name for word in corrupted):
+        return "corrupted or foreign"
     if name.startswith(("gaussian", "uniform")):
         return "noise"
     if "iterations" in name and "100" not in name:
@@ -56,7 +56,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def draw(records: dict[str, dict[str, Any]]) -> None:
-    """Draw accuracy over score, one panel a network."""
+    """Draw accuracy over score, one panel per network."""
     figure = Figure(figsize=(4.2 * len(records), 4.4), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(records), squeeze=False)[0]
     for axes, (network, record) in zip(panels, records.items(), strict=True):
@@ -117,7 +117,7 @@ def sets_table(network: str, record: dict[str, Any]) -> str:
     ]
     head = (
         f"### {TITLES[network]}\n\n{record['calibrator']} {record['recipe']}, {record['test_samples']} test samples, "
-        f"float {record['float']:.2f} %.\n"
+        f"float {record['float']:.2f}%.\n"
     )
     return "\n".join(
         [head, table(["set, samples", "score", "surprise", "range error", "top-1 %"], rows), origin(record)]

@@ -41,13 +41,14 @@ def speed_section() -> str:
     rounds = ", ".join(str(one["rounds"]) for one in networks.values())
     text = (
         "### Time of a step\n\n"
-        f"Interleaved, {record['environment']['threads']} threads, median (lowest to highest) of {rounds} rounds; "
-        "32 x 32 pixels at batch 128, the others 224 x 224 at batch 32; the toolkit at its own batch of 32. "
-        "The *floor* is the bare network's forward pass and input gradient at our precision (bf16 where the processor "
-        "has it), compiled, and as it comes; no statistics, objective, augmentation or optimizer. The floor and ours "
-        "keep freed memory between steps as `dfq synthesize` does. Milliseconds per image and iteration:\n"
+        f"Interleaved, {record['environment']['threads']} threads, median (lowest to highest) of {rounds} rounds. "
+        "ResNet-20 has 32 x 32 pixels at batch 128, the others 224 x 224 at batch 32; the toolkit uses its default "
+        "batch of 32. The *floor* is just the network's forward pass and input gradient at our precision (bf16 if the "
+        "processor has it), compiled and not compiled, without statistics, objective, augmentation or optimizer. The "
+        "floor and our step keep freed memory between steps, as `dfq synthesize` does. Milliseconds per image and "
+        "iteration:\n"
     )
-    return "\n".join([text, table(["", *names], times), table(["ratio", *names, "to reach"], ratios), profile(record)])
+    return "\n".join([text, table(["", *names], times), table(["ratio", *names, "target"], ratios), profile(record)])
 
 
 def profile(record: dict[str, Any]) -> str:
@@ -55,9 +56,10 @@ def profile(record: dict[str, Any]) -> str:
     shares = record.get("profile", {})
     rows = [[part, *(f"{one[part]:.0%}" for one in shares.values())] for part in next(iter(shares.values()), {})]
     text = (
-        "Where a step's time goes. The convolutions are the processor library's own: wide ones run at its arithmetic "
-        "peak (a large product of matrices at the same precision), narrow and depthwise ones wait for memory. The "
-        "floor bounds every ratio: a peer that takes *peer over the floor* cannot be beaten by more.\n"
+        "Where a step spends its time. The convolutions are those of the processor's library: wide ones run at its "
+        "arithmetic peak (that of a large matrix product at the same precision), narrow and depthwise ones wait for "
+        "memory. The floor bounds every ratio: no implementation can be faster than the peer by more than *peer over "
+        "the floor*.\n"
     )
     names = [name.removeprefix("torchvision:") for name in shares]
     return "\n".join([text, table(["share of a step", *names], rows), origin(record)] if rows else [origin(record)])
@@ -81,10 +83,11 @@ def sets_section() -> str:
     consumers = list(next(iter(record["sets"].values()))["accuracy"])
     text = (
         "### Whole sets by time: ResNet-20\n\n"
-        f"{record['environment']['threads']} thread(s) for either side. W4A4, all layers and the image, "
-        "9,980 test images; "
-        "Brevitas gives back all of the shift that the data show (`correction_strength=1`). A budget of the peer's is "
-        "as many iterations of 1,024 images as fit, or its 500 iterations on as many batches as fit; both are shown.\n"
+        f"{record['environment']['threads']} thread(s) for each side. W4A4, all layers and the image, "
+        "9,980 test images. "
+        "Brevitas restores all of the shift measured on the data (`correction_strength=1`). Within a time budget, the "
+        "peer runs as many iterations on 1,024 images as fit, or its 500 iterations on as many batches as fit; both "
+        "are shown.\n"
     )
     header = ["set", "images", "seconds", "divergence (nats)", *(f"{name} W4A4" for name in consumers)]
     return "\n".join([text, table(header, rows), comparison(record["sets"]), origin(record)])
@@ -98,8 +101,8 @@ def comparison(sets: dict[str, Any]) -> str:
     ratio = sets["peer"]["seconds"] / statistics.median(entry["seconds"] for entry in ours)
     worse = sum(one > 1.05 * sets["peer"]["layers"][name] for name, one in ours[0]["layers"].items())
     return (
-        f"The peer's default set takes {ratio:.1f} times as long as ours (to reach: 20). In {worse} of "
-        f"{len(ours[0]['layers'])} layers ours diverges more than the peer's.\n"
+        f"The peer's default set takes {ratio:.1f} times as long as ours (target: 20). In {worse} of "
+        f"{len(ours[0]['layers'])} layers, ours diverges more than the peer's.\n"
     )
 
 
@@ -115,10 +118,10 @@ def savers_section() -> str:
     text = (
         "### Fewer iterations: what was tried\n\n"
         f"ResNet-20, {record['samples']} images, pytorch-quantization W4A4, {record['test_samples']} test images. "
-        f"Seconds of the optimization alone, {record['environment']['threads']} thread(s).\n"
+        f"The seconds are those of the optimization only, {record['environment']['threads']} thread(s).\n"
     )
     return "\n".join(
-        [text, table(["way", "seconds", "top-1", "divergence, shown plainly (nats)"], rows), origin(record)]
+        [text, table(["way", "seconds", "top-1", "divergence without augmentation (nats)"], rows), origin(record)]
     )
 
 
@@ -140,7 +143,7 @@ def overheads_section() -> str:
         ),
         ["`import dfq_plugins`, added ms", f"{statistics.median(record['imports']['milliseconds']):.1f}", "at most 60"],
     ]
-    return "\n".join(["### Overheads\n", table(["measure", "median", "to reach"], rows), origin(record)])
+    return "\n".join(["### Overheads\n", table(["measure", "median", "target"], rows), origin(record)])
 
 
 def cuda_section() -> str:
@@ -148,9 +151,9 @@ def cuda_section() -> str:
     record = read_result("speed-cuda")
     if record is None:
         return (
-            "### On a GPU\n\nNot measured: no GPU was at hand. `python tests/benchmarks/speed.py --device cuda` takes "
-            "1,024 images of 224 x 224 from ResNet-18, ResNet-50 and MobileNetV2: seconds, share of the bf16 peak, and "
-            "how often the loop waits for the GPU.\n"
+            "### On a GPU\n\nNot measured yet. `python tests/benchmarks/speed.py --device cuda` synthesizes "
+            "1,024 images of 224 x 224 for ResNet-18, ResNet-50 and MobileNetV2, and measures seconds, the share of "
+            "the bf16 peak, and how often the loop waits for the GPU.\n"
         )
     rows = [
         [name, figure(one["seconds"]), f"{one['share of the bf16 peak']:.0%}", str(one["waits in eight steps"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 ALL_OF_THE_SHIFT = "brevitas w4a4, strength 1"
-"""A column of the calibration results: biases get back all of the shift, as real data allow."""
+"""A column of the calibration results: bias correction restores the full shift, as real data allows."""
 
 
 def is_throughout(column: str) -> bool:

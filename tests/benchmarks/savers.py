@@ -158,7 +158,7 @@ def rows(scale: float) -> dict[str, Callable[..., Tensor]]:
         ),
         "half cosine of 200, stop on a plateau of 5 %": partial(product_loop, plateau=0.05, iterations=200),
         "start from white noise": partial(product_loop, start="white"),
-        "warm start from the former shard, 50": partial(warm_start, iterations=50),
+        "warm start from the previous shard, 50": partial(warm_start, iterations=50),
         "RAdam": partial(stepped, optimizer=partial(torch.optim.RAdam, lr=rate), iterations=100),
         "Adam with Nesterov's momentum": partial(
             stepped, optimizer=partial(torch.optim.NAdam, lr=rate), iterations=100
@@ -171,7 +171,7 @@ def rows(scale: float) -> dict[str, Callable[..., Tensor]]:
             optimizer=partial(torch.optim.LBFGS, lr=1.0, max_iter=5, history_size=5),
             iterations=20,
         ),
-        "generator network, 300 then 20 a shard": partial(generator_network, iterations=300, steps=20),
+        "generator network, 300 then 20 per shard": partial(generator_network, iterations=300, steps=20),
     }
 
 

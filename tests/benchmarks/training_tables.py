@@ -34,7 +34,7 @@ PAPER = {
 """Lopes, Fenu and Starner 2017, accuracy of the student in percent."""
 
 SHOWN = ("bns", "bns 4096", "real 1024", "real 4096")
-"""Rows of the result that stand beside each other; the others are ablations."""
+"""Rows of the result that are compared with each other; the others are ablations."""
 
 ABLATED = "pytorch-quantization-w4a4"
 """The column that inputs and settings are compared in."""
@@ -66,18 +66,18 @@ def _accuracy() -> str:
     header = ["setting", *kinds, "bns behind float", "steps", "minutes"]
     text = (
         "### ResNet-20 on CIFAR-10\n\n"
-        f"The float network ({record['float']:.2f}) teaches; {record['samples']} synthetic images, or as many real "
-        f"ones as the column says. The recipe is the same across a row; {record['test_samples']} images classified; "
-        f"{_seeds(cells, kinds)}. "
-        "All layers are quantized, first and last included (binary: all but these two). The image has 8 bits, and in "
-        "Brevitas both inputs of every addition, unless the row says otherwise; pytorch-quantization leaves additions "
-        "in float. Minutes are those of calibration and training on one processor, without synthesis, while other "
-        "work ran on the machine. Rates and augmentation were chosen by the test accuracy of students of `bns`, seed "
-        "0, over some twenty trials: that favors this column. Additions got their 8 bits after trials on 2,048 "
-        "training and 2,500 test images. The last state is kept that is no worse on held-out samples than the best one "
-        "by more than the standard error (judged at temperature 1 in seeds 0 to 2 of pytorch-quantization w4a4, but "
-        "for real 1024, and in seed 0 of binary; at the training's in the others). *: the state of the very lowest "
-        "loss.\n"
+        f"The float network ({record['float']:.2f}) is the teacher. Training uses {record['samples']} synthetic "
+        "images, or the number in the column's name. The recipe is the same across a row. Tested on "
+        f"{record['test_samples']} images; {_seeds(cells, kinds)}. "
+        "All layers are quantized, including the first and last (binary: all except these two). The image has 8 bits, "
+        "and so do both inputs of every addition in Brevitas, unless the row says otherwise; pytorch-quantization "
+        "leaves additions in float. The minutes are for calibration and training on one processor, without synthesis, "
+        "while other work ran on the machine. Learning rates and augmentation were chosen by the test accuracy of "
+        "students of `bns`, seed 0, in about twenty trials, which favors this column. The 8 bits of additions were "
+        "chosen after trials on 2,048 training and 2,500 test images. The state that is kept is the last one whose "
+        "held-out loss is within one standard error of the best (at temperature 1 in seeds 0 to 2 of "
+        "pytorch-quantization w4a4, except real 1024, and in seed 0 of binary; at the training temperature in the "
+        "others). *: the state with the lowest loss.\n"
     )
     return "\n".join([text, table(header, rows), origin(record)])
 
@@ -90,7 +90,7 @@ def _seeds(cells: dict[str, Any], kinds: list[str], usual: int = 3) -> str:
         for label, seeds in cells[kind].items()
         if len(seeds) > usual
     )
-    return f"mean ± deviation over {usual} seeds{more}; a single figure is one seed"
+    return f"mean ± standard deviation over {usual} seeds{more}; a single figure is one seed"
 
 
 def _curve() -> list[str]:
@@ -102,8 +102,8 @@ def _curve() -> list[str]:
     lasts = ", ".join(f"{name} {curve['points'][-1][0] / 60:.0f}" for name, curve in curves.items())
     threads, count = record["environment"]["threads"], next(iter(curves.values()))["test_images"]
     text = (
-        f"\nFrom nothing but the network, synthesis included, W4A4 takes so many minutes on {threads} processor(s): "
-        f"{lasts}. Accuracy on the first {count:,} test images, one seed, on the way:\n"
+        f"\nMinutes from just the network to W4A4, including synthesis, on {threads} processor(s): "
+        f"{lasts}. Accuracy on the first {count:,} test images over that time, one seed:\n"
     )
     return [text, "![Accuracy over time from the start of the synthesis](images/finetuning.svg)\n"]
 
@@ -121,8 +121,8 @@ def _other_network() -> str:
     batch = next(iter(record["training"].values()))["batch_size"]
     text = (
         f"### MobileNetV1 0.75 on an ImageNet sample\n\nThe float network reaches {record['float']:.2f}; "
-        f"{record['samples']} synthetic images, batches of {batch}, one seed, {record['test_samples']} images "
-        "classified: one image is 0.13 points.\n"
+        f"{record['samples']} synthetic images, batches of {batch}, one seed, tested on {record['test_samples']} "
+        "images: one image is 0.13 points.\n"
     )
     header = ["setting", "trained on", "calibrated", "trained", "steps"]
     return "\n".join([text, table(header, rows), origin(record)])
@@ -142,16 +142,16 @@ def _settings() -> str:
     ]
     text = (
         "### Inputs and settings of the training\n\npytorch-quantization at W4A4, 600 steps, seed 0, best first. "
-        "*Beside it*: the generator makes half of each batch, the set on the left the rest; *alone*: all of it. "
-        "The other lines change what they name of the default: images shifted over a border of 4 pixels and "
-        "mirrored, KL divergence at temperature 4, no mixup, no other loss. Seeds differ as much as many lines."
+        "*Half of the batch*: the generator makes half of each batch, and the set on the left supplies the rest. "
+        "Each of the other rows changes one thing in the default: images mirrored, padded by 4 pixels and cropped, "
+        "KL divergence at temperature 4, no mixup, no other loss. Seeds differ as much as many rows."
         f"{_features(usual)}\n"
     )
     return "\n".join([text, table(["trained on", "setting", "top-1", "minutes"], rows), origin(record)])
 
 
 def _features(usual: dict[str, Any]) -> str:
-    """Return what comparing the stages does at other widths, beside the same recipe without."""
+    """Return what comparing the stages does at other widths, compared with the same recipe without."""
     record = read_result("finetuning-features")
     if record is None:
         return ""
@@ -173,9 +173,9 @@ def records_section() -> str:
     text = (
         "### Students from activation records: MNIST\n\n"
         f"{settings['samples']} rebuilt inputs, {settings['iterations']} iterations each (the paper: 1,000), and all "
-        f"60,000 training images for `real`; the student takes {settings['steps']} steps on the teacher's soft labels. "
-        "Accuracy on the 10,000 test labels, one seed, or mean ± deviation over two; beside it the paper's (Lopes, "
-        "Fenu and Starner 2017).\n"
+        f"60,000 training images for `real`. The student takes {settings['steps']} steps on the teacher's soft labels. "
+        "Accuracy on the 10,000 test images, one seed, or mean ± standard deviation over two, compared with the "
+        "paper's (Lopes, Fenu and Starner 2017).\n"
     )
     parts = [text]
     for name, cells in _by_pair(record["cells"]).items():

@@ -16,10 +16,11 @@ import dfq_plugins
 from dfq_plugins import errors, hookspecs
 from dfq_plugins.cli import cli
 from dfq_plugins.synthesis.options import InversionOptions
-from places import DOCS
+from places import DOCS, ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
 TESTED_ELSEWHERE = {"writing-a-plugin", "torch-ao", "pytorch-quantization", "brevitas", "several-machines"}
 
@@ -78,14 +79,14 @@ def test_the_nearest_data_set_of_the_choosing_page_is_the_fitted_one(
     assert result.stdout.index("fitted") < result.stdout.index("noise")
 
 
-def test_every_hook_stands_on_its_page_with_its_signature() -> None:
+def test_every_hook_is_on_its_page_with_its_signature() -> None:
     shown = re.findall(r"^\| `(dfq_\w+\(.*?)` \|", page("reference/hooks"), flags=re.MULTILINE)
     hooks = [function for name, function in vars(hookspecs).items() if name.startswith("dfq_")]
     signatures = [f"{hook.__name__}{inspect.signature(hook)}".replace("'", "") for hook in hooks]
     assert [text.replace("\\|", "|") for text in shown] == signatures
 
 
-def test_the_methods_behind_an_entry_stand_there_with_their_signatures() -> None:
+def test_the_methods_behind_an_entry_are_listed_with_their_signatures() -> None:
     from dfq_plugins.types import Calibrator, DataGenerator, LearningGenerator
 
     text = page("reference/hooks")
@@ -99,7 +100,7 @@ def test_the_methods_behind_an_entry_stand_there_with_their_signatures() -> None
                 assert f"`{name}{plain}`" in text
 
 
-def test_every_exit_code_stands_on_the_page_of_the_command_line() -> None:
+def test_every_exit_code_is_on_the_page_of_the_command_line() -> None:
     shown = {int(code) for code in re.findall(r"^\| (\d+) \|", page("reference/command-line"), flags=re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.DfqError)]
     assert shown == {0, errors.INTERRUPTED_EXIT_CODE, *(kind.exit_code for kind in kinds)}
@@ -130,15 +131,44 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert dfq_plugins.__version__.startswith(first[1])
 
 
-def test_the_diagrams_are_what_their_script_draws() -> None:
-    specification = importlib.util.spec_from_file_location("diagrams", DOCS / "images" / "diagrams.py")
+def script(name: str) -> ModuleType:
+    """Load a script of docs/images."""
+    specification = importlib.util.spec_from_file_location(name, DOCS / "images" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_diagrams_are_what_their_script_draws() -> None:
+    diagrams = script("diagrams")
     for name, diagram in (
-        ("inversion", script.INVERSION),
-        ("calibration", script.CALIBRATION),
-        ("fine-tuning", script.FINE_TUNING),
+        ("inversion", diagrams.INVERSION),
+        ("calibration", diagrams.CALIBRATION),
+        ("fine-tuning", diagrams.FINE_TUNING),
     ):
-        assert (DOCS / "images" / f"{name}.svg").read_text(encoding="utf-8") == script.draw(*diagram)
+        assert (DOCS / "images" / f"{name}.svg").read_text(encoding="utf-8") == diagrams.draw(*diagram)
+
+
+def test_the_picture_of_the_architecture_is_current() -> None:
+    assert script("architecture").is_current(), "run python docs/images/architecture.py"
+
+
+def test_the_picture_drops_the_imports_that_follow_from_others() -> None:
+    necessary = script("architecture").necessary
+    assert necessary({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == [("a", "b"), ("b", "c")]
+
+
+def test_the_files_on_the_page_on_architecture_exist() -> None:
+    text = page("architecture")
+    named = {name for name in re.findall(r"`([\w./]+)`", text) if re.search(r"/|^(types|errors|hookspecs)\.py$", name)}
+    assert "synthesis/run.py" in named
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "dfq_plugins" / name).exists(), name
+
+
+def test_every_package_is_on_the_page_on_architecture() -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", page("architecture"), flags=re.MULTILINE)
+    packages = [path.parent.name for path in (ROOT / "dfq_plugins").glob("*/__init__.py")]
+    assert sorted(listed) == sorted(packages)

@@ -71,10 +71,7 @@ class Coarse(Calibrator):
 
 
 class Untrainable(Coarse):
-    """Knows nothing of training: its parameters take no gradients, and it tells nothing of scales."""
-
-    scale_parameters = None  # type: ignore[assignment]
-    freeze_ranges = None  # type: ignore[assignment]
+    """Its parameters take no gradients."""
 
     def calibrate(self, prepared: nn.Module, batches: Iterable[Tensor]) -> None:
         super().calibrate(prepared, batches)

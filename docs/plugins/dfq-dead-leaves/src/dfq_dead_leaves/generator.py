@@ -19,7 +19,7 @@ class DeadLeaves(DataGenerator):
         if len(spec.shape) != 3:
             raise UsageError(f"Dead leaves are images (channels, height, width), got the input shape {spec.shape}.")
         if spec.num_classes is None and self.options.candidates > 1:
-            raise UsageError("candidates > 1 needs a classifier, to see what it is surest of. Leave candidates at 1.")
+            raise UsageError("candidates > 1 needs a classifier, to compare its confidence. Leave candidates at 1.")
 
     def generate(
         self,
@@ -35,7 +35,7 @@ class DeadLeaves(DataGenerator):
         while done < num_samples:
             size = min(batch_size, num_samples - done)
             drawn = [draw(spec, size, self.options.leaves, rng) for _ in range(self.options.candidates)]
-            yield Batch(drawn[0] if len(drawn) == 1 else surest(model, torch.stack(drawn)))
+            yield Batch(drawn[0] if len(drawn) == 1 else most_confident(model, torch.stack(drawn)))
             done += size
             report(ProgressEvent("synthesize", done, num_samples))
 
@@ -48,19 +48,19 @@ def draw(spec: InputSpec, count: int, leaves: int, rng: torch.Generator) -> Tens
     smallest, largest = 1.0, max(height, width) / 2
     for _ in range(leaves):
         row, column, chance = torch.rand(3, count, 1, 1, generator=rng)
-        # Radii with a density of radius**-3: the picture looks alike at every scale, as natural images do.
+        # Radii with a density of radius**-3: the picture looks the same at every scale, like natural images.
         radius = smallest / (1 - chance * (1 - (smallest / largest) ** 2)).sqrt()
         covered = (rows - row * height) ** 2 + (columns - column * width) ** 2 <= radius**2  # (count, height, width)
         color = torch.rand(count, channels, 1, 1, generator=rng)
         images = torch.where(covered.unsqueeze(1), color, images)
-    low, high = spec.bounds or ((-2.0,) * channels, (2.0,) * channels)  # normalized data seldom go further
+    low, high = spec.bounds or ((-2.0,) * channels, (2.0,) * channels)  # normalized data rarely goes further
     low, high = torch.tensor(low).view(-1, 1, 1), torch.tensor(high).view(-1, 1, 1)
     return low + (high - low) * images
 
 
-@torch.no_grad()  # on a function of its own: inside generate() it would hold in the caller's code, between two batches
-def surest(model: nn.Module, candidates: Tensor) -> Tensor:
-    """Return of each image's candidates `(candidates, count, ...)` the one that the network is surest of."""
+@torch.no_grad()  # here, not in generate(), where it would also apply to the caller between two batches
+def most_confident(model: nn.Module, candidates: Tensor) -> Tensor:
+    """From each image's candidates `(candidates, count, ...)`, return the one with the highest class probability."""
     device = device_of(model)
     confidence = torch.stack([model(images.to(device)).softmax(1).amax(1).cpu() for images in candidates])
     best = confidence.argmax(0)

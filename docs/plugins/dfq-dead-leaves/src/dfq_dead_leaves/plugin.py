@@ -14,7 +14,7 @@ from dfq_plugins.types import GeneratorEntry
 class DeadLeavesOptions:
     leaves: Annotated[int, Gt(0)] = field(default=100, metadata={"help": "discs in an image"})
     candidates: Annotated[int, Gt(0)] = field(
-        default=1, metadata={"help": "images drawn for each that is kept, the one the network is surest of"}
+        default=1, metadata={"help": "images drawn for each one kept: the one the network is most confident about"}
     )
 
 

@@ -31,7 +31,7 @@ class OnnxRuntimeCalibrator(Calibrator):
         if training:
             raise UsageError("ONNX Runtime's static quantization cannot be trained. Use training=False.")
         if recipe != Recipe(8, 8):
-            raise UsageError(f"ONNX Runtime quantizes convolutions to w8a8 alone, got {recipe}. Choose w8a8.")
+            raise UsageError(f"ONNX Runtime quantizes convolutions only to w8a8, got {recipe}. Choose w8a8.")
         return OnnxModel(export_float(model, spec), spec)
 
     def calibrate(self, prepared: OnnxModel, batches: Iterable[Tensor]) -> None:
