@@ -140,7 +140,7 @@ def test_every_setting_reaches_the_pipeline(model: str, folder: Path, asked: dic
 
 def test_what_is_not_given_is_left_to_the_pipeline(model: str, folder: Path, asked: dict[str, Any]) -> None:
     result = run("synthesize", model, "-o", folder, "--shape", "3,8,8", code=130)
-    defaults = inspect.signature(dfq_plugins.synthesize).parameters
+    defaults = inspect.signature(pipeline.synthesize).parameters
     for name in ("generator", "num_samples", "seed", "batch_size"):
         assert asked[name] == defaults[name].default
     assert f"Interrupted. What is finished is kept in {folder}: run the same command again to resume." in result.stderr
