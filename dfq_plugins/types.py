@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dfq_plugins.errors import DataError, UsageError
 
@@ -290,21 +290,79 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class QuantizedLayer:
-    """How one module computes: its weight's and its input's number format, in words; None means float."""
+class NumberFormat:
+    """How the values of one tensor are quantized.
+
+    Args:
+        bits: width of the integers, 1 for binary values.
+        signed: whether the integers may be negative.
+        symmetric: whether the zero point is 0.
+        per_channel: whether each channel has a scale, rather than the whole tensor.
+        stored_bits: width of the integers that hold the values in the framework's model or file, at least `bits`.
+        range: lowest and highest value that the integers represent; None where there is one range per channel, or
+            where none is known yet.
+
+    Raises:
+        UsageError: the values do not fit into `stored_bits`.
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    per_channel: bool
+    stored_bits: int
+    range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= self.stored_bits:
+            raise UsageError(
+                f"A number format needs 1 <= bits <= stored_bits, got bits={self.bits}, stored_bits={self.stored_bits}."
+            )
+
+
+TensorRole = Literal["weight", "input", "activation"]
+"""What a quantized tensor is: a layer's weight, a layer's input, or the output of a quantizer in the graph itself."""
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One tensor of a quantized model.
+
+    Args:
+        name: name of the layer whose weight or input it is, or of the module or node that quantizes an activation.
+        kind: class of that module, or name of the operation.
+        role: which tensor of it.
+        format: how its values are quantized.
+    """
 
     name: str
     kind: str
-    weight: str | None
-    activation: str | None
+    role: TensorRole
+    format: NumberFormat
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which layers are quantized, and which modules stay in float with the reason."""
+    """Which tensors are quantized and how, and which modules stay in float with the reason.
 
-    quantized: tuple[QuantizedLayer, ...]
+    >>> int4 = NumberFormat(4, signed=True, symmetric=True, per_channel=True, stored_bits=8)
+    >>> coverage = Coverage((QuantizedTensor("conv", "Conv2d", "weight", int4),), (("pool", "no kernel"),))
+    >>> coverage.layers, coverage.format_of("conv", "weight").bits, coverage.format_of("conv", "input")
+    (('conv',), 4, None)
+    """
+
+    quantized: tuple[QuantizedTensor, ...]
     unquantized: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers and operations with a quantized weight or input, each once, in order."""
+        return tuple(dict.fromkeys(tensor.name for tensor in self.quantized if tensor.role != "activation"))
+
+    def format_of(self, name: str, role: TensorRole) -> NumberFormat | None:
+        """Return the format of one tensor; None where it is not quantized."""
+        found = (tensor.format for tensor in self.quantized if (tensor.name, tensor.role) == (name, role))
+        return next(found, None)
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfq_plugins.cli.shared import (
-    print_table,
-)
+from dfq_plugins.cli.shared import print_table
+from dfq_plugins.quantization.formats import coverage_in_words
 
 if TYPE_CHECKING:
     from dfq_plugins.quantization.result import QuantizationRun
-    from dfq_plugins.types import Coverage
 
 
 def print_run(run: QuantizationRun) -> None:
     """Print what was quantized, how well it agrees, and what was written."""
-    click.echo(f"Quantized by {run.calibrator} at {run.recipe}: {len(run.coverage.quantized)} layers.")
-    for (weight, activation), count in _formats(run.coverage).items():
-        click.echo(f"  {count} x weights: {weight or 'float'}; inputs: {activation or 'float'}")
+    click.echo(f"Quantized by {run.calibrator} at {run.recipe}: {len(run.coverage.layers)} layers.")
+    for line in coverage_in_words(run.coverage):
+        click.echo(f"  {line}")
     for name, reason in run.coverage.unquantized:
         click.echo(f"  {name} stays in float: {reason}")
     click.echo(f"Top-1 agreement with the float model on the data: {run.agreement:.2%}")
@@ -32,10 +29,6 @@ def print_run(run: QuantizationRun) -> None:
     ]
     if rows:
         print_table(("Artifact", "Format", "Size", "Check passed"), rows)
-
-
-def _formats(coverage: Coverage) -> Counter[tuple[str | None, str | None]]:
-    return Counter((layer.weight, layer.activation) for layer in coverage.quantized)
 
 
 def run_as_dict(run: QuantizationRun) -> dict[str, Any]:

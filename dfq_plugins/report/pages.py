@@ -172,7 +172,7 @@ def _quality_figures(found: Inspection, before: Inspection | None = None) -> tup
 def _quantization_figures(
     run: QuantizationRun, fidelity: Fidelity, agreement: float, held_out: int
 ) -> tuple[tuple[str, str], ...]:
-    figures = [(str(len(run.coverage.quantized)), "layers and operations quantized")]
+    figures = [(str(len(run.coverage.layers)), "layers and operations quantized")]
     if not math.isnan(agreement):
         where = f"{held_out} held-out samples" if held_out else "the calibration samples"
         figures.insert(0, (f"{100 * agreement:.1f} %", f"same class as the float network, on {where}"))

@@ -6,6 +6,7 @@ import platform
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.report.content import Facts, LayerPlot, Samples, Section, Table
 
 if TYPE_CHECKING:
@@ -63,13 +64,14 @@ def divergence_section(layers: Sequence[str], series: Mapping[str, Sequence[floa
 
 
 def coverage_table(title: str, coverage: Coverage) -> Table:
-    """Return the table of the layers of one quantized model, and of what stays in float."""
+    """Return the table of the quantized tensors of one model, and of what stays in float."""
     rows = tuple(
-        (layer.name, layer.kind, layer.weight or "float", layer.activation or "float") for layer in coverage.quantized
+        (tensor.name, tensor.kind, tensor.role, format_in_words(tensor.format, with_range=True))
+        for tensor in coverage.quantized
     )
-    total = f"{len(rows)} layers quantized, {len(coverage.unquantized) or 'none'} left in float"
+    total = f"{len(coverage.layers)} layers quantized, {len(coverage.unquantized) or 'none'} left in float"
     notes = tuple(f"In float: {', '.join(names)} ({reason})" for reason, names in floating_by_reason(coverage).items())
-    return Table(("Layer", "Kind", "Weight", "Input"), rows, caption=f"{title}: {total}", notes=notes, folded=True)
+    return Table(("Layer", "Kind", "Tensor", "Format"), rows, caption=f"{title}: {total}", notes=notes, folded=True)
 
 
 def floating_by_reason(coverage: Coverage) -> dict[str, list[str]]:

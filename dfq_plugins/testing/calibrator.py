@@ -225,18 +225,21 @@ class CalibratorContract:
         assert bool(found.isfinite().all()), "After training, convert() gives a network with finite outputs."
 
     def test_describe_names_layers_that_exist(self, run: QuantizedRun, task: Task) -> None:
-        """Layers with weights by their names in the float model, each with its number formats in words."""
+        """Layers with weights by their names in the float model, each with the number format of its weight."""
         quantized = run.calibrator.describe(run.converted).quantized
         own = {name for name, _ in task.model.named_modules()}
-        assert any(layer.weight and layer.name in own for layer in quantized), (
-            "describe() lists at least one layer of the float model with the format of its weights, got "
-            f"{[layer.name for layer in quantized]}."
+        assert any(tensor.role == "weight" and tensor.name in own for tensor in quantized), (
+            "describe() lists the weight of at least one layer of the float model, got "
+            f"{[(tensor.name, tensor.role) for tensor in quantized]}."
         )
+        pairs = [(tensor.name, tensor.role) for tensor in quantized]
+        repeated = sorted({pair for pair in pairs if pairs.count(pair) > 1})
+        assert not repeated, f"describe() lists each tensor once, but {repeated} several times."
         graph = getattr(run.converted, "graph", None)
         known = (
             own | {name for name, _ in run.converted.named_modules()} | {n.name for n in getattr(graph, "nodes", ())}
         )
-        strange = [layer.name for layer in quantized if layer.name not in known]
+        strange = [tensor.name for tensor in quantized if tensor.name not in known]
         assert not strange, f"describe() names modules or nodes that exist, but there is no {strange}."
 
     def test_artifacts_are_checked_files_and_nothing_else_is_left(

@@ -73,9 +73,8 @@ def test_the_result_is_native_exported_and_checked(
     run = tune(framework, recipe, output=tmp_path)
     assert {artifact.path.name for artifact in run.artifacts} == FRAMEWORKS[framework]
     assert all(artifact.checks for artifact in run.artifacts)
-    weights = {layer.name: layer.weight for layer in run.coverage.quantized}
-    assert f"int{recipe[1]}" in str(weights["stem"])
-    assert f"int{recipe[1]}" in str(weights["linear"])
+    weights = {tensor.name: tensor.format.bits for tensor in run.coverage.quantized if tensor.role == "weight"}
+    assert weights["stem"] == weights["linear"] == int(recipe[1])
     if recipe == "w8a8":
         assert run.agreement >= 0.8
     kinds = {"torch-ao": nniq.ConvReLU2d, "pytorch-quantization": quant_nn.QuantConv2d}

@@ -75,7 +75,7 @@ def coverage_line(column: str, coverage: dict[str, Any], options: str) -> str:
     layers = [layer for layer in coverage["quantized"] if layer[1]]
     others = len(coverage["quantized"]) - len(layers)
     first, last = layers[0], layers[-1]
-    floating = f"; in float: {len(coverage['floating'])} places" if coverage["unquantized"] else "; nothing in float"
+    floating = f"; in float: {len(coverage['unquantized'])} places" if coverage["unquantized"] else "; nothing in float"
     return (
         f"- **{column}**: {len(layers)} layers with weights, from `{first[0]}` ({first[1]}; input {first[2]}) to "
         f"`{last[0]}` ({last[1]}; input {last[2]}), and {others} other tensors{floating}. `{options}`"

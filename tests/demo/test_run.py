@@ -24,8 +24,9 @@ from dfq_plugins.types import (
     Check,
     Coverage,
     GeneratorEntry,
+    NumberFormat,
     ProgressEvent,
-    QuantizedLayer,
+    QuantizedTensor,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Identity:
         return prepared
 
     def describe(self, _converted: nn.Module) -> Coverage:
-        return Coverage((QuantizedLayer("stem", "Conv2d", "int8", "uint8"),), (("pool", "no kernel"),))
+        int8 = NumberFormat(8, signed=True, symmetric=True, per_channel=False, stored_bits=8)
+        return Coverage((QuantizedTensor("stem", "Conv2d", "weight", int8),), (("pool", "no kernel"),))
 
     def export(self, converted: nn.Module, _spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         path.mkdir(parents=True, exist_ok=True)

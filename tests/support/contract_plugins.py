@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,9 @@ from dfq_plugins.types import (
     Check,
     Coverage,
     InputSpec,
+    NumberFormat,
     ProgressEvent,
-    QuantizedLayer,
+    QuantizedTensor,
     Recipe,
 )
 
@@ -217,7 +219,8 @@ class Rounding:
         return prepared  # type: ignore[no-any-return]
 
     def describe(self, _converted: nn.Module) -> Coverage:
-        return Coverage((QuantizedLayer("classifier", "Linear", "float32", "int8"),))
+        int8 = NumberFormat(8, signed=True, symmetric=True, per_channel=False, stored_bits=8)
+        return Coverage((QuantizedTensor("classifier", "Linear", "weight", int8),))
 
     def export(self, converted: Any, _spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         target, temporary = path / "range.txt", path / "range.tmp"
@@ -327,8 +330,8 @@ class Untrainable(Rounding):
 
 class Inventing(Rounding):
     def describe(self, converted: nn.Module) -> Coverage:
-        invented = QuantizedLayer("layer4.0.conv1", "Conv2d", "int8", "int8")
-        return Coverage((*super().describe(converted).quantized, invented))
+        (own,) = super().describe(converted).quantized
+        return Coverage((own, replace(own, name="layer4.0.conv1")))
 
 
 class Untidy(Rounding):

@@ -17,6 +17,7 @@ from dfq_brevitas.framework import BinaryQuant, SignedBinaryWeightPerTensorConst
 from dfq_brevitas.graph import end_layers, float_graph
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quiet import framework_notices_silenced
+from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.types import InputSpec, Recipe
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def test_the_first_and_the_last_layer_stay_in_float(student: Any, tiny_network: 
     assert (type(student.stem), type(student.linear)) == (nn.Conv2d, nn.Linear)
     assert torch.equal(student.linear.weight, tiny_network.linear.weight)  # type: ignore[union-attr]
     coverage = BrevitasCalibrator().describe(student)
-    assert [(row.name, row.weight, row.activation) for row in coverage.quantized] == [
-        ("conv", "binary, -d or +d per channel", None)
+    assert [(tensor.name, tensor.role, format_in_words(tensor.format)) for tensor in coverage.quantized] == [
+        ("conv", "weight", "binary per channel")
     ]
     told = dict(coverage.unquantized)
     assert told["stem"] == "Conv2d: the first and the last layer keep float weights"
