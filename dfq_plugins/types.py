@@ -105,6 +105,24 @@ class InputSpec:
         """Lowest and highest network input over all channels: the range of the input quantizer."""
         return None if self.bounds is None else (min(self.bounds[0]), max(self.bounds[1]))
 
+    def check_batch(self, batch: torch.Tensor) -> None:
+        """Refuse inputs that the network cannot take.
+
+        Args:
+            batch: inputs `(samples, *shape)`.
+
+        Raises:
+            DataError: the shape is another one, or a value is NaN or infinite.
+        """
+        if tuple(batch.shape[1:]) != self.shape or not batch.ndim:
+            expected = ", ".join(map(str, ("samples", *self.shape)))
+            raise DataError(
+                f"A batch of inputs must have the shape ({expected}), got {tuple(batch.shape)}. "
+                "Fix the data or the input specification."
+            )
+        if not bool(batch.isfinite().all()):
+            raise DataError("Inputs must be finite, but a batch holds NaN or infinity. Remove or repair those samples.")
+
 
 class Batch(NamedTuple):
     """Inputs `(batch, *shape)` with class labels `(batch,)` and teacher logits `(batch, classes)` where known.
@@ -431,20 +449,3 @@ class CalibratorEntry(PluginEntry):
 
 class ProgressListenerEntry(PluginEntry):
     """Registers a listener: an object called with every `ProgressEvent`."""
-
-
-def check_batch(batch: torch.Tensor, spec: InputSpec) -> None:
-    """Refuse a calibration batch that the network cannot take.
-
-    Raises:
-        UsageError: its shape is not `(samples, *spec.shape)`.
-        DataError: it holds NaN or infinity.
-    """
-    if tuple(batch.shape[1:]) != spec.shape:
-        expected = ", ".join(map(str, ("samples", *spec.shape)))
-        raise UsageError(
-            f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
-            "Mend the data or the input specification."
-        )
-    if not batch.isfinite().all():
-        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesize the data anew.")

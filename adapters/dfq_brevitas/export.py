@@ -18,8 +18,9 @@ from qonnx.core.onnx_exec import execute_onnx
 from qonnx.util.cleanup import cleanup_model
 
 from dfq_brevitas.framework import GraphModule, export_onnx_qcdq, export_qonnx
-from dfq_brevitas.quiet import framework_notices_silenced
+from dfq_brevitas.notices import NOTICES
 from dfq_plugins.errors import ArtifactError, DataError
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import Artifact, Check
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _export(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        with framework_notices_silenced():
+        with silenced(NOTICES):
             write(copy.deepcopy(graph), samples[:1], temporary)
             check = compare_outputs(expected, torch.from_numpy(run(temporary, samples.numpy())), name)
         temporary.replace(target)

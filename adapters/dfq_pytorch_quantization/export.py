@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +12,11 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import ArtifactError, DataError
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import Artifact, Check
-from dfq_pytorch_quantization.framework import onnx_fake_quantization, quiet
+from dfq_pytorch_quantization.framework import onnx_fake_quantization
 from dfq_pytorch_quantization.inputs import random_inputs
+from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.swap import quantized_modules
 
 if TYPE_CHECKING:
@@ -27,17 +28,6 @@ FILE_NAME = "model_qdq.onnx"
 OPSET = 17
 CONTAINER_BITS = 8
 """Width of the integers that QuantizeLinear makes in this opset; narrower values are stored in them."""
-
-EXPECTED_WARNINGS = (
-    # dynamo=False is chosen on purpose, and calls a function of torch itself that is to go with it.
-    ("You are using the legacy TorchScript-based ONNX export", ""),
-    ("The feature will be removed. Please remove usage of this function", ".*torch.onnx.*"),
-    # TensorQuantizer reads its own range as a number: a constant, which is what an exported scale is to be.
-    ("Converting a tensor to a Python (boolean|number) might cause the trace", ".*pytorch_quantization.*"),
-    # Strided slices of constants are left to ONNX Runtime.
-    ("Constant folding - Only steps=1 can be constant folded", ".*torch.onnx.*"),
-)
-"""Start of the message, and module, of each warning that says nothing about the model."""
 
 LEAST_AGREEMENT = 0.80
 """Share of samples that must have the same first class in ONNX Runtime as in torch.
@@ -126,9 +116,7 @@ def _widened(quantizer: Any) -> nn.Module:
 def _write(exportable: nn.Module, inputs: torch.Tensor, path: Path) -> None:
     example = torch.cat([inputs, inputs])[:2]  # a batch of one could be traced as a constant
     try:
-        with torch.no_grad(), quiet(), onnx_fake_quantization(), warnings.catch_warnings():
-            for message, module in EXPECTED_WARNINGS:
-                warnings.filterwarnings("ignore", message=message, module=module)
+        with torch.no_grad(), silenced(NOTICES, logger=LOGGER), onnx_fake_quantization():
             torch.onnx.export(
                 exportable,
                 (example,),

@@ -16,9 +16,11 @@ from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import UsageError
 from dfq_plugins.quantization.finetune import FinetuneRun, finetune
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
-from dfq_pytorch_quantization.framework import quant_nn, quiet
+from dfq_pytorch_quantization.framework import quant_nn
+from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 from dfq_pytorch_quantization.swap import quantized_modules
 from dfq_torch_ao.calibrator import TorchAoCalibrator
@@ -299,7 +301,7 @@ class TestPytorchQuantization:
         self, tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor
     ) -> None:
         _, student = self.prepared(tiny_network, tiny_spec, inputs)
-        with quiet():
+        with silenced(NOTICES, logger=LOGGER):
             student(inputs).square().sum().backward()
         assert len(quantized_modules(student)) == 3
         assert all(parameter.grad is not None for parameter in student.parameters())

@@ -15,9 +15,10 @@ from dfq_brevitas.calibrator import BrevitasCalibrator
 from dfq_brevitas.export import run_qonnx
 from dfq_brevitas.framework import BinaryQuant, SignedBinaryWeightPerTensorConst, quant_nn
 from dfq_brevitas.graph import end_layers, float_graph
+from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
-from dfq_brevitas.quiet import framework_notices_silenced
 from dfq_plugins.quantization.formats import format_in_words
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module) -
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return self.classifier(self.middle(self.first(inputs)).mean((2, 3)))
 
-    with framework_notices_silenced():
+    with silenced(NOTICES):
         assert end_layers(float_graph(Backwards().eval(), BrevitasOptions(), merge_batch_norm=True)) == (
             "first",
             "classifier",

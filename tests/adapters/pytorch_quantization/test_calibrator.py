@@ -15,9 +15,11 @@ from torch import nn
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.host.registry import build_registry
 from dfq_plugins.quantization.formats import format_in_words
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, NumberFormat, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
-from dfq_pytorch_quantization.framework import calib, quant_modules, quant_nn, quiet, without_cuda
+from dfq_pytorch_quantization.framework import calib, quant_modules, quant_nn, without_cuda
+from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.observers import MAX_BINS, HistogramObserver
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 
@@ -473,7 +475,7 @@ def test_cuda_is_only_redirected_inside_the_context() -> None:
 
 def test_the_frameworks_messages_are_silenced_for_a_while_only(caplog: pytest.LogCaptureFixture) -> None:
     quantizer = quant_nn.TensorQuantizer()
-    with quiet():
+    with silenced(NOTICES, logger=LOGGER):
         quantizer.disable_calib()
     assert not caplog.records
     quantizer.disable_calib()

@@ -25,9 +25,11 @@ import dfq_plugins as dfq
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.host.registry import build_registry
 from dfq_plugins.quantization.formats import format_in_words
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, NumberFormat, QuantizedTensor, Recipe
 from dfq_torch_ao.calibrator import TorchAoCalibrator
 from dfq_torch_ao.engines import reduces_range
+from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
 
 if TYPE_CHECKING:
@@ -558,9 +560,7 @@ class TestSideEffects:
         assert warnings.filters == filters
 
     def test_only_the_known_notices_are_silenced(self) -> None:
-        from dfq_torch_ao.quiet import framework_notices_silenced
-
-        with framework_notices_silenced():
+        with silenced(NOTICES):
             warnings.warn("torch.ao.quantization is deprecated and will be removed in 2.10.", DeprecationWarning)  # noqa: B028
             with pytest.raises(DeprecationWarning, match="something else"):
                 warnings.warn("something else is deprecated", DeprecationWarning)  # noqa: B028
