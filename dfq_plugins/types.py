@@ -253,7 +253,8 @@ class Calibrator(Protocol):
         """Write the framework's artifacts into the folder `path`, run each, and compare it with the torch model.
 
         Raises:
-            ArtifactError: an artifact does not agree with the torch model; the file is removed first.
+            ArtifactError: an artifact does not agree with the torch model; it names those that passed and those that
+                did not, see `dfq_plugins.quantization.artifacts`.
         """
         ...
 
@@ -399,6 +400,25 @@ class Artifact:
     format: str
     size_bytes: int
     checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class RejectedArtifact:
+    """An artifact that is not handed over.
+
+    Args:
+        name: file name that it would have had.
+        format: its format; empty where that is not known.
+        reason: what is wrong, in a sentence or two.
+        faults: what differs from the torch model, layer by layer where that can be told.
+        path: the file that failed its check, `<name>.rejected`; None where there is none.
+    """
+
+    name: str
+    format: str
+    reason: str
+    faults: tuple[str, ...] = ()
+    path: Path | None = None
 
 
 @dataclass(frozen=True)

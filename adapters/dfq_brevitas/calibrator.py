@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 WEIGHT_BITS = range(1, 9)
 ACTIVATION_BITS = range(2, 9)
-_KEPT_SAMPLES = 4  # qonnx runs node by node, about a second a sample
+_KEPT_SAMPLES = 16
+"""Calibration inputs that are kept to compare exported files on: millions of integers in any image network."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +169,15 @@ class BrevitasCalibrator:
         Binary weights have no QCDQ form, so that they come as QONNX alone.
 
         Raises:
-            ArtifactError: a file does not compute what the torch model does; it is removed first.
+            ArtifactError: a file does not compute what the torch model does; it stays as `<name>.rejected`.
             DataError: the folder cannot be written.
         """
         run, graph = _run_of(converted)
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
-        return export_onnx(graph, run.samples, path, with_qcdq=run.recipe.weight_bits > 1)
+        classifies = spec.num_classes is not None
+        return export_onnx(graph, run.samples, path, classifies=classifies, with_qcdq=run.recipe.weight_bits > 1)
 
 
 class _Batches:

@@ -144,7 +144,8 @@ class PytorchQuantizationCalibrator:
         """Write `model_qdq.onnx` into the folder `path`, run it in ONNX Runtime, and compare it with `converted`.
 
         Raises:
-            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; no file is left.
+            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; it stays as
+                `model_qdq.onnx.rejected`.
             DataError: the folder cannot be written.
         """
         from dfq_pytorch_quantization.export import export_onnx  # noqa: PLC0415  (ONNX Runtime only when it is used)
@@ -153,7 +154,7 @@ class PytorchQuantizationCalibrator:
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
-        return (export_onnx(converted, spec, path, samples=run.samples),)
+        return export_onnx(converted, spec, path, samples=run.samples)
 
 
 def _run_of(module: nn.Module) -> _Run:

@@ -152,10 +152,11 @@ class TorchAoCalibrator:
         """Write the TorchScript program `model.torchscript.pt` into the folder `path`, load it and compare.
 
         Raises:
-            ArtifactError: the loaded program does not agree with `converted`; the file is removed first.
+            ArtifactError: the loaded program does not agree with `converted`; it stays as
+                `model.torchscript.pt.rejected`.
             DataError: the folder cannot be written.
         """
         graph, run = run_of(converted)
         require_prepared_shape(spec, run.spec)
         with silenced(NOTICES), preserve_global_state(), active_engine(run.engine):
-            return (export_torchscript(graph, spec, path, run.engine),)
+            return export_torchscript(graph, spec, path, run.engine)

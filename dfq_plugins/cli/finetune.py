@@ -69,11 +69,14 @@ def finetune_and_print(model_reference: str, data: Path, given: dict[str, Any]) 
 
             options = get_registry().options("calibrator", given["calibrator"], given["options"])
             runs.write_quantization_report(report, model, dataset, run, 0, options, given["output"])
+    from dfq_plugins.cli.results import require_artifacts  # noqa: PLC0415  that module builds on this one
+
     if as_json:
         print_json(as_dict(run) | {"report": report})
-        return
-    print_finetune_run(run)
-    announce(report)
+    else:
+        print_finetune_run(run)
+        announce(report)
+    require_artifacts(run)
 
 
 def _check(given: dict[str, Any]) -> None:

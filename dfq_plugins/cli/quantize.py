@@ -11,7 +11,7 @@ import dfq_plugins
 from dfq_plugins.cli import progress
 from dfq_plugins.cli.finetune import finetune_and_print
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.results import print_run, run_as_dict
+from dfq_plugins.cli.results import print_run, require_artifacts, run_as_dict
 from dfq_plugins.cli.shared import (
     announce,
     json_option,
@@ -94,11 +94,13 @@ def quantize(
             run, measured = _run_with_report(model, dataset, settings, report, hold_out)
     if as_json:
         print_json(run_as_dict(run) | {"report": report, "held_out": measured})
+        require_artifacts(run)
         return
     print_run(run)
     if measured is not None:
         click.echo("Agreement on {samples} held-out samples: {agreement:.2%}".format(**measured))
     announce(report)
+    require_artifacts(run)
 
 
 def _run_with_report(

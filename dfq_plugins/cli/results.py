@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dfq_plugins.cli.shared import print_table
+from dfq_plugins.errors import ArtifactError
 from dfq_plugins.quantization.formats import coverage_in_words
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def print_run(run: QuantizationRun) -> None:
     ]
     if rows:
         print_table(("Artifact", "Format", "Size", "Check passed"), rows)
+    for rejected in run.rejected:
+        click.echo(f"Rejected: {rejected.path or rejected.name or 'the export'}: {rejected.reason}")
+        for fault in rejected.faults:
+            click.echo(f"  {fault}")
 
 
 def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
@@ -39,4 +44,19 @@ def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
         "agreement": run.agreement,
         "coverage": asdict(run.coverage),
         "artifacts": [asdict(artifact) for artifact in run.artifacts],
+        "rejected": [asdict(artifact) for artifact in run.rejected],
     }
+
+
+def require_artifacts(run: QuantizationRun) -> None:
+    """Fail, after everything else was written and printed, where an artifact was rejected.
+
+    Raises:
+        ArtifactError: names the rejected artifacts.
+    """
+    if run.rejected:
+        names = ", ".join(rejected.name or "the export" for rejected in run.rejected)
+        raise ArtifactError(
+            f"Rejected: {names}. Everything else was written; the quantized model itself is sound. See above for what "
+            "differs."
+        )

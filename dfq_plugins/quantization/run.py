@@ -15,6 +15,7 @@ from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.network.specification import checked_spec, complete_spec
 from dfq_plugins.network.trial import check_finite
+from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -72,8 +73,8 @@ def run_quantization(
         UsageError: a recipe, option or name that cannot be used.
         PluginError: an unknown calibrator, or one whose framework is not installed.
         ModelError: a model that the framework cannot trace or quantize.
-        DataError: data that is empty or of the wrong shape.
-        ArtifactError: an exported file that does not agree with the model; it was removed.
+        DataError: data that is empty or of the wrong shape, or an output folder that is a file. A failing export raises
+            nothing: it is listed in `QuantizationRun.rejected`.
     """
     if finetune not in (None, False):
         from dfq_plugins.quantization import finetune as finetuning  # noqa: PLC0415  it builds on this module
@@ -90,6 +91,8 @@ def run_quantization(
             listeners=listeners,
             registry=registry,
         )
+    if output is not None:
+        require_folder(Path(output))
     registry = registry or get_registry()
     provided = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
@@ -108,8 +111,8 @@ def run_quantization(
             converted = worker.convert(prepared)
             coverage = worker.describe(converted)
             agreement = top1_agreement(original, converted, samples, AGREEMENT_SAMPLES)
-            artifacts = () if output is None else worker.export(converted, spec, Path(output))
-    return QuantizationRun(converted, calibrator, recipe, coverage, artifacts, agreement)
+            artifacts, rejected = ((), ()) if output is None else export_all(worker, converted, spec, Path(output))
+    return QuantizationRun(converted, calibrator, recipe, coverage, artifacts, agreement, rejected=rejected)
 
 
 def _calibrated(broadcast: Broadcast, done: int, total: int) -> None:

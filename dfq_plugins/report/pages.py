@@ -102,6 +102,7 @@ def quantization_page(
         training_section(run) if isinstance(run, FinetuneRun) else None,
         fidelity_sections.calibration_section(agreement, count, fidelity),
         _artifacts(run, output),
+        sections.rejected_section(run.rejected) if run.rejected else None,
         quality.coverage_section(title, run.coverage),
         quality.quality_section(found),
         sections.sample_section([pictures(data.manifest.generator.name, next(iter(data.loader(PICTURES))), data.spec)]),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from dfq_plugins.types import Artifact, Coverage, InputSpec
+    from dfq_plugins.types import Artifact, Coverage, InputSpec, RejectedArtifact
 
 LIBRARIES = (
     "dfq-plugins",
@@ -97,6 +97,19 @@ def artifact_section(artifacts: Sequence[tuple[str, Artifact]], root: Path) -> S
     """Return the section that lists the files written, by framework, with the checks that each one passed."""
     text = "Each file was run and compared with the quantized model in PyTorch before it was kept."
     return Section("Files for deployment", (text,), tuple(artifact_facts(*item, root) for item in artifacts))
+
+
+def rejected_section(rejected: Sequence[RejectedArtifact]) -> Section:
+    """Return the section that lists the artifacts that failed, with what differs from the model in PyTorch."""
+    text = "These exports failed. A file that failed its check is kept under the name shown; do not deploy it."
+    return Section("Files that were rejected", (text,), tuple(map(rejected_facts, rejected)))
+
+
+def rejected_facts(artifact: RejectedArtifact) -> Facts:
+    """Return why one artifact was rejected, layer by layer where that is known."""
+    name = artifact.path.name if artifact.path is not None else artifact.name or "export"
+    differs = tuple(("differs", fault) for fault in artifact.faults)
+    return Facts((("format", artifact.format or "unknown"), ("reason", artifact.reason), *differs), name)
 
 
 def artifact_facts(framework: str, artifact: Artifact, root: Path) -> Facts:
