@@ -53,9 +53,18 @@ class DivergedError(DfqError):
 
 
 class ArtifactError(DfqError):
-    """An exported artifact that failed its checks, and was not handed over."""
+    """An exported artifact that could not be written, or failed its checks.
+
+    Args:
+        message: what is wrong.
+        faults: what differs from the torch model, layer by layer where that can be told.
+    """
 
     exit_code = 7
+
+    def __init__(self, message: str, *, faults: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class ContractError(DfqError):

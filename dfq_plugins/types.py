@@ -7,7 +7,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dfq_plugins.errors import DataError, PluginError, UsageError
 
@@ -106,6 +106,24 @@ class InputSpec:
     def input_range(self) -> tuple[float, float] | None:
         """Lowest and highest network input over all channels: the range of the input quantizer."""
         return None if self.bounds is None else (min(self.bounds[0]), max(self.bounds[1]))
+
+    def check_batch(self, batch: torch.Tensor) -> None:
+        """Refuse inputs that the network cannot take.
+
+        Args:
+            batch: inputs `(samples, *shape)`.
+
+        Raises:
+            DataError: the shape is another one, or a value is NaN or infinite.
+        """
+        if tuple(batch.shape[1:]) != self.shape or not batch.ndim:
+            expected = ", ".join(map(str, ("samples", *self.shape)))
+            raise DataError(
+                f"A batch of inputs must have the shape ({expected}), got {tuple(batch.shape)}. "
+                "Fix the data or the input specification."
+            )
+        if not bool(batch.isfinite().all()):
+            raise DataError("Inputs must be finite, but a batch holds NaN or infinity. Remove or repair those samples.")
 
 
 class Batch(NamedTuple):
@@ -325,7 +343,8 @@ class Calibrator(PluginBase):
         """Write the framework's artifacts into the folder `path`, run each, and compare it with the torch model.
 
         Raises:
-            ArtifactError: an artifact does not agree with the torch model; the file is removed first.
+            ArtifactError: an artifact does not agree with the torch model; it names those that passed and those that
+                did not, see `dfq_plugins.quantization.artifacts`.
         """
 
     def scale_parameters(self, prepared: nn.Module) -> Iterable[nn.Parameter]:  # noqa: ARG002
@@ -370,21 +389,79 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class QuantizedLayer:
-    """How one module computes: its weight's and its input's number format, in words; None means float."""
+class NumberFormat:
+    """How the values of one tensor are quantized.
+
+    Args:
+        bits: width of the integers, 1 for binary values.
+        signed: whether the integers may be negative.
+        symmetric: whether the zero point is 0.
+        per_channel: whether each channel has a scale, rather than the whole tensor.
+        stored_bits: width of the integers that hold the values in the framework's model or file, at least `bits`.
+        range: lowest and highest value that the integers represent; None where there is one range per channel, or
+            where none is known yet.
+
+    Raises:
+        UsageError: the values do not fit into `stored_bits`.
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    per_channel: bool
+    stored_bits: int
+    range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= self.stored_bits:
+            raise UsageError(
+                f"A number format needs 1 <= bits <= stored_bits, got bits={self.bits}, stored_bits={self.stored_bits}."
+            )
+
+
+TensorRole = Literal["weight", "input", "activation"]
+"""What a quantized tensor is: a layer's weight, a layer's input, or the output of a quantizer in the graph itself."""
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One tensor of a quantized model.
+
+    Args:
+        name: name of the layer whose weight or input it is, or of the module or node that quantizes an activation.
+        kind: class of that module, or name of the operation.
+        role: which tensor of it.
+        format: how its values are quantized.
+    """
 
     name: str
     kind: str
-    weight: str | None
-    activation: str | None
+    role: TensorRole
+    format: NumberFormat
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which layers are quantized, and which modules stay in float with the reason."""
+    """Which tensors are quantized and how, and which modules stay in float with the reason.
 
-    quantized: tuple[QuantizedLayer, ...]
+    >>> int4 = NumberFormat(4, signed=True, symmetric=True, per_channel=True, stored_bits=8)
+    >>> coverage = Coverage((QuantizedTensor("conv", "Conv2d", "weight", int4),), (("pool", "no kernel"),))
+    >>> coverage.layers, coverage.format_of("conv", "weight").bits, coverage.format_of("conv", "input")
+    (('conv',), 4, None)
+    """
+
+    quantized: tuple[QuantizedTensor, ...]
     unquantized: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers and operations with a quantized weight or input, each once, in order."""
+        return tuple(dict.fromkeys(tensor.name for tensor in self.quantized if tensor.role != "activation"))
+
+    def format_of(self, name: str, role: TensorRole) -> NumberFormat | None:
+        """Return the format of one tensor; None where it is not quantized."""
+        found = (tensor.format for tensor in self.quantized if (tensor.name, tensor.role) == (name, role))
+        return next(found, None)
 
 
 @dataclass(frozen=True)
@@ -403,6 +480,25 @@ class Artifact:
     format: str
     size_bytes: int
     checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class RejectedArtifact:
+    """An artifact that is not handed over.
+
+    Args:
+        name: file name that it would have had.
+        format: its format; empty where that is not known.
+        reason: what is wrong, in a sentence or two.
+        faults: what differs from the torch model, layer by layer where that can be told.
+        path: the file that failed its check, `<name>.rejected`; None where there is none.
+    """
+
+    name: str
+    format: str
+    reason: str
+    faults: tuple[str, ...] = ()
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -446,20 +542,3 @@ class CalibratorEntry(PluginEntry):
 
 class ProgressListenerEntry(PluginEntry):
     """Registers a listener: an object called with every `ProgressEvent`."""
-
-
-def check_batch(batch: torch.Tensor, spec: InputSpec) -> None:
-    """Refuse a calibration batch that the network cannot take.
-
-    Raises:
-        UsageError: its shape is not `(samples, *spec.shape)`.
-        DataError: it holds NaN or infinity.
-    """
-    if tuple(batch.shape[1:]) != spec.shape:
-        expected = ", ".join(map(str, ("samples", *spec.shape)))
-        raise UsageError(
-            f"A calibration batch must have the shape ({expected}), got {tuple(batch.shape)}. "
-            "Mend the data or the input specification."
-        )
-    if not batch.isfinite().all():
-        raise DataError("Calibration needs finite inputs, but a batch holds NaN or infinity. Synthesize the data anew.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -12,9 +13,11 @@ from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, GraphModule, N
 from dfq_brevitas.graph import Dequantize
 from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS
-from dfq_plugins.types import Coverage, QuantizedLayer
+from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dfq_plugins.types import Recipe
 
 _ADDITION = "addition"
@@ -22,17 +25,20 @@ _LOGITS = "the network's output keeps the accumulator's precision"
 
 
 def describe_coverage(graph: GraphModule, recipe: Recipe) -> Coverage:
-    """List the layers and the quantizers of activations with their widths, and what stays in float and why."""
-    quantized, floating, seen = [], [], set()
+    """List weights, inputs of layers and quantized activations with their formats, and what stays in float and why."""
+    quantized: list[QuantizedTensor] = []
+    floating: list[tuple[str, str]] = []
+    seen: set[object] = set()
     for node in graph.graph.nodes:
         if node.op != "call_module" or node.target in seen:
             continue
         seen.add(node.target)
         name, module = str(node.target), graph.get_submodule(str(node.target))
         if is_weight_layer(module):
-            quantized.append(_layer_row(name, module, _reading_quantizer(graph, node)))
+            quantized += _layer_tensors(name, module, _reading_quantizer(graph, node))
         elif _own_quantizer(module) is not None:
-            quantized.append(QuantizedLayer(name, _kind(node, module), None, number_format(_own_quantizer(module))))
+            form = number_format(_own_quantizer(module))
+            quantized.append(QuantizedTensor(name, _kind(node, module), "activation", form))
         elif not isinstance(module, (Dequantize, OnGrid, Shortcut)):
             floating.append((name, f"{type(module).__name__}: {_why_float(module, recipe)}"))
     return Coverage(tuple(quantized), (*floating, ("(output)", _LOGITS)))
@@ -46,10 +52,12 @@ def _why_float(module: nn.Module, recipe: Recipe) -> str:
     return "Brevitas has no quantizer for it in graph mode"
 
 
-def _layer_row(name: str, layer: Any, reading: Any | None) -> QuantizedLayer:
-    weight = layer.weight_quant if layer.weight_quant.is_quant_enabled else None
-    activation = None if reading is None else number_format(reading)
-    return QuantizedLayer(name, type(layer).__name__, None if weight is None else number_format(weight), activation)
+def _layer_tensors(name: str, layer: Any, reading: Any | None) -> Iterator[QuantizedTensor]:
+    kind = type(layer).__name__
+    if layer.weight_quant.is_quant_enabled:
+        yield QuantizedTensor(name, kind, "weight", number_format(layer.weight_quant))
+    if reading is not None:
+        yield QuantizedTensor(name, kind, "input", number_format(reading))
 
 
 def _own_quantizer(module: nn.Module) -> Any | None:
@@ -85,10 +93,18 @@ def _kind(node: Node, module: nn.Module) -> str:
     return f"{kind} ({_ADDITION})" if any(map(is_addition, node.users)) else kind
 
 
-def number_format(quantizer: Any) -> str:
-    """Return the format of a quantizer's integers in words, e.g. `'uint4 per tensor, symmetric'`."""
-    bits, scale = int(quantizer.bit_width()), quantizer.scale()
+def number_format(quantizer: Any) -> NumberFormat:
+    """Return the format of a quantizer's integers; Brevitas and QONNX store any width as it is."""
+    bits, scale, signed = int(quantizer.bit_width()), quantizer.scale(), bool(quantizer.is_signed)
+    per_channel = scale.numel() > 1
+    form = NumberFormat(bits, signed, symmetric=True, per_channel=per_channel, stored_bits=bits)
+    return form if per_channel else replace(form, range=_value_range(quantizer, bits, scale.item()))
+
+
+def _value_range(quantizer: Any, bits: int, scale: float) -> tuple[float, float]:
+    """Return the lowest and highest value of a quantizer with one scale."""
     if bits == 1:
-        return f"binary, -d or +d per {'channel' if scale.numel() > 1 else 'tensor'}"
-    sign = "int" if quantizer.is_signed else "uint"
-    return f"{sign}{bits} per {'channel' if scale.numel() > 1 else 'tensor'}, symmetric"
+        return -scale, scale
+    highest = 2 ** (bits - bool(quantizer.is_signed)) - 1
+    lowest = -highest - (not quantizer.is_narrow_range) if quantizer.is_signed else 0
+    return lowest * scale, highest * scale

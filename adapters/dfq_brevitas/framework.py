@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dfq_brevitas.quiet import framework_notices_silenced
+from dfq_brevitas.notices import NOTICES
+from dfq_plugins.quantization.notices import silenced
 
-with framework_notices_silenced():
+with silenced(NOTICES):
     import brevitas.nn as quant_nn
     import brevitas.nn.quant_layer as nonlinear
     from brevitas import config as brevitas_config

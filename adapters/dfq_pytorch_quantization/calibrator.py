@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 
-from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.model_state import device_of
 from dfq_plugins.network.trial import trial_run
+from dfq_plugins.quantization.batches import checked_batches
+from dfq_plugins.quantization.notices import silenced
+from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
 from dfq_plugins.types import Calibrator
 from dfq_pytorch_quantization.coverage import describe_coverage
-from dfq_pytorch_quantization.framework import quiet
 from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input
+from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.observers import observe, start_observing
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 from dfq_pytorch_quantization.ranges import (
@@ -36,16 +40,20 @@ if TYPE_CHECKING:
 NARROWEST, WIDEST = 2, 8
 """Widths in bits that can be exported: one bit has no level beside zero, more than eight no ONNX integer."""
 
-SAMPLES_KEPT = 64
-"""Calibration inputs that are kept to check an exported artifact on."""
+SAMPLES_KEPT = 16
+"""Calibration inputs that are kept to check an exported artifact on: millions of integers in any image network."""
 
 
-class _Session:
-    """What is remembered of a prepared module beside the module: its spec, and inputs to check artifacts on."""
+@dataclass(frozen=True)
+class _Run:
+    """What `prepare` was told, kept with the module for the later steps.
 
-    def __init__(self, spec: InputSpec, *, training: bool) -> None:
-        self.spec, self.training = spec, training
-        self.samples: torch.Tensor | None = None
+    `samples` are the first calibration inputs, on which artifacts are compared; None before calibration.
+    """
+
+    spec: InputSpec
+    training: bool
+    samples: torch.Tensor | None = None
 
 
 class PytorchQuantizationCalibrator(Calibrator):
@@ -57,7 +65,6 @@ class PytorchQuantizationCalibrator(Calibrator):
 
     def __init__(self, options: PytorchQuantizationOptions | None = None) -> None:
         self._options = options or PytorchQuantizationOptions()
-        self._sessions: WeakKeyDictionary[nn.Module, _Session] = WeakKeyDictionary()
 
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
         """Return a copy in eval mode with the framework's quantized modules; it computes in float until calibrated.
@@ -70,7 +77,7 @@ class PytorchQuantizationCalibrator(Calibrator):
                 not take inputs of the shape of the spec.
         """
         _require_supported(recipe)
-        with quiet():
+        with silenced(NOTICES, logger=LOGGER):
             prepared = swap(copy.deepcopy(model).eval(), recipe, self._options).eval()
             _require_quantizable(prepared, model, self._options)
             for _, module in quantized_modules(prepared):
@@ -82,28 +89,31 @@ class PytorchQuantizationCalibrator(Calibrator):
                     module.input_quantizer.num_bits = self._options.input_bits
                 observe(name, module.input_quantizer)
             fix_ranges(prepared, spec, on_input, self._options)
-        self._sessions[prepared] = _Session(spec, training=training)
+        attach_state(prepared, _Run(spec, training))
         return prepared
 
     def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
         """Collect the inputs of every layer over the batches, and let the framework compute each range.
 
         Raises:
-            UsageError: the module does not come from `prepare()` of this calibrator.
-            DataError: no batch, a batch of another shape than the spec's, or one that is not finite.
+            UsageError: the module does not come from `prepare()`.
+            DataError: there is no batch, or one has the wrong shape or holds NaN or infinity.
             ModelError: finite inputs become infinite or NaN on their way through the model.
         """
-        session = self._session(prepared)
-        device = next(prepared.parameters()).device
-        with torch.no_grad(), quiet():
+        run = _run_of(prepared)
+        device = device_of(prepared)
+        kept: list[torch.Tensor] = []
+        with torch.no_grad(), silenced(NOTICES, logger=LOGGER):
             with _collecting(prepared):
-                for batch in _checked(batches, session):
-                    prepared(batch.to(device))
+                for batch in checked_batches(batches, run.spec, device):
+                    kept.append(batch[: SAMPLES_KEPT - sum(map(len, kept))].detach().cpu().clone())
+                    prepared(batch)
             _load_ranges(prepared, self._options, device)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "enable_quant")
-        if session.training:
+        if run.training:
             start_training(prepared, self._options)
+        attach_state(prepared, replace(run, samples=torch.cat(kept)))
 
     def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
         """Return the ends of the ranges that the training learns, if it does."""
@@ -117,7 +127,10 @@ class PytorchQuantizationCalibrator(Calibrator):
         Raises:
             UsageError: it has not been calibrated.
         """
-        with quiet():
+        run = _run_of(prepared)
+        if run.samples is None:
+            raise UsageError("Quantizers must see data before conversion. Call calibrate() first.")
+        with silenced(NOTICES, logger=LOGGER):
             fix_ranges_after_training(prepared.eval())
         for name, module in quantized_modules(prepared):
             if not module.input_quantizer._disabled and module.input_quantizer.amax is None:  # noqa: SLF001
@@ -132,21 +145,21 @@ class PytorchQuantizationCalibrator(Calibrator):
         """Write `model_qdq.onnx` into the folder `path`, run it in ONNX Runtime, and compare it with `converted`.
 
         Raises:
-            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; no file is left.
+            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; it stays as
+                `model_qdq.onnx.rejected`.
             DataError: the folder cannot be written.
         """
         from dfq_pytorch_quantization.export import export_onnx  # noqa: PLC0415  (ONNX Runtime only when it is used)
 
-        session = self._sessions.get(converted)
-        return (export_onnx(converted, spec, path, samples=session.samples if session else None),)
+        run = _run_of(converted)
+        if run.samples is None:
+            raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
+        require_prepared_shape(spec, run.spec)
+        return export_onnx(converted, spec, path, samples=run.samples)
 
-    def _session(self, prepared: nn.Module) -> _Session:
-        session = self._sessions.get(prepared)
-        if session is None:
-            raise UsageError(
-                "calibrate() takes the module that prepare() of the same calibrator returned. Call prepare()."
-            )
-        return session
+
+def _run_of(module: nn.Module) -> _Run:
+    return state_of(module, _Run, calibrator="pytorch-quantization")
 
 
 def _require_supported(recipe: Recipe) -> None:
@@ -193,26 +206,6 @@ def _collecting(prepared: nn.Module) -> Iterator[None]:
     finally:
         for quantizer in quantizers:
             quantizer.disable_calib()
-
-
-def _checked(batches: Iterable[torch.Tensor], session: _Session) -> Iterator[torch.Tensor]:
-    """Yield the batches, each checked against the spec, and keep the first samples for the check of artifacts."""
-    kept: list[torch.Tensor] = []
-    for index, batch in enumerate(batches):
-        if not len(batch):
-            continue
-        if tuple(batch.shape[1:]) != session.spec.shape:
-            raise DataError(
-                f"Calibration batches have the shape (batch, {', '.join(map(str, session.spec.shape))}), "
-                f"batch {index} has {tuple(batch.shape)}. Give inputs as the InputSpec says."
-            )
-        if not batch.isfinite().all():
-            raise DataError(f"Calibration batch {index} holds NaN or infinity. Remove or repair these samples.")
-        kept += [batch[: SAMPLES_KEPT - sum(map(len, kept))].detach().cpu().clone()]
-        yield batch
-    if not sum(map(len, kept)):
-        raise DataError("Calibration needs at least one batch, got none. An iterator that was used up gives nothing.")
-    session.samples = torch.cat(kept)
 
 
 def _load_ranges(prepared: nn.Module, options: PytorchQuantizationOptions, device: torch.device) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dfq_plugins.types import Coverage, QuantizedLayer
+from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
 from dfq_pytorch_quantization.framework import quant_nn
 from dfq_pytorch_quantization.swap import is_quantized, quantized_modules, reason_for_float
 
@@ -19,33 +20,37 @@ FUNCTIONS = (
 )
 
 
+STORED_BITS = 8
+"""Width of the integers in the ONNX file, whatever part of their range is used."""
+
+
 def describe_coverage(model: nn.Module, *, pooling: bool) -> Coverage:
-    """Return the number format of every quantized module, and every other module with the reason for float."""
-    rows = tuple(_row(name, module) for name, module in quantized_modules(model) if _active(module.input_quantizer))
-    return Coverage(rows, (*_floating(model, pooling=pooling), FUNCTIONS))
+    """Return the number format of every quantized tensor, and every other module with the reason for float."""
+    modules = [(name, module) for name, module in quantized_modules(model) if _active(module.input_quantizer)]
+    tensors = tuple(tensor for name, module in modules for tensor in _tensors(name, module))
+    return Coverage(tensors, (*_floating(model, pooling=pooling), FUNCTIONS))
 
 
 def _active(quantizer: Any) -> bool:
     return not quantizer._disabled  # noqa: SLF001  (no public access)
 
 
-def _row(name: str, module: Any) -> QuantizedLayer:
-    weight = getattr(module, "weight_quantizer", None)
-    kind = type(module).__name__
-    return QuantizedLayer(
-        name, kind, None if weight is None else number_format(weight), number_format(module.input_quantizer)
-    )
+def _tensors(name: str, module: Any) -> Iterator[QuantizedTensor]:
+    kind, weight = type(module).__name__, getattr(module, "weight_quantizer", None)
+    if weight is not None:
+        yield QuantizedTensor(name, kind, "weight", number_format(weight))
+    yield QuantizedTensor(name, kind, "input", number_format(module.input_quantizer))
 
 
-def number_format(quantizer: Any) -> str:
-    """Return the format of a quantizer's integers in words, e.g. `'uint4 per tensor, amax 2.64'`."""
-    integer = f"{'u' if quantizer.unsigned else ''}int{quantizer.num_bits}"
-    amax = quantizer.amax
-    if amax is None:
-        return f"{integer}, not calibrated"
-    if quantizer.axis is None:
-        return f"{integer} per tensor, amax {amax.item():.4g}"
-    return f"{integer} per channel, amax {amax.min().item():.4g} to {amax.max().item():.4g}"
+def number_format(quantizer: Any) -> NumberFormat:
+    """Return the format of a quantizer's integers; its range is None before calibration."""
+    per_channel = quantizer.axis is not None
+    bits, signed = int(quantizer.num_bits), not quantizer.unsigned
+    form = NumberFormat(bits, signed, symmetric=True, per_channel=per_channel, stored_bits=STORED_BITS)
+    if quantizer.amax is None or per_channel:
+        return form
+    highest = quantizer.amax.item()
+    return replace(form, range=(-highest if signed else 0.0, highest))
 
 
 def _floating(model: nn.Module, *, pooling: bool) -> Iterator[tuple[str, str]]:

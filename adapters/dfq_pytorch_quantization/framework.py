@@ -12,26 +12,25 @@ Version 2.1.3 has four of them, read in its source:
 from __future__ import annotations
 
 import logging
-import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from dfq_plugins.quantization.notices import silenced
+from dfq_pytorch_quantization.notices import NOTICES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _root_handlers = list(logging.root.handlers)
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+with silenced(NOTICES):
     from pytorch_quantization import calib, quant_modules
     from pytorch_quantization import nn as quant_nn
     from pytorch_quantization.nn.modules.clip import Clip
     from pytorch_quantization.tensor_quant import QuantDescriptor
 logging.root.handlers[:] = _root_handlers
-
-from absl import logging as absl_logging  # noqa: E402  (absl also looks at the root handlers when it is first imported)
 
 __all__ = [
     "Clip",
@@ -40,20 +39,8 @@ __all__ = [
     "onnx_fake_quantization",
     "quant_modules",
     "quant_nn",
-    "quiet",
     "without_cuda",
 ]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the framework's progress messages, which it logs as warnings, off the terminal."""
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        yield
-    finally:
-        absl_logging.set_verbosity(verbosity)
 
 
 class _StayWhereYouAre(TorchFunctionMode):

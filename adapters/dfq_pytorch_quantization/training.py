@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfq_pytorch_quantization.framework import Clip, quiet
+from dfq_plugins.quantization.notices import silenced
+from dfq_pytorch_quantization.framework import Clip
+from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.ranges import SMALLEST_AMAX, calibrated_inputs
 from dfq_pytorch_quantization.swap import quantized_modules
 
@@ -64,7 +66,7 @@ def _learn_range(quantizer: Any) -> None:
     at zero, or else the range could never shrink.
     """
     highest = float(quantizer.amax)
-    with quiet():
+    with silenced(NOTICES, logger=LOGGER):
         quantizer.clip = Clip(-highest, highest, learn_min=True, learn_max=True).to(quantizer.amax.device)
         if quantizer.unsigned:
             quantizer.clip.clip_value_min.requires_grad_(requires_grad=False).zero_()

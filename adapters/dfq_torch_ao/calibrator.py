@@ -10,9 +10,12 @@ import torch
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
-from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.model_state import frozen_copy, preserve_global_state
-from dfq_plugins.types import Calibrator, check_batch
+from dfq_plugins.errors import ModelError
+from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.quantization.batches import checked_batches
+from dfq_plugins.quantization.notices import silenced
+from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape
+from dfq_plugins.types import Calibrator
 from dfq_torch_ao.clipping import observe_clipped_values
 from dfq_torch_ao.conversion_checks import require_calibrated, require_quantized
 from dfq_torch_ao.coverage import describe_coverage
@@ -20,11 +23,11 @@ from dfq_torch_ao.engines import active_engine, resolve_engine
 from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript
 from dfq_torch_ao.float_operations import hide_from_lowering, show_again
 from dfq_torch_ao.input_range import fix_input_range
+from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
 from dfq_torch_ao.output_range import widen_output_range
 from dfq_torch_ao.qconfig import STORAGE_BITS, activation_range, make_qconfig_mapping, match_histogram_levels
-from dfq_torch_ao.quiet import framework_notices_silenced
-from dfq_torch_ao.run import Run
+from dfq_torch_ao.run import Run, run_of
 from dfq_torch_ao.saturation import saturate_activations
 from dfq_torch_ao.tensor_formats import record_formats
 from dfq_torch_ao.tracing import preparation_error
@@ -70,7 +73,7 @@ class TorchAoCalibrator(Calibrator):
         engine = resolve_engine(self.options.engine)
         private = frozen_copy(model).float()
         exceptions = PrepareCustomConfig().set_non_traceable_module_names(list(self.options.non_traceable))
-        with framework_notices_silenced(), preserve_global_state():
+        with silenced(NOTICES), preserve_global_state():
             mapping = make_qconfig_mapping(recipe, self.options, engine, training=training)
             insert = prepare_qat_fx if training else prepare_fx
             try:
@@ -85,26 +88,20 @@ class TorchAoCalibrator(Calibrator):
         if spec.input_range is not None:
             fix_input_range(prepared, spec.input_range)
         highest = activation_range(recipe, self.options, engine)[1]
-        Run(spec, recipe, engine, highest, self.options.non_traceable, training).attach(prepared)
+        attach_state(prepared, Run(spec, recipe, engine, highest, self.options.non_traceable, training))
         return prepared
 
     def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
         """Run every batch `(samples, *shape)` through the observers.
 
         Raises:
-            UsageError: there is no batch, or one has the wrong shape.
-            DataError: a batch holds NaN or infinity.
+            UsageError: the module does not come from `prepare()`.
+            DataError: there is no batch, or one has the wrong shape or holds NaN or infinity.
         """
-        graph, run = Run.of(prepared)
-        device = next((parameter.device for parameter in graph.parameters()), torch.device("cpu"))
-        seen = 0
+        graph, run = run_of(prepared)
         with torch.no_grad(), collecting_ranges(graph) if run.training else nullcontext():
-            for batch in batches:
-                check_batch(batch, run.spec)
-                graph(batch.to(device, torch.float32))
-                seen += len(batch)
-        if seen == 0:
-            raise UsageError("Calibration needs at least one sample, got none. Give batches of (samples, *shape).")
+            for batch in checked_batches(batches, run.spec, device_of(graph)):
+                graph(batch)
         if run.training:
             if run.highest_activation == FULL_RANGE:
                 widen_output_range(graph, self.options.output_margin)
@@ -112,7 +109,7 @@ class TorchAoCalibrator(Calibrator):
 
     def freeze_ranges(self, prepared: nn.Module) -> None:
         """Stop observing the ranges of activations; those of weights go on following the weights."""
-        freeze_ranges(Run.of(prepared)[0])
+        freeze_ranges(run_of(prepared)[0])
 
     def convert(self, prepared: nn.Module) -> GraphModule:
         """Return torch.ao's int8 model with its weights packed for the engine; `prepared` stays as it is.
@@ -121,12 +118,12 @@ class TorchAoCalibrator(Calibrator):
             UsageError: the model was not calibrated.
             ModelError: torch.ao or the engine cannot convert or run the model, or nothing in it was quantized.
         """
-        graph, run = Run.of(prepared)
+        graph, run = run_of(prepared)
         require_calibrated(graph)
         observed = copy.deepcopy(graph).cpu().eval()  # int8 kernels exist for the CPU only
         if run.highest_activation == FULL_RANGE and not run.training:
             widen_output_range(observed, self.options.output_margin)
-        with framework_notices_silenced(), preserve_global_state(), active_engine(run.engine):
+        with silenced(NOTICES), preserve_global_state(), active_engine(run.engine):
             try:
                 converted: GraphModule = convert_fx(observed)
                 if run.recipe.activation_bits < STORAGE_BITS:
@@ -142,12 +139,12 @@ class TorchAoCalibrator(Calibrator):
             if run.recipe.activation_bits < STORAGE_BITS:
                 saturate_activations(converted, formats, run.highest_activation)
         drop_tensor_annotations(converted)
-        run.attach(converted)
+        attach_state(converted, run)
         return converted
 
     def describe(self, converted: nn.Module) -> Coverage:
         """List the layers that compute in integers, and those that stay in float with the reason."""
-        graph, run = Run.of(converted)
+        graph, run = run_of(converted)
         with active_engine(run.engine):
             formats = record_formats(graph, run.spec)
         return describe_coverage(graph, formats, run)
@@ -156,9 +153,11 @@ class TorchAoCalibrator(Calibrator):
         """Write the TorchScript program `model.torchscript.pt` into the folder `path`, load it and compare.
 
         Raises:
-            ArtifactError: the loaded program does not agree with `converted`; the file is removed first.
+            ArtifactError: the loaded program does not agree with `converted`; it stays as
+                `model.torchscript.pt.rejected`.
             DataError: the folder cannot be written.
         """
-        graph, run = Run.of(converted)
-        with framework_notices_silenced(), preserve_global_state(), active_engine(run.engine):
-            return (export_torchscript(graph, spec, path, run.engine),)
+        graph, run = run_of(converted)
+        require_prepared_shape(spec, run.spec)
+        with silenced(NOTICES), preserve_global_state(), active_engine(run.engine):
+            return export_torchscript(graph, spec, path, run.engine)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfq_plugins.types import Coverage, QuantizedLayer
+from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
 from dfq_torch_ao.float_operations import stays_float
 from dfq_torch_ao.input_range import moves_values
-from dfq_torch_ao.qconfig import STORAGE_BITS
+from dfq_torch_ao.qconfig import STORAGE_BITS, weight_range
 from dfq_torch_ao.saturation import SATURATION_PREFIX
 from dfq_torch_ao.tensor_formats import is_quantized_module
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.fx import GraphModule, Node
@@ -32,11 +33,12 @@ def describe_coverage(converted: GraphModule, formats: Mapping[Node, TensorForma
         run: the settings that it was converted with.
     """
     modules = dict(converted.named_modules(remove_duplicate=False))
-    quantized, floating = [], []
+    quantized: list[QuantizedTensor] = []
+    floating: list[tuple[str, str]] = []
     for node in filter(_is_operation, formats):
         inputs = [formats[argument] for argument in node.all_input_nodes if argument in formats]
         if any(form.quantized for form in inputs):
-            quantized.append(_quantized_layer(node, modules, run))
+            quantized += _quantized_tensors(node, inputs, modules, run)
         else:
             floating.append((_name(node), _float_reason(node, modules, run)))
     return Coverage(tuple(quantized), tuple(floating))
@@ -60,32 +62,41 @@ def _kind(node: Node, modules: dict[str, nn.Module]) -> str:
     return str(node.target) if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
-def _quantized_layer(node: Node, modules: dict[str, nn.Module], run: Run) -> QuantizedLayer:
-    weight: str | None = "no weight"
+def _quantized_tensors(
+    node: Node, inputs: Sequence[TensorFormat], modules: dict[str, nn.Module], run: Run
+) -> Iterator[QuantizedTensor]:
+    name, kind = _name(node), _kind(node, modules)
     if node.op == "call_module":
         weight = _weight_format(getattr(modules[str(node.target)], "weight", None), run.recipe.weight_bits)
-    activation = f"{_stored('uint', run.highest_activation.bit_length())} per tensor"
-    return QuantizedLayer(_name(node), _kind(node, modules), weight, activation)
+        if weight is not None:
+            yield QuantizedTensor(name, kind, "weight", weight)
+    yield QuantizedTensor(name, kind, "input", _activation_format(inputs, run.highest_activation))
 
 
-def _weight_format(weight: Any, bits: int) -> str | None:
-    """Say the format of what a module keeps as `weight`: a method where it is packed, a tensor where it is float."""
-    if weight is None:
-        return "no weight"
+def _weight_format(weight: Any, bits: int) -> NumberFormat | None:
+    """Return the format of what a module keeps as `weight`: a method where it is packed; None for a float tensor."""
     if not callable(weight):
         return None
     packed = weight()
     per_channel = packed.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
-    return f"{_stored('int', bits)} per {'channel' if per_channel else 'tensor'}, symmetric"
+    form = NumberFormat(bits, signed=True, symmetric=True, per_channel=per_channel, stored_bits=STORAGE_BITS)
+    if per_channel:
+        return form
+    lowest, highest = weight_range(bits)
+    return replace(form, range=(lowest * packed.q_scale(), highest * packed.q_scale()))
 
 
-def _stored(kind: str, bits: int) -> str:
-    """Return the name of an integer format.
-
-    >>> _stored("int", 8), _stored("uint", 4)
-    ('int8', 'uint4 in uint8')
-    """
-    return f"{kind}8" if bits == STORAGE_BITS else f"{kind}{bits} in {kind}8"
+def _activation_format(inputs: Sequence[TensorFormat], highest: int) -> NumberFormat:
+    """Return the format of an operation's inputs, with the range where all of them have the same."""
+    ranges = {form.value_range(highest) for form in inputs if form.quantized}
+    return NumberFormat(
+        highest.bit_length(),
+        signed=False,
+        symmetric=False,
+        per_channel=False,
+        stored_bits=STORAGE_BITS,
+        range=ranges.pop() if len(ranges) == 1 else None,
+    )
 
 
 def _float_reason(node: Node, modules: dict[str, nn.Module], run: Run) -> str:

@@ -15,8 +15,9 @@ import torch
 from torch.jit.frontend import FrontendError
 from torch.utils import _pytree as pytree
 
-from dfq_plugins.errors import ArtifactError, DataError
-from dfq_plugins.types import Artifact, Check
+from dfq_plugins.errors import ArtifactError
+from dfq_plugins.quantization.artifacts import ArtifactRecipe, OutputAgreement, compare, write_artifacts
+from dfq_plugins.types import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import GraphModule
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Artifact, InputSpec
 
 FILE_NAME = "model.torchscript.pt"
 _CHECKED_SAMPLES = 16
 _TOLERANCE = 1e-5
 
 
-def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engine: str) -> Artifact:
+def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engine: str) -> tuple[Artifact, ...]:
     """Write `converted` into `folder`, load the file, compare both on random inputs, and only then give it its name.
 
     Raises:
@@ -41,27 +42,21 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engi
     """
     inputs = _random_inputs(spec)
     load: Any = torch.jit.load  # untyped in torch
-    target = folder / FILE_NAME
-    temporary = folder / f".{FILE_NAME}.part"
-    program, how = _to_torchscript(converted, inputs)
-    buffer = io.BytesIO()
-    torch.jit.save(program, buffer)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
-        check = compare_outputs(converted, load(str(temporary)), inputs)
-        temporary.replace(target)
-    except OSError as error:
-        raise DataError(f"{folder} must be a writable folder with free space: {error}. Give another folder.") from error
-    finally:
-        if folder.is_dir():
-            temporary.unlink(missing_ok=True)
-    return Artifact(
-        target,
-        "TorchScript",
-        target.stat().st_size,
-        (Check("program", f"{how}, for torch.backends.quantized.engine = {engine!r}"), check),
-    )
+    how: list[str] = []
+
+    def write(path: Path) -> None:
+        program, made_by = _to_torchscript(converted, inputs)
+        how.append(made_by)
+        buffer = io.BytesIO()  # TorchScript refuses a path that it does not like with a RuntimeError
+        torch.jit.save(program, buffer)
+        path.write_bytes(buffer.getvalue())
+
+    def check(path: Path) -> tuple[Check, ...]:
+        program = Check("program", f"{how[0]}, for torch.backends.quantized.engine = {engine!r}")
+        classifies = spec.num_classes is not None
+        return program, compare_outputs(converted, load(str(path)), inputs, classifies=classifies)
+
+    return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "TorchScript", write, check)])
 
 
 def drop_tensor_annotations(converted: GraphModule) -> None:
@@ -124,26 +119,23 @@ def _random_inputs(spec: InputSpec) -> torch.Tensor:
     return lowest + (highest - lowest) * torch.rand(_CHECKED_SAMPLES, *spec.shape, generator=rng)
 
 
-def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: torch.Tensor) -> Check:
-    """Compare two models on all inputs at once and on a single one, and say by how much they differ.
+def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: torch.Tensor, *, classifies: bool) -> Check:
+    """Compare two models on all inputs at once and on a single one: both run the same kernels.
 
     Raises:
         ArtifactError: the loaded one fails, or they differ by more than 1e-5.
     """
-    differences, agreement = [0.0], 1.0
+    worst: OutputAgreement | None = None
     for batch in (inputs, inputs[:1]):
         for expected, got in zip(_outputs(converted, batch), _loaded_outputs(loaded, batch), strict=True):
-            differences.append((expected - got).abs().max().item())
-            same = expected.flatten(1).argmax(1) == got.flatten(1).argmax(1)
-            agreement = min(agreement, same.float().mean().item())
-    difference = torch.tensor(differences).max().item()  # Python's max would lose NaN
-    figures = f"{len(inputs)} random inputs: top-1 agreement {agreement:.1%}, maximum difference {difference:.3g}"
-    if not difference <= _TOLERANCE:
-        raise ArtifactError(
-            f"The TorchScript program must compute what the torch model does, but on {figures}. The file was removed; "
-            "use the converted model in Python instead."
-        )
-    return Check("loaded and run", figures)
+            found = compare(expected, got, classifies=classifies)
+            if not found.largest <= _TOLERANCE:
+                raise ArtifactError(
+                    f"The TorchScript program must compute what the torch model does, but on {found}. Use the "
+                    "converted model in Python instead."
+                )
+            worst = worst or found
+    return Check("loaded and run", f"on random inputs, {worst}")
 
 
 def _loaded_outputs(loaded: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
@@ -152,7 +144,7 @@ def _loaded_outputs(loaded: nn.Module, batch: torch.Tensor) -> list[torch.Tensor
     except RuntimeError as error:
         raise ArtifactError(
             f"The TorchScript program must run for every batch size, but fails with {len(batch)} samples: {error}. "
-            "The file was removed; use the converted model in Python instead."
+            "Use the converted model in Python instead."
         ) from error
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from torch.fx import GraphModule
-
-from dfq_plugins.errors import UsageError
+from dfq_plugins.quantization.prepared import state_of
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.fx import GraphModule
 
     from dfq_plugins.types import InputSpec, Recipe
-
-_KEY = "dfq_torch_ao"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Settings of one way through the calibrator, kept in the graph module's `meta`.
+    """Settings of one way through the calibrator, kept with the graph module.
 
     Args:
         spec: input of the network.
@@ -37,20 +34,13 @@ class Run:
     non_traceable: tuple[str, ...]
     training: bool = False
 
-    def attach(self, graph: GraphModule) -> None:
-        """Keep the settings with `graph`."""
-        graph.meta[_KEY] = self
 
-    @classmethod
-    def of(cls, module: nn.Module) -> tuple[GraphModule, Run]:
-        """Return the module as the graph module that it is, and its settings.
+def run_of(module: nn.Module) -> tuple[GraphModule, Run]:
+    """Return the module as the graph module that it is, and its settings.
 
-        Raises:
-            UsageError: the module does not come from this calibrator.
-        """
-        if isinstance(module, GraphModule) and isinstance(run := module.meta.get(_KEY), cls):
-            return module, run
-        raise UsageError(
-            f"torch-ao works on models that its own prepare() returned, got {type(module).__name__}. "
-            "Call prepare() first; what your own prepare_fx returned, convert with torch.ao's own convert_fx."
-        )
+    Raises:
+        UsageError: the module does not come from this calibrator.
+    """
+    otherwise = "what your own prepare_fx returned, convert with torch.ao's own convert_fx"
+    run = state_of(module, Run, calibrator="torch-ao", otherwise=otherwise)
+    return cast("GraphModule", module), run

@@ -25,6 +25,16 @@ class TensorFormat:
         """Whether the tensor holds integers with a scale."""
         return self.scale is not None
 
+    def value_range(self, highest: int) -> tuple[float, float] | None:
+        """Return the values of the integers 0 and `highest`; None for floating point.
+
+        >>> TensorFormat(torch.quint8, 0.5, 2).value_range(15)
+        (-1.0, 6.5)
+        """
+        if self.scale is None or self.zero_point is None:
+            return None
+        return -self.zero_point * self.scale, (highest - self.zero_point) * self.scale
+
 
 class _FormatRecorder(Interpreter):
     def __init__(self, module: GraphModule) -> None:

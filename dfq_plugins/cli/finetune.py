@@ -20,7 +20,7 @@ from dfq_plugins.cli.arguments import (
     training_options,
 )
 from dfq_plugins.cli.output import announce, print_json
-from dfq_plugins.cli.results import print_run, run_as_dict
+from dfq_plugins.cli.results import print_run, require_artifacts, run_as_dict
 from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.host.registry import get_registry
 
@@ -89,9 +89,10 @@ def finetune_and_print(
             runs.write_quantization_report(report, network, dataset, run, 0, options, what.output)
     if as_json:
         print_json(as_dict(run) | {"report": report})
-        return
-    print_finetune_run(run)
-    announce(report)
+    else:
+        print_finetune_run(run)
+        announce(report)
+    require_artifacts(run)
 
 
 def print_finetune_run(run: FinetuneRun) -> None:

@@ -21,7 +21,7 @@ from dfq_plugins.cli.arguments import (
 from dfq_plugins.cli.finetune import GENERATOR_HELP, finetune_and_print
 from dfq_plugins.cli.group import set_resume_hint
 from dfq_plugins.cli.output import announce, print_json
-from dfq_plugins.cli.results import print_run, run_as_dict
+from dfq_plugins.cli.results import print_run, require_artifacts, run_as_dict
 from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.registry import get_registry
@@ -92,11 +92,13 @@ def quantize(
             run, measured = _run_with_report(network, dataset, what, listener, report, hold_out)
     if as_json:
         print_json(run_as_dict(run) | {"report": report, "held_out": measured})
+        require_artifacts(run)
         return
     print_run(run)
     if measured is not None:
         click.echo("Agreement on {samples} held-out samples: {agreement:.2%}".format(**measured))
     announce(report)
+    require_artifacts(run)
 
 
 def _run(

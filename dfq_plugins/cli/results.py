@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dfq_plugins.cli.output import print_table
+from dfq_plugins.errors import ArtifactError
+from dfq_plugins.quantization.formats import coverage_in_words
 
 if TYPE_CHECKING:
     from dfq_plugins.quantization.result import QuantizationRun
-    from dfq_plugins.types import Coverage
 
 
 def print_run(run: QuantizationRun) -> None:
     """Print what was quantized, how well it agrees, and what was written."""
-    click.echo(f"Quantized by {run.calibrator} at {run.recipe}: {len(run.coverage.quantized)} layers.")
-    for (weight, activation), count in _formats(run.coverage).items():
-        click.echo(f"  {count} x weights: {weight or 'float'}; inputs: {activation or 'float'}")
+    click.echo(f"Quantized by {run.calibrator} at {run.recipe}: {len(run.coverage.layers)} layers.")
+    for line in coverage_in_words(run.coverage):
+        click.echo(f"  {line}")
     for name, reason in run.coverage.unquantized:
         click.echo(f"  {name} stays in float: {reason}")
     click.echo(f"Top-1 agreement with the float model on the data: {run.agreement:.2%}")
@@ -30,10 +30,10 @@ def print_run(run: QuantizationRun) -> None:
     ]
     if rows:
         print_table(("Artifact", "Format", "Size", "Check passed"), rows)
-
-
-def _formats(coverage: Coverage) -> Counter[tuple[str | None, str | None]]:
-    return Counter((layer.weight, layer.activation) for layer in coverage.quantized)
+    for rejected in run.rejected:
+        click.echo(f"Rejected: {rejected.path or rejected.name or 'the export'}: {rejected.reason}")
+        for fault in rejected.faults:
+            click.echo(f"  {fault}")
 
 
 def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
@@ -44,4 +44,19 @@ def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
         "agreement": run.agreement,
         "coverage": asdict(run.coverage),
         "artifacts": [asdict(artifact) for artifact in run.artifacts],
+        "rejected": [asdict(artifact) for artifact in run.rejected],
     }
+
+
+def require_artifacts(run: QuantizationRun) -> None:
+    """Fail, after everything else was written and printed, where an artifact was rejected.
+
+    Raises:
+        ArtifactError: names the rejected artifacts.
+    """
+    if run.rejected:
+        names = ", ".join(rejected.name or "the export" for rejected in run.rejected)
+        raise ArtifactError(
+            f"Rejected: {names}. Everything else was written; the quantized model itself is sound. See above for what "
+            "differs."
+        )

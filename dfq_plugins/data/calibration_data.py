@@ -49,13 +49,7 @@ class InputBatches:
             DataError: another shape, or values that are not finite.
         """
         for batch in self:
-            if batch.shape[1:] != spec.shape:
-                raise DataError(
-                    f"The network takes samples of shape {spec.shape}, and the data holds {tuple(batch.shape[1:])}. "
-                    "Give data as the network takes it, channels first."
-                )
-            if not bool(batch.isfinite().all()):
-                raise DataError("Calibration data must be finite, but holds NaN or infinity. Remove those samples.")
+            spec.check_batch(batch)
 
     def observed(self, listener: Callable[[int], None]) -> ObservedBatches:
         """Return the same batches, telling `listener` the number of samples read so far."""

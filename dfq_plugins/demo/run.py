@@ -15,7 +15,7 @@ from dfq_plugins.demo.page import demo_report
 from dfq_plugins.demo.result import DemoResult, Measurement
 from dfq_plugins.demo.sources import real_source, synthetic_source
 from dfq_plugins.demo.train import accuracy
-from dfq_plugins.errors import ModelError, PluginError, UsageError
+from dfq_plugins.errors import ArtifactError, ModelError, PluginError, UsageError
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.listeners import Broadcast
 from dfq_plugins.quality.fidelity import layer_fidelity
@@ -158,6 +158,8 @@ def measure(
         )
     except (UsageError, ModelError) as refusal:
         return replace(empty, refusal=str(refusal)), ()
+    if run.rejected:
+        raise ArtifactError(f"{calibrator} at {recipe}: {'; '.join(artifact.reason for artifact in run.rejected)}")
     percent = 100 * accuracy(run.model, bench.held_out)
     fidelity = None
     if exported and run.coverage.quantized:

@@ -20,6 +20,7 @@ from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -101,8 +102,11 @@ def finetune(
         ModelError: a model that the framework cannot trace, quantize or train.
         DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run.
         DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
-        ArtifactError: an exported file that does not agree with the model; it was removed.
+
+    A failing export raises nothing, so that it never costs a training: it is listed in `FinetuneRun.rejected`.
     """
+    if output is not None:
+        require_folder(Path(output))
     registry = registry or get_registry()
     info = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
@@ -125,8 +129,9 @@ def finetune(
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
             agreement = task.agreement(converted)
-            artifacts = (
-                framework.export(converted, task.spec, Path(output)) if output is not None and ranks.leads else ()
+            writes = output is not None and ranks.leads
+            artifacts, rejected = (
+                export_all(framework, converted, task.spec, Path(output or "")) if writes else ((), ())
             )
         ranks.wait()
     return FinetuneRun(
@@ -136,6 +141,7 @@ def finetune(
         coverage=coverage,
         artifacts=artifacts,
         agreement=agreement,
+        rejected=rejected,
         agreement_before=before,
         history=history,
         training=settings,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfq_plugins.types import Artifact, Coverage, Recipe
+    from dfq_plugins.types import Artifact, Coverage, Recipe, RejectedArtifact
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class QuantizationRun:
         recipe: bit widths.
         coverage: which layers are quantized and how, and what stays in float.
         artifacts: exported files, each checked.
+        rejected: exports that failed, and the files that failed their check, each with the reason.
         agreement: share of the calibration inputs on which float and quantized model name the same class; NaN where
             the network is no classifier.
     """
@@ -31,3 +32,4 @@ class QuantizationRun:
     coverage: Coverage
     artifacts: tuple[Artifact, ...]
     agreement: float
+    rejected: tuple[RejectedArtifact, ...] = field(default=(), kw_only=True)

@@ -15,6 +15,7 @@ from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
+from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -90,9 +91,11 @@ def run_quantization(
         UsageError: a recipe, option or name that cannot be used.
         PluginError: an unknown calibrator, or one whose framework is not installed.
         ModelError: a model that the framework cannot trace or quantize.
-        DataError: data that is empty or of the wrong shape.
-        ArtifactError: an exported file that does not agree with the model; it was removed.
+        DataError: data that is empty or of the wrong shape, or an output folder that is a file. A failing export raises
+            nothing: it is listed in `QuantizationRun.rejected`.
     """
+    if output is not None:
+        require_folder(Path(output))
     registry = registry or get_registry()
     info = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
@@ -111,7 +114,7 @@ def run_quantization(
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
             agreement = top1_agreement(original, converted, samples, AGREEMENT_SAMPLES)
-            artifacts = () if output is None else framework.export(converted, spec, Path(output))
+            artifacts, rejected = ((), ()) if output is None else export_all(framework, converted, spec, Path(output))
     return QuantizationRun(
         model=converted,
         calibrator=calibrator,
@@ -119,6 +122,7 @@ def run_quantization(
         coverage=coverage,
         artifacts=artifacts,
         agreement=agreement,
+        rejected=rejected,
     )
 
 

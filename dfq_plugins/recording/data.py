@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dfq_plugins.data.readers import load_source
 from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.types import check_batch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +42,7 @@ def labeled_batches(
             continue
         if not inputs.is_floating_point():
             raise DataError(f"Data to record are network inputs, floating point, got {inputs.dtype}. Normalize first.")
-        check_batch(inputs, spec)
+        spec.check_batch(inputs)
         if labels == "auto":
             labeled.add(given is not None)
             if len(labeled) > 1:

@@ -102,6 +102,7 @@ def quantization_page(
         training_section(run) if isinstance(run, FinetuneRun) else None,
         fidelity_sections.calibration_section(agreement, count, fidelity),
         _artifacts(run, output),
+        sections.rejected_section(run.rejected) if run.rejected else None,
         quality.coverage_section(title, run.coverage),
         quality.quality_section(found),
         sections.sample_section([pictures(data.manifest.generator.name, next(iter(data.loader(PICTURES))), data.spec)]),
@@ -172,7 +173,7 @@ def _quality_figures(found: Inspection, before: Inspection | None = None) -> tup
 def _quantization_figures(
     run: QuantizationRun, fidelity: Fidelity, agreement: float, held_out: int
 ) -> tuple[tuple[str, str], ...]:
-    figures = [(str(len(run.coverage.quantized)), "layers and operations quantized")]
+    figures = [(str(len(run.coverage.layers)), "layers and operations quantized")]
     if not math.isnan(agreement):
         where = f"{held_out} held-out samples" if held_out else "the calibration samples"
         figures.insert(0, (f"{100 * agreement:.1f} %", f"same class as the float network, on {where}"))

@@ -6,13 +6,14 @@ import platform
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.report.content import Facts, LayerPlot, Samples, Section, Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from dfq_plugins.types import Artifact, Coverage, InputSpec
+    from dfq_plugins.types import Artifact, Coverage, InputSpec, RejectedArtifact
 
 LIBRARIES = (
     "dfq-plugins",
@@ -63,13 +64,14 @@ def divergence_section(layers: Sequence[str], series: Mapping[str, Sequence[floa
 
 
 def coverage_table(title: str, coverage: Coverage) -> Table:
-    """Return the table of the layers of one quantized model, and of what stays in float."""
+    """Return the table of the quantized tensors of one model, and of what stays in float."""
     rows = tuple(
-        (layer.name, layer.kind, layer.weight or "float", layer.activation or "float") for layer in coverage.quantized
+        (tensor.name, tensor.kind, tensor.role, format_in_words(tensor.format, with_range=True))
+        for tensor in coverage.quantized
     )
-    total = f"{len(rows)} layers quantized, {len(coverage.unquantized) or 'none'} left in float"
+    total = f"{len(coverage.layers)} layers quantized, {len(coverage.unquantized) or 'none'} left in float"
     notes = tuple(f"In float: {', '.join(names)} ({reason})" for reason, names in floating_by_reason(coverage).items())
-    return Table(("Layer", "Kind", "Weight", "Input"), rows, caption=f"{title}: {total}", notes=notes, folded=True)
+    return Table(("Layer", "Kind", "Tensor", "Format"), rows, caption=f"{title}: {total}", notes=notes, folded=True)
 
 
 def floating_by_reason(coverage: Coverage) -> dict[str, list[str]]:
@@ -95,6 +97,19 @@ def artifact_section(artifacts: Sequence[tuple[str, Artifact]], root: Path) -> S
     """Return the section that lists the files written, by framework, with the checks that each one passed."""
     text = "Each file was run and compared with the quantized model in PyTorch before it was kept."
     return Section("Files for deployment", (text,), tuple(artifact_facts(*item, root) for item in artifacts))
+
+
+def rejected_section(rejected: Sequence[RejectedArtifact]) -> Section:
+    """Return the section that lists the artifacts that failed, with what differs from the model in PyTorch."""
+    text = "These exports failed. A file that failed its check is kept under the name shown; do not deploy it."
+    return Section("Files that were rejected", (text,), tuple(map(rejected_facts, rejected)))
+
+
+def rejected_facts(artifact: RejectedArtifact) -> Facts:
+    """Return why one artifact was rejected, layer by layer where that is known."""
+    name = artifact.path.name if artifact.path is not None else artifact.name or "export"
+    differs = tuple(("differs", fault) for fault in artifact.faults)
+    return Facts((("format", artifact.format or "unknown"), ("reason", artifact.reason), *differs), name)
 
 
 def artifact_facts(framework: str, artifact: Artifact, root: Path) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
-from dfq_plugins.errors import UsageError
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.testing.expectations import outputs, refused
 from dfq_plugins.testing.material import QuantizedRun, Task, smooth_noise
@@ -183,21 +184,64 @@ class CalibratorContract:
         converted = self.quantized(calibrator, task, iter(torch.split(task.samples, 24)))
         assert bool(outputs(converted, task.samples).isfinite().all()), "The quantized model's outputs are finite."
 
+    def test_another_calibrator_object_continues(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
+        """What a later step needs travels in the module that `prepare` returned, not in the calibrator."""
+        second, third = copy.deepcopy(calibrator), copy.deepcopy(calibrator)
+        expected = outputs(self.quantized(calibrator, task), task.samples)
+        prepared = calibrator.prepare(task.model, task.spec, task.recipe, training=False)
+        with torch.no_grad():
+            second.calibrate(prepared, [task.samples])
+        converted = third.convert(prepared)
+        assert torch.equal(outputs(converted, task.samples), expected), (
+            "A second calibrator object continues where the first one stopped, but gave another model. Keep state in "
+            "the module, e.g. with dfq_plugins.quantization.prepared.attach_state."
+        )
+        assert third.describe(converted).quantized, "describe() of a second calibrator object lists what is quantized."
+        assert third.export(converted, task.spec, tmp_path), "export() of a second calibrator object writes artifacts."
+
+    def test_deep_copies_work_in_the_later_steps(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
+        """Of what `prepare` returned, before and after `calibrate`, and of what `convert` returned."""
+        expected = outputs(self.quantized(calibrator, task), task.samples)
+        prepared = copy.deepcopy(calibrator.prepare(task.model, task.spec, task.recipe, training=False))
+        with torch.no_grad():
+            calibrator.calibrate(prepared, [task.samples])
+        converted = copy.deepcopy(calibrator.convert(copy.deepcopy(prepared)))
+        assert torch.equal(outputs(converted, task.samples), expected), (
+            "A deep copy of a prepared or converted model is as good as the original, but computes something else."
+        )
+        coverage = calibrator.describe(converted)
+        assert coverage.quantized, "describe() takes a deep copy of a converted model."
+        assert calibrator.export(converted, task.spec, tmp_path), "export() takes a deep copy of a converted model."
+
+    def test_a_model_from_elsewhere_is_a_usage_error(self, calibrator: Calibrator, task: Task) -> None:
+        """`calibrate` and `convert` take what `prepare` returned."""
+        with refused("calibrate() of a model that was not prepared", UsageError):
+            calibrator.calibrate(task.model, [task.samples])
+        with refused("convert() of a model that was not prepared", UsageError):
+            calibrator.convert(task.model)
+
+    def test_another_input_shape_is_not_exported(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
+        """The specification is that of `prepare`."""
+        converted = self.quantized(calibrator, task)
+        other = InputSpec((task.spec.channels + 1, *task.spec.shape[1:]))
+        with refused("export() with another input shape", UsageError):
+            calibrator.export(converted, other, tmp_path / "artifacts")
+
     @pytest.mark.parametrize("wrong", ["no batch", "another shape", "not finite"])
     def test_unusable_data_are_refused(self, calibrator: Calibrator, task: Task, wrong: str) -> None:
-        """With an error of `dfq_plugins.errors`, rather than a network of meaningless ranges."""
+        """With a `DataError`, rather than a network of meaningless ranges; see `InputSpec.check_batch`."""
         batches = {
             "no batch": [],
             "another shape": [task.samples.new_zeros(4, task.spec.channels + 1, *task.spec.shape[1:])],
             "not finite": [torch.full_like(task.samples, float("nan"))],
         }[wrong]
-        with refused(f"Unusable data ({wrong})"):
+        with refused(f"Unusable data ({wrong})", DataError):
             self.quantized(calibrator, task, batches)
 
     def test_an_uncalibrated_model_is_not_converted(self, calibrator: Calibrator, task: Task) -> None:
         """`convert` before `calibrate` has no ranges."""
         prepared = calibrator.prepare(task.model, task.spec, task.recipe, training=False)
-        with refused("convert() before calibrate()"):
+        with refused("convert() before calibrate()", UsageError):
             calibrator.convert(prepared)
 
     def test_an_unsupported_recipe_is_a_usage_error(
@@ -225,18 +269,21 @@ class CalibratorContract:
         assert bool(found.isfinite().all()), "After training, convert() gives a network with finite outputs."
 
     def test_describe_names_layers_that_exist(self, run: QuantizedRun, task: Task) -> None:
-        """Layers with weights by their names in the float model, each with its number formats in words."""
+        """Layers with weights by their names in the float model, each with the number format of its weight."""
         quantized = run.calibrator.describe(run.converted).quantized
         own = {name for name, _ in task.model.named_modules()}
-        assert any(layer.weight and layer.name in own for layer in quantized), (
-            "describe() lists at least one layer of the float model with the format of its weights, got "
-            f"{[layer.name for layer in quantized]}."
+        assert any(tensor.role == "weight" and tensor.name in own for tensor in quantized), (
+            "describe() lists the weight of at least one layer of the float model, got "
+            f"{[(tensor.name, tensor.role) for tensor in quantized]}."
         )
+        pairs = [(tensor.name, tensor.role) for tensor in quantized]
+        repeated = sorted({pair for pair in pairs if pairs.count(pair) > 1})
+        assert not repeated, f"describe() lists each tensor once, but {repeated} several times."
         graph = getattr(run.converted, "graph", None)
         known = (
             own | {name for name, _ in run.converted.named_modules()} | {n.name for n in getattr(graph, "nodes", ())}
         )
-        strange = [layer.name for layer in quantized if layer.name not in known]
+        strange = [tensor.name for tensor in quantized if tensor.name not in known]
         assert not strange, f"describe() names modules or nodes that exist, but there is no {strange}."
 
     def test_artifacts_are_checked_files_and_nothing_else_is_left(

@@ -16,9 +16,11 @@ from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.errors import UsageError
 from dfq_plugins.quantization.finetune import FinetuneRun, finetune
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
-from dfq_pytorch_quantization.framework import quant_nn, quiet
+from dfq_pytorch_quantization.framework import quant_nn
+from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 from dfq_pytorch_quantization.swap import quantized_modules
 from dfq_torch_ao.calibrator import TorchAoCalibrator
@@ -73,9 +75,8 @@ def test_the_result_is_native_exported_and_checked(
     run = tune(framework, recipe, output=tmp_path)
     assert {artifact.path.name for artifact in run.artifacts} == FRAMEWORKS[framework]
     assert all(artifact.checks for artifact in run.artifacts)
-    weights = {layer.name: layer.weight for layer in run.coverage.quantized}
-    assert f"int{recipe[1]}" in str(weights["stem"])
-    assert f"int{recipe[1]}" in str(weights["linear"])
+    weights = {tensor.name: tensor.format.bits for tensor in run.coverage.quantized if tensor.role == "weight"}
+    assert weights["stem"] == weights["linear"] == int(recipe[1])
     if recipe == "w8a8":
         assert run.agreement >= 0.8
     kinds = {"torch-ao": nniq.ConvReLU2d, "pytorch-quantization": quant_nn.QuantConv2d}
@@ -300,7 +301,7 @@ class TestPytorchQuantization:
         self, tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor
     ) -> None:
         _, student = self.prepared(tiny_network, tiny_spec, inputs)
-        with quiet():
+        with silenced(NOTICES, logger=LOGGER):
             student(inputs).square().sum().backward()
         assert len(quantized_modules(student)) == 3
         assert all(parameter.grad is not None for parameter in student.parameters())

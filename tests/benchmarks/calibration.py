@@ -17,6 +17,7 @@ from common import Case, accuracy, is_complete, load_case, read_result, througho
 
 import dfq_plugins
 from dfq_plugins.host.registry import get_registry
+from dfq_plugins.quantization.formats import format_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,9 +89,22 @@ def rows_of(
 def describe(run: Any) -> dict[str, Any]:
     """Return which tensors are quantized, for the record."""
     return {
-        "quantized": [[layer.name, layer.weight, layer.activation] for layer in run.coverage.quantized],
+        "quantized": coverage_rows(run.coverage),
         "unquantized": [list(pair) for pair in run.coverage.unquantized],
     }
+
+
+def coverage_rows(coverage: Any) -> list[list[Any]]:
+    """Return name, weight format and input format, in words, of each layer and activation."""
+    layers = [
+        [name, *(_words(coverage.format_of(name, role)) for role in ("weight", "input"))] for name in coverage.layers
+    ]
+    others = [[row.name, None, _words(row.format)] for row in coverage.quantized if row.role == "activation"]
+    return layers + others
+
+
+def _words(form: Any) -> str | None:
+    return None if form is None else format_in_words(form)
 
 
 def measure_cells(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from calibration import SAMPLES
+from calibration import SAMPLES, coverage_rows
 from common import accuracy, is_complete, load_case, read_result, write_result
 
 import dfq_plugins
@@ -125,7 +125,7 @@ def measure(arguments: argparse.Namespace, row: str, column: str, seed: int, cas
     record = so_far(arguments.result)  # read again: another process may have measured other cells meanwhile
     record["cells"].setdefault(row, {}).setdefault(label, {})[str(seed)] = record_of(run, figure, before, seconds)
     record["training"][label] = asdict(run.training)
-    record["coverage"][label] = [[layer.name, layer.weight, layer.activation] for layer in run.coverage.quantized]
+    record["coverage"][label] = coverage_rows(run.coverage)
     print(f"{seed} {row:14s} {label:28s} {figure:6.2f} (before {before}) in {seconds:.0f} s", flush=True)
     write_result(arguments.result, record)
 

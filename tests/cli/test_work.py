@@ -21,7 +21,7 @@ from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.data.manifest import read_manifest, write_manifest
 from dfq_plugins.network.load import load_model
 from dfq_plugins.synthesis import run as pipeline
-from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, ProgressEvent, QuantizedLayer, Recipe
+from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, NumberFormat, ProgressEvent, QuantizedTensor, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,12 +210,19 @@ def test_threads(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 3 in threads
 
 
+INT8 = NumberFormat(8, signed=True, symmetric=True, per_channel=True, stored_bits=8)
+UINT8 = NumberFormat(8, signed=False, symmetric=False, per_channel=False, stored_bits=8, range=(0.0, 6.0))
 RUN = types.SimpleNamespace(
     calibrator="torch-ao",
     recipe=Recipe(8, 8),
     agreement=0.9876,
     coverage=Coverage(
-        (QuantizedLayer("0", "Conv2d", "int8 per channel", "uint8"), QuantizedLayer("5", "Linear", "int8", None)),
+        (
+            QuantizedTensor("0", "Conv2d", "weight", INT8),
+            QuantizedTensor("0", "Conv2d", "input", UINT8),
+            QuantizedTensor("5", "Linear", "weight", INT8),
+            QuantizedTensor("relu", "ReLU", "activation", UINT8),
+        ),
         (("3", "no integer kernel"),),
     ),
     artifacts=(Artifact(Path("out/model.pt"), "TorchScript", 2345, (Check("run", "agreement 100%"),)),),
@@ -241,8 +248,9 @@ def test_quantize_shows_coverage_agreement_and_artifacts(model: str, folder: Pat
     output = run("quantize", model, folder, *settings).stdout
     for expected in (
         "Quantized by torch-ao at w8a8: 2 layers.",
-        "1 x weights: int8 per channel; inputs: uint8",
-        "1 x weights: int8; inputs: float",
+        "1 x weights: int8 per channel, symmetric; inputs: uint8 per tensor\n",
+        "1 x weights: int8 per channel, symmetric; inputs: float\n",
+        "1 x activations: uint8 per tensor\n",
         "3 stays in float: no integer kernel",
         "Top-1 agreement with the float model on the data: 98.76%",
     ):
@@ -265,6 +273,19 @@ def test_quantize_in_json(model: str, folder: Path) -> None:
     synthesize(model, folder, "-n", 4)
     told = json.loads(run("quantize", model, folder, "--calibrator", "torch-ao", "--json").stdout)
     assert (told["calibrator"], told["recipe"], told["agreement"]) == ("torch-ao", "w8a8", 0.9876)
+    assert told["coverage"]["quantized"][1] == {
+        "name": "0",
+        "kind": "Conv2d",
+        "role": "input",
+        "format": {
+            "bits": 8,
+            "signed": False,
+            "symmetric": False,
+            "per_channel": False,
+            "stored_bits": 8,
+            "range": [0.0, 6.0],
+        },
+    }
     assert told["coverage"]["unquantized"] == [["3", "no integer kernel"]]
     assert told["artifacts"][0]["path"] == "out/model.pt"
 

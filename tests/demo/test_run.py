@@ -26,8 +26,9 @@ from dfq_plugins.types import (
     Coverage,
     DataGenerator,
     GeneratorEntry,
+    NumberFormat,
     ProgressEvent,
-    QuantizedLayer,
+    QuantizedTensor,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class Identity(Calibrator):
         return prepared
 
     def describe(self, _converted: nn.Module) -> Coverage:
-        return Coverage((QuantizedLayer("stem", "Conv2d", "int8", "uint8"),), (("pool", "no kernel"),))
+        int8 = NumberFormat(8, signed=True, symmetric=True, per_channel=False, stored_bits=8)
+        return Coverage((QuantizedTensor("stem", "Conv2d", "weight", int8),), (("pool", "no kernel"),))
 
     def export(self, converted: nn.Module, _spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         path.mkdir(parents=True, exist_ok=True)

@@ -10,13 +10,14 @@ from torch import nn
 
 import dfq_plugins
 from dfq_plugins.quality.fidelity import as_float, decibels, layer_fidelity
-from dfq_plugins.types import Coverage, InputSpec, QuantizedLayer
+from dfq_plugins.types import Coverage, InputSpec, NumberFormat, QuantizedTensor
 
 SPEC = InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), 4)
 
 
 def coverage(*names: str) -> Coverage:
-    return Coverage(tuple(QuantizedLayer(name, "Linear", "int8", "int8") for name in names))
+    int8 = NumberFormat(8, signed=True, symmetric=True, per_channel=False, stored_bits=8)
+    return Coverage(tuple(QuantizedTensor(name, "Linear", "weight", int8) for name in names))
 
 
 class Chain(nn.Module):

@@ -70,7 +70,7 @@ def test_the_record_tells_everything(run: Callable[..., FinetuneRun], tmp_path: 
     assert result.history[0].agreement == pytest.approx(result.agreement_before)
     assert max(point.held_out_loss for point in result.history) == result.history[0].held_out_loss
     assert result.agreement >= result.agreement_before
-    assert result.coverage.quantized[0].weight == "coarse"
+    assert result.coverage.quantized[0].format.bits == 2
     assert [artifact.path for artifact in result.artifacts] == [tmp_path / "out" / "model.bin"]
     assert [event.stage for event in events] == ["calibrate"] + ["finetune"] * 12
 

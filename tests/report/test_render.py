@@ -17,7 +17,7 @@ from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.report import plots, sections
 from dfq_plugins.report.content import Facts, LayerPlot, Samples, Section, Table
 from dfq_plugins.report.render import Report, render_html, render_report
-from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, QuantizedLayer
+from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, NumberFormat, QuantizedTensor
 
 GRAY = InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0), 10)
 VOID = {"meta", "img", "br", "link", "input"}
@@ -70,7 +70,8 @@ def report() -> Report:
         highlighted=(1,),
     )
     plot = LayerPlot(("input", "a$x$_b", "c.1"), (("real", (1e-3, 0.0, 0.1)), ("bns", (0.01, float("nan"), 1))), "KL")
-    coverage = Coverage((QuantizedLayer("conv", "Conv2d", "int8", None),), (("pool", "no kernel"),))
+    int8 = NumberFormat(8, signed=True, symmetric=True, per_channel=False, stored_bits=8)
+    coverage = Coverage((QuantizedTensor("conv", "Conv2d", "weight", int8),), (("pool", "no kernel"),))
     artifact = Artifact(Path("out/w8a8/model.onnx"), "QCDQ", 2048, (Check("onnxruntime", "top-1 agreement 100 %"),))
     parts = (
         Section("Result & cost", ("Read this.",), (table,)),

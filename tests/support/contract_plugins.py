@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from dfq_plugins.demo.network import DIGITS_SPEC
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.model_state import untouched
+from dfq_plugins.quantization.batches import checked_batches
+from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
 from dfq_plugins.types import (
     Artifact,
     Batch,
@@ -20,8 +25,9 @@ from dfq_plugins.types import (
     DataGenerator,
     InputSpec,
     LearningGenerator,
+    NumberFormat,
     ProgressEvent,
-    QuantizedLayer,
+    QuantizedTensor,
     Recipe,
 )
 
@@ -203,26 +209,28 @@ class Rounding(Calibrator):
             raise UsageError(f"Only w8a8 without training is there, got {recipe}. Choose w8a8.")
         prepared: Any = copy.deepcopy(model)
         prepared.classifier = RoundedLinear(prepared.classifier)
-        prepared.shape = spec.shape
+        attach_state(prepared, spec)
         return prepared  # type: ignore[no-any-return]
 
     def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
+        spec = state_of(prepared, InputSpec, calibrator="rounding")
         prepared.classifier.observing = True
-        for batch in batches:
-            if tuple(batch.shape[1:]) != prepared.shape or not bool(batch.isfinite().all()):
-                raise DataError("A batch of another shape, or not finite. Give others.")
+        for batch in checked_batches(batches, spec):
             prepared(batch)
         prepared.classifier.observing = False
 
     def convert(self, prepared: Any) -> nn.Module:
+        state_of(prepared, InputSpec, calibrator="rounding")
         if prepared.classifier.range is None:
             raise UsageError("No data was seen. Calibrate first.")
         return prepared  # type: ignore[no-any-return]
 
     def describe(self, _converted: nn.Module) -> Coverage:
-        return Coverage((QuantizedLayer("classifier", "Linear", "float32", "int8"),))
+        int8 = NumberFormat(8, signed=True, symmetric=True, per_channel=False, stored_bits=8)
+        return Coverage((QuantizedTensor("classifier", "Linear", "weight", int8),))
 
-    def export(self, converted: Any, _spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+    def export(self, converted: Any, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        require_prepared_shape(spec, state_of(converted, InputSpec, calibrator="rounding"))
         target, temporary = path / "range.txt", path / "range.tmp"
         text = str(converted.classifier.range)
         try:
@@ -303,12 +311,41 @@ class Indexing(Rounding):
 
 class Trusting(Rounding):
     def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
-        prepared.shape = None
         prepared.classifier.observing = True
         for batch in batches:
             prepared(batch)
         prepared.classifier.observing = False
         prepared.classifier.range = prepared.classifier.range or 1.0
+
+
+class Possessive(Rounding):
+    """Keeps what belongs to a model in the calibrator."""
+
+    def __init__(self) -> None:
+        self.specs: WeakKeyDictionary[nn.Module, InputSpec] = WeakKeyDictionary()
+
+    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
+        prepared = super().prepare(model, spec, recipe, training=training)
+        self.specs[prepared] = spec
+        return prepared
+
+    def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
+        if prepared not in self.specs:
+            raise UsageError("Another calibrator prepared this model. Use that one.")
+        super().calibrate(prepared, batches)
+
+
+class Helpful(Rounding):
+    def calibrate(self, prepared: Any, batches: Iterable[torch.Tensor]) -> None:
+        if not isinstance(prepared.classifier, RoundedLinear):
+            prepared.classifier = RoundedLinear(prepared.classifier)
+            attach_state(prepared, DIGITS_SPEC)
+        super().calibrate(prepared, batches)
+
+
+class Indifferent(Rounding):
+    def export(self, converted: Any, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        return super().export(converted, state_of(converted, type(spec), calibrator="rounding"), path)
 
 
 class Optimistic(Rounding):
@@ -330,8 +367,8 @@ class Untrainable(Rounding):
 
 class Inventing(Rounding):
     def describe(self, converted: nn.Module) -> Coverage:
-        invented = QuantizedLayer("layer4.0.conv1", "Conv2d", "int8", "int8")
-        return Coverage((*super().describe(converted).quantized, invented))
+        (own,) = super().describe(converted).quantized
+        return Coverage((own, replace(own, name="layer4.0.conv1")))
 
 
 class Untidy(Rounding):
@@ -354,6 +391,10 @@ class HalfWriting(Rounding):
 
 
 BROKEN_CALIBRATORS: list[tuple[type[Rounding], str]] = [
+    (Possessive, "test_another_calibrator_object_continues"),
+    (Possessive, "test_deep_copies_work_in_the_later_steps"),
+    (Helpful, "test_a_model_from_elsewhere_is_a_usage_error"),
+    (Indifferent, "test_another_input_shape_is_not_exported"),
     (Anything, "test_an_unsupported_recipe_is_a_usage_error"),
     (ListOfArtifacts, "test_each_step_returns_what_the_next_one_takes"),
     (InPlace, "test_the_callers_model_stays_as_it_is"),

@@ -21,7 +21,8 @@ from dfq_plugins.types import (
     LearningGenerator,
     LearningGeneratorEntry,
     NoOptions,
-    QuantizedLayer,
+    NumberFormat,
+    QuantizedTensor,
     Recipe,
 )
 
@@ -62,7 +63,8 @@ class Coarse(Calibrator):
         return prepared
 
     def describe(self, _converted: nn.Module) -> Coverage:
-        return Coverage((QuantizedLayer("stem", "Conv2d", "coarse", None),))
+        coarse = NumberFormat(2, signed=True, symmetric=True, per_channel=False, stored_bits=8)
+        return Coverage((QuantizedTensor("stem", "Conv2d", "weight", coarse),))
 
     def export(self, _converted: nn.Module, _spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         path.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,8 @@ from dfq_plugins.types import (
     GeneratorEntry,
     InputSpec,
     NoOptions,
-    QuantizedLayer,
+    NumberFormat,
+    QuantizedTensor,
     Recipe,
 )
 
@@ -129,7 +130,8 @@ class Recorder(Calibrator):
         return prepared
 
     def describe(self, _converted: nn.Module) -> Coverage:
-        return Coverage((QuantizedLayer("stem", "Conv2d", "int8", "int8"),), (("linear", "not supported"),))
+        int8 = NumberFormat(8, signed=True, symmetric=True, per_channel=False, stored_bits=8)
+        return Coverage((QuantizedTensor("stem", "Conv2d", "weight", int8),), (("linear", "not supported"),))
 
     def export(self, _converted: nn.Module, _spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         path.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,10 @@ from dfq_brevitas.calibrator import BrevitasCalibrator
 from dfq_brevitas.export import run_qonnx
 from dfq_brevitas.framework import BinaryQuant, SignedBinaryWeightPerTensorConst, quant_nn
 from dfq_brevitas.graph import end_layers, float_graph
+from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
-from dfq_brevitas.quiet import framework_notices_silenced
+from dfq_plugins.quantization.formats import format_in_words
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
 
 if TYPE_CHECKING:
@@ -73,8 +75,8 @@ def test_the_first_and_the_last_layer_stay_in_float(student: Any, tiny_network: 
     assert (type(student.stem), type(student.linear)) == (nn.Conv2d, nn.Linear)
     assert torch.equal(student.linear.weight, tiny_network.linear.weight)  # type: ignore[union-attr]
     coverage = BrevitasCalibrator().describe(student)
-    assert [(row.name, row.weight, row.activation) for row in coverage.quantized] == [
-        ("conv", "binary, -d or +d per channel", None)
+    assert [(tensor.name, tensor.role, format_in_words(tensor.format)) for tensor in coverage.quantized] == [
+        ("conv", "weight", "binary per channel")
     ]
     told = dict(coverage.unquantized)
     assert told["stem"] == "Conv2d: the first and the last layer keep float weights"
@@ -109,7 +111,7 @@ def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module) -
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return self.classifier(self.middle(self.first(inputs)).mean((2, 3)))
 
-    with framework_notices_silenced():
+    with silenced(NOTICES):
         assert end_layers(float_graph(Backwards().eval(), BrevitasOptions(), merge_batch_norm=True)) == (
             "first",
             "classifier",

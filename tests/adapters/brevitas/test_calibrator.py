@@ -16,6 +16,7 @@ from dfq_brevitas.framework import quant_nn, quantization_status_manager
 from dfq_brevitas.graph import Dequantize
 from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.options import BrevitasOptions
+from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.types import InputSpec, Recipe
 
 if TYPE_CHECKING:
@@ -69,22 +70,23 @@ def test_widths_are_read_back_from_the_quantizers(
     activation_bits: int,
 ) -> None:
     converted = quantize(tiny_network, tiny_spec, tiny_batches, recipe)
-    rows = {row.name: row for row in BrevitasCalibrator().describe(converted).quantized}
+    coverage = BrevitasCalibrator().describe(converted)
     for name, layer in weight_layers(converted).items():
-        assert rows[name].weight == f"int{weight_bits} per channel, symmetric"
+        assert format_in_words(coverage.format_of(name, "weight")) == f"int{weight_bits} per channel, symmetric"
         assert int(layer.weight_quant.bit_width()) == weight_bits
-    assert rows["conv"].activation == f"uint{activation_bits} per tensor, symmetric"
-    assert rows["stem"].activation == "int8 per tensor, symmetric"
-    additions = [row for row in rows.values() if "addition" in row.kind]
-    assert [row.activation for row in additions] == ["int8 per tensor, symmetric"]
+    assert format_in_words(coverage.format_of("conv", "input")) == f"uint{activation_bits} per tensor, symmetric"
+    assert format_in_words(coverage.format_of("stem", "input")) == "int8 per tensor, symmetric"
+    additions = [row for row in coverage.quantized if "addition" in row.kind]
+    assert [format_in_words(tensor.format) for tensor in additions] == ["int8 per tensor, symmetric"]
 
 
 def test_input_and_additions_may_be_as_narrow_as_all_others(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
     converted = quantize(tiny_network, tiny_spec, tiny_batches, "w2a3", input_bits=3, addition_bits=3)
-    rows = {row.name: row for row in BrevitasCalibrator().describe(converted).quantized}
-    assert rows["stem"].activation == rows["add_quant"].activation == "int3 per tensor, symmetric"
+    coverage = BrevitasCalibrator().describe(converted)
+    forms = coverage.format_of("stem", "input"), coverage.format_of("add_quant", "activation")
+    assert [format_in_words(form) for form in forms] == ["int3 per tensor, symmetric"] * 2
 
 
 @pytest.mark.parametrize(("narrow", "lowest"), [(False, -8), (True, -7)])
@@ -176,8 +178,11 @@ def test_the_input_has_a_width_of_its_own(
     assert own.is_signed == (lowest < 0)
     assert own.scale().item() * levels == pytest.approx(widest)
     assert int(converted.relu1.act_quant.bit_width()) == 4
-    formats = {layer.name: layer.activation for layer in BrevitasCalibrator().describe(converted).quantized}
-    assert "int8" in str(formats["inputs_quant"])
+    form = BrevitasCalibrator().describe(converted).format_of("inputs_quant", "activation")
+    assert form is not None
+    assert form.bits == 8
+    assert form.range is not None
+    assert form.range[1] == pytest.approx(own.scale().item() * (255 if lowest >= 0 else 127))
 
 
 def test_both_branches_of_an_addition_share_one_scale(
@@ -249,8 +254,8 @@ def test_pooled_input_of_the_classifier_is_unsigned(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
     converted = quantize(tiny_network, tiny_spec, tiny_batches, "w4a4")
-    rows = {row.name: row for row in BrevitasCalibrator().describe(converted).quantized}
-    assert rows["linear"].activation == "uint4 per tensor, symmetric"
+    coverage = BrevitasCalibrator().describe(converted)
+    assert format_in_words(coverage.format_of("linear", "input")) == "uint4 per tensor, symmetric"
 
 
 def test_logits_keep_the_accumulators_precision(
@@ -336,8 +341,8 @@ def test_every_option_leaves_a_working_network(
         expected, got = tiny_network(tiny_batches[0]), converted(tiny_batches[0])
     assert (expected - got).abs().mean() < 0.1 * expected.abs().max()
     granularity = "channel" if options.get("per_channel", True) else "tensor"
-    rows = {row.name: row for row in BrevitasCalibrator().describe(converted).quantized}
-    assert rows["conv"].weight == f"int8 per {granularity}, symmetric"
+    coverage = BrevitasCalibrator().describe(converted)
+    assert format_in_words(coverage.format_of("conv", "weight")) == f"int8 per {granularity}, symmetric"
     assert converted.conv.bias_quant.is_quant_enabled == options.get("quantize_bias", True)
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
-from dfq_brevitas.quiet import framework_notices_silenced
 from dfq_plugins.host.registry import build_registry
+from dfq_plugins.quantization.notices import silenced
 from places import DOCS
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) == 7
     names: dict[str, Any] = {}
-    with framework_notices_silenced():  # in a flow of their own, users see the framework's notices
+    with silenced(NOTICES):  # in a flow of their own, users see the framework's notices
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102  (the page's own examples)
     run, data, network = names["run"], names["data"], names["network"]

@@ -14,9 +14,12 @@ from torch import nn
 
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.host.registry import build_registry
-from dfq_plugins.types import InputSpec, Recipe
+from dfq_plugins.quantization.formats import format_in_words
+from dfq_plugins.quantization.notices import silenced
+from dfq_plugins.types import InputSpec, NumberFormat, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
-from dfq_pytorch_quantization.framework import calib, quant_modules, quant_nn, quiet, without_cuda
+from dfq_pytorch_quantization.framework import calib, quant_modules, quant_nn, without_cuda
+from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.observers import MAX_BINS, HistogramObserver
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 
@@ -387,9 +390,10 @@ def test_what_cannot_be_quantized_stays_in_float_and_is_named() -> None:
     prepared = calibrator.prepare(Mixed().eval(), InputSpec((3, 8, 8)), Recipe(8, 8), training=False)
     calibrator.calibrate(prepared, [torch.randn(4, 3, 8, 8)])
     coverage = calibrator.describe(calibrator.convert(prepared))
-    assert [(layer.name, layer.kind) for layer in coverage.quantized] == [
-        ("plain", "QuantConv2d"),
-        ("pool", "QuantAdaptiveAvgPool2d"),
+    assert [(tensor.name, tensor.kind, tensor.role) for tensor in coverage.quantized] == [
+        ("plain", "QuantConv2d", "weight"),
+        ("plain", "QuantConv2d", "input"),
+        ("pool", "QuantAdaptiveAvgPool2d", "input"),
     ]
     reasons = dict(coverage.unquantized)
     assert "subclass with methods of its own" in reasons["derived"]
@@ -412,12 +416,13 @@ def test_coverage_says_the_number_formats(
 ) -> None:
     calibrator = PytorchQuantizationCalibrator(PytorchQuantizationOptions(activations="max"))
     prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(3, 4), training=False)
-    assert calibrator.describe(prepared).quantized[1].activation == "int4, not calibrated"
+    uncalibrated = calibrator.describe(prepared).format_of("conv", "input")
+    assert uncalibrated == NumberFormat(4, signed=True, symmetric=True, per_channel=False, stored_bits=8)
     calibrator.calibrate(prepared, tiny_batches)
-    first, second, _ = calibrator.describe(prepared).quantized
-    assert first.activation == "int8 per tensor, amax 2"
-    assert (first.weight or "").startswith("int3 per channel, amax 0.")
-    assert (second.activation or "").startswith("uint4 per tensor, amax ")
+    coverage = calibrator.describe(prepared)
+    words = [format_in_words(tensor.format, with_range=True) for tensor in coverage.quantized[:4]]
+    assert words[:2] == ["int3 in int8 per channel, symmetric", "int8 per tensor, symmetric, -2 to 2"]
+    assert words[3].startswith("uint4 in uint8 per tensor, symmetric, 0 to ")
 
 
 def test_a_layer_that_sees_zeros_alone_and_empty_channels_are_calibrated() -> None:
@@ -470,7 +475,7 @@ def test_cuda_is_only_redirected_inside_the_context() -> None:
 
 def test_the_frameworks_messages_are_silenced_for_a_while_only(caplog: pytest.LogCaptureFixture) -> None:
     quantizer = quant_nn.TensorQuantizer()
-    with quiet():
+    with silenced(NOTICES, logger=LOGGER):
         quantizer.disable_calib()
     assert not caplog.records
     quantizer.disable_calib()

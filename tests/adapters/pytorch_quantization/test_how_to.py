@@ -10,8 +10,10 @@ from torch import nn
 
 import dfq_plugins
 from dfq_plugins import InputSpec, Recipe, synthesize
+from dfq_plugins.quantization.notices import silenced
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
-from dfq_pytorch_quantization.framework import quant_nn, quiet
+from dfq_pytorch_quantization.framework import quant_nn
+from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from places import DOCS
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def run_example(heading: str) -> dict[str, Any]:
     assert block is not None
     assert block[1].count(SYNTHESIZE) == 1
     names: dict[str, Any] = {}
-    with quiet():
+    with silenced(NOTICES, logger=LOGGER):
         exec(block[1].replace(SYNTHESIZE, 'num_samples=96, generator="gaussian"'), names)  # noqa: S102  (our own page)
     return names
 
@@ -60,7 +62,7 @@ def test_own_training_loop(tiny_network: nn.Module, tiny_spec: InputSpec) -> Non
     inputs = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
     calibrator = PytorchQuantizationCalibrator()
     model = calibrator.prepare(tiny_network, tiny_spec, Recipe(4, 4), training=True)
-    with quiet():
+    with silenced(NOTICES, logger=LOGGER):
         calibrator.calibrate(model, [inputs])
     section = PAGE.read_text(encoding="utf-8").split("## Fine-tune\n")[1]
     block = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[1]

@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +24,12 @@ from torch.fx import Interpreter
 import dfq_plugins as dfq
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.host.registry import build_registry
-from dfq_plugins.types import InputSpec, QuantizedLayer, Recipe
+from dfq_plugins.quantization.formats import format_in_words
+from dfq_plugins.quantization.notices import silenced
+from dfq_plugins.types import InputSpec, NumberFormat, QuantizedTensor, Recipe
 from dfq_torch_ao.calibrator import TorchAoCalibrator
 from dfq_torch_ao.engines import reduces_range
+from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
 
 if TYPE_CHECKING:
@@ -415,7 +419,7 @@ class TestUntraceable:
     def test_the_way_round_works(self, tiny_batches: list[torch.Tensor]) -> None:
         converted = quantize(Gated().eval(), InputSpec((3, 8, 8)), tiny_batches, non_traceable=("gate",))
         coverage = TorchAoCalibrator().describe(converted)
-        assert [layer.name for layer in coverage.quantized] == ["conv", "last"]
+        assert coverage.layers == ("conv", "last")
         assert coverage.unquantized == (("gate", "left out by the option non_traceable"),)
 
     def test_a_line_of_the_model_itself(self) -> None:
@@ -489,37 +493,46 @@ class TestCoverage:
         # The whole range on every processor: without VNNI this engine would leave activations seven bits.
         converted = quantize(tiny_network, tiny_spec, tiny_batches, engine="onednn", reduce_range=False)
         coverage = TorchAoCalibrator().describe(converted)
-        int8, uint8 = "int8 per channel, symmetric", "uint8 per tensor"
-        assert coverage.quantized == (
-            QuantizedLayer("stem", "quantized.ConvReLU2d", int8, uint8),
-            QuantizedLayer("conv", "quantized.Conv2d", int8, uint8),
-            QuantizedLayer("add_relu", "add_relu", "no weight", uint8),
-            QuantizedLayer("mean", "mean", "no weight", uint8),
-            QuantizedLayer("linear", "quantized.Linear", int8, uint8),
-        )
+        int8 = NumberFormat(8, signed=True, symmetric=True, per_channel=True, stored_bits=8)
+        uint8 = NumberFormat(8, signed=False, symmetric=False, per_channel=False, stored_bits=8)
+        assert [replace(tensor, format=replace(tensor.format, range=None)) for tensor in coverage.quantized] == [
+            QuantizedTensor("stem", "quantized.ConvReLU2d", "weight", int8),
+            QuantizedTensor("stem", "quantized.ConvReLU2d", "input", uint8),
+            QuantizedTensor("conv", "quantized.Conv2d", "weight", int8),
+            QuantizedTensor("conv", "quantized.Conv2d", "input", uint8),
+            QuantizedTensor("add_relu", "add_relu", "input", uint8),
+            QuantizedTensor("mean", "mean", "input", uint8),
+            QuantizedTensor("linear", "quantized.Linear", "weight", int8),
+            QuantizedTensor("linear", "quantized.Linear", "input", uint8),
+        ]
+        ranges = {tensor.name: tensor.format.range for tensor in coverage.quantized if tensor.role == "input"}
+        low, high = ranges["stem"] or (0, 0)
+        assert (low, high) == pytest.approx(tiny_spec.input_range, abs=(high - low) / 255)
+        assert ranges["add_relu"] is None  # its inputs have different ones
         assert coverage.unquantized == ()
 
     def test_formats_are_those_of_the_recipe(
         self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
     ) -> None:
         low = quantize(tiny_network, tiny_spec, tiny_batches, Recipe(4, 3), per_channel=False)
-        rows = TorchAoCalibrator().describe(low).quantized
-        assert [row.name for row in rows] == ["stem", "conv", "add_relu", "linear"]
-        assert (rows[0].weight, rows[0].activation) == (
+        coverage = TorchAoCalibrator().describe(low)
+        assert coverage.layers == ("stem", "conv", "add_relu", "linear")
+        assert [format_in_words(coverage.format_of("stem", role)) for role in ("weight", "input")] == [
             "int4 in int8 per tensor, symmetric",
             "uint3 in uint8 per tensor",
-        )
+        ]
 
     def test_reduced_range_is_told(
         self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
     ) -> None:
         converted = quantize(tiny_network, tiny_spec, tiny_batches, reduce_range=True)
-        assert TorchAoCalibrator().describe(converted).quantized[0].activation == "uint7 in uint8 per tensor"
+        form = TorchAoCalibrator().describe(converted).format_of("stem", "input")
+        assert format_in_words(form) == "uint7 in uint8 per tensor"
 
     def test_float_layers_are_named_with_the_reason(self, tiny_batches: list[torch.Tensor]) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3)).eval()
         coverage = TorchAoCalibrator().describe(quantize(model, InputSpec((3, 8, 8)), tiny_batches))
-        assert [row.name for row in coverage.quantized] == ["0", "3"]
+        assert coverage.layers == ("0", "3")
         assert coverage.unquantized == (
             ("1", "torch.ao has no int8 kernel for SiLU in this place"),
             ("2", "only moves values, in float, next to quantized layers"),
@@ -547,9 +560,7 @@ class TestSideEffects:
         assert warnings.filters == filters
 
     def test_only_the_known_notices_are_silenced(self) -> None:
-        from dfq_torch_ao.quiet import framework_notices_silenced
-
-        with framework_notices_silenced():
+        with silenced(NOTICES):
             warnings.warn("torch.ao.quantization is deprecated and will be removed in 2.10.", DeprecationWarning)  # noqa: B028
             with pytest.raises(DeprecationWarning, match="something else"):
                 warnings.warn("something else is deprecated", DeprecationWarning)  # noqa: B028
@@ -586,7 +597,7 @@ class TestPlugin:
             registry=only_this_plugin(),
         )
         assert run.agreement > 0.9
-        assert len(run.coverage.quantized) == 5
+        assert len(run.coverage.layers) == 5
         assert [artifact.path.name for artifact in run.artifacts] == ["model.torchscript.pt"]
 
     @pytest.mark.parametrize("module", ["qconfig", "coverage"])

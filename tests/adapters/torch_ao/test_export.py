@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import ArtifactError, DataError
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_torch_ao.calibrator import TorchAoCalibrator
+from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
-from dfq_torch_ao.quiet import framework_notices_silenced
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,7 +160,7 @@ def test_code_that_does_not_compile_is_recorded(tiny_batches: list[torch.Tensor]
     converted = quantize(network_around(Unscriptable()), spec, tiny_batches, non_traceable=("1",))
     (artifact,) = TorchAoCalibrator().export(converted, spec, tmp_path)
     assert artifact.checks[0].detail.startswith("torch.jit.trace, for")
-    with framework_notices_silenced():
+    with silenced(NOTICES):
         loaded = torch.jit.load(artifact.path)
     assert torch.equal(loaded(tiny_batches[0]), converted(tiny_batches[0]))
 

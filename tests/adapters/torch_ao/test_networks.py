@@ -51,7 +51,7 @@ def test_resnet20(networks: ModuleType, recipe: str, largest_drop: float) -> Non
     converted = quantize(model, RESNET_SPEC, networks.load_split("cifar10_train4096", RESNET)[0][:128], recipe)
     inputs, labels = (part[:500] for part in networks.load_split("cifar10_test", RESNET))
     assert accuracy(model, inputs, labels) - accuracy(converted, inputs, labels) < largest_drop
-    assert len(TorchAoCalibrator().describe(converted).quantized) == (30 if recipe.endswith("a8") else 29)
+    assert len(TorchAoCalibrator().describe(converted).layers) == (30 if recipe.endswith("a8") else 29)
 
 
 def test_dscnn(networks: ModuleType) -> None:

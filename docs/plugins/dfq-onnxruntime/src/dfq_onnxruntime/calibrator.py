@@ -14,7 +14,8 @@ from dfq_onnxruntime.coverage import read_coverage
 from dfq_onnxruntime.model import OnnxModel, export_float
 from dfq_onnxruntime.plugin import OnnxRuntimeOptions
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
-from dfq_plugins.types import Artifact, Calibrator, Check, Coverage, InputSpec, Recipe, check_batch
+from dfq_plugins.quantization.prepared import require_prepared_shape
+from dfq_plugins.types import Artifact, Calibrator, Check, Coverage, InputSpec, Recipe
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -35,7 +36,7 @@ class OnnxRuntimeCalibrator(Calibrator):
         return OnnxModel(export_float(model, spec), spec)
 
     def calibrate(self, prepared: OnnxModel, batches: Iterable[Tensor]) -> None:
-        reader = BatchReader(batches, prepared.spec)
+        reader = BatchReader(batches, require_own(prepared).spec)
         with tempfile.TemporaryDirectory() as folder:
             optimized, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
             quant_pre_process(onnx.load_from_string(prepared.program), optimized, skip_symbolic_shape=True)
@@ -55,7 +56,7 @@ class OnnxRuntimeCalibrator(Calibrator):
         prepared.samples = reader.first
 
     def convert(self, prepared: OnnxModel) -> OnnxModel:
-        if prepared.quantized is None:
+        if require_own(prepared).quantized is None:
             raise UsageError("There are no ranges yet. Call calibrate() before convert().")
         converted = OnnxModel(prepared.quantized, prepared.spec)
         converted.samples = prepared.samples
@@ -65,6 +66,7 @@ class OnnxRuntimeCalibrator(Calibrator):
         return read_coverage(converted.program)
 
     def export(self, converted: OnnxModel, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+        require_prepared_shape(spec, require_own(converted).spec)
         target, partial = path / "model_int8.onnx", path / ".model_int8.onnx.partial"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -78,6 +80,12 @@ class OnnxRuntimeCalibrator(Calibrator):
         return (Artifact(target, "ONNX, QuantizeLinear/DequantizeLinear", target.stat().st_size, (check,)),)
 
 
+def require_own(model: nn.Module) -> OnnxModel:
+    if not isinstance(model, OnnxModel):
+        raise UsageError(f"onnxruntime works on what its own prepare() returned, got {type(model).__name__}.")
+    return model
+
+
 class BatchReader:
     """Hands batches to ONNX Runtime one by one, as its `CalibrationDataReader` does."""
 
@@ -89,9 +97,9 @@ class BatchReader:
         batch = next(self.batches, None)
         if batch is None:
             if self.first is None:
-                raise UsageError("Calibration needs at least one batch, got none. Give batches of inputs.")
+                raise DataError("Calibration needs at least one batch, got none. Give batches of inputs.")
             return None
-        check_batch(batch, self.spec)
+        self.spec.check_batch(batch)
         self.first = batch.detach().cpu().float() if self.first is None else self.first
         return {"input": batch.detach().cpu().float().numpy()}
 

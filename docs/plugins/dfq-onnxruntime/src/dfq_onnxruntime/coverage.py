@@ -1,8 +1,9 @@
 """Reads off a quantized graph which layers compute in integers."""
 
 import onnx
+from onnx import TensorProto, numpy_helper
 
-from dfq_plugins.types import Coverage, QuantizedLayer
+from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MOVES = {
@@ -19,27 +20,34 @@ MOVES = {
 
 def read_coverage(program: bytes) -> Coverage:
     graph = onnx.load_from_string(program).graph
-    dequantized = {node.output[0]: node.input[2] for node in graph.node if node.op_type == "DequantizeLinear"}
-    zero_points = {tensor.name: tensor for tensor in graph.initializer}
-
-    def number_format(tensor: str) -> str | None:
-        if tensor not in dequantized:
-            return None
-        zero_point = zero_points[dequantized[tensor]]
-        kind = onnx.TensorProto.DataType.Name(zero_point.data_type).lower()
-        return f"{kind} per {'channel' if zero_point.dims else 'tensor'}"
-
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    formats = {
+        node.output[0]: number_format(constants[node.input[1]], constants[node.input[2]])
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+    }
     quantized, floating = [], []
     for node in graph.node:
         if node.op_type in MOVES:
             continue
-        formats = [number_format(tensor) for tensor in node.input]
         name = layer_name(node.name)
-        if node.op_type in WEIGHTED and all(formats[:2]):
-            quantized.append(QuantizedLayer(name, node.op_type, formats[1], formats[0]))
-        elif not all(formats):
+        if node.op_type in WEIGHTED and all(tensor in formats for tensor in node.input[:2]):
+            for tensor, role in zip(node.input, ("input", "weight"), strict=False):
+                quantized.append(QuantizedTensor(name, node.op_type, role, formats[tensor]))
+        elif not all(tensor in formats for tensor in node.input):
             floating.append((name or node.op_type, f"{node.op_type}: ONNX Runtime leaves it in float"))
     return Coverage(tuple(quantized), tuple(floating))
+
+
+def number_format(scale: TensorProto, zero_point: TensorProto) -> NumberFormat:
+    signed = zero_point.data_type == TensorProto.INT8
+    steps, zeros = numpy_helper.to_array(scale), numpy_helper.to_array(zero_point).astype(int)
+    symmetric = not zeros.any()
+    if steps.size > 1:
+        return NumberFormat(8, signed, symmetric, per_channel=True, stored_bits=8)
+    lowest, highest = (-128, 127) if signed else (0, 255)
+    ends = ((lowest - zeros) * steps, (highest - zeros) * steps)
+    return NumberFormat(8, signed, symmetric, per_channel=False, stored_bits=8, range=(float(ends[0]), float(ends[1])))
 
 
 def layer_name(node: str) -> str:

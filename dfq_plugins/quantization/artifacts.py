@@ -1,0 +1,238 @@
+"""Artifacts: written under a temporary name, run, compared with the torch model, and only then given their name.
+
+A file that fails its check is kept as `<name>.rejected`, and costs neither the other artifacts nor the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dfq_plugins.errors import ArtifactError, DataError, DfqError
+from dfq_plugins.quantization.environment import environment_fault
+from dfq_plugins.storage.files import TEMPORARY_SUFFIX
+from dfq_plugins.types import Artifact, Check, RejectedArtifact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from torch import nn
+
+    from dfq_plugins.types import Calibrator, InputSpec
+
+REJECTED_SUFFIX = ".rejected"
+"""Ends the name of a file that failed its check."""
+
+_UNWRITABLE = frozenset(
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENOTEMPTY,
+    )
+)
+
+
+class RejectedArtifactsError(ArtifactError):
+    """An export of which at least one artifact was rejected.
+
+    Args:
+        message: what is wrong.
+        rejected: the artifacts that are not handed over.
+        artifacts: those of the same export that passed.
+    """
+
+    def __init__(
+        self, message: str, *, rejected: Iterable[RejectedArtifact], artifacts: Iterable[Artifact] = ()
+    ) -> None:
+        self.rejected, self.artifacts = tuple(rejected), tuple(artifacts)
+        super().__init__(message, faults=[fault for artifact in self.rejected for fault in artifact.faults])
+
+
+@dataclass(frozen=True)
+class ArtifactRecipe:
+    """How to make one artifact.
+
+    Args:
+        path: where it goes; the folder is created where it does not exist.
+        format: its format, for people.
+        write: writes the file under the temporary name that it is given.
+        check: runs that file, compares it with the torch model, and returns the checks that it passed. It raises an
+            `ArtifactError` with the faults where it did not.
+    """
+
+    path: Path
+    format: str
+    write: Callable[[Path], object]
+    check: Callable[[Path], tuple[Check, ...]]
+
+
+def write_artifacts(recipes: Iterable[ArtifactRecipe]) -> tuple[Artifact, ...]:
+    """Make each artifact, also where an earlier one failed.
+
+    Raises:
+        RejectedArtifactsError: at least one was rejected; the error names all of them, and those that passed.
+        DataError: the folder cannot be written.
+    """
+    passed, failed = [], []
+    for recipe in recipes:
+        try:
+            passed.append(write_artifact(recipe))
+        except RejectedArtifactsError as error:
+            failed.append(error)
+    if failed:
+        message = " ".join(map(str, failed))
+        rejected = [artifact for error in failed for artifact in error.rejected]
+        raise RejectedArtifactsError(message, rejected=rejected, artifacts=passed) from failed[0]
+    return tuple(passed)
+
+
+def write_artifact(recipe: ArtifactRecipe) -> Artifact:
+    """Write a file under a temporary name, check it, and give it its name.
+
+    An older file of that name stays as it is until the new one has passed.
+
+    Raises:
+        RejectedArtifactsError: the file cannot be written in its format, or failed its check and is now
+            `<name>.rejected`.
+        DataError: the folder cannot be written.
+    """
+    path = recipe.path
+    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        recipe.write(temporary)
+        checks = recipe.check(temporary)
+        temporary.replace(path)
+        with contextlib.suppress(OSError):
+            path.with_name(path.name + REJECTED_SUFFIX).unlink()  # of an earlier export
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            raise DataError(
+                f"{path.parent} must be a writable folder with free space: {error}. Give another folder."
+            ) from error
+        raise _rejected(recipe, temporary, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # where the folder itself is none, the first error says so
+            temporary.unlink(missing_ok=True)
+    return Artifact(path, recipe.format, path.stat().st_size, checks)
+
+
+def _rejected(recipe: ArtifactRecipe, temporary: Path, error: Exception) -> RejectedArtifactsError:
+    """Return the error that rejects a file, and keep the file where anything was written."""
+    kept = None
+    with contextlib.suppress(OSError):
+        if temporary.stat().st_size:
+            kept = temporary.replace(recipe.path.with_name(recipe.path.name + REJECTED_SUFFIX))
+    fault = environment_fault(error)
+    if fault is not None:
+        reason = f"{recipe.path.name} could not be made and checked on this machine: {fault}"
+    elif isinstance(error, DfqError):
+        reason = str(error)
+    else:
+        reason = (
+            f"This model has no {recipe.format} form that runs: {type(error).__name__}: {error}. Rewrite what it "
+            "names, or keep the converted model in Python and do without the export."
+        )
+    where = "" if kept is None else f" The file was kept as {kept.name}."
+    faults = error.faults if isinstance(error, ArtifactError) else ()
+    artifact = RejectedArtifact(recipe.path.name, recipe.format, reason, faults, kept)
+    return RejectedArtifactsError(reason + where, rejected=(artifact,))
+
+
+def export_all(
+    calibrator: Calibrator, converted: nn.Module, spec: InputSpec, folder: Path
+) -> tuple[tuple[Artifact, ...], tuple[RejectedArtifact, ...]]:
+    """Export a quantized model without ever losing it: return the artifacts that passed, and those that did not.
+
+    Args:
+        calibrator: the framework's calibrator.
+        converted: what its `convert` returned.
+        spec: the network's input.
+        folder: where the artifacts go.
+    """
+    try:
+        return calibrator.export(converted, spec, folder), ()
+    except RejectedArtifactsError as error:
+        return error.artifacts, error.rejected
+    except Exception as error:  # noqa: BLE001  the model may have been trained for hours
+        reason = environment_fault(error) or (
+            str(error) if isinstance(error, DfqError) else f"{type(error).__name__}: {error}"
+        )
+        faults = error.faults if isinstance(error, ArtifactError) else ()
+        return (), (RejectedArtifact("", "", reason, faults),)
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made, before any work is done for it.
+
+    Raises:
+        DataError: it is a file, or leads through one.
+    """
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise DataError(f"{folder} must be a writable folder, but {existing} is a file. Give another folder.")
+
+
+@dataclass(frozen=True)
+class OutputAgreement:
+    """How the outputs of an artifact compare with those of the torch model.
+
+    Args:
+        samples: number of samples.
+        same_class: share of samples with the same first class; None where the network is not a classifier.
+        largest: largest difference.
+        deviation: mean difference, as a share of the standard deviation of the expected outputs.
+    """
+
+    samples: int
+    same_class: float | None
+    largest: float
+    deviation: float
+
+    def __str__(self) -> str:
+        agreement = "" if self.same_class is None else f"top-1 agreement {self.same_class:.1%}, "
+        return (
+            f"{self.samples} samples: {agreement}maximum difference {self.largest:.3g}, mean "
+            f"{self.deviation:.2%} of the outputs' standard deviation"
+        )
+
+
+def compare(expected: Any, found: Any, *, classifies: bool) -> OutputAgreement:
+    """Compare outputs as users see them: by class for classifiers, and by deviation.
+
+    Args:
+        expected: output of the torch model, `(samples, ...)`: a tensor or an array.
+        found: output of the artifact.
+        classifies: whether they are the logits of classes.
+
+    Raises:
+        ArtifactError: the shapes differ.
+
+    >>> str(compare(torch.eye(4), torch.eye(4) * 0.5, classifies=True))
+    "4 samples: top-1 agreement 100.0%, maximum difference 0.5, mean 28.87% of the outputs' standard deviation"
+    """
+    first, second = torch.as_tensor(expected).float(), torch.as_tensor(found).float()
+    if first.shape != second.shape:
+        raise ArtifactError(
+            f"An artifact must return what the torch model does, {tuple(first.shape)}, but this one returns "
+            f"{tuple(second.shape)}. Please report the model.",
+            faults=(f"shape {tuple(second.shape)} instead of {tuple(first.shape)}",),
+        )
+    difference = (first - second).abs()
+    spread = max(first.std(correction=0).item(), torch.finfo(torch.float32).tiny)
+    same = None
+    if classifies and first.ndim > 1:
+        same = (first.flatten(1).argmax(1) == second.flatten(1).argmax(1)).float().mean().item()
+    return OutputAgreement(len(first), same, difference.max().item(), difference.mean().item() / spread)

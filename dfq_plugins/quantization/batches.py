@@ -1,0 +1,41 @@
+"""Calibration batches as every adapter takes them: each checked, on the model's device, and at least one of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfq_plugins.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dfq_plugins.types import InputSpec
+
+
+def checked_batches(
+    batches: Iterable[torch.Tensor], spec: InputSpec, device: torch.device | str = "cpu"
+) -> Iterator[torch.Tensor]:
+    """Yield each batch `(samples, *shape)` as float32 on `device`; empty ones are left out.
+
+    Args:
+        batches: what the user calibrates on; read once.
+        spec: the network's input.
+        device: where the network is.
+
+    Raises:
+        DataError: there is no sample, or a batch has another shape or holds NaN or infinity.
+    """
+    seen = 0
+    for batch in batches:
+        spec.check_batch(batch)
+        if len(batch):
+            seen += len(batch)
+            yield batch.to(device, torch.float32)
+    if seen == 0:
+        expected = ", ".join(map(str, ("samples", *spec.shape)))
+        raise DataError(
+            f"Calibration needs at least one batch of shape ({expected}), got none. Give batches, and note that an "
+            "iterator that was read before gives none."
+        )

@@ -1,0 +1,302 @@
+"""Compares an ONNX file with the torch model that it was exported from, quantized tensor by quantized tensor.
+
+Each stretch of the file between two quantizers is run on torch's own integers. So every integer of the file is checked,
+and a value on the edge between two levels, which may fall on either side, does not carry its difference on through the
+network. The arithmetic is exact: ONNX Runtime without its optimizations. What the whole file computes, in exact
+arithmetic and as users run it, is reported next to it and decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from dfq_plugins.quantization.integer_agreement import IntegerAgreement, compare_integers, compare_weights, merged
+from dfq_plugins.quantization.onnx_quantizers import FileQuantizer, computed, cut_at, exposed
+from dfq_plugins.quantization.onnx_runtime import exact_session, run_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import torch
+
+    Array = np.ndarray[Any, Any]
+
+BATCH = 4
+"""Samples that run at once, to bound the memory that the integers of a whole network take."""
+
+ENOUGH_INTEGERS = 20_000_000
+"""Integers after which no further batch is compared."""
+
+LARGEST_OUTPUT_DIFFERENCE = 1e-3
+"""Largest difference of an output, as a share of the largest output, when its layer starts from torch's integers."""
+
+SCALE_TOLERANCE = 1e-5
+"""Largest relative difference of two scales that count as the same: they may be computed in another order."""
+
+
+@dataclass(frozen=True)
+class TorchTensor:
+    """A tensor that the torch model quantizes, from one forward pass.
+
+    Args:
+        name: name of its quantizer.
+        values: its values before they are rounded.
+        scale: the step, which broadcasts to `values`.
+        zero_point: the integer of the value 0.
+        lowest: lowest integer.
+        highest: highest integer.
+    """
+
+    name: str
+    values: Array
+    scale: Array
+    lowest: float
+    highest: float
+    zero_point: float = 0.0
+
+    @property
+    def levels(self) -> Array:
+        """Values in steps, before they are rounded."""
+        return self.values / self.scale + np.float32(self.zero_point)
+
+    @property
+    def integers(self) -> Array:
+        """The integers that torch computes with."""
+        rounded: Array = np.clip(np.rint(self.levels), self.lowest, self.highest)
+        return rounded
+
+
+@dataclass(frozen=True)
+class TorchRun:
+    """One forward pass of the torch model.
+
+    Args:
+        outputs: its outputs.
+        activations: the tensors that it quantized, in order.
+    """
+
+    outputs: tuple[Array, ...]
+    activations: tuple[TorchTensor, ...]
+
+
+@dataclass(frozen=True)
+class OnnxAgreement:
+    """What the comparison of a file with torch found.
+
+    Args:
+        tensors: the integers of each activation, in torch's order.
+        weights: those of each layer's weight.
+        missing: names of torch's quantizers without a counterpart in the file.
+        scales: names of those whose scale in the file is another one, with both scales in words.
+        output: largest difference of the outputs, as a share of the largest output, each computed from torch's integers
+            in front of it.
+        expected: torch's first output on the samples that were compared.
+    """
+
+    tensors: tuple[IntegerAgreement, ...]
+    weights: tuple[IntegerAgreement, ...]
+    missing: tuple[str, ...]
+    scales: tuple[str, ...]
+    output: float
+    expected: Array
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that were compared."""
+        return len(self.expected)
+
+    def faults(self) -> tuple[str, ...]:
+        """Say what disagrees by more than rounding explains; empty for a sound file."""
+        found = [f"{name}: the file does not quantize it" for name in self.missing]
+        found += self.scales
+        found += [str(part) for part in (*self.weights, *self.tensors) if not part.agrees]
+        if not self.output <= LARGEST_OUTPUT_DIFFERENCE:  # NaN, too
+            found.append(f"the outputs differ by {self.output:.2%} of the largest one")
+        return tuple(found)
+
+    def __str__(self) -> str:
+        parts = (*self.tensors, *self.weights)
+        count, equal = sum(part.count for part in parts), sum(part.equal for part in parts)
+        return (
+            f"{_share(equal, count)} of {count:,} integers of {len(self.tensors)} activations and {len(self.weights)} "
+            f"weights are equal on {self.samples} samples, each layer fed the same inputs; outputs within "
+            f"{self.output:.1e} of the largest"
+        )
+
+
+def compare_file(
+    model: Any,
+    quantizers: Sequence[FileQuantizer],
+    weights: Sequence[TorchTensor],
+    run_torch: Callable[[torch.Tensor], TorchRun],
+    inputs: torch.Tensor,
+) -> OnnxAgreement:
+    """Compare a file with the torch model.
+
+    Args:
+        model: the file's `onnx.ModelProto`, in operators that ONNX Runtime has.
+        quantizers: its quantized tensors.
+        weights: the weights that the torch model quantizes.
+        run_torch: runs the torch model on a batch of `inputs`.
+        inputs: `(samples, *shape)`.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot run the file.
+    """
+    name = model.graph.input[0].name
+    outputs = [value.name for value in model.graph.output]
+    batches = batches_for(model, inputs)
+    first = next(batches)
+    expected = run_torch(first)
+    whole = _run_whole(model, quantizers, {name: first.numpy()})
+    pairs = match([q for q in quantizers if not q.constant], expected.activations, whole)
+    session = exact_session(cut_at(model, [pair for pair in pairs if pair is not None]))
+    parts: dict[int, list[IntegerAgreement]] = {}
+    differences, whole_outputs = [0.0], []
+    while True:
+        fed = {
+            pair.integers: tensor.integers.astype(onnx.helper.tensor_dtype_to_np_dtype(pair.element_type))
+            for pair, tensor in zip(pairs, expected.activations, strict=True)
+            if pair is not None
+        }
+        wanted = [*outputs, *map(computed, fed)]
+        found = dict(zip(wanted, run_session(session, {name: first.numpy(), **fed}, wanted), strict=True))
+        for index, (pair, tensor) in enumerate(zip(pairs, expected.activations, strict=True)):
+            if pair is not None:
+                part = compare_integers(
+                    tensor.name,
+                    found[computed(pair.integers)].astype(np.float32),
+                    tensor.levels,
+                    lowest=tensor.lowest,
+                    highest=tensor.highest,
+                    channel_axis=1,
+                )
+                parts.setdefault(index, []).append(part)
+        differences += [_relative(found[key], value) for key, value in zip(outputs, expected.outputs, strict=True)]
+        whole_outputs.append(expected.outputs[0])
+        following = next(batches, None)
+        if following is None or sum(part.count for group in parts.values() for part in group) >= ENOUGH_INTEGERS:
+            break
+        first = following
+        expected = run_torch(first)
+        if len(expected.activations) != len(pairs):
+            break  # a forward that depends on the values; the first batch was compared
+    compared = tuple(merged(group) for _, group in sorted(parts.items()))
+    found_weights, missing_weights = _compare_weights(weights, quantizers, whole)
+    missing = [tensor.name for tensor, pair in zip(expected.activations, pairs, strict=False) if pair is None]
+    return OnnxAgreement(
+        compared,
+        found_weights,
+        (*missing_weights, *missing),
+        tuple(_other_scales(pairs, expected.activations)),
+        float(np.max(differences)),  # NaN if any is
+        np.concatenate(whole_outputs),
+    )
+
+
+def match(
+    quantizers: Sequence[FileQuantizer], tensors: Sequence[TorchTensor], computed_alone: Mapping[str, Array]
+) -> list[FileQuantizer | None]:
+    """Find, for each tensor that torch quantizes, the quantizer of the file that does the same.
+
+    It has the same shape and scale, and of several such the one whose integers are closest. Exporters merge equal
+    quantizers of one tensor, so that one of the file may serve for several. Where none has the scale, the next one of
+    the shape that is left over is taken: its scale is then the fault.
+
+    Args:
+        quantizers: those of activations in the file, in order.
+        tensors: what torch quantized, in order.
+        computed_alone: the integers that the whole file computes on the same inputs, by name.
+    """
+    found: list[FileQuantizer | None] = []
+    for tensor in tensors:
+        fitting = [
+            quantizer
+            for quantizer in quantizers
+            if computed_alone[quantizer.integers].shape == tensor.values.shape and _same(quantizer.scale, tensor.scale)
+        ]
+        if len(fitting) > 1:
+            integers = tensor.integers
+            fitting.sort(key=lambda quantizer: -float((computed_alone[quantizer.integers] == integers).mean()))
+        found.append(fitting[0] if fitting else None)
+    taken = {quantizer.integers for quantizer in found if quantizer is not None}
+    left = [quantizer for quantizer in quantizers if quantizer.integers not in taken]
+    for index, tensor in enumerate(tensors):
+        if found[index] is None:
+            other = next((q for q in left if computed_alone[q.integers].shape == tensor.values.shape), None)
+            if other is not None:
+                left.remove(other)
+                found[index] = other
+    return found
+
+
+def _run_whole(model: Any, quantizers: Sequence[FileQuantizer], feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run the file as it is; return the integers of activations and the values of what it stores, by name."""
+    wanted = [
+        (quantizer.values, TensorProto.FLOAT) if quantizer.constant else (quantizer.integers, quantizer.element_type)
+        for quantizer in quantizers
+    ]
+    names = list(dict(wanted))
+    return dict(zip(names, run_session(exact_session(exposed(model, wanted)), feeds, names), strict=True))
+
+
+def _compare_weights(
+    weights: Sequence[TorchTensor], quantizers: Iterable[FileQuantizer], whole: Mapping[str, Array]
+) -> tuple[tuple[IntegerAgreement, ...], tuple[str, ...]]:
+    """Compare each weight with the one of its shape and scale that the file stores; return also those without one."""
+    left = [quantizer for quantizer in quantizers if quantizer.constant]
+    found: dict[str, IntegerAgreement] = {}
+    for exact in (True, False):
+        for tensor in (tensor for tensor in weights if tensor.name not in found):
+            for quantizer in left:
+                values = whole[quantizer.values]
+                if exact and not _same(quantizer.scale, tensor.scale):
+                    continue
+                aligned = next((v for v in (values, values.T) if v.shape == tensor.values.shape), None)
+                if aligned is not None:
+                    expected = (tensor.integers - tensor.zero_point) * tensor.scale
+                    found[tensor.name] = compare_weights(tensor.name, aligned, expected, tensor.scale)
+                    left.remove(quantizer)
+                    break
+    missing = tuple(tensor.name for tensor in weights if tensor.name not in found)
+    return tuple(found[tensor.name] for tensor in weights if tensor.name in found), missing
+
+
+def _other_scales(pairs: Sequence[FileQuantizer | None], tensors: Sequence[TorchTensor]) -> Iterator[str]:
+    for pair, tensor in zip(pairs, tensors, strict=False):
+        if pair is not None and not _same(pair.scale, tensor.scale):
+            scales = f"{_first(pair.scale):.6g} in the file, {_first(tensor.scale):.6g} in torch"
+            yield f"{tensor.name}: another scale, {scales}"
+
+
+def batches_for(model: Any, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield batches of the size that the file takes; of a few samples where it takes any."""
+    axis = model.graph.input[0].type.tensor_type.shape.dim[0]
+    size = axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else BATCH
+    size = min(size, len(inputs)) if not axis.HasField("dim_value") else size
+    yield from (batch for batch in torch.split(inputs, size) if len(batch) == size)
+
+
+def _same(first: Array, second: Array) -> bool:
+    one, other = np.ravel(first), np.ravel(second)
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=SCALE_TOLERANCE, atol=0))
+
+
+def _first(scale: Array) -> float:
+    return float(np.ravel(scale)[0])
+
+
+def _relative(found: Array, expected: Array) -> float:
+    if found.shape != expected.shape:
+        return float("nan")
+    largest = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
+    return float(np.abs(found.astype(np.float64) - expected).max(initial=0) / largest)
+
+
+def _share(equal: int, count: int) -> str:
+    return "100%" if equal == count else f"{min(equal / max(count, 1), 0.99999):.3%}"

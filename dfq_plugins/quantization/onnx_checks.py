@@ -1,0 +1,80 @@
+"""The checks that an ONNX file passes before it is handed over, and what is told of it next to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfq_plugins.errors import ArtifactError
+from dfq_plugins.quantization.artifacts import compare
+from dfq_plugins.quantization.onnx_agreement import batches_for, compare_file
+from dfq_plugins.quantization.onnx_runtime import default_session, exact_session, run_session
+from dfq_plugins.types import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
+    from dfq_plugins.quantization.onnx_quantizers import FileQuantizer
+
+SHOWN_FAULTS = 5
+"""Faults that an error message names; the record holds all of them."""
+
+
+def check_onnx(
+    model: Any,
+    quantizers: Sequence[FileQuantizer],
+    weights: Sequence[TorchTensor],
+    run_torch: Callable[[torch.Tensor], TorchRun],
+    inputs: torch.Tensor,
+    *,
+    classifies: bool,
+    as_users_run: bool = True,
+) -> tuple[Check, ...]:
+    """Compare a file with the torch model; see `onnx_agreement`.
+
+    Args:
+        model: the file's `onnx.ModelProto`, in operators that ONNX Runtime has.
+        quantizers: its quantized tensors.
+        weights: the weights that the torch model quantizes.
+        run_torch: runs the torch model on a batch of `inputs`.
+        inputs: `(samples, *shape)`.
+        classifies: whether the outputs are the logits of classes.
+        as_users_run: tell as well what ONNX Runtime's default session computes. It does not decide: fused kernels
+            differ from processor to processor.
+
+    Raises:
+        ArtifactError: the file cannot be run, or differs by more than rounding explains; it names each layer.
+    """
+    agreement = compare_file(model, quantizers, weights, run_torch, inputs)
+    faults = agreement.faults()
+    if faults:
+        more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+        raise ArtifactError(
+            f"The file does not compute what the torch model does: {'; '.join(faults[:SHOWN_FAULTS])}{more}. In all, "
+            f"{agreement}. Use the converted torch model, and report this.",
+            faults=faults,
+        )
+    checks = [Check("integers compared with torch's", str(agreement))]
+    program = model.SerializeToString()
+    compared = inputs[: agreement.samples]
+    sessions = [("whole file, exact arithmetic", exact_session)]
+    if as_users_run:
+        sessions.append(("whole file, ONNX Runtime's defaults on this processor, for information", default_session))
+    for name, session in sessions:
+        found = _run(model, session(program), compared)
+        checks.append(Check(name, str(compare(agreement.expected, found, classifies=classifies))))
+    return tuple(checks)
+
+
+def _run(model: Any, session: Any, inputs: torch.Tensor) -> Any:
+    """Return the first output on all inputs, also run on a single one where the file takes any number."""
+    name = model.graph.input[0].name
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
+    batches = list(batches_for(model, inputs)) if fixed else [inputs]
+    if not fixed:
+        run_session(session, {name: inputs[:1].numpy()})
+    return np.concatenate([run_session(session, {name: batch.numpy()})[0] for batch in batches])

@@ -1,0 +1,119 @@
+"""Finds the quantized tensors in an ONNX graph of standard QuantizeLinear and DequantizeLinear nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class FileQuantizer:
+    """One quantized tensor of a file.
+
+    Args:
+        integers: name of the tensor that holds its integers.
+        values: name of the tensor that holds the same values, dequantized.
+        scale: the step, one or one per channel.
+        element_type: `onnx.TensorProto` type of the integers; float where another format stores them as such.
+        constant: whether it is stored in the file, as weights and biases are.
+    """
+
+    integers: str
+    values: str
+    scale: Array
+    element_type: int
+    constant: bool
+
+
+def constants_of(graph: Any) -> dict[str, Array]:
+    """Return the initializers and constant nodes of a graph by name."""
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            value = next((item.t for item in node.attribute if item.name == "value"), None)
+            if value is not None:
+                found[node.output[0]] = numpy_helper.to_array(value)
+    return found
+
+
+def qdq_quantizers(graph: Any) -> Iterator[FileQuantizer]:
+    """Yield the tensors that DequantizeLinear nodes read, each once; a Clip of the integers may stand before them."""
+    constants = constants_of(graph)
+    producers = {name: node for node in graph.node for name in node.output}
+    seen = set()
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] in seen:
+            continue
+        seen.add(node.input[0])
+        if node.input[1] in constants:
+            kind = helper.np_dtype_to_tensor_dtype(constants[node.input[2]].dtype) if len(node.input) > 2 else None  # noqa: PLR2004
+            yield FileQuantizer(
+                node.input[0],
+                node.output[0],
+                constants[node.input[1]],
+                kind or TensorProto.UINT8,
+                _is_constant(node.input[0], constants, producers),
+            )
+
+
+def cut_at(model: Any, quantizers: Sequence[FileQuantizer]) -> bytes:
+    """Return a copy of a model in which the integers of each quantizer are an input, and an output under another name.
+
+    So each stretch between two quantizers runs on integers that are fed to it.
+    """
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    wanted = {quantizer.integers: quantizer.element_type for quantizer in quantizers}
+    for node in cut.graph.node:
+        for index, name in enumerate(node.output):
+            if name in wanted:
+                node.output[index] = computed(name)
+    for name, kind in wanted.items():
+        cut.graph.input.append(helper.make_tensor_value_info(name, kind, None))
+        cut.graph.output.append(helper.make_tensor_value_info(computed(name), kind, None))
+    return _serialized(cut)
+
+
+def exposed(model: Any, tensors: Sequence[tuple[str, int]]) -> bytes:
+    """Return a copy of a model with more outputs: names of tensors with their element types."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    present = {value.name for value in copied.graph.output}
+    for name, kind in dict(tensors).items():
+        if name not in present:
+            copied.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    return _serialized(copied)
+
+
+def computed(name: str) -> str:
+    """Return the name under which a cut model puts out what it computes for a tensor that it is fed."""
+    return f"{name} (computed)"
+
+
+def _serialized(model: Any) -> bytes:
+    del model.graph.value_info[:]  # stale for renamed tensors
+    data: bytes = model.SerializeToString()
+    return data
+
+
+_MOVES = frozenset(("QuantizeLinear", "Clip", "Transpose", "Identity", "Cast", "Reshape"))
+
+
+def _is_constant(tensor: str, constants: dict[str, Array], producers: dict[str, Any]) -> bool:
+    """Whether a tensor is stored in the file, or is a stored one that was quantized or moved."""
+    while tensor not in constants:
+        node = producers.get(tensor)
+        if node is None or node.op_type not in _MOVES:
+            return False
+        tensor = node.input[0]
+    return True
