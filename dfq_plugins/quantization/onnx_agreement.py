@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto
 
 from dfq_plugins.quantization.integer_agreement import IntegerAgreement, compare_integers, compare_weights, merged
@@ -21,8 +22,6 @@ from dfq_plugins.quantization.onnx_runtime import exact_session, run_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    import torch
 
     Array = np.ndarray[Any, Any]
 
