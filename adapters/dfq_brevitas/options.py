@@ -11,6 +11,7 @@ WeightScale = Literal["mse", "max"]
 ActivationScale = Literal["mse", "percentile", "max"]
 FirstAndLast = Literal["quantized", "float"]
 BiasCorrection = Literal["network", "layer", "none"]
+Target = Literal["generic", "finn"]
 
 _PERCENTILES = ((4, 99.75), (6, 99.9))
 _WIDE_PERCENTILE = 100.0
@@ -25,6 +26,19 @@ class BrevitasOptions:
     The defaults are the ones that won on a CIFAR-10 ResNet-20, see docs/how-to/brevitas.md.
     """
 
+    target: Target = field(
+        default="generic",
+        metadata={
+            "help": "what the QONNX file is for: finn keeps to the operators and quantizers that FINN can convert, and "
+            "checks the file by FINN's rules"
+        },
+    )
+    power_of_two_scales: bool = field(
+        default=False,
+        metadata={
+            "help": "round the scales of weights and activations up to powers of two, so that rescaling is a shift"
+        },
+    )
     weight_scale: WeightScale = field(
         default="max",
         metadata={"help": "weight scales from the largest weight (max) or from the smallest squared error (mse)"},
