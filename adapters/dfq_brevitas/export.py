@@ -17,6 +17,8 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.util.cleanup import cleanup_model
 
+from dfq_brevitas.finn.check import check_finn_rules
+from dfq_brevitas.finn.file import finn_onnx, give_parameters_a_rank
 from dfq_brevitas.framework import GraphModule, export_onnx_qcdq, export_qonnx
 from dfq_brevitas.quiet import framework_notices_silenced
 from dfq_plugins.errors import ArtifactError, DataError
@@ -25,6 +27,8 @@ from dfq_plugins.types import Artifact, Check
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from dfq_brevitas.options import Target
 
     Runner = Callable[[Path, np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
@@ -39,7 +43,7 @@ _OPSET = 13  # the first with per-channel QuantizeLinear; FINN reads no later on
 
 
 def export_onnx(
-    graph: GraphModule, samples: torch.Tensor, folder: Path, *, with_qcdq: bool = True
+    graph: GraphModule, samples: torch.Tensor, folder: Path, *, with_qcdq: bool = True, target: Target = "generic"
 ) -> tuple[Artifact, ...]:
     """Write both files into `folder`, run each on `samples`, compare, and only then give it its name.
 
@@ -48,6 +52,7 @@ def export_onnx(
         samples: inputs `(samples, *shape)` to compare on.
         folder: where to write; created if it is not there.
         with_qcdq: write the QCDQ file too, which has no form for binary weights.
+        target: what the QONNX file is for; for FINN it is checked by FINN's rules as well.
 
     Raises:
         ArtifactError: a file cannot be written in its format, or does not agree with the model.
@@ -56,7 +61,8 @@ def export_onnx(
     private = copy.deepcopy(graph).cpu().eval()
     with torch.no_grad():
         expected = private(samples)
-    qonnx = _export(private, samples, expected, folder / QONNX_FILE, "QONNX", _write_qonnx, run_qonnx)
+    write, inspect = (_write_finn, check_finn_rules) if target == "finn" else (_write_qonnx, None)
+    qonnx = _export(private, samples, expected, folder / QONNX_FILE, "QONNX", write, run_qonnx, inspect)
     if not with_qcdq:
         return (qonnx,)
     qcdq = _export(private, samples, expected, folder / QCDQ_FILE, "QCDQ ONNX", _write_qcdq, run_onnx_runtime)
@@ -71,6 +77,7 @@ def _export(
     name: str,
     write: Callable[[GraphModule, torch.Tensor, Path], None],
     run: Runner,
+    inspect: Callable[[Path], Check] | None = None,
 ) -> Artifact:
     temporary = target.with_name(f".{target.name}.part")
     try:
@@ -78,6 +85,7 @@ def _export(
         temporary.touch()
         with framework_notices_silenced():
             write(copy.deepcopy(graph), samples[:1], temporary)
+            rules = () if inspect is None else (inspect(temporary),)
             check = compare_outputs(expected, torch.from_numpy(run(temporary, samples.numpy())), name)
         temporary.replace(target)
     except OSError as error:
@@ -91,7 +99,7 @@ def _export(
         ) from error
     finally:
         _remove(temporary)
-    return Artifact(target, name, target.stat().st_size, (check,))
+    return Artifact(target, name, target.stat().st_size, (check, *rules))
 
 
 def _remove(path: Path) -> None:
@@ -102,7 +110,14 @@ def _remove(path: Path) -> None:
 def _write_qonnx(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
     export_qonnx(graph, args=sample, export_path=str(path), **_settings())
     # The first step of every QONNX flow, FINN's included: constants folded, shapes inferred, nodes named.
-    cleanup_model(ModelWrapper(str(path))).save(str(path))
+    model = cleanup_model(ModelWrapper(str(path)))
+    give_parameters_a_rank(model)
+    model.save(str(path))
+
+
+def _write_finn(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
+    _write_qonnx(graph, sample, path)
+    finn_onnx(ModelWrapper(str(path))).save(str(path))
 
 
 def _write_qcdq(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
