@@ -125,7 +125,6 @@ class BrevitasCalibrator:
                 count = sum(1 for inputs in data if graph(inputs) is not None)
             graph.eval()
             if run.target == "finn":
-                release_clipping(graph)
                 share_scales(graph)
             if count == 0:
                 raise UsageError(
@@ -134,6 +133,8 @@ class BrevitasCalibrator:
             if run.spec.extremes is not None and self.options.known_input_range:
                 fix_input_range(graph, run.spec.extremes)
             self._refine(graph, data)
+        if run.target == "finn":
+            release_clipping(graph)
         if run.training:
             known = run.spec.extremes is not None and self.options.known_input_range
             take_gradients(graph, input_range_known=known)

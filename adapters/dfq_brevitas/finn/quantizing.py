@@ -71,8 +71,9 @@ def finn_quantized_graph(
 def release_clipping(graph: GraphModule) -> None:
     """Let the quantizer of each ReLU6 do its clipping, in place, because FINN knows no clipped ReLU.
 
-    Call it after calibration. The range was found behind the clipping and does not exceed 6, so that the quantized
-    values stay the same; where a shared or power-of-two scale exceeds it, the network clips at the scale's end instead.
+    Call it at the end of calibration: while biases are corrected, quantizers are switched off to run the float network,
+    which clips. The range was found behind the clipping and does not exceed 6, so that the quantized values stay the
+    same; where a shared or power-of-two scale exceeds it, the network clips at the scale's end instead.
     """
     for module in graph.modules():
         if isinstance(module, QuantReLU6):
