@@ -250,6 +250,7 @@ def test_power_of_two_scales(tmp_path: Path) -> None:
 
 def test_zero_points_of_biases_have_a_rank_for_every_target(tmp_path: Path) -> None:
     model = quantized(trained(Plain), target="generic")
+    assert exported(quantized(trained(Plain), quantize_bias=True), tmp_path).checks[1].name == CHECK_NAME
     path = export.export_onnx(model, batches()[0][:1], tmp_path, with_qcdq=False)[0].path
     wrapped, inputs = ModelWrapper(str(path)), batches()[1][:1].numpy()
     biases = [
@@ -280,7 +281,8 @@ def test_the_demo_network_and_the_report(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def good_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(ready(Residual), tmp_path_factory.mktemp("finn")).path
+    # With quantized biases, whose quantizers have rules of their own.
+    return exported(quantized(trained(Residual), quantize_bias=True), tmp_path_factory.mktemp("finn")).path
 
 
 def test_every_rule_is_planted() -> None:

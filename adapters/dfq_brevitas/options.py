@@ -112,9 +112,12 @@ class BrevitasOptions:
             "(60 + layers), because synthetic data overstate the shift, the more the deeper the network"
         },
     )
-    quantize_bias: bool = field(
-        default=True,
-        metadata={"help": "quantize biases to 32-bit integers of the accumulator's scale"},
+    quantize_bias: bool | None = field(
+        default=None,
+        metadata={
+            "help": "quantize biases to 32-bit integers of the accumulator's scale; not given: yes, but with "
+            "target=finn, which moves them into thresholds"
+        },
     )
     learned_weight_scales: bool = field(
         default=True,
@@ -164,6 +167,15 @@ class BrevitasOptions:
         [True, False]
         """
         return not (training and weight_bits == 1) if self.merge_batch_norm is None else self.merge_batch_norm
+
+    @property
+    def quantizes_bias(self) -> bool:
+        """Whether biases are quantized.
+
+        >>> BrevitasOptions().quantizes_bias, BrevitasOptions(target="finn").quantizes_bias
+        (True, False)
+        """
+        return self.target != "finn" if self.quantize_bias is None else self.quantize_bias
 
     def percentile_for(self, bits: int) -> float:
         """Return the percentile for activations of so many bits: fewer levels gain from clipping more.

@@ -95,7 +95,7 @@ def quantizer_maps(recipe: Recipe, options: BrevitasOptions, *, training: bool =
         return QuantizerMaps(
             _layers({"weight_quant": weight, "bias_quant": None, "return_quant_tensor": False}), {}, {}
         )
-    bias = scaled_int.Int32Bias if options.quantize_bias else None
+    bias = scaled_int.Int32Bias if options.quantizes_bias else None
     weight = weight_quantizer(recipe, options, follow_weights=training and not options.learned_weight_scales)
     layer = {"weight_quant": weight, "bias_quant": bias, "return_quant_tensor": False}
     signed = {"act_quant": activation_quantizer(recipe, options, signed=True), "return_quant_tensor": True}

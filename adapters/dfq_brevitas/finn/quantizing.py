@@ -34,6 +34,9 @@ def finn_quantized_graph(
     unsigned quantizer that all readers share, whatever else a layer, addition or concatenation reads has one signed
     quantizer behind its producer, and global averages have none: they sum integers.
 
+    Biases stay in float unless asked for: FINN adds them to the thresholds, and where it scales a bias that is left
+    over, at the network's end, a quantized one keeps a type that its values have no longer.
+
     Args:
         graph: what `finn_form` returned.
         recipe: widths of weights and activations.
