@@ -13,15 +13,17 @@ from dfq_plugins.checks import trial_run
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_pytorch_quantization.coverage import describe_coverage
 from dfq_pytorch_quantization.framework import quiet
-from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input
+from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input, random_inputs
 from dfq_pytorch_quantization.observers import observe, start_observing
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
+from dfq_pytorch_quantization.prebuilt import to_float_modules
 from dfq_pytorch_quantization.ranges import (
     calibrated_inputs,
     load_activation_range,
     load_weight_range,
 )
-from dfq_pytorch_quantization.swap import quantized_modules, reason_for_float, swap
+from dfq_pytorch_quantization.residual import add_residual_quantizers
+from dfq_pytorch_quantization.swap import calib_method, quantized_modules, reason_for_float, swap
 from dfq_pytorch_quantization.training import fix_ranges_after_training, learned_ranges, start_training
 
 if TYPE_CHECKING:
@@ -68,13 +70,16 @@ class PytorchQuantizationCalibrator:
             ModelError: the model has no layer that the framework can quantize, weights that are not finite, or it does
                 not take inputs of the shape of the spec.
         """
-        _require_supported(recipe)
+        _require_supported(recipe, self._options)
         with quiet():
-            prepared = swap(copy.deepcopy(model).eval(), recipe, self._options).eval()
+            prepared = swap(to_float_modules(copy.deepcopy(model).eval()), recipe, self._options).eval()
             _require_quantizable(prepared, model, self._options)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "disable_quant")
             trial_run(prepared, spec.shape)
+            if self._options.residual_quantizer:
+                sample = random_inputs(spec, count=2).to(next(prepared.parameters()))
+                prepared = add_residual_quantizers(prepared, calib_method(self._options), sample)
             on_input = layers_on_input(prepared, spec)
             for name, module in quantized_modules(prepared):
                 if name in on_input:
@@ -137,7 +142,8 @@ class PytorchQuantizationCalibrator:
         from dfq_pytorch_quantization.export import export_onnx  # noqa: PLC0415  (ONNX Runtime only when it is used)
 
         session = self._sessions.get(converted)
-        return (export_onnx(converted, spec, path, samples=session.samples if session else None),)
+        samples = session.samples if session else None
+        return (export_onnx(converted, spec, path, samples=samples, batch_size=self._options.batch_size),)
 
     def _session(self, prepared: nn.Module) -> _Session:
         session = self._sessions.get(prepared)
@@ -148,13 +154,18 @@ class PytorchQuantizationCalibrator:
         return session
 
 
-def _require_supported(recipe: Recipe) -> None:
+def _require_supported(recipe: Recipe, options: PytorchQuantizationOptions) -> None:
     for tensor, bits in (("weights", recipe.weight_bits), ("activations", recipe.activation_bits)):
         if not NARROWEST <= bits <= WIDEST:
             raise UsageError(
                 f"pytorch-quantization takes {NARROWEST} to {WIDEST} bits, got {bits} bits for {tensor} ({recipe}). "
                 "Choose e.g. w8a8 or w4a4."
             )
+    if options.unsigned is True and recipe.activation_bits == WIDEST:
+        raise UsageError(
+            f"unsigned=true needs activations of at most 7 bits, got {recipe.activation_bits} ({recipe}): TensorRT "
+            "computes in int8, which ends at 127. Use unsigned=auto."
+        )
 
 
 def _require_quantizable(prepared: nn.Module, model: nn.Module, options: PytorchQuantizationOptions) -> None:

@@ -1,81 +1,92 @@
-"""Writes a calibrated model as ONNX with QuantizeLinear and DequantizeLinear, and checks the file in ONNX Runtime."""
+"""Writes a calibrated model as ONNX with QuantizeLinear and DequantizeLinear, and checks the file."""
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
-from torch import nn
 
 from dfq_plugins.errors import ArtifactError, DataError
 from dfq_plugins.types import Artifact, Check
-from dfq_pytorch_quantization.framework import onnx_fake_quantization, quiet
+from dfq_pytorch_quantization.agreement import (
+    CHUNK,
+    compare_with_torch,
+    default_session,
+    outputs_of,
+    run_file,
+)
+from dfq_pytorch_quantization.framework import quiet
 from dfq_pytorch_quantization.inputs import random_inputs
-from dfq_pytorch_quantization.swap import quantized_modules
+from dfq_pytorch_quantization.markers import (
+    active_quantizers,
+    integer_format,
+    is_weight,
+    marked_copy,
+    quantized_weights,
+)
+from dfq_pytorch_quantization.onnx_index import DEQUANTIZE, QUANTIZE, WEIGHTED, GraphIndex
+from dfq_pytorch_quantization.qdq_graph import QdqModel, insert_pairs
+from dfq_pytorch_quantization.static_pooling import StaticAdaptivePooling
+from dfq_pytorch_quantization.tensorrt_rules import RULES, check_rules, residual_additions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from torch import nn
+
     from dfq_plugins.types import InputSpec
+    from dfq_pytorch_quantization.agreement import Agreement
+    from dfq_pytorch_quantization.qdq_graph import IntegerFormat
 
 FILE_NAME = "model_qdq.onnx"
 OPSET = 17
 CONTAINER_BITS = 8
 """Width of the integers that QuantizeLinear makes in this opset; narrower values are stored in them."""
 
+SAMPLES_COMPARED = 16
+"""Samples that the integers are compared on: millions of them in any image network."""
+
 EXPECTED_WARNINGS = (
     # dynamo=False is chosen on purpose, and calls a function of torch itself that is to go with it.
     ("You are using the legacy TorchScript-based ONNX export", ""),
     ("The feature will be removed. Please remove usage of this function", ".*torch.onnx.*"),
-    # TensorQuantizer reads its own range as a number: a constant, which is what an exported scale is to be.
-    ("Converting a tensor to a Python (boolean|number) might cause the trace", ".*pytorch_quantization.*"),
     # Strided slices of constants are left to ONNX Runtime.
     ("Constant folding - Only steps=1 can be constant folded", ".*torch.onnx.*"),
+    # The marker of a quantizer has no shape inference, and takes its input's type by itself.
+    ("The shape inference of dfq::FakeQuantize type is missing", ".*torch.onnx.*"),
 )
 """Start of the message, and module, of each warning that says nothing about the model."""
 
-LEAST_AGREEMENT = 0.80
-"""Share of samples that must have the same first class in ONNX Runtime as in torch.
 
-Differences that are allowed turn near ties: 2 classes of 32 in a sound export of a MobileNetV1 at W4A4.
-"""
-
-LARGEST_DEVIATION = 0.10
-"""Largest mean difference of outputs, as a share of their standard deviation in torch.
-
-The sums of a convolution differ in the last bits between the two, so that now and then a value falls on the other side
-of a rounding edge, and moves by one level. A sound W8A8 export of a MobileNetV1, 28 layers, deviates by 0.027.
-"""
-
-
-def export_onnx(model: nn.Module, spec: InputSpec, folder: Path, *, samples: torch.Tensor | None) -> Artifact:
-    """Export `model` into `folder`, compare the file with it on `samples`, and hand it over if they agree.
+def export_onnx(
+    model: nn.Module, spec: InputSpec, folder: Path, *, samples: torch.Tensor | None, batch_size: int | None = None
+) -> Artifact:
+    """Export `model` into `folder`, check the file, and hand it over if it is sound.
 
     Args:
         model: calibrated model.
         spec: the input of the network.
         folder: is created where it does not exist.
         samples: inputs `(N, *shape)` to compare on; random ones in the range of the spec if None.
+        batch_size: size of the batch axis in the file; None keeps it dynamic.
 
     Raises:
-        ArtifactError: the model cannot be exported, or the file does not compute what the model does; no file is left.
+        ArtifactError: the model cannot be exported, the file breaks a rule of TensorRT, or it does not compute what the
+            model does; no file is left.
         DataError: the folder cannot be written.
     """
     path, partial = folder / FILE_NAME, folder / f".{FILE_NAME}.partial"
     inputs = random_inputs(spec) if samples is None else samples
+    formats = _formats(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            _write(exportable_copy(model), inputs[:2], partial)
-            checks = (
-                _check_structure(partial, model),
-                _check_agreement(partial, model, inputs, classifies=spec.num_classes is not None),
-            )
+            _write(model, formats, inputs, partial, batch_size)
+            checks = check_file(partial, model, formats, inputs[:SAMPLES_COMPARED], spec, batch_size)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -84,60 +95,69 @@ def export_onnx(model: nn.Module, spec: InputSpec, folder: Path, *, samples: tor
     return Artifact(path, "ONNX, QuantizeLinear/DequantizeLinear", path.stat().st_size, checks)
 
 
-def exportable_copy(model: nn.Module) -> nn.Module:
-    """Return a copy on the CPU that computes the same with 8-bit quantizers, the only ones that torch.onnx exports.
-
-    A narrower quantizer becomes a clip to its own range before an 8-bit quantizer of the same step: the same levels,
-    stored in wider integers. Weights are clipped beforehand.
-    """
-    exportable = copy.deepcopy(model).cpu().eval()
-    for _, module in quantized_modules(exportable):
-        if module.input_quantizer.num_bits < CONTAINER_BITS:
-            module._input_quantizer = nn.Sequential(_clip(module.input_quantizer), _widened(module.input_quantizer))  # noqa: SLF001
-        weight_quantizer = getattr(module, "weight_quantizer", None)
-        if weight_quantizer is not None and weight_quantizer.num_bits < CONTAINER_BITS:
-            low, high = _limits(weight_quantizer)
-            module.weight.data = module.weight.data.clamp(low, high)
-            _widened(weight_quantizer)
-    return exportable
+def _formats(model: nn.Module) -> dict[str, IntegerFormat]:
+    formats = {name: integer_format(quantizer) for name, quantizer in active_quantizers(model).items()}
+    wide = [name for name, form in formats.items() if not form.fits_int8]
+    if wide:
+        raise ArtifactError(
+            f"TensorRT computes in int8, levels -128 to 127, and the quantizer {wide[0]!r} has levels "
+            f"{formats[wide[0]].lowest} "
+            f"to {formats[wide[0]].highest}. Use unsigned=auto, which makes unsigned levels below 8 bits only."
+        )
+    return formats
 
 
-def _limits(quantizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the values of the lowest and the highest level."""
-    step = quantizer.step_size
-    highest = 2 ** (quantizer.num_bits - 1 + int(quantizer.unsigned)) - 1
-    return (torch.zeros_like(step) if quantizer.unsigned else -(highest + 1) * step), highest * step
+def _write(
+    model: nn.Module, formats: Mapping[str, IntegerFormat], inputs: torch.Tensor, path: Path, batch_size: int | None
+) -> None:
+    weights = {name: weight.float().numpy() for name, weight in quantized_weights(model).items()}
+    _trace(marked_copy(model), inputs, path, batch_size)
+    exported = insert_pairs(onnx.load(path), formats, weights)
+    note_integers(exported)
+    onnx.checker.check_model(exported.proto)
+    onnx.save(exported.proto, path)
 
 
-def _clip(quantizer: Any) -> nn.Module:
-    low, high = _limits(quantizer)
-    return nn.Hardtanh(low.item(), high.item())
+INTEGERS = "dfq_integers: "
+"""Start of the metadata keys that name the tensors of each quantizer."""
 
 
-def _widened(quantizer: Any) -> nn.Module:
-    """Return the quantizer with more levels of the same step."""
-    step = quantizer.step_size
-    quantizer.num_bits = CONTAINER_BITS
-    quantizer.amax.copy_(step * (2 ** (CONTAINER_BITS - 1 + int(quantizer.unsigned)) - 1))
-    module: nn.Module = quantizer
-    return module
+def note_integers(exported: QdqModel) -> None:
+    """Write into the metadata of the file which tensors hold the integers of each quantizer."""
+    onnx.helper.set_model_props(
+        exported.proto, {f"{INTEGERS}{name}": "\n".join(tensors) for name, tensors in exported.integers.items()}
+    )
 
 
-def _write(exportable: nn.Module, inputs: torch.Tensor, path: Path) -> None:
-    example = torch.cat([inputs, inputs])[:2]  # a batch of one could be traced as a constant
+def read_file(path: Path) -> QdqModel:
+    """Read a file that `export_onnx` wrote."""
+    proto = onnx.load(path)
+    noted = {entry.key: entry.value for entry in proto.metadata_props}
+    return QdqModel(
+        proto,
+        {key.removeprefix(INTEGERS): tuple(noted[key].split("\n")) for key in noted if key.startswith(INTEGERS)},
+    )
+
+
+def _trace(marked: nn.Module, inputs: torch.Tensor, path: Path, batch_size: int | None) -> None:
+    size = batch_size or 2  # a dynamic batch of one could be traced as a constant
+    example = inputs[torch.arange(size) % len(inputs)]
+    outputs = len(outputs_of(marked, example))
+    names = ["output", *(f"output_{index}" for index in range(1, outputs))]
+    axes = {} if batch_size else {name: {0: "batch"} for name in ("input", *names)}
     try:
-        with torch.no_grad(), quiet(), onnx_fake_quantization(), warnings.catch_warnings():
+        with torch.no_grad(), quiet(), StaticAdaptivePooling(), warnings.catch_warnings():
             for message, module in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message, module=module)
             torch.onnx.export(
-                exportable,
+                marked,
                 (example,),
                 str(path),
-                dynamo=False,  # the newer exporter knows no fake quantization
+                dynamo=False,  # the newer exporter knows no markers
                 opset_version=OPSET,
                 input_names=["input"],
-                output_names=["output"],
-                dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+                output_names=names,
+                dynamic_axes=axes,
             )
     except OSError:
         raise
@@ -148,69 +168,143 @@ def _write(exportable: nn.Module, inputs: torch.Tensor, path: Path) -> None:
         ) from error
 
 
-def _check_structure(path: Path, model: nn.Module) -> Check:
-    """Require a pair of nodes for every quantizer of `model`."""
-    graph = onnx.load(path)
-    onnx.checker.check_model(graph)
-    kinds = [node.op_type for node in graph.graph.node]
-    pairs, expected = kinds.count("QuantizeLinear"), len(_active_quantizers(model))
-    if pairs < expected or kinds.count("DequantizeLinear") != pairs:
+def check_file(
+    path: Path,
+    model: nn.Module,
+    formats: Mapping[str, IntegerFormat],
+    inputs: torch.Tensor,
+    spec: InputSpec,
+    batch_size: int | None = None,
+) -> tuple[Check, ...]:
+    """Check a file against the torch model and against TensorRT's rules.
+
+    Raises:
+        ArtifactError: a check fails.
+    """
+    exported = read_file(path)
+    structure, rules = _check_structure(exported, model, batch_size), _check_rules(exported)
+    chunk = batch_size or min(CHUNK, len(inputs))
+    agreement = compare_with_torch(exported, model, formats, inputs, chunk=chunk)
+    integers = _check_integers(agreement)
+    classifies = spec.num_classes is not None
+    default = _check_default_session(path, agreement.expected, inputs, batch_size, classifies=classifies)
+    return structure, rules, integers, default
+
+
+def _check_structure(exported: QdqModel, model: nn.Module, batch_size: int | None) -> Check:
+    """Require that what every quantized layer reads arrives from a DequantizeLinear."""
+    quantizers = active_quantizers(model)
+    fed = float_inputs(exported, list(quantizers))
+    if fed:
         raise ArtifactError(
-            f"The exported model has {pairs} QuantizeLinear nodes for {expected} quantizers; a part of it would run in "
-            "float. It was removed."
+            f"A part of the exported model would run in float: {'; '.join(fed)}. The file was removed; use the torch "
+            "model, and report this."
         )
-    stored = sorted({q.num_bits for q in _active_quantizers(model) if q.num_bits < CONTAINER_BITS})
-    note = f"; {' and '.join(map(str, stored))}-bit levels are stored in 8-bit integers" if stored else ""
-    return Check("structure", f"{pairs} pairs of QuantizeLinear and DequantizeLinear for {expected} quantizers{note}")
-
-
-def _active_quantizers(model: nn.Module) -> list[Any]:
-    both = (q for _, m in quantized_modules(model) for q in (m.input_quantizer, getattr(m, "weight_quantizer", None)))
-    return [quantizer for quantizer in both if quantizer is not None and not quantizer._disabled]  # noqa: SLF001
-
-
-def _check_agreement(path: Path, model: nn.Module, inputs: torch.Tensor, *, classifies: bool) -> Check:
-    """Require that ONNX Runtime computes what `model` does, one sample and all of them at once."""
-    expected = _torch_output(model, inputs)
-    outputs = _onnx_output(path, inputs)
-    shapes = (outputs.shape, _onnx_output(path, inputs[:1]).shape)
-    if shapes != (expected.shape, expected[:1].shape):
-        raise ArtifactError(
-            f"The exported model gives outputs of the shapes {shapes} for {len(inputs)} samples and for one, "
-            f"where torch gives {expected.shape}. The file was removed; look for sizes that the model's forward takes "
-            "as constants."
-        )
-    difference = np.abs(outputs - expected)
-    deviation = float(difference.mean() / max(float(expected.std()), np.finfo(np.float32).tiny))
-    agreement = float((outputs.argmax(1) == expected.argmax(1)).mean()) if classifies else 1.0
-    figures = (
-        f"{f'same class for {agreement:.1%} of ' if classifies else ''}{len(inputs)} samples, largest difference "
-        f"{difference.max():.3g}, mean {difference.mean():.3g} ({deviation:.2%} of the outputs' standard deviation)"
+    kinds = [node.op_type for node in exported.proto.graph.node]
+    stored = sorted({q.num_bits for q in quantizers.values() if q.num_bits < CONTAINER_BITS})
+    note = f"; {' and '.join(map(str, stored))}-bit levels are stored in int8" if stored else ""
+    batch = f"a batch of {batch_size}" if batch_size else "a batch of any size"
+    return Check(
+        "structure",
+        f"{kinds.count(QUANTIZE)} pairs of {QUANTIZE} and {DEQUANTIZE} feed {len(quantizers)} quantized inputs and "
+        f"weights{note}; opset {OPSET}, {batch}",
     )
-    if not (agreement >= LEAST_AGREEMENT and deviation <= LARGEST_DEVIATION):
+
+
+def float_inputs(exported: QdqModel, quantizers: list[str]) -> list[str]:
+    """Say which quantized inputs and weights arrive in float, by what the layers read and not by the number of pairs.
+
+    Two quantizers of one tensor with one range are one pair, which feeds both layers.
+
+    Args:
+        exported: the model of a file.
+        quantizers: the active quantizers of the torch model.
+    """
+    index = GraphIndex(exported.proto.graph)
+    found = []
+    for name in quantizers:
+        tensors = exported.integers.get(name, ())
+        if not tensors:
+            found.append(f"{name!r} has no {QUANTIZE}")
+        for tensor in dict.fromkeys(tensors):
+            found += [f"{name!r}: {reason}" for reason in _unfed(index, name, tensor)]
+    return found
+
+
+def _unfed(index: GraphIndex, name: str, tensor: str) -> Iterator[str]:
+    producer = index.producers.get(tensor)
+    dequantizers = [node for node in index.consumers.get(tensor, ()) if node.op_type == DEQUANTIZE]
+    readers = [reader for node in dequantizers for reader in index.consumers.get(node.output[0], ())]
+    if producer is None or producer.op_type != QUANTIZE:
+        yield f"nothing quantizes {tensor!r}"
+    elif not readers and not any(node.output[0] in index.outputs for node in dequantizers):
+        yield f"no layer reads {tensor!r}"
+    if not is_weight(name):
+        return
+    layers = list(_weighted_readers(index, readers))
+    if not layers:
+        yield "no layer multiplies by it"
+    for layer in layers:
+        source = index.source_node(layer.input[0])
+        if source is None or source.op_type != DEQUANTIZE:
+            yield f"the input {layer.input[0]!r} of its layer arrives in float"
+
+
+def _weighted_readers(index: GraphIndex, readers: list[Any]) -> Iterator[Any]:
+    """Yield the layers behind nodes that only move values."""
+    for reader in readers:
+        if reader.op_type in WEIGHTED:
+            yield reader
+        else:
+            behind = [node for output in reader.output for node in index.consumers.get(output, ())]
+            yield from (node for node in behind if node.op_type in WEIGHTED)
+
+
+def _check_rules(exported: QdqModel) -> Check:
+    findings = check_rules(exported.proto)
+    if findings:
         raise ArtifactError(
-            f"ONNX Runtime disagrees with the quantized torch model: {figures}; at least {LEAST_AGREEMENT:.0%} and at "
-            f"most {LARGEST_DEVIATION:.0%} are asked for. The file was removed; use the torch model, and report this."
+            f"The exported model breaks {len(findings)} of TensorRT's rules for explicit quantization: "
+            f"{'; '.join(map(str, findings))}. The file was removed; use the torch model, and report this."
         )
-    return Check("agreement with torch in ONNX Runtime", figures)
+    fused, total = residual_additions(exported.proto)
+    additions = f"; {fused} of {total} residual additions quantized" if total else ""
+    return Check("TensorRT rules", f"passed: {', '.join(RULES)}{additions}")
 
 
-def _torch_output(model: nn.Module, inputs: torch.Tensor) -> Any:
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        output = model(inputs.to(device))
-    return output.cpu().numpy()
-
-
-def _onnx_output(path: Path, inputs: torch.Tensor) -> Any:
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 4  # not even errors, which are raised
-    try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        return session.run(None, {"input": inputs.numpy()})[0]
-    except Exception as error:  # its exceptions share no base but this
+def _check_integers(agreement: Agreement) -> Check:
+    faults = agreement.faults()
+    if faults:
         raise ArtifactError(
-            f"ONNX Runtime cannot run the exported model on a batch of {len(inputs)}: {error}. The file was removed; "
-            "look for sizes, such as the batch's, that the model's forward takes as constants."
-        ) from error
+            f"ONNX Runtime disagrees with the quantized torch model: {'; '.join(faults)}. In all, {agreement}. The "
+            "file was removed; use the torch model, and report this."
+        )
+    return Check("integers equal to torch's in ONNX Runtime", str(agreement))
+
+
+def _check_default_session(
+    path: Path, expected: Sequence[Any], inputs: torch.Tensor, batch_size: int | None, *, classifies: bool
+) -> Check:
+    """Run the file as users do, whole and on one sample; only its shapes are judged, its values are information.
+
+    On processors without VNNI the fused int8 kernels of ONNX Runtime cut off sums, which TensorRT does not.
+    """
+    session = default_session(path)
+    found = run_file(session, inputs, chunk=batch_size)
+    shapes = [output.shape for output in found]
+    if shapes != [output.shape for output in expected]:
+        raise ArtifactError(
+            f"The exported model gives outputs of the shapes {shapes} for {len(inputs)} samples, where torch gives "
+            f"{[output.shape for output in expected]}. The file was removed; look for sizes that the model's forward "
+            "takes as constants."
+        )
+    if not batch_size:
+        run_file(session, inputs[:1])
+    difference = np.abs(found[0] - expected[0])
+    deviation = float(difference.mean() / max(float(expected[0].std()), np.finfo(np.float32).tiny))
+    same = f"same class for {(found[0].argmax(1) == expected[0].argmax(1)).mean():.1%} of " if classifies else ""
+    return Check(
+        "ONNX Runtime's default session on this processor, for information",
+        f"{same}{len(inputs)} samples, largest difference {difference.max():.3g}, mean {difference.mean():.3g} "
+        f"({deviation:.2%} of the outputs' standard deviation)",
+    )

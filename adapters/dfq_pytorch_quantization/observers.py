@@ -9,6 +9,7 @@ import torch
 
 from dfq_plugins.errors import ModelError
 from dfq_pytorch_quantization.framework import calib
+from dfq_pytorch_quantization.range_search import START_BIN, search_mse_range
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,6 +69,21 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
         if self._calib_hist is not None:
             # The framework finds the edges of an extended histogram with torch.arange, which can round to one too many.
             self._calib_bin_edges = self._calib_bin_edges[: self._calib_hist.numel() + 1]
+
+    def compute_amax(
+        self, method: str, *, stride: int = 1, start_bin: int = START_BIN, percentile: float = 99.99
+    ) -> Any:
+        """Return the range that the framework's `method` chooses; its slow search for `mse` is done in one piece."""
+        if method != "mse" or self._calib_hist is None or self._calib_hist.numel() <= start_bin:
+            return super().compute_amax(method, stride=stride, start_bin=start_bin, percentile=percentile)
+        return search_mse_range(
+            self._calib_hist,
+            self._calib_bin_edges.to(self._calib_hist.device),
+            num_bits=self._num_bits,
+            unsigned=self._unsigned,
+            stride=stride,
+            start_bin=start_bin,
+        )
 
     def reset(self) -> None:
         """Forget everything, extra bins included."""
