@@ -492,7 +492,9 @@ def test_other_widths_are_refused(tiny_network: nn.Module, tiny_spec: InputSpec,
 
 def test_unsigned_levels_of_8_bits_are_refused(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
     calibrator = PytorchQuantizationCalibrator(PytorchQuantizationOptions(unsigned=True))
-    with pytest.raises(UsageError, match=r"at most 7 bits, got 8 \(w4a8\).*int8, which ends at 127\. Use unsigned=auto"):
+    with pytest.raises(
+        UsageError, match=r"at most 7 bits, got 8 \(w4a8\).*int8, which ends at 127\. Use unsigned=auto"
+    ):
         calibrator.prepare(tiny_network, tiny_spec, Recipe(4, 8), training=False)
 
 

@@ -48,7 +48,7 @@ class PytorchQuantizationOptions:
     input_bits: Annotated[int, Ge(2), Le(8)] = field(default=8, metadata={"help": "bits of the network input"})
     pooling: bool = field(default=True, metadata={"help": "quantize the inputs of average pooling modules"})
     residual_quantizer: bool = field(
-        default=False,
+        default=True,
         metadata={"help": "quantize the shortcuts of residual additions, which TensorRT then fuses in int8"},
     )
     batch_size: Annotated[int, Ge(1)] | None = field(

@@ -154,7 +154,8 @@ def _shortcuts(graph: fx.Graph, module: nn.Module) -> Iterator[tuple[fx.Node, fx
     """Yield each addition onto a convolution's output, with the input that is the shortcut."""
     lengths: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        lengths[node] = 1 + max((lengths[source] for source in node.all_input_nodes), default=0)
+        steps = len(list(module.get_submodule(str(node.target)).modules())) if node.op == "call_module" else 1
+        lengths[node] = steps + max((lengths[source] for source in node.all_input_nodes), default=0)
         if not _adds(node):
             continue
         first, second = node.args[:2]
