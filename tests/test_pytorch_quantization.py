@@ -59,7 +59,19 @@ def test_the_plugin_is_found_and_its_options_are_checked() -> None:
         registry.create("calibrator", "pytorch-quantization", {"percentile": 0})
 
 
-@pytest.mark.parametrize("module", ["framework", "inputs"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "agreement",
+        "framework",
+        "inputs",
+        "integer_agreement",
+        "markers",
+        "qdq_graph",
+        "range_search",
+        "static_pooling",
+    ],
+)
 def test_doctests(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"dfq_pytorch_quantization.{module}"))
     assert results.attempted
@@ -414,7 +426,7 @@ def test_coverage_says_the_number_formats(
     prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(3, 4), training=False)
     assert calibrator.describe(prepared).quantized[1].activation == "int4, not calibrated"
     calibrator.calibrate(prepared, tiny_batches)
-    first, second, _ = calibrator.describe(prepared).quantized
+    first, second, *_ = calibrator.describe(prepared).quantized
     assert first.activation == "int8 per tensor, amax 2"
     assert (first.weight or "").startswith("int3 per channel, amax 0.")
     assert (second.activation or "").startswith("uint4 per tensor, amax ")

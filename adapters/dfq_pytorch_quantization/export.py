@@ -302,7 +302,8 @@ def _check_default_session(
         run_file(session, inputs[:1])
     difference = np.abs(found[0] - expected[0])
     deviation = float(difference.mean() / max(float(expected[0].std()), np.finfo(np.float32).tiny))
-    same = f"same class for {(found[0].argmax(1) == expected[0].argmax(1)).mean():.1%} of " if classifies else ""
+    logits = classifies and expected[0].ndim == 2  # noqa: PLR2004  (batch, classes)
+    same = f"same class for {(found[0].argmax(1) == expected[0].argmax(1)).mean():.1%} of " if logits else ""
     return Check(
         "ONNX Runtime's default session on this processor, for information",
         f"{same}{len(inputs)} samples, largest difference {difference.max():.3g}, mean {difference.mean():.3g} "

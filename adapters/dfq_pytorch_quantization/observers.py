@@ -45,7 +45,11 @@ class _Observer:
             )
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
         if low < 0 or high > 0:
+            self._make_room(max(-low, high))
             super().collect(x)  # type: ignore[misc]  # the framework's calibrator
+
+    def _make_room(self, highest: float) -> None:
+        """Get ready for a tensor whose largest absolute value is `highest`."""
 
     def reset(self) -> None:
         self.lowest, self.highest = math.inf, -math.inf
@@ -64,7 +68,6 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
 
     def collect(self, x: torch.Tensor) -> None:
         """Add `x` to the histogram, which the framework extends by bins of its first width where `x` exceeds it."""
-        self._make_room(float(x.detach().abs().max()))
         super().collect(x)
         if self._calib_hist is not None:
             # The framework finds the edges of an extended histogram with torch.arange, which can round to one too many.

@@ -44,8 +44,10 @@ def search_mse_range(
     edges, counts = edges.float(), counts.float()
     centers = (edges[1:] + edges[:-1]) / 2
     candidates = centers[start_bin::stride, None]  # (candidates, 1)
+    occupied = counts > 0  # an empty bin has no error
+    centers, counts = centers[occupied], counts[occupied]
     highest = 2.0 ** (num_bits - 1 + int(unsigned)) - 1.0
     scales = highest / candidates
     quantized = (centers * scales).round_().clamp_(max=highest).div_(scales)  # (candidates, bins)
-    errors = quantized.sub_(centers).square_().mul_(counts).mean(1)
+    errors = quantized.sub_(centers).square_().mul_(counts).sum(1)
     return candidates[int(errors.argmin()), 0]

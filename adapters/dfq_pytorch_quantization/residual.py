@@ -113,7 +113,7 @@ def _with_quantizers(module: nn.Module, calib_method: str) -> nn.Module:
     if not any(True for _ in module.children()) or _is_plain(module):
         return module
     try:
-        graph = _OwnForward().trace(module)
+        graph = _OwnForward().trace(copy.copy(module))  # a forward that keeps a tensor keeps it on the copy
     except Exception:  # noqa: BLE001  (a forward that branches, loops or unpacks raises whatever it likes)
         return module
     quantizers: dict[str, nn.Module] = {}
