@@ -17,16 +17,18 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
 from dfq_plugins.types import Calibrator
 from dfq_pytorch_quantization.coverage import describe_coverage
-from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input
+from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input, random_inputs
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.observers import observe, start_observing
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
+from dfq_pytorch_quantization.prebuilt import to_float_modules
 from dfq_pytorch_quantization.ranges import (
     calibrated_inputs,
     load_activation_range,
     load_weight_range,
 )
-from dfq_pytorch_quantization.swap import quantized_modules, reason_for_float, swap
+from dfq_pytorch_quantization.residual import add_residual_quantizers
+from dfq_pytorch_quantization.swap import calib_method, quantized_modules, reason_for_float, swap
 from dfq_pytorch_quantization.training import fix_ranges_after_training, learned_ranges, start_training
 
 if TYPE_CHECKING:
@@ -76,13 +78,16 @@ class PytorchQuantizationCalibrator(Calibrator):
             ModelError: the model has no layer that the framework can quantize, weights that are not finite, or it does
                 not take inputs of the shape of the spec.
         """
-        _require_supported(recipe)
+        _require_supported(recipe, self._options)
         with silenced(NOTICES, logger=LOGGER):
-            prepared = swap(copy.deepcopy(model).eval(), recipe, self._options).eval()
+            prepared = swap(to_float_modules(copy.deepcopy(model).eval()), recipe, self._options).eval()
             _require_quantizable(prepared, model, self._options)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "disable_quant")
             trial_run(prepared, spec.shape)
+            if self._options.residual_quantizer:
+                sample = random_inputs(spec, count=2).to(next(prepared.parameters()))
+                prepared = add_residual_quantizers(prepared, calib_method(self._options), sample)
             on_input = layers_on_input(prepared, spec)
             for name, module in quantized_modules(prepared):
                 if name in on_input:
@@ -155,20 +160,25 @@ class PytorchQuantizationCalibrator(Calibrator):
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
-        return export_onnx(converted, spec, path, samples=run.samples)
+        return export_onnx(converted, spec, path, samples=run.samples, batch_size=self._options.batch_size)
 
 
 def _run_of(module: nn.Module) -> _Run:
     return state_of(module, _Run, calibrator="pytorch-quantization")
 
 
-def _require_supported(recipe: Recipe) -> None:
+def _require_supported(recipe: Recipe, options: PytorchQuantizationOptions) -> None:
     for tensor, bits in (("weights", recipe.weight_bits), ("activations", recipe.activation_bits)):
         if not NARROWEST <= bits <= WIDEST:
             raise UsageError(
                 f"pytorch-quantization takes {NARROWEST} to {WIDEST} bits, got {bits} bits for {tensor} ({recipe}). "
                 "Choose e.g. w8a8 or w4a4."
             )
+    if options.unsigned is True and recipe.activation_bits == WIDEST:
+        raise UsageError(
+            f"unsigned=true needs activations of at most 7 bits, got {recipe.activation_bits} ({recipe}): TensorRT "
+            "computes in int8, which ends at 127. Use unsigned=auto."
+        )
 
 
 def _require_quantizable(prepared: nn.Module, model: nn.Module, options: PytorchQuantizationOptions) -> None:

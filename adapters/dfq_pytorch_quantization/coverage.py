@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FUNCTIONS = (
     "(functions)",
-    "additions, concatenations, activations, functional pooling: the framework quantizes the inputs of modules alone",
+    "other additions, concatenations, activations, functional pooling: the framework quantizes inputs of modules alone",
 )
 
 

@@ -1,14 +1,13 @@
-"""Writes a calibrated model as ONNX with QuantizeLinear and DequantizeLinear, and checks the file in ONNX Runtime."""
+"""Writes a calibrated model as ONNX with QuantizeLinear and DequantizeLinear, and checks the file."""
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
-from torch import nn
+from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ArtifactError
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
@@ -16,15 +15,28 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
 from dfq_plugins.types import Check
-from dfq_pytorch_quantization.framework import onnx_fake_quantization
-from dfq_pytorch_quantization.integers import active_quantizers, torch_run, torch_weights
+from dfq_pytorch_quantization.integers import torch_run, torch_weights
+from dfq_pytorch_quantization.markers import (
+    active_quantizers,
+    integer_format,
+    is_weight,
+    marked_copy,
+    quantized_weights,
+)
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
-from dfq_pytorch_quantization.swap import quantized_modules
+from dfq_pytorch_quantization.onnx_index import DEQUANTIZE, QUANTIZE, WEIGHTED, GraphIndex
+from dfq_pytorch_quantization.qdq_graph import QdqModel, insert_pairs
+from dfq_pytorch_quantization.static_pooling import StaticAdaptivePooling
+from dfq_pytorch_quantization.tensorrt_rules import RULES, check_rules, residual_additions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from torch import nn
+
     from dfq_plugins.types import Artifact, InputSpec
+    from dfq_pytorch_quantization.qdq_graph import IntegerFormat
 
 FILE_NAME = "model_qdq.onnx"
 OPSET = 17
@@ -32,79 +44,93 @@ CONTAINER_BITS = 8
 """Width of the integers that QuantizeLinear makes in this opset; narrower values are stored in them."""
 
 
-def export_onnx(model: nn.Module, spec: InputSpec, folder: Path, *, samples: torch.Tensor) -> tuple[Artifact, ...]:
-    """Export `model` into `folder`, compare the file with it on `samples`, and hand it over if they agree.
+def export_onnx(
+    model: nn.Module, spec: InputSpec, folder: Path, *, samples: torch.Tensor, batch_size: int | None = None
+) -> tuple[Artifact, ...]:
+    """Export `model` into `folder`, check the file, and hand it over if it is sound.
 
     Args:
         model: calibrated model.
         spec: the input of the network.
         folder: is created where it does not exist.
         samples: inputs `(N, *shape)` to compare on.
+        batch_size: size of the batch axis in the file; None keeps it dynamic.
 
     Raises:
-        ArtifactError: the model cannot be exported, or the file does not compute what the model does.
+        ArtifactError: the model cannot be exported, the file breaks a rule of TensorRT, or it does not compute what the
+            model does.
         DataError: the folder cannot be written.
     """
-
-    def write(path: Path) -> None:
-        _write(exportable_copy(model), samples[:2], path)
-
-    check = partial(check_file, model=model, samples=samples, classifies=spec.num_classes is not None)
+    formats = _formats(model)
+    write = partial(_write, model, formats, samples, batch_size)
+    check = partial(
+        check_file, model=model, samples=samples, classifies=spec.num_classes is not None, batch_size=batch_size
+    )
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "ONNX, QuantizeLinear/DequantizeLinear", write, check)])
 
 
-def exportable_copy(model: nn.Module) -> nn.Module:
-    """Return a copy on the CPU that computes the same with 8-bit quantizers, the only ones that torch.onnx exports.
-
-    A narrower quantizer becomes a clip to its own range before an 8-bit quantizer of the same step: the same levels,
-    stored in wider integers. Weights are quantized beforehand, so that every engine rounds them to the same integers.
-    """
-    exportable = copy.deepcopy(model).cpu().eval()
-    for _, module in quantized_modules(exportable):
-        if module.input_quantizer.num_bits < CONTAINER_BITS:
-            module._input_quantizer = nn.Sequential(_clip(module.input_quantizer), _widened(module.input_quantizer))  # noqa: SLF001
-        weight_quantizer = getattr(module, "weight_quantizer", None)
-        if weight_quantizer is not None and not weight_quantizer._disabled:  # noqa: SLF001  (no public access)
-            module.weight.data = weight_quantizer(module.weight.data)
-            if weight_quantizer.num_bits < CONTAINER_BITS:
-                _widened(weight_quantizer)
-    return exportable
+def _formats(model: nn.Module) -> dict[str, IntegerFormat]:
+    formats = {name: integer_format(quantizer) for name, quantizer in active_quantizers(model).items()}
+    wide = [name for name, form in formats.items() if not form.fits_int8]
+    if wide:
+        raise ArtifactError(
+            f"TensorRT computes in int8, levels -128 to 127, and the quantizer {wide[0]!r} has levels "
+            f"{formats[wide[0]].lowest} "
+            f"to {formats[wide[0]].highest}. Use unsigned=auto, which makes unsigned levels below 8 bits only."
+        )
+    return formats
 
 
-def _limits(quantizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the values of the lowest and the highest level."""
-    step = quantizer.step_size
-    highest = 2 ** (quantizer.num_bits - 1 + int(quantizer.unsigned)) - 1
-    return (torch.zeros_like(step) if quantizer.unsigned else -(highest + 1) * step), highest * step
+def _write(
+    model: nn.Module, formats: Mapping[str, IntegerFormat], inputs: torch.Tensor, batch_size: int | None, path: Path
+) -> None:
+    weights = {name: weight.float().numpy() for name, weight in quantized_weights(model).items()}
+    _trace(marked_copy(model), inputs, path, batch_size)
+    exported = insert_pairs(onnx.load(path), formats, weights)
+    note_integers(exported)
+    onnx.checker.check_model(exported.proto)
+    onnx.save(exported.proto, path)
 
 
-def _clip(quantizer: Any) -> nn.Module:
-    low, high = _limits(quantizer)
-    return nn.Hardtanh(low.item(), high.item())
+INTEGERS = "dfq_integers: "
+"""Start of the metadata keys that name the tensors of each quantizer."""
 
 
-def _widened(quantizer: Any) -> nn.Module:
-    """Return the quantizer with more levels of the same step."""
-    step = quantizer.step_size
-    quantizer.num_bits = CONTAINER_BITS
-    quantizer.amax.copy_(step * (2 ** (CONTAINER_BITS - 1 + int(quantizer.unsigned)) - 1))
-    module: nn.Module = quantizer
-    return module
+def note_integers(exported: QdqModel) -> None:
+    """Write into the metadata of the file which tensors hold the integers of each quantizer."""
+    onnx.helper.set_model_props(
+        exported.proto, {f"{INTEGERS}{name}": "\n".join(tensors) for name, tensors in exported.integers.items()}
+    )
 
 
-def _write(exportable: nn.Module, inputs: torch.Tensor, path: Path) -> None:
-    example = torch.cat([inputs, inputs])[:2]  # a batch of one could be traced as a constant
+def read_file(path: Path) -> QdqModel:
+    """Read a file that `export_onnx` wrote."""
+    proto = onnx.load(path)
+    noted = {entry.key: entry.value for entry in proto.metadata_props}
+    return QdqModel(
+        proto,
+        {key.removeprefix(INTEGERS): tuple(noted[key].split("\n")) for key in noted if key.startswith(INTEGERS)},
+    )
+
+
+def _trace(marked: nn.Module, inputs: torch.Tensor, path: Path, batch_size: int | None) -> None:
+    size = batch_size or 2  # a dynamic batch of one could be traced as a constant
+    example = inputs[torch.arange(size) % len(inputs)]
+    with torch.no_grad():
+        outputs = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(marked(example)))
+    names = ["output", *(f"output_{index}" for index in range(1, outputs))]
+    axes = {} if batch_size else {name: {0: "batch"} for name in ("input", *names)}
     try:
-        with torch.no_grad(), silenced(NOTICES, logger=LOGGER), onnx_fake_quantization():
+        with torch.no_grad(), silenced(NOTICES, logger=LOGGER), StaticAdaptivePooling():
             torch.onnx.export(
-                exportable,
+                marked,
                 (example,),
                 str(path),
-                dynamo=False,  # the newer exporter knows no fake quantization
+                dynamo=False,  # the newer exporter knows no markers
                 opset_version=OPSET,
                 input_names=["input"],
-                output_names=["output"],
-                dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+                output_names=names,
+                dynamic_axes=axes,
             )
     except OSError:
         raise
@@ -115,25 +141,99 @@ def _write(exportable: nn.Module, inputs: torch.Tensor, path: Path) -> None:
         ) from error
 
 
-def check_file(path: Path, *, model: nn.Module, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
-    """Compare a file with the torch model, and tell what ONNX Runtime's default session computes.
+def check_file(
+    path: Path, *, model: nn.Module, samples: torch.Tensor, classifies: bool, batch_size: int | None = None
+) -> tuple[Check, ...]:
+    """Check a file against TensorRT's rules, and compare it with the torch model.
 
     Raises:
-        ArtifactError: the file is not valid, cannot be run, or does not agree with the model.
+        ArtifactError: a check fails.
     """
-    proto = onnx.load(path)
-    onnx.checker.check_model(proto)
-    quantizers = tuple(qdq_quantizers(proto.graph))
+    exported = read_file(path)
+    onnx.checker.check_model(exported.proto)
+    structure, rules = _check_structure(exported, model, batch_size), _check_rules(exported)
+    quantizers = tuple(qdq_quantizers(exported.proto.graph))
     run = partial(torch_run, model)
-    checks = check_onnx(proto, quantizers, torch_weights(model), run, samples, classifies=classifies)
-    return (_structure(proto, model), *checks)
+    checks = check_onnx(exported.proto, quantizers, torch_weights(model), run, samples, classifies=classifies)
+    return (structure, rules, *checks)
 
 
-def _structure(proto: Any, model: nn.Module) -> Check:
-    """Say how many pairs of nodes there are; the exporter merges equal quantizers of one tensor."""
-    quantizers = [q for which in ("input", "weight") for _, q in active_quantizers(model, which)]
-    pairs = [node.op_type for node in proto.graph.node].count("QuantizeLinear")
-    stored = sorted({q.num_bits for q in quantizers if q.num_bits < CONTAINER_BITS})
-    note = f"; {' and '.join(map(str, stored))}-bit levels are stored in 8-bit integers" if stored else ""
-    figures = f"{pairs} pairs of QuantizeLinear and DequantizeLinear for {len(quantizers)} quantizers{note}"
-    return Check("structure", figures)
+def _check_structure(exported: QdqModel, model: nn.Module, batch_size: int | None) -> Check:
+    """Require that what every quantized layer reads arrives from a DequantizeLinear."""
+    quantizers = active_quantizers(model)
+    in_float = float_inputs(exported, list(quantizers))
+    if in_float:
+        raise ArtifactError(
+            f"A part of the exported model would run in float: {'; '.join(in_float)}. Use the torch model, and report "
+            "this."
+        )
+    kinds = [node.op_type for node in exported.proto.graph.node]
+    stored = sorted({q.num_bits for q in quantizers.values() if q.num_bits < CONTAINER_BITS})
+    note = f"; {' and '.join(map(str, stored))}-bit levels are stored in int8" if stored else ""
+    batch = f"a batch of {batch_size}" if batch_size else "a batch of any size"
+    return Check(
+        "structure",
+        f"{kinds.count(QUANTIZE)} pairs of {QUANTIZE} and {DEQUANTIZE} feed {len(quantizers)} quantized inputs and "
+        f"weights{note}; opset {OPSET}, {batch}",
+    )
+
+
+def float_inputs(exported: QdqModel, quantizers: list[str]) -> list[str]:
+    """Say which quantized inputs and weights arrive in float, by what the layers read and not by the number of pairs.
+
+    Two quantizers of one tensor with one range are one pair, which feeds both layers.
+
+    Args:
+        exported: the model of a file.
+        quantizers: the active quantizers of the torch model.
+    """
+    index = GraphIndex(exported.proto.graph)
+    found = []
+    for name in quantizers:
+        tensors = exported.integers.get(name, ())
+        if not tensors:
+            found.append(f"{name!r} has no {QUANTIZE}")
+        for tensor in dict.fromkeys(tensors):
+            found += [f"{name!r}: {reason}" for reason in _unfed(index, name, tensor)]
+    return found
+
+
+def _unfed(index: GraphIndex, name: str, tensor: str) -> Iterator[str]:
+    producer = index.producers.get(tensor)
+    dequantizers = [node for node in index.consumers.get(tensor, ()) if node.op_type == DEQUANTIZE]
+    readers = [reader for node in dequantizers for reader in index.consumers.get(node.output[0], ())]
+    if producer is None or producer.op_type != QUANTIZE:
+        yield f"nothing quantizes {tensor!r}"
+    elif not readers and not any(node.output[0] in index.outputs for node in dequantizers):
+        yield f"no layer reads {tensor!r}"
+    if not is_weight(name):
+        return
+    layers = list(_weighted_readers(index, readers))
+    if not layers:
+        yield "no layer multiplies by it"
+    for layer in layers:
+        source = index.source_node(layer.input[0])
+        if source is None or source.op_type != DEQUANTIZE:
+            yield f"the input {layer.input[0]!r} of its layer arrives in float"
+
+
+def _weighted_readers(index: GraphIndex, readers: list[Any]) -> Iterator[Any]:
+    """Yield the layers behind nodes that only move values."""
+    for reader in readers:
+        if reader.op_type in WEIGHTED:
+            yield reader
+        else:
+            behind = [node for output in reader.output for node in index.consumers.get(output, ())]
+            yield from (node for node in behind if node.op_type in WEIGHTED)
+
+
+def _check_rules(exported: QdqModel) -> Check:
+    findings = check_rules(exported.proto)
+    if findings:
+        raise ArtifactError(
+            f"The exported model breaks {len(findings)} of TensorRT's rules for explicit quantization: "
+            f"{'; '.join(map(str, findings))}. Use the torch model, and report this."
+        )
+    fused, total = residual_additions(exported.proto)
+    additions = f"; {fused} of {total} residual additions quantized" if total else ""
+    return Check("TensorRT rules", f"passed: {', '.join(RULES)}{additions}")

@@ -1,18 +1,18 @@
 """The one place that imports pytorch-quantization, and the contexts that keep its side effects away from the process.
 
-Version 2.1.3 has four of them, read in its source:
+Version 2.1.3 has three of them, read in its source:
 
 - `import pytorch_quantization` hangs absl's handler into the root logger and compiles with `torch.jit.script`, which
   warns that it is deprecated;
 - every range that is loaded is logged as a warning;
-- `_compute_amax_mse` moves its histogram to a GPU with `.cuda()`, also where there is none;
-- `TensorQuantizer.use_fb_fake_quant`, the switch for ONNX export, is an attribute of the class.
+- `_compute_amax_mse` moves its histogram to a GPU with `.cuda()`, also where there is none.
+
+A fourth is never touched: `TensorQuantizer.use_fb_fake_quant`, its switch for ONNX export, belongs to the class.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_pytorch_quantization.notices import NOTICES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 _root_handlers = list(logging.root.handlers)
 with silenced(NOTICES):
@@ -36,7 +36,6 @@ __all__ = [
     "Clip",
     "QuantDescriptor",
     "calib",
-    "onnx_fake_quantization",
     "quant_modules",
     "quant_nn",
     "without_cuda",
@@ -69,14 +68,3 @@ def without_cuda() -> TorchFunctionMode:
     'cpu'
     """
     return _StayWhereYouAre()
-
-
-@contextmanager
-def onnx_fake_quantization() -> Iterator[None]:
-    """Let every `TensorQuantizer` compute with torch's own fake quantization, which torch.onnx can export."""
-    before = quant_nn.TensorQuantizer.use_fb_fake_quant
-    quant_nn.TensorQuantizer.use_fb_fake_quant = True
-    try:
-        yield
-    finally:
-        quant_nn.TensorQuantizer.use_fb_fake_quant = before

@@ -15,6 +15,8 @@ NOTICES = (
     Notice("The feature will be removed. Please remove usage of this function", module=".*torch.onnx.*"),
     # TensorQuantizer reads its own range as a number: a constant, which is what an exported scale is to be.
     Notice("Converting a tensor to a Python (boolean|number) might cause the trace", module=".*pytorch_quantization.*"),
+    # The marker of a quantizer has no shape inference, and takes its input's type by itself.
+    Notice("The shape inference of dfq::FakeQuantize type is missing", module=".*torch.onnx.*"),
     # Strided slices of constants are left to ONNX Runtime.
     Notice("Constant folding - Only steps=1 can be constant folded", module=".*torch.onnx.*"),
 )

@@ -9,6 +9,7 @@ import torch
 
 from dfq_plugins.errors import ModelError
 from dfq_pytorch_quantization.framework import calib
+from dfq_pytorch_quantization.range_search import START_BIN, search_mse_range
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +45,11 @@ class _Observer:
             )
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
         if low < 0 or high > 0:
+            self._make_room(max(-low, high))
             super().collect(x)  # type: ignore[misc]  # the framework's calibrator
+
+    def _make_room(self, highest: float) -> None:
+        """Get ready for a tensor whose largest absolute value is `highest`."""
 
     def reset(self) -> None:
         self.lowest, self.highest = math.inf, -math.inf
@@ -63,11 +68,25 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
 
     def collect(self, x: torch.Tensor) -> None:
         """Add `x` to the histogram, which the framework extends by bins of its first width where `x` exceeds it."""
-        self._make_room(float(x.detach().abs().max()))
         super().collect(x)
         if self._calib_hist is not None:
             # The framework finds the edges of an extended histogram with torch.arange, which can round to one too many.
             self._calib_bin_edges = self._calib_bin_edges[: self._calib_hist.numel() + 1]
+
+    def compute_amax(
+        self, method: str, *, stride: int = 1, start_bin: int = START_BIN, percentile: float = 99.99
+    ) -> Any:
+        """Return the range that the framework's `method` chooses; its slow search for `mse` is done in one piece."""
+        if method != "mse" or self._calib_hist is None or self._calib_hist.numel() <= start_bin:
+            return super().compute_amax(method, stride=stride, start_bin=start_bin, percentile=percentile)
+        return search_mse_range(
+            self._calib_hist,
+            self._calib_bin_edges.to(self._calib_hist.device),
+            num_bits=self._num_bits,
+            unsigned=self._unsigned,
+            stride=stride,
+            start_bin=start_bin,
+        )
 
     def reset(self) -> None:
         """Forget everything, extra bins included."""

@@ -27,6 +27,9 @@ class PytorchQuantizationOptions:
         input_bits: width of the quantizers on the network input, 2 to 8.
         pooling: whether the inputs of average pooling modules are quantized too, as the framework does.
         learned_ranges: whether fine-tuning learns the ranges of activations, by the framework's own clipping.
+        residual_quantizer: whether the shortcut of an addition onto a convolution's output is quantized, to 8 bits at
+            any recipe: TensorRT then adds it inside the int8 convolution.
+        batch_size: size of the batch axis in the ONNX file; None keeps it dynamic.
         training_weights: in fine-tuning, keep the calibrated weight ranges, or let them follow the largest weights.
     """
 
@@ -44,6 +47,13 @@ class PytorchQuantizationOptions:
     )
     input_bits: Annotated[int, Ge(2), Le(8)] = field(default=8, metadata={"help": "bits of the network input"})
     pooling: bool = field(default=True, metadata={"help": "quantize the inputs of average pooling modules"})
+    residual_quantizer: bool = field(
+        default=True,
+        metadata={"help": "quantize the shortcuts of residual additions, which TensorRT then fuses in int8"},
+    )
+    batch_size: Annotated[int, Ge(1)] | None = field(
+        default=None, metadata={"help": "fixed batch size of the ONNX file; any size by default"}
+    )
     learned_ranges: bool = field(default=False, metadata={"help": "in training, learn the ranges of activations"})
     training_weights: TrainingWeights = field(
         default="fixed", metadata={"help": "in training, weight ranges: fixed, or follow the largest weights"}

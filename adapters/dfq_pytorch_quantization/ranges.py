@@ -44,8 +44,7 @@ def load_activation_range(quantizer: Any, options: PytorchQuantizationOptions, d
     if observer.lowest == observer.highest == 0:
         quantizer.amax = SMALLEST_AMAX
     else:
-        with without_cuda():
-            quantizer.load_calib_amax(**_method_arguments(observer, options))
+        quantizer.load_calib_amax(**_method_arguments(observer, options))
     _settle(quantizer, device)
 
 
@@ -96,5 +95,8 @@ def _settle(quantizer: Any, device: torch.device) -> None:
 
 
 def wants_unsigned(options: PytorchQuantizationOptions, bits: int) -> bool:
-    """Whether inputs that are never negative are to be quantized to unsigned integers of this width."""
-    return bits < TENSORRT_BITS if options.unsigned == "auto" else options.unsigned
+    """Whether inputs that are never negative are to be quantized to unsigned levels of this width.
+
+    Below 8 bits alone: up to 127 they fit into int8, the only type that TensorRT computes in.
+    """
+    return bits < TENSORRT_BITS and options.unsigned is not False

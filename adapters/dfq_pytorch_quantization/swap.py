@@ -107,8 +107,9 @@ def _is_swapped(module: nn.Module, options: PytorchQuantizationOptions) -> bool:
 def _twin(module: nn.Module, recipe: Recipe, options: PytorchQuantizationOptions) -> nn.Module:
     """Return the quantized module that holds the parameters, buffers, hooks and settings of `module`."""
     base = next(cls for cls in type(module).__mro__ if cls in TWINS)
-    calib_method = "max" if options.activations == "max" else "histogram"
-    descriptors = {"quant_desc_input": QuantDescriptor(num_bits=recipe.activation_bits, calib_method=calib_method)}
+    descriptors = {
+        "quant_desc_input": QuantDescriptor(num_bits=recipe.activation_bits, calib_method=calib_method(options))
+    }
     if issubclass(base, LAYERS):
         descriptors["quant_desc_weight"] = QuantDescriptor(
             num_bits=recipe.weight_bits, axis=weight_axis(base) if options.per_channel else None
@@ -119,6 +120,11 @@ def _twin(module: nn.Module, recipe: Recipe, options: PytorchQuantizationOptions
     own_modules = vars(twin)["_modules"]
     vars(twin).update({**vars(module), "_modules": {**vars(module)["_modules"], **own_modules}})
     return twin
+
+
+def calib_method(options: PytorchQuantizationOptions) -> str:
+    """Return the framework's name of the calibrator that the activations need."""
+    return "max" if options.activations == "max" else "histogram"
 
 
 def weight_axis(kind: type[nn.Module]) -> int:

@@ -62,7 +62,19 @@ def test_the_plugin_is_found_and_its_options_are_checked() -> None:
         registry.create("calibrator", "pytorch-quantization", {"percentile": 0})
 
 
-@pytest.mark.parametrize("module", ["framework", "inputs"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "agreement",
+        "framework",
+        "inputs",
+        "integer_agreement",
+        "markers",
+        "qdq_graph",
+        "range_search",
+        "static_pooling",
+    ],
+)
 def test_doctests(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"dfq_pytorch_quantization.{module}"))
     assert results.attempted
@@ -246,7 +258,7 @@ def test_the_number_of_levels_is_that_of_the_recipe(
 
 @pytest.mark.parametrize(
     ("unsigned", "recipe", "expected"),
-    [("auto", "w8a8", False), ("auto", "w4a4", True), (True, "w8a8", True), (False, "w4a4", False)],
+    [("auto", "w8a8", False), ("auto", "w4a4", True), (True, "w8a4", True), (False, "w4a4", False)],
 )
 def test_inputs_after_relu_are_unsigned_where_the_option_says(
     tiny_network: nn.Module,
@@ -493,6 +505,14 @@ def _prepare(
 def test_other_widths_are_refused(tiny_network: nn.Module, tiny_spec: InputSpec, recipe: str, told: str) -> None:
     with pytest.raises(UsageError, match=rf"takes 2 to 8 bits, got {told} \({recipe}\)\. Choose e\.g\. w8a8"):
         _prepare(tiny_network, tiny_spec, recipe)
+
+
+def test_unsigned_levels_of_8_bits_are_refused(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
+    calibrator = PytorchQuantizationCalibrator(PytorchQuantizationOptions(unsigned=True))
+    with pytest.raises(
+        UsageError, match=r"at most 7 bits, got 8 \(w4a8\).*int8, which ends at 127\. Use unsigned=auto"
+    ):
+        calibrator.prepare(tiny_network, tiny_spec, Recipe(4, 8), training=False)
 
 
 def test_training_at_other_widths_is_refused(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:

@@ -1,0 +1,197 @@
+"""Puts a quantizer on the shortcut of each residual addition, as NVIDIA recommends for TensorRT.
+
+TensorRT adds a shortcut inside the int8 convolution that it is added to, if the shortcut is quantized; otherwise the
+convolution writes its output in float. Only the shortcut gets a quantizer, never the output of the convolution.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.nn import modules
+from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree as pytree
+
+from dfq_pytorch_quantization.framework import QuantDescriptor, quant_nn
+from dfq_pytorch_quantization.swap import is_quantized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RESIDUAL_QUANTIZER = "residual_quantizer"
+"""Name of the quantizer in its block: the one in NVIDIA's own quantized ResNet."""
+
+RESIDUAL_BITS = 8
+"""Width of the shortcut at any recipe: TensorRT adds in int8, and narrower levels would cost accuracy for nothing."""
+
+ADDITIONS = frozenset({operator.add, operator.iadd, torch.add})
+ADDING_METHODS = frozenset({"add", "add_", "__add__", "__iadd__"})
+
+PASSED = (modules.batchnorm._BatchNorm, modules.Identity, modules.dropout._DropoutNd)  # noqa: SLF001  (torch has no public common base)
+"""Modules between a convolution and an addition that TensorRT folds into the convolution, or that do nothing there."""
+
+PASSED_NAMES = frozenset({"StochasticDepth", "DropPath"})
+"""Such modules of torchvision and timm."""
+
+
+class ResidualQuantizer(nn.Module):
+    """One of the framework's quantizers at a place of its own, with the attributes of a quantized module."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self._input_quantizer = quantizer
+
+    @property
+    def input_quantizer(self) -> nn.Module:
+        """The framework's quantizer."""
+        return self._input_quantizer
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the fake-quantized inputs."""
+        quantized: torch.Tensor = self._input_quantizer(inputs)
+        return quantized
+
+
+def add_residual_quantizers(model: nn.Module, calib_method: str, sample: torch.Tensor) -> nn.Module:
+    """Quantize the shortcut of every addition onto the output of a quantized convolution.
+
+    A module whose own forward adds so becomes an `fx.GraphModule` of the same class name, with the same attributes. One
+    whose forward cannot be traced stays as it is.
+
+    Args:
+        model: the model with the framework's modules in it, switched off; stays as it is.
+        calib_method: the framework's calibrator of the new quantizers: `"max"` or `"histogram"`.
+        sample: inputs `(batch, *shape)` on which the result must compute exactly what `model` does.
+
+    Returns:
+        a copy with the quantizers, switched off; `model` itself where there is no such addition, or where the traced
+        modules do not compute the same: a forward that asks for the type of its input, say.
+    """
+    candidate = _replaced(copy.deepcopy(model), calib_method)
+    if not any(isinstance(module, ResidualQuantizer) for module in candidate.modules()):
+        return model
+    try:
+        same = _computes_the_same(model, candidate, sample)
+    except Exception:  # noqa: BLE001  (a traced forward raises whatever it likes)
+        return model
+    return candidate if same else model
+
+
+@torch.no_grad()
+def _computes_the_same(model: nn.Module, candidate: nn.Module, sample: torch.Tensor) -> bool:
+    expected, found = (pytree.tree_leaves(network(sample.clone())) for network in (model, candidate))
+    return len(expected) == len(found) and all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else True
+        for one, other in zip(expected, found, strict=True)
+    )
+
+
+def _replaced(model: nn.Module, calib_method: str) -> nn.Module:
+    replaced: dict[int, nn.Module] = {}
+    for parent in reversed(list(model.modules())):  # a block is rebuilt with the blocks inside it
+        for name, child in list(parent._modules.items()):  # noqa: SLF001  (named_children() hides a child's second name)
+            if child is None:
+                continue
+            if id(child) not in replaced:
+                replaced[id(child)] = _with_quantizers(child, calib_method)
+            parent._modules[name] = replaced[id(child)]  # noqa: SLF001  (setattr fails on names such as "0.conv")
+    return _with_quantizers(model, calib_method)
+
+
+class _OwnForward(fx.Tracer):
+    """Traces the forward of one module, and takes each of its children as a whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return True
+
+
+def _with_quantizers(module: nn.Module, calib_method: str) -> nn.Module:
+    if not any(True for _ in module.children()) or _is_plain(module):
+        return module
+    try:
+        graph = _OwnForward().trace(copy.copy(module))  # a forward that keeps a tensor keeps it on the copy
+    except Exception:  # noqa: BLE001  (a forward that branches, loops or unpacks raises whatever it likes)
+        return module
+    quantizers: dict[str, nn.Module] = {}
+    for addition, shortcut in list(_shortcuts(graph, module)):
+        name = f"{RESIDUAL_QUANTIZER}_{len(quantizers)}" if quantizers else RESIDUAL_QUANTIZER
+        quantizers[name] = residual_quantizer(calib_method)
+        with graph.inserting_before(addition):
+            quantized = graph.create_node("call_module", name, (shortcut,))
+        addition.replace_input_with(shortcut, quantized)
+    return _rebuilt(module, graph, quantizers) if quantizers else module
+
+
+def residual_quantizer(calib_method: str) -> ResidualQuantizer:
+    """Return a quantizer for a shortcut, not yet calibrated."""
+    descriptor = QuantDescriptor(num_bits=RESIDUAL_BITS, calib_method=calib_method)
+    return ResidualQuantizer(quant_nn.TensorQuantizer(descriptor, if_quant=False))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module only calls its children in turn, or is one of the framework's."""
+    return type(module).forward is nn.Sequential.forward or is_quantized(module)
+
+
+def _rebuilt(module: nn.Module, graph: fx.Graph, quantizers: dict[str, nn.Module]) -> nn.Module:
+    """Return a module that computes the graph and has everything else that `module` has."""
+    holder = nn.Module()
+    vars(holder).update({key: vars(module)[key] for key in ("_parameters", "_buffers")})
+    vars(holder)["_modules"] = {**vars(module)["_modules"], **quantizers}
+    built = fx.GraphModule(holder, graph, class_name=type(module).__name__)
+    of_modules = set(vars(nn.Module()))
+    kept = {key: value for key, value in vars(module).items() if key in of_modules or key not in vars(built)}
+    kept.pop("forward", None)  # a forward of the instance is what was traced
+    vars(built).update({**kept, "_modules": vars(holder)["_modules"]})
+    return built
+
+
+def _shortcuts(graph: fx.Graph, module: nn.Module) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield each addition onto a convolution's output, with the input that is the shortcut."""
+    lengths: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        steps = len(list(module.get_submodule(str(node.target)).modules())) if node.op == "call_module" else 1
+        lengths[node] = steps + max((lengths[source] for source in node.all_input_nodes), default=0)
+        if not _adds(node):
+            continue
+        first, second = node.args[:2]
+        if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)) or first is second:
+            continue
+        onto = [_is_convolved(operand, module) for operand in (first, second)]
+        if any(onto) and not any(_is_quantizer(operand, module) for operand in (first, second)):
+            # Where both are convolved, the shortcut is the shorter way: the projection.
+            shorter = min((first, second), key=lengths.__getitem__)
+            yield node, shorter if all(onto) else (second if onto[0] else first)
+
+
+def _adds(node: fx.Node) -> bool:
+    added = (node.op == "call_function" and node.target in ADDITIONS) or (
+        node.op == "call_method" and node.target in ADDING_METHODS
+    )
+    return added and len(node.args) >= 2 and not node.kwargs  # noqa: PLR2004  (two operands)
+
+
+def _is_convolved(node: fx.Node, parent: nn.Module) -> bool:
+    """Whether a node is the output of a quantized convolution, with what TensorRT folds into it."""
+    while node.op == "call_module":
+        module: Any = parent.get_submodule(str(node.target))
+        while type(module).forward is nn.Sequential.forward:
+            module = next((part for part in reversed(list(module)) if not _is_passed(part)), None)
+        if isinstance(module, _ConvNd) and is_quantized(module):
+            return True
+        if not _is_passed(module) or not node.args or not isinstance(node.args[0], fx.Node):
+            return False
+        node = node.args[0]
+    return False
+
+
+def _is_passed(module: nn.Module) -> bool:
+    return isinstance(module, PASSED) or type(module).__name__ in PASSED_NAMES
+
+
+def _is_quantizer(node: fx.Node, parent: nn.Module) -> bool:
+    return node.op == "call_module" and isinstance(parent.get_submodule(str(node.target)), ResidualQuantizer)

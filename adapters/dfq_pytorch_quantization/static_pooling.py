@@ -1,0 +1,94 @@
+"""Computes adaptive average pooling by constant matrices, where torch.onnx has no operator: 13 to 6 values, say."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+SPATIAL_AXES: dict[Any, int] = {
+    functional.adaptive_avg_pool1d: 1,
+    torch.adaptive_avg_pool1d: 1,
+    functional.adaptive_avg_pool2d: 2,
+    functional.adaptive_avg_pool3d: 3,
+}
+"""Number of pooled axes of each function."""
+
+
+class StaticAdaptivePooling(TorchFunctionMode):
+    """Inside this context, adaptive average pooling to a size that does not divide its input's is a matrix product.
+
+    Modules and functions alike; the sizes of the input are those of the example that is traced.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in SPATIAL_AXES:
+            return self._pool(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _pool(
+        self,
+        func: Callable[..., Any],
+        input: torch.Tensor,  # noqa: A002  (torch's name)
+        output_size: int | Sequence[int | None],
+    ) -> Any:
+        axes = SPATIAL_AXES[func]
+        sizes = [_constant_size(input, axis - axes) for axis in range(axes)]
+        asked = [output_size] * axes if isinstance(output_size, int) else list(output_size)
+        outputs = [size if output is None else int(output) for size, output in zip(sizes, asked, strict=True)]
+        if all(size % output == 0 for size, output in zip(sizes, outputs, strict=True)):
+            return func(input, output_size)
+        return pool_by_matrices(input, outputs)
+
+
+def pool_by_matrices(inputs: torch.Tensor, output_sizes: Sequence[int]) -> torch.Tensor:
+    """Return what adaptive average pooling does, by one matrix product for each axis.
+
+    Args:
+        inputs: `(..., *sizes)`.
+        output_sizes: the pooled size of each of the last axes.
+
+    >>> inputs = torch.arange(10.0).view(1, 1, 2, 5)
+    >>> torch.allclose(pool_by_matrices(inputs, (2, 3)), functional.adaptive_avg_pool2d(inputs, (2, 3)))
+    True
+    """
+    for axis, output_size in enumerate(reversed(output_sizes), start=1):
+        size = _constant_size(inputs, -axis)
+        if size != output_size:
+            matrix = averaging_matrix(size, output_size).to(inputs)
+            inputs = inputs @ matrix if axis == 1 else (inputs.transpose(-axis, -1) @ matrix).transpose(-axis, -1)
+    return inputs
+
+
+def _constant_size(inputs: torch.Tensor, axis: int) -> int:
+    """Return the size of an axis as a number in the traced graph too: it is not the batch's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python integer")
+        return int(inputs.shape[axis])
+
+
+def averaging_matrix(size: int, output_size: int) -> torch.Tensor:
+    """Return the matrix `(size, output_size)` that averages each of torch's windows.
+
+    Window `i` reaches from `floor(i * size / output_size)` to `ceil((i + 1) * size / output_size)`.
+
+    >>> averaging_matrix(3, 2).tolist()
+    [[0.5, 0.0], [0.5, 0.5], [0.0, 0.5]]
+    """
+    matrix = torch.zeros(size, output_size)
+    for window in range(output_size):
+        start, stop = window * size // output_size, -(-(window + 1) * size // output_size)
+        matrix[start:stop, window] = 1 / (stop - start)
+    return matrix
