@@ -287,8 +287,8 @@ def bias_of_another_channel(proto: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (scale_off_by_5_percent, "down.input_quantizer: the scale in the file is not that of torch"),
-        (one_channel_off_by_one_step, "up.weight_quantizer: "),
+        (scale_off_by_5_percent, "down.input_quantizer: another scale, "),
+        (one_channel_off_by_one_step, "up.weight: "),
         (bias_of_another_channel, "the outputs differ by "),
     ],
 )
@@ -301,17 +301,6 @@ def test_a_planted_fault_is_told(
     change(proto)
     faults = compared(proto, model, inputs).faults()
     assert any(told in fault for fault in faults), faults
-
-
-def test_a_wrong_scale_shows_in_the_integers_as_well(exported: tuple[nn.Module, Path], inputs: torch.Tensor) -> None:
-    model, path = exported
-    sound = read_file(path)
-    proto = copy.deepcopy(sound.proto)
-    scale_off_by_5_percent(proto)
-    agreement = compared(proto, model, inputs)
-    (part,) = (part for part in agreement.tensors if part.name == "down.input_quantizer")
-    assert not part.agrees
-    assert next(part for part in agreement.tensors if part.name == "stem.input_quantizer").agrees
 
 
 def test_a_missing_quantizer_is_told(exported: tuple[nn.Module, Path]) -> None:
