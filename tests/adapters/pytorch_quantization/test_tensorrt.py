@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -287,8 +288,8 @@ def bias_of_another_channel(proto: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (scale_off_by_5_percent, "down.input_quantizer: another scale, "),
-        (one_channel_off_by_one_step, "up.weight: "),
+        (scale_off_by_5_percent, r"down\.input_quantizer: another scale|integers are off by more than a rounding tie"),
+        (one_channel_off_by_one_step, r"up\.weight: "),
         (bias_of_another_channel, "the outputs differ by "),
     ],
 )
@@ -300,7 +301,7 @@ def test_a_planted_fault_is_told(
     proto = copy.deepcopy(sound.proto)
     change(proto)
     faults = compared(proto, model, inputs).faults()
-    assert any(told in fault for fault in faults), faults
+    assert any(re.search(told, fault) for fault in faults), faults
 
 
 def test_a_missing_quantizer_is_told(exported: tuple[nn.Module, Path]) -> None:
