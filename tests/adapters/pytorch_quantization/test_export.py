@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.errors import ArtifactError, DataError
+from dfq_plugins.errors import ArtifactError, DataError, UsageError
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_pytorch_quantization import export
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
@@ -100,11 +100,13 @@ def test_checks_state_their_figures(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:
     _, artifact = quantize_and_export(tiny_network, tiny_spec, tiny_batches, tmp_path, "w4a8")
-    structure, agreement = artifact.checks
+    structure, integers, whole, default = artifact.checks
     assert structure.detail == (
         "6 pairs of QuantizeLinear and DequantizeLinear for 6 quantizers; 4-bit levels are stored in 8-bit integers"
     )
-    assert "same class for 100.0% of 48 samples, largest difference " in agreement.detail
+    assert " of 3 activations and 3 weights are equal on 16 samples, each layer fed the same inputs" in integers.detail
+    assert whole.detail.startswith("16 samples: top-1 agreement 100.0%, maximum difference ")
+    assert "for information" in default.name
 
 
 def test_export_leaves_the_model_and_the_framework_as_they_were(
@@ -121,23 +123,42 @@ def test_export_leaves_the_model_and_the_framework_as_they_were(
     assert prepared.get_submodule("conv.input_quantizer").num_bits == 4
 
 
-def test_a_model_that_this_calibrator_did_not_calibrate_is_checked_on_random_inputs(
+def test_another_calibrator_object_exports_and_only_a_calibrated_model(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:
     model, _ = quantize_and_export(tiny_network, tiny_spec, tiny_batches, tmp_path)
     (artifact,) = PytorchQuantizationCalibrator().export(model, tiny_spec, tmp_path)
-    assert "32 samples" in artifact.checks[1].detail
+    assert "16 samples" in artifact.checks[1].detail
+    prepared = PytorchQuantizationCalibrator().prepare(tiny_network, tiny_spec, Recipe(8, 8), training=False)
+    with pytest.raises(UsageError, match=r"Only a calibrated model can be exported\. Call calibrate\(\)"):
+        PytorchQuantizationCalibrator().export(prepared, tiny_spec, tmp_path)
+
+
+def test_quantizers_of_one_tensor_that_the_exporter_merges_are_not_missing(
+    tiny_batches: list[torch.Tensor], tmp_path: Path
+) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            hidden = torch.relu(self.stem(inputs))
+            return self.left(hidden) + self.right(hidden)
+
+    _, artifact = quantize_and_export(Branches(), InputSpec((3, 8, 8)), tiny_batches, tmp_path, "w4a4")
+    assert artifact.checks[0].detail.startswith("5 pairs of QuantizeLinear and DequantizeLinear for 6 quantizers")
 
 
 def test_outputs_that_are_no_classes_are_compared_by_value(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 2, stride=2))
     inputs = torch.randn(8, 3, 8, 8)
     _, artifact = quantize_and_export(model, InputSpec((3, 8, 8)), [inputs], tmp_path, "w4a8")
-    assert artifact.checks[1].detail.startswith("8 samples, largest difference ")
+    assert artifact.checks[2].detail.startswith("8 samples: maximum difference ")
 
 
 @pytest.mark.parametrize("spoil", ["values", "levels"])
-def test_a_file_that_disagrees_is_removed(
+def test_a_file_that_disagrees_is_kept_as_rejected(
     tiny_network: nn.Module,
     tiny_spec: InputSpec,
     tiny_batches: list[torch.Tensor],
@@ -156,10 +177,10 @@ def test_a_file_that_disagrees_is_removed(
         return copied
 
     monkeypatch.setattr(export, "exportable_copy", spoilt)
-    told = r"ONNX Runtime disagrees.*at least 80%.*removed" if spoil == "values" else r"5 QuantizeLinear nodes for 6"
+    told = r"linear\.weight: \d+ of 32 integers" if spoil == "values" else r"conv\.input_quantizer: the file does not"
     with pytest.raises(ArtifactError, match=told):
         quantize_and_export(tiny_network, tiny_spec, tiny_batches, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["model_qdq.onnx.rejected"]
     assert quant_nn.TensorQuantizer.use_fb_fake_quant is False
 
 
@@ -184,10 +205,10 @@ class NotExportable(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python integer:torch.jit.TracerWarning")
-def test_a_file_that_takes_one_batch_size_alone_is_removed(tmp_path: Path) -> None:
+def test_a_file_that_takes_one_batch_size_alone_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"ONNX Runtime cannot run .*batch"):
         quantize_and_export(FixedBatch(), InputSpec((4,)), [torch.randn(8, 4)], tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["model_qdq.onnx.rejected"]
 
 
 def test_what_torch_cannot_export_is_said(tmp_path: Path) -> None:
@@ -200,5 +221,5 @@ def test_a_folder_that_cannot_be_written_is_said(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"Cannot write .*model_qdq\.onnx.*Choose a writable folder"):
+    with pytest.raises(DataError, match=r"must be a writable folder with free space"):
         quantize_and_export(tiny_network, tiny_spec, tiny_batches, tmp_path / "file")
