@@ -11,6 +11,10 @@ import torch
 from dfq_brevitas.bias import correct_biases, is_weight_layer
 from dfq_brevitas.coverage import describe_coverage
 from dfq_brevitas.export import export_onnx
+from dfq_brevitas.finn.form import finn_form
+from dfq_brevitas.finn.quantizing import finn_quantized_graph, release_clipping
+from dfq_brevitas.finn.recipes import require_finn_recipe
+from dfq_brevitas.finn.scales import share_scales
 from dfq_brevitas.framework import GraphModule, bias_correction_mode, calibration_mode
 from dfq_brevitas.graph import float_graph, quantized_graph
 from dfq_brevitas.input_range import exchange_input_quantizers, fix_input_range
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from dfq_brevitas.options import Target
     from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
 
 WEIGHT_BITS = range(1, 9)
@@ -50,6 +55,7 @@ class _Run:
     recipe: Recipe
     training: bool = False
     samples: torch.Tensor | None = None
+    target: Target = "generic"
 
 
 class BrevitasCalibrator:
@@ -80,17 +86,21 @@ class BrevitasCalibrator:
         with silenced(NOTICES):
             merge = self.options.merges_batch_norm(recipe.weight_bits, training=training)
             traced = float_graph(private, self.options, merge_batch_norm=merge)
-            graph = quantized_graph(traced, recipe, self.options, training=training)
+            if self.options.target == "finn":
+                graph = finn_quantized_graph(finn_form(traced, spec), recipe, self.options, training=training)
+            else:
+                graph = quantized_graph(traced, recipe, self.options, training=training)
             _require_quantized(graph, model, keeps_ends=self.options.keeps_ends(recipe.weight_bits))
             if recipe.activation_bits != FLOAT_BITS:
                 self._settle_input(graph, spec, recipe)
-        attach_state(graph, _Run(spec, recipe, training))
+        attach_state(graph, _Run(spec, recipe, training, target=self.options.target))
         return graph.eval()
 
     def _settle_input(self, graph: GraphModule, spec: InputSpec, recipe: Recipe) -> None:
         """Give the input's quantizer the width that was asked for, and no sign where none is needed."""
         input_range = spec.input_range if self.options.known_input_range else None
-        unsigned = input_range is not None and input_range[0] >= 0
+        # FINN's thresholds for a quantizer without a ReLU are signed.
+        unsigned = input_range is not None and input_range[0] >= 0 and self.options.target != "finn"
         bits = self.options.input_bits
         if unsigned or bits != recipe.activation_bits:
             identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities
@@ -117,9 +127,13 @@ class BrevitasCalibrator:
                 for inputs in data:
                     graph(inputs)
             graph.eval()
+            if run.target == "finn":
+                share_scales(graph)
             if run.spec.input_range is not None and self.options.known_input_range:
                 fix_input_range(graph, run.spec.input_range)
             self._refine(graph, data)
+        if run.target == "finn":
+            release_clipping(graph)
         if run.training:
             known = run.spec.input_range is not None and self.options.known_input_range
             take_gradients(graph, input_range_known=known)
@@ -176,8 +190,8 @@ class BrevitasCalibrator:
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
-        classifies = spec.num_classes is not None
-        return export_onnx(graph, run.samples, path, classifies=classifies, with_qcdq=run.recipe.weight_bits > 1)
+        classifies, with_qcdq = spec.num_classes is not None, run.recipe.weight_bits > 1
+        return export_onnx(graph, run.samples, path, classifies=classifies, with_qcdq=with_qcdq, target=run.target)
 
 
 class _Batches:
@@ -199,6 +213,8 @@ def _require_supported(recipe: Recipe, options: BrevitasOptions) -> None:
             f"{ACTIVATION_BITS[0]} to {ACTIVATION_BITS[-1]} bits or {FLOAT_BITS}, which is float, got {recipe}. Choose "
             "e.g. w8a8, w4a4, or w1a32 for binary weights."
         )
+    if options.target == "finn":
+        require_finn_recipe(recipe, options)
     if recipe.weight_bits == 1 and (options.gptq or options.learned_round):
         chosen = "gptq" if options.gptq else "learned_round"
         raise UsageError(

@@ -9,8 +9,9 @@ from torch import nn
 
 from dfq_brevitas.additions import Shortcut, is_addition
 from dfq_brevitas.bias import is_weight_layer
+from dfq_brevitas.finn.modules import ChannelSelection, Concatenation
+from dfq_brevitas.foreign import Dequantize
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, GraphModule, Node, quant_nn
-from dfq_brevitas.graph import Dequantize
 from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS
 from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
@@ -39,7 +40,7 @@ def describe_coverage(graph: GraphModule, recipe: Recipe) -> Coverage:
         elif _own_quantizer(module) is not None:
             form = number_format(_own_quantizer(module))
             quantized.append(QuantizedTensor(name, _kind(node, module), "activation", form))
-        elif not isinstance(module, (Dequantize, OnGrid, Shortcut)):
+        elif not isinstance(module, (Dequantize, OnGrid, Shortcut, ChannelSelection, Concatenation)):
             floating.append((name, f"{type(module).__name__}: {_why_float(module, recipe)}"))
     return Coverage(tuple(quantized), (*floating, ("(output)", _LOGITS)))
 

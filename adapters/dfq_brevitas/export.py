@@ -16,6 +16,8 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.util.cleanup import cleanup_model
 
+from dfq_brevitas.finn.check import check_finn_rules
+from dfq_brevitas.finn.file import finn_onnx, give_parameters_a_rank
 from dfq_brevitas.framework import GraphModule, export_onnx_qcdq, export_qonnx
 from dfq_brevitas.integers import torch_run, torch_weights
 from dfq_brevitas.notices import NOTICES
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from dfq_brevitas.options import Target
     from dfq_plugins.types import Artifact, Check
 
 QONNX_FILE, QCDQ_FILE = "model.qonnx.onnx", "model.qcdq.onnx"
@@ -38,7 +41,13 @@ _OPSET = 13  # the first with per-channel QuantizeLinear; FINN reads no later on
 
 
 def export_onnx(
-    graph: GraphModule, samples: torch.Tensor, folder: Path, *, classifies: bool, with_qcdq: bool = True
+    graph: GraphModule,
+    samples: torch.Tensor,
+    folder: Path,
+    *,
+    classifies: bool,
+    with_qcdq: bool = True,
+    target: Target = "generic",
 ) -> tuple[Artifact, ...]:
     """Write both files into `folder`, compare each with the model on `samples`, and only then give it its name.
 
@@ -48,6 +57,7 @@ def export_onnx(
         folder: where to write; created if it is not there.
         classifies: whether the outputs are the logits of classes.
         with_qcdq: write the QCDQ file too, which has no form for binary weights.
+        target: what the QONNX file is for; for FINN it is checked by FINN's rules as well.
 
     Raises:
         ArtifactError: a file cannot be written in its format, or does not agree with the model.
@@ -55,14 +65,12 @@ def export_onnx(
     """
     private = copy.deepcopy(graph).cpu().eval()
     settings: dict[str, Any] = {"graph": private, "samples": samples, "classifies": classifies}
-    recipes = [
-        ArtifactRecipe(
-            folder / QONNX_FILE, "QONNX", partial(_write_qonnx, private, samples[:1]), partial(check_qonnx, **settings)
-        )
-    ]
+    write, check = (_write_finn, check_finn) if target == "finn" else (_write_qonnx, check_qonnx)
+    written = partial(write, private, samples[:1])
+    recipes = [ArtifactRecipe(folder / QONNX_FILE, "QONNX", written, partial(check, **settings))]
     if with_qcdq:
-        write = partial(_write_qcdq, private, samples[:1])
-        recipes.append(ArtifactRecipe(folder / QCDQ_FILE, "QCDQ ONNX", write, partial(check_qcdq, **settings)))
+        written = partial(_write_qcdq, private, samples[:1])
+        recipes.append(ArtifactRecipe(folder / QCDQ_FILE, "QCDQ ONNX", written, partial(check_qcdq, **settings)))
     with silenced(NOTICES):
         return write_artifacts(recipes)
 
@@ -70,7 +78,14 @@ def export_onnx(
 def _write_qonnx(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
     export_qonnx(copy.deepcopy(graph), args=sample, export_path=str(path), **_settings())
     # The first step of every QONNX flow, FINN's included: constants folded, shapes inferred, nodes named.
-    cleanup_model(ModelWrapper(str(path))).save(str(path))
+    model = cleanup_model(ModelWrapper(str(path)))
+    give_parameters_a_rank(model)
+    model.save(str(path))
+
+
+def _write_finn(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
+    _write_qonnx(graph, sample, path)
+    finn_onnx(ModelWrapper(str(path))).save(str(path))
 
 
 def _write_qcdq(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
@@ -93,6 +108,15 @@ def check_qonnx(path: Path, *, graph: GraphModule, samples: torch.Tensor, classi
     run = partial(torch_run, graph)
     weights = torch_weights(graph)
     return check_onnx(model, quantizers, weights, run, samples, classifies=classifies, as_users_run=False)
+
+
+def check_finn(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
+    """Compare a QONNX file with the torch model, and hold it to FINN's rules.
+
+    Raises:
+        ArtifactError: the file cannot be run, does not agree with the model, or breaks a rule.
+    """
+    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies), check_finn_rules(path))
 
 
 def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:

@@ -9,6 +9,7 @@ with silenced(NOTICES):
     import brevitas.nn as quant_nn
     import brevitas.nn.quant_layer as nonlinear
     from brevitas import config as brevitas_config
+    from brevitas.core.function_wrapper import CeilSte
     from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
     from brevitas.core.quant.binary import BinaryQuant
     from brevitas.core.scaling.runtime import StatsFromParameterScaling
@@ -21,8 +22,8 @@ with silenced(NOTICES):
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode, quantization_status_manager
     from brevitas.graph.gptq import gptq_mode
     from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize, quantize
-    from brevitas.graph.quantize_impl import ADD_FNS, ADD_METHODS
-    from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType, StatsOp
+    from brevitas.graph.quantize_impl import ADD_FNS, ADD_METHODS, act_handler, layer_handler
+    from brevitas.inject.enum import RestrictValueType, ScalingImplType, ScalingPerOutputType, StatsOp
     from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
     from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
     from brevitas.quant import scaled_int
@@ -35,6 +36,7 @@ __all__ = [
     "ADD_METHODS",
     "ActQuantProxyFromInjectorBase",
     "BinaryQuant",
+    "CeilSte",
     "GraphModule",
     "LearnedRoundHardSigmoid",
     "LearnedRoundSte",
@@ -44,17 +46,20 @@ __all__ = [
     "ParameterFromStatsFromParameterScaling",
     "QuantTensor",
     "QuantWeightBiasInputOutputLayer",
+    "RestrictValueType",
     "ScalingImplType",
     "ScalingPerOutputType",
     "SignedBinaryWeightPerTensorConst",
     "StatsFromParameterScaling",
     "StatsOp",
+    "act_handler",
     "bias_correction_mode",
     "brevitas_config",
     "calibration_mode",
     "export_onnx_qcdq",
     "export_qonnx",
     "gptq_mode",
+    "layer_handler",
     "layerwise_quantize",
     "nonlinear",
     "preprocess_for_quantize",

@@ -49,8 +49,8 @@ def fix_input_range(graph: GraphModule, input_range: tuple[float, float]) -> int
     for quantizer, scaling in fixed:
         bits = int(quantizer.act_quant.bit_width())
         threshold = _threshold(input_range, bits, signed=bool(quantizer.act_quant.is_signed))
-        with torch.no_grad():
-            scaling.value.fill_(threshold)
+        with torch.no_grad():  # a power-of-two scale is kept as its logarithm
+            scaling.value.copy_(scaling.restrict_scaling_pre(torch.full_like(scaling.value, threshold)))
     return len(fixed)
 
 

@@ -47,7 +47,7 @@ def torch_weights(model: nn.Module) -> tuple[TorchTensor, ...]:
     return tuple(
         _weight(name, layer)
         for name, layer in model.named_modules()
-        if is_weight_layer(layer) and layer.weight_quant.is_quant_enabled  # type: ignore[union-attr]
+        if is_weight_layer(layer) and layer.weight_quant.is_quant_enabled
     )
 
 

@@ -11,6 +11,7 @@ WeightScale = Literal["mse", "max"]
 ActivationScale = Literal["mse", "percentile", "max"]
 FirstAndLast = Literal["quantized", "float"]
 BiasCorrection = Literal["network", "layer", "none"]
+Target = Literal["generic", "finn"]
 
 _PERCENTILES = ((4, 99.75), (6, 99.9))
 _WIDE_PERCENTILE = 100.0
@@ -25,6 +26,19 @@ class BrevitasOptions:
     The defaults are the ones that won on a CIFAR-10 ResNet-20, see docs/how-to/brevitas.md.
     """
 
+    target: Target = field(
+        default="generic",
+        metadata={
+            "help": "what the QONNX file is for: finn keeps to the operators and quantizers that FINN can convert, and "
+            "checks the file by FINN's rules"
+        },
+    )
+    power_of_two_scales: bool = field(
+        default=False,
+        metadata={
+            "help": "round the scales of weights and activations up to powers of two, so that rescaling is a shift"
+        },
+    )
     weight_scale: WeightScale = field(
         default="max",
         metadata={"help": "weight scales from the largest weight (max) or from the smallest squared error (mse)"},
@@ -98,9 +112,12 @@ class BrevitasOptions:
             "(60 + layers), because synthetic data overstate the shift, the more the deeper the network"
         },
     )
-    quantize_bias: bool = field(
-        default=True,
-        metadata={"help": "quantize biases to 32-bit integers of the accumulator's scale"},
+    quantize_bias: bool | None = field(
+        default=None,
+        metadata={
+            "help": "quantize biases to 32-bit integers of the accumulator's scale; not given: yes, but with "
+            "target=finn, which moves them into thresholds"
+        },
     )
     learned_weight_scales: bool = field(
         default=True,
@@ -150,6 +167,15 @@ class BrevitasOptions:
         [True, False]
         """
         return not (training and weight_bits == 1) if self.merge_batch_norm is None else self.merge_batch_norm
+
+    @property
+    def quantizes_bias(self) -> bool:
+        """Whether biases are quantized.
+
+        >>> BrevitasOptions().quantizes_bias, BrevitasOptions(target="finn").quantizes_bias
+        (True, False)
+        """
+        return self.target != "finn" if self.quantize_bias is None else self.quantize_bias
 
     def percentile_for(self, bits: int) -> float:
         """Return the percentile for activations of so many bits: fewer levels gain from clipping more.

@@ -10,8 +10,10 @@ from torch import nn
 
 from dfq_brevitas.framework import (
     BinaryQuant,
+    CeilSte,
     MSESymmetricScaleSubInjector,
     ParameterFromStatsFromParameterScaling,
+    RestrictValueType,
     ScalingImplType,
     ScalingPerOutputType,
     SignedBinaryWeightPerTensorConst,
@@ -93,7 +95,7 @@ def quantizer_maps(recipe: Recipe, options: BrevitasOptions, *, training: bool =
         return QuantizerMaps(
             _layers({"weight_quant": weight, "bias_quant": None, "return_quant_tensor": False}), {}, {}
         )
-    bias = scaled_int.Int32Bias if options.quantize_bias else None
+    bias = scaled_int.Int32Bias if options.quantizes_bias else None
     weight = weight_quantizer(recipe, options, follow_weights=training and not options.learned_weight_scales)
     layer = {"weight_quant": weight, "bias_quant": bias, "return_quant_tensor": False}
     signed = {"act_quant": activation_quantizer(recipe, options, signed=True), "return_quant_tensor": True}
@@ -127,6 +129,7 @@ def weight_quantizer(recipe: Recipe, options: BrevitasOptions, *, follow_weights
         bit_width=recipe.weight_bits,
         narrow_range=options.narrow_range,
         scaling_impl=StatsFromParameterScaling if follow_weights else ParameterFromStatsFromParameterScaling,
+        **_restriction(options),
     )
 
 
@@ -157,7 +160,17 @@ def activation_quantizer(recipe: Recipe, options: BrevitasOptions, *, signed: bo
             chosen = chosen.let(scaling_stats_op=StatsOp.MAX)
         else:
             chosen = chosen.let(high_percentile_q=options.percentile_for(recipe.activation_bits))
-    return chosen.let(bit_width=recipe.activation_bits)
+    return chosen.let(bit_width=recipe.activation_bits, **_restriction(options))
+
+
+def _restriction(options: BrevitasOptions) -> dict[str, Any]:
+    """Return Brevitas's settings for power-of-two scales, rounded up so that the range is not clipped further."""
+    if not options.power_of_two_scales:
+        return {}
+    return {
+        "restrict_scaling_type": RestrictValueType.POWER_OF_TWO,
+        "restrict_value_float_to_int_impl": CeilSte,
+    }
 
 
 def _with_search(quantizer: Any, options: BrevitasOptions, statistic: str) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto
 
 from dfq_plugins.quantization.integer_agreement import IntegerAgreement, compare_integers, compare_weights, merged
@@ -21,8 +22,6 @@ from dfq_plugins.quantization.onnx_runtime import exact_session, run_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    import torch
 
     Array = np.ndarray[Any, Any]
 
@@ -279,7 +278,7 @@ def batches_for(model: Any, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     size = axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else BATCH
     size = min(size, len(inputs)) if not axis.HasField("dim_value") else size
-    yield from (batch for batch in inputs.split(size) if len(batch) == size)
+    yield from (batch for batch in torch.split(inputs, size) if len(batch) == size)
 
 
 def _same(first: Array, second: Array) -> bool:

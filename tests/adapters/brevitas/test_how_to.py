@@ -37,7 +37,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(f"dfq_plugins.{module}.get_registry", lambda: build_registry(entry_points=mine))
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     names: dict[str, Any] = {}
     with silenced(NOTICES):  # in a flow of their own, users see the framework's notices
         for block in blocks:
@@ -49,6 +49,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {path.name for path in (tmp_path / "binary").glob("*.onnx")} == {"model.qonnx.onnx"}
     ends = [name for name, why in names["binary"].coverage.unquantized if "the first and the last layer" in why]
     assert len(ends) == 2
+    assert (tmp_path / "for_finn" / "model.qonnx.onnx").is_file()
     assert names["loss"].isfinite()
     assert not any(module._forward_pre_hooks for module in names["model"].modules())
     assert run.agreement > 0.6  # 4 bits, on images made in 20 iterations; chance is 0.1

@@ -1,0 +1,48 @@
+"""Holds a QONNX file to FINN's rules, and says in a report which it passed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+
+from dfq_brevitas.finn.graph_view import view_graph
+from dfq_brevitas.finn.rules import RULES, Finding
+from dfq_plugins.errors import ArtifactError
+from dfq_plugins.types import Check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHECK_NAME = "FINN rules"
+_SHOWN = 8
+
+
+def check_finn_rules(path: Path) -> Check:
+    """Check a QONNX file by all of FINN's rules.
+
+    Args:
+        path: a QONNX file.
+
+    Returns:
+        The check, whose detail lists the rules.
+
+    Raises:
+        ArtifactError: a rule is violated; the message names rule and node.
+    """
+    found = finn_violations(onnx.load(str(path)))
+    if found:
+        shown = "; ".join(f"{rule}: {finding.node} {finding.detail}" for rule, finding in found[:_SHOWN])
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise ArtifactError(
+            f"A QONNX file for FINN must keep to FINN's rules, but this one breaks {len(found)}: {shown}{more}. Change "
+            "what the node was exported from, or leave target=finn out; if the network holds nothing unusual, please "
+            "report it."
+        )
+    return Check(CHECK_NAME, f"passed: {', '.join(name for name, _ in RULES)}")
+
+
+def finn_violations(model: onnx.ModelProto) -> tuple[tuple[str, Finding], ...]:
+    """Return every violation in a QONNX model with the name of its rule."""
+    graph = view_graph(model.graph)
+    return tuple((name, finding) for name, rule in RULES for finding in rule(graph))

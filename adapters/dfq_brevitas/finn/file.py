@@ -1,0 +1,72 @@
+"""Brings an exported QONNX graph into the form that FINN's conversion reads; each step computes the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import helper, numpy_helper
+from qonnx.transformation.extract_conv_bias import ExtractBiasFromConv
+from qonnx.transformation.general import GiveReadableTensorNames, GiveUniqueNodeNames, RemoveUnusedTensors
+from qonnx.transformation.infer_shapes import InferShapes
+
+if TYPE_CHECKING:
+    from qonnx.core.modelwrapper import ModelWrapper
+
+_SPATIAL = 2
+_PARAMETERS = (1, 2)  # scale and zero point of a Quant node; its width must stay a scalar
+
+
+def give_parameters_a_rank(model: ModelWrapper) -> None:
+    """Give scalar parameters of Quant nodes on constants the shape (1,), in place.
+
+    A bias becomes `(1, channels, 1, 1)` when FINN takes it out of its convolution, and a parameter without a rank
+    cannot follow it; one of shape (1,) need not.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Quant" and node.input[0] in constants:
+            for position in _PARAMETERS:
+                tensor = constants.get(node.input[position])
+                if tensor is not None and len(tensor.dims) == 0:
+                    model.set_initializer(tensor.name, numpy_helper.to_array(tensor).reshape(1))
+
+
+def finn_onnx(model: ModelWrapper) -> ModelWrapper:
+    """Return the graph with padding inside its convolutions and biases behind them.
+
+    FINN pads in its convolutions only. Its releases of 2024 add a quantized bias only where it is a node by itself.
+    """
+    fold_padding(model)
+    for step in (ExtractBiasFromConv(), InferShapes(), RemoveUnusedTensors(), GiveUniqueNodeNames()):
+        model = model.transform(step)
+    return model.transform(GiveReadableTensorNames())
+
+
+def fold_padding(model: ModelWrapper) -> None:
+    """Let each convolution pad its own input where a Pad node with zeros stands before it, in place."""
+    for pad in [node for node in model.graph.node if node.op_type == "Pad"]:
+        amounts = _spatial_zero_padding(model, pad)
+        readers = model.find_consumers(pad.output[0])
+        if amounts is None or not readers or any(reader.op_type != "Conv" for reader in readers):
+            continue
+        for reader in readers:
+            own = next((attribute for attribute in reader.attribute if attribute.name == "pads"), None)
+            before = np.array(own.ints if own is not None else [0] * len(amounts))
+            if own is not None:
+                reader.attribute.remove(own)
+            reader.attribute.append(helper.make_attribute("pads", (before + amounts).tolist()))
+            reader.input[0] = pad.input[0]
+        model.graph.node.remove(pad)
+
+
+def _spatial_zero_padding(model: ModelWrapper, pad: Any) -> np.ndarray[Any, Any] | None:
+    """Return what a Pad node adds in front of and behind each spatial axis, or None where it does anything else."""
+    mode = next((attribute.s for attribute in pad.attribute if attribute.name == "mode"), b"constant")
+    amounts = model.get_initializer(pad.input[1])
+    filling = model.get_initializer(pad.input[2]) if len(pad.input) > _SPATIAL and pad.input[2] else np.zeros(1)
+    if mode != b"constant" or amounts is None or filling is None or np.any(filling):
+        return None
+    front, back = np.split(amounts, 2)
+    spatial = np.concatenate([front[_SPATIAL:], back[_SPATIAL:]])
+    return spatial if not (front[:_SPATIAL].any() or back[:_SPATIAL].any()) and np.all(spatial >= 0) else None
