@@ -9,6 +9,7 @@ from torch import nn
 
 from dfq_brevitas.framework import ADD_FNS, ADD_METHODS, nonlinear, quant_nn
 from dfq_brevitas.grid import OnGrid
+from dfq_brevitas.inserted import Place, place_of
 
 if TYPE_CHECKING:
     from dfq_brevitas.framework import GraphModule, Node
@@ -27,7 +28,7 @@ class Shortcut(nn.Module):
 
 
 def quantize_additions(graph: GraphModule, quantizer: tuple[type[nn.Module], dict[str, Any]]) -> None:
-    """Quantize both inputs of each addition by one new quantizer, so that they share their scale, in place.
+    """Pass: quantize both inputs of each addition by one new quantizer, so that they share their scale, in place.
 
     Call it before Brevitas inserts its own: an addition whose inputs share a scale is left as it is.
     """
@@ -45,7 +46,7 @@ def quantize_additions(graph: GraphModule, quantizer: tuple[type[nn.Module], dic
 
 
 def part_shortcuts(graph: GraphModule) -> None:
-    """Let the quantizers of additions read activations before those are quantized for the layers, in place.
+    """Pass: let the quantizers of additions read activations before those are quantized for the layers, in place.
 
     Call it after Brevitas has inserted its quantizers. The activation is then applied twice: once for the layers, at
     their width, and once for the addition.
@@ -73,7 +74,7 @@ def _part(graph: GraphModule, reader: Node) -> None:
     if quantizer is None:
         return
     if isinstance(quantizer, quant_nn.QuantIdentity):
-        if source.name.endswith("_output_quant"):  # inserted for the layers behind
+        if place_of(source) is Place.SUM_OUTPUT:  # inserted for the layers behind
             reader.replace_input_with(source, source.all_input_nodes[0])
         return
     name = f"{source.name}_shortcut"

@@ -191,14 +191,8 @@ class BrevitasCalibrator(Calibrator):
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
-        return export_onnx(
-            graph,
-            run.samples,
-            path,
-            classifies=spec.num_classes is not None,
-            with_qcdq=run.recipe.weight_bits > 1,
-            target=run.target,
-        )
+        classifies, with_qcdq = spec.num_classes is not None, run.recipe.weight_bits > 1
+        return export_onnx(graph, run.samples, path, classifies=classifies, with_qcdq=with_qcdq, target=run.target)
 
 
 class _Batches:

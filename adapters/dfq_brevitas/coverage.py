@@ -10,8 +10,8 @@ from torch import nn
 from dfq_brevitas.additions import Shortcut, is_addition
 from dfq_brevitas.bias import is_weight_layer
 from dfq_brevitas.finn.modules import ChannelSelection, Concatenation
+from dfq_brevitas.foreign import Dequantize
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, GraphModule, Node, quant_nn
-from dfq_brevitas.graph import Dequantize
 from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS
 from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor

@@ -65,21 +65,14 @@ def export_onnx(
     """
     private = copy.deepcopy(graph).cpu().eval()
     settings: dict[str, Any] = {"graph": private, "samples": samples, "classifies": classifies}
-    write_qonnx, inspect = (_write_finn, _check_finn) if target == "finn" else (_write_qonnx, check_qonnx)
-    recipes = [
-        ArtifactRecipe(
-            folder / QONNX_FILE, "QONNX", partial(write_qonnx, private, samples[:1]), partial(inspect, **settings)
-        )
-    ]
+    write, check = (_write_finn, check_finn) if target == "finn" else (_write_qonnx, check_qonnx)
+    written = partial(write, private, samples[:1])
+    recipes = [ArtifactRecipe(folder / QONNX_FILE, "QONNX", written, partial(check, **settings))]
     if with_qcdq:
-        write = partial(_write_qcdq, private, samples[:1])
-        recipes.append(ArtifactRecipe(folder / QCDQ_FILE, "QCDQ ONNX", write, partial(check_qcdq, **settings)))
+        written = partial(_write_qcdq, private, samples[:1])
+        recipes.append(ArtifactRecipe(folder / QCDQ_FILE, "QCDQ ONNX", written, partial(check_qcdq, **settings)))
     with silenced(NOTICES):
         return write_artifacts(recipes)
-
-
-def _check_finn(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
-    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies), check_finn_rules(path))
 
 
 def _write_qonnx(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
@@ -115,6 +108,15 @@ def check_qonnx(path: Path, *, graph: GraphModule, samples: torch.Tensor, classi
     run = partial(torch_run, graph)
     weights = torch_weights(graph)
     return check_onnx(model, quantizers, weights, run, samples, classifies=classifies, as_users_run=False)
+
+
+def check_finn(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
+    """Compare a QONNX file with the torch model, and hold it to FINN's rules.
+
+    Raises:
+        ArtifactError: the file cannot be run, does not agree with the model, or breaks a rule.
+    """
+    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies), check_finn_rules(path))
 
 
 def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:

@@ -1,7 +1,12 @@
-"""Moves of values that leave quantized tensors on their grid."""
+"""Moves of values that leave quantized tensors on their grid.
+
+A shortcut that slices (ResNets with option A) is so aligned with the branch it is added to, and never meets a plain
+tuple.
+"""
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,6 +15,8 @@ from dfq_brevitas.framework import QuantTensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from dfq_brevitas.framework import GraphModule, Node
 
 
 class OnGrid(nn.Identity):
@@ -31,3 +38,33 @@ class OnGrid(nn.Identity):
     def extra_repr(self) -> str:
         """Name the function."""
         return getattr(self.function, "__name__", str(self.function))
+
+
+def keep_moves_on_grid(graph: GraphModule) -> None:
+    """Pass: replace slicing and zero padding by `OnGrid` modules."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not _moves_values(node):
+            continue
+        kwargs = dict(node.kwargs)
+        source, *rest = node.args or (kwargs.pop("input"),)
+        name = f"{node.name}_on_grid"
+        graph.add_module(name, OnGrid(node.target, tuple(rest), kwargs))
+        with graph.graph.inserting_before(node):
+            moved = graph.graph.call_module(name, (source,))
+        node.replace_all_uses_with(moved)
+        graph.graph.erase_node(node)
+
+
+def _moves_values(node: Node) -> bool:
+    """Tell whether a function node slices, or pads with zeros, one tensor by constants."""
+    if len(node.all_input_nodes) != 1:
+        return False
+    if node.target is operator.getitem:
+        index = node.args[1]
+        # A plain integer may take an element of a tuple of tensors: that is no tensor operation.
+        return isinstance(index, (tuple, slice)) and "size" not in node.all_input_nodes[0].name
+    if node.target is nn.functional.pad:
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)  # noqa: PLR2004  its position
+        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")  # noqa: PLR2004
+        return not value or mode != "constant"
+    return False

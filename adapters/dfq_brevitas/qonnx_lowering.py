@@ -1,7 +1,7 @@
 """Rewrites QONNX's quantizer nodes in standard ONNX operators, so that ONNX Runtime runs the graph as a whole.
 
 `qonnx` itself executes node by node and sample by sample, which takes a minute or two on large networks. The operators
-are those by which QONNX defines its nodes, in the same order and in float, so that the result is the same bit for bit:
+are those by which QONNX defines its nodes, in the same order and in float, so that each integer is the same:
 
     Quant(x) = (round(clip(x / scale + zero_point, lowest, highest)) - zero_point) * scale
     BipolarQuant(x) = (+1 where x >= 0, else -1) * scale

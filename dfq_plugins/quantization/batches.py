@@ -36,6 +36,6 @@ def checked_batches(
     if seen == 0:
         expected = ", ".join(map(str, ("samples", *spec.shape)))
         raise DataError(
-            f"Calibration needs at least one batch of shape ({expected}), got none. Give batches, and note that an "
+            f"Calibration needs at least one batch, got none. Give batches of shape ({expected}); note that an "
             "iterator that was read before gives none."
         )

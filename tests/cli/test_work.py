@@ -226,6 +226,7 @@ RUN = types.SimpleNamespace(
         (("3", "no integer kernel"),),
     ),
     artifacts=(Artifact(Path("out/model.pt"), "TorchScript", 2345, (Check("run", "agreement 100%"),)),),
+    rejected=(),
 )
 
 

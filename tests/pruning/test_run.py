@@ -474,7 +474,7 @@ class TestRefusals:
             run(**settings)
 
     def test_data_of_another_shape(self, run: Callable[..., PruneRun]) -> None:
-        with pytest.raises(DataError, match=r"The network takes samples of shape \(3, 8, 8\)"):
+        with pytest.raises(DataError, match=r"must have the shape \(samples, 3, 8, 8\)"):
             run(data=torch.randn(8, 3, 6, 6), macs=0.7)
 
 

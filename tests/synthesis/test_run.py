@@ -693,10 +693,10 @@ NAN[3, 0, 0, 0] = math.nan
         (
             DATA[:, :, :4],
             DataError,
-            r"^The network takes samples of shape \(3, 8, 8\), and the data holds \(3, 4, 8\)\. ",
+            r"^A batch of inputs must have the shape \(samples, 3, 8, 8\), got \(\d+, 3, 4, 8\)\. ",
         ),
         ([DATA, DATA[:, :1]], DataError, r"takes samples of shape \(3, 8, 8\), and the data holds \(1, 8, 8\)"),
-        (NAN, DataError, "^Calibration data must be finite, but holds NaN or infinity. Remove those samples.$"),
+        (NAN, DataError, "^Inputs must be finite, but a batch holds NaN or infinity. Remove or repair those samples.$"),
         (DATA / 0, DataError, "must be finite"),
         ((DATA * 9).byte(), DataError, r"floating point, got torch.uint8\. Normalize them first\.$"),
         (

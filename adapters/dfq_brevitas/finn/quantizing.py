@@ -9,8 +9,8 @@ from torch import nn
 
 from dfq_brevitas.finn.modules import Averaging, ChannelSelection, QuantAveraging
 from dfq_brevitas.finn.roles import PRODUCERS, Role, role_of
+from dfq_brevitas.foreign import Dequantize
 from dfq_brevitas.framework import act_handler, brevitas_config, layer_handler
-from dfq_brevitas.graph import Dequantize
 from dfq_brevitas.quantizers import QuantReLU6, quantizer_maps, weight_quantizer
 from dfq_brevitas.tracing import preparation_error
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from dfq_brevitas.additions import is_addition
 from dfq_brevitas.finn.modules import ChannelSelection, Concatenation
+from dfq_brevitas.foreign import Dequantize
 from dfq_brevitas.framework import quant_nn
-from dfq_brevitas.graph import Dequantize
 from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.quantizers import QuantReLU6
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from dfq_brevitas.bias import channel_mean, is_weight_layer
 from dfq_brevitas.calibrator import BrevitasCalibrator
+from dfq_brevitas.foreign import Dequantize
 from dfq_brevitas.framework import quant_nn, quantization_status_manager
-from dfq_brevitas.graph import Dequantize
 from dfq_brevitas.grid import OnGrid
 from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.quantization.formats import format_in_words

@@ -78,8 +78,8 @@ def test_nothing_to_quantize(tiny_spec: InputSpec) -> None:
 @pytest.mark.parametrize(
     ("batches", "error", "message"),
     [
-        ([], UsageError, "Calibration needs at least one batch, got none"),
-        ([torch.zeros(2, 1, 8, 8)], UsageError, r"must have the shape \(samples, 3, 8, 8\), got \(2, 1, 8, 8\)"),
+        ([], DataError, "Calibration needs at least one batch, got none"),
+        ([torch.zeros(2, 1, 8, 8)], DataError, r"must have the shape \(samples, 3, 8, 8\), got \(2, 1, 8, 8\)"),
         ([torch.full((2, 3, 8, 8), float("nan"))], DataError, "a batch holds NaN or infinity"),
     ],
     ids=["none", "shape", "nan"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -13,13 +15,20 @@ from torch import nn
 from dfq_brevitas import export
 from dfq_brevitas.calibrator import BrevitasCalibrator
 from dfq_brevitas.options import BrevitasOptions
+from dfq_brevitas.qonnx_lowering import lowered
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
+from dfq_plugins.quantization.artifacts import RejectedArtifactsError
+from dfq_plugins.quantization.onnx_runtime import exact_session, run_session
 from dfq_plugins.types import InputSpec, Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dfq_brevitas.framework import GraphModule
+
+
+def run_onnx_runtime(path: Path, inputs: Any) -> Any:
+    return run_session(exact_session(path), {"input": inputs})[0]
 
 
 @pytest.fixture
@@ -40,7 +49,9 @@ def test_both_files_are_written_run_and_compared(
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"model.qonnx.onnx", "model.qcdq.onnx"}
     for artifact in (qonnx, qcdq):
         assert artifact.size_bytes == artifact.path.stat().st_size
-        assert artifact.checks[0].detail.startswith("4 samples: top-1 agreement 100.0%, maximum difference ")
+        integers, whole = artifact.checks[:2]
+        assert " weights are equal on 16 samples, each layer fed the same inputs; outputs within " in integers.detail
+        assert whole.detail.startswith("16 samples: top-1 agreement 100.0%, maximum difference ")
     torch.testing.assert_close(converted(tiny_batches[0]), before)
 
 
@@ -51,7 +62,7 @@ def test_files_hold_the_quantizers_and_run_on_other_data(
     inputs = tiny_batches[1][:3]
     with torch.no_grad():
         expected = converted(inputs)
-    for artifact, run in ((qonnx, export.run_qonnx), (qcdq, export.run_onnx_runtime)):
+    for artifact, run in ((qonnx, export.run_qonnx), (qcdq, run_onnx_runtime)):
         torch.testing.assert_close(torch.from_numpy(run(artifact.path, inputs.numpy())), expected, atol=1e-4, rtol=1e-4)
     kinds = Counter(node.op_type for node in onnx.load(qonnx.path).graph.node)
     assert kinds["Quant"] >= 3 + 5  # three weights; input, two ReLUs, addition, classifier input; and biases
@@ -65,28 +76,49 @@ def test_files_hold_additions_as_narrow_as_all_others(
     prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(4, 4))
     calibrator.calibrate(prepared, tiny_batches)
     artifacts = calibrator.export(calibrator.convert(prepared), tiny_spec, tmp_path)
-    assert [check.detail.split(",")[0] for artifact in artifacts for check in artifact.checks[:1]] == [
-        "4 samples: top-1 agreement 100.0%"
+    assert [artifact.checks[1].detail.split(",")[0] for artifact in artifacts] == [
+        "16 samples: top-1 agreement 100.0%"
     ] * 2
 
 
-def test_a_file_that_disagrees_is_removed(
+def test_a_file_that_disagrees_is_kept_as_rejected_and_the_other_one_is_written(
     converted: GraphModule, tiny_spec: InputSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "run_onnx_runtime", lambda _path, inputs: inputs.reshape(len(inputs), -1)[:, :4] * 1e3)
-    with pytest.raises(
-        ArtifactError, match="QCDQ ONNX file must compute what the torch model does, within 5%"
-    ) as caught:
+    write = export._write_qonnx
+
+    def spoilt(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
+        altered = copy.deepcopy(graph)
+        altered.linear.weight.data.neg_()
+        write(altered, sample, path)
+
+    monkeypatch.setattr(export, "_write_qonnx", spoilt)
+    with pytest.raises(RejectedArtifactsError, match=r"linear\.weight: 30 of 32 integers") as caught:
         BrevitasCalibrator().export(converted, tiny_spec, tmp_path)
-    assert "top-1 agreement" in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.qonnx.onnx"]
+    (rejected,) = caught.value.rejected
+    assert (rejected.name, rejected.format, rejected.path) == (
+        "model.qonnx.onnx",
+        "QONNX",
+        tmp_path / "model.qonnx.onnx.rejected",
+    )
+    assert rejected.faults[0].startswith("linear.weight: ")
+    assert [artifact.path.name for artifact in caught.value.artifacts] == ["model.qcdq.onnx"]
+    assert {path.name for path in tmp_path.iterdir()} == {"model.qonnx.onnx.rejected", "model.qcdq.onnx"}
 
 
-def test_a_wrong_shape_or_nan_never_passes() -> None:
-    with pytest.raises(ArtifactError, match=r"must return what the torch model does, \(2, 4\), but returns \(2, 5\)"):
-        export.compare_outputs(torch.zeros(2, 4), torch.zeros(2, 5), "QONNX")
-    with pytest.raises(ArtifactError, match="maximum difference nan"):
-        export.compare_outputs(torch.ones(2, 4), torch.full((2, 4), float("nan")), "QONNX")
+@pytest.mark.parametrize("recipe", [Recipe(4, 4), Recipe(1, 8), Recipe(3, 32)])
+def test_the_lowered_file_computes_what_qonnx_does(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path, recipe: Recipe
+) -> None:
+    calibrator = BrevitasCalibrator()
+    prepared = calibrator.prepare(tiny_network, tiny_spec, recipe)
+    calibrator.calibrate(prepared, tiny_batches)
+    qonnx, *_ = calibrator.export(calibrator.convert(prepared), tiny_spec, tmp_path)
+    model, _ = lowered(onnx.load(qonnx.path))
+    session = exact_session(model.SerializeToString())
+    inputs = tiny_batches[1][:2].numpy()
+    expected = export.run_qonnx(qonnx.path, inputs)
+    found = [run_session(session, {model.graph.input[0].name: sample[None]})[0] for sample in inputs]
+    np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-5, atol=1e-6)  # sums in another order
 
 
 def test_an_operation_without_onnx_form(tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path) -> None:
@@ -103,7 +135,7 @@ def test_an_operation_without_onnx_form(tiny_spec: InputSpec, tiny_batches: list
     calibrator.calibrate(prepared, tiny_batches)
     with pytest.raises(ArtifactError, match="This model has no QONNX form that runs"):
         calibrator.export(calibrator.convert(prepared), tiny_spec, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.iterdir() if not path.name.endswith(".rejected")]
 
 
 def test_a_folder_that_cannot_be_written(converted: GraphModule, tiny_spec: InputSpec, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from dfq_brevitas.quiet import framework_notices_silenced
 from onnx import numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
@@ -35,9 +34,12 @@ from dfq_brevitas.finn.form import finn_form
 from dfq_brevitas.finn.rules import RULES
 from dfq_brevitas.finn.scales import scale_groups
 from dfq_brevitas.graph import float_graph
+from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
 from dfq_plugins.errors import ArtifactError, ModelError, UsageError
+from dfq_plugins.quantization.formats import format_in_words
+from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
 from finn_networks import (
     CONVERTED,
@@ -96,7 +98,7 @@ def ready(kind: type[nn.Module]) -> GraphModule:
 
 def exported(model: GraphModule, folder: Path) -> Artifact:
     """Write the QONNX file alone, which is what FINN takes."""
-    return export.export_onnx(model, batches()[0][:1], folder, with_qcdq=False, target="finn")[0]
+    return export.export_onnx(model, batches()[0][:1], folder, classifies=True, with_qcdq=False, target="finn")[0]
 
 
 def run(model: ModelWrapper, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -129,8 +131,12 @@ def require_same_after_passes(path: Path, inputs: np.ndarray[Any, Any], *, each:
 def test_networks_keep_to_the_rules_and_survive_the_passes(kind: type[nn.Module], tmp_path: Path) -> None:
     model = ready(kind)
     artifact = exported(model, tmp_path)
-    assert [check.name for check in artifact.checks] == ["run and compared", CHECK_NAME]
-    assert artifact.checks[1].detail == "passed: " + ", ".join(name for name, _ in RULES)
+    assert [check.name for check in artifact.checks] == [
+        "integers compared with torch's",
+        "whole file, exact arithmetic",
+        CHECK_NAME,
+    ]
+    assert artifact.checks[2].detail == "passed: " + ", ".join(name for name, _ in RULES)
     inputs = batches()[1][:1]
     require_same_after_passes(artifact.path, inputs.numpy())
     torch.testing.assert_close(
@@ -141,7 +147,7 @@ def test_networks_keep_to_the_rules_and_survive_the_passes(kind: type[nn.Module]
 @pytest.mark.parametrize("kind", CONVERTED, ids=lambda kind: kind.__name__)
 def test_the_form_of_finn_computes_the_same_in_float(kind: type[nn.Module]) -> None:
     network, inputs = trained(kind), batches()[0]
-    with torch.no_grad(), framework_notices_silenced():
+    with torch.no_grad(), silenced(NOTICES):
         rewritten = finn_form(float_graph(trained(kind), BrevitasOptions(), merge_batch_norm=True), SPEC)
         torch.testing.assert_close(rewritten(inputs), network(inputs), atol=1e-5, rtol=1e-4)
 
@@ -199,13 +205,15 @@ def _next(node: Any, readers: dict[str, list[Any]]) -> list[str]:
 
 def test_formats_say_what_is_read_at_which_width() -> None:
     calibrator, model = BrevitasCalibrator(), ready(Residual)
-    rows = {row.name: (row.kind, row.weight, row.activation) for row in calibrator.describe(model).quantized}
-    assert rows["inputs_quant"][2] == "int8 per tensor, symmetric"
-    assert rows["stem.2"] == ("QuantReLU", None, "uint4 per tensor, symmetric")
-    assert rows["first_1_quant"][2] == "int8 per tensor, symmetric"  # only an addition reads it
-    assert rows["linear"][1:] == ("int4 per channel, symmetric", None)  # sums of integers, on a scale of their own
-    sums = {row.name: row.activation for row in calibrator.describe(ready(LinearBottleneck)).quantized}
-    assert sums["add_quant"] == "int4 per tensor, symmetric"  # the next layer reads it as well
+    coverage = calibrator.describe(model)
+    rows = {(row.name, row.role): (row.kind, format_in_words(row.format)) for row in coverage.quantized}
+    assert rows["inputs_quant", "activation"][1] == "int8 per tensor, symmetric"
+    assert rows["stem.2", "activation"] == ("QuantReLU", "uint4 per tensor, symmetric")
+    assert rows["first_1_quant", "activation"][1] == "int8 per tensor, symmetric"  # only an addition reads it
+    assert rows["linear", "weight"][1] == "int4 per channel, symmetric"
+    assert ("linear", "input") not in rows  # sums of integers, on a scale of their own
+    sums = calibrator.describe(ready(LinearBottleneck)).format_of("add_quant", "activation")
+    assert format_in_words(sums) == "int4 per tensor, symmetric"  # the next layer reads it as well
 
 
 def test_the_input_is_signed_even_where_nothing_negative_arrives() -> None:
@@ -214,7 +222,7 @@ def test_the_input_is_signed_even_where_nothing_negative_arrives() -> None:
     prepared = calibrator.prepare(trained(Plain), gray, Recipe(4, 4))
     calibrator.calibrate(prepared, [batch.abs() / 2 for batch in batches()])
     first = calibrator.describe(calibrator.convert(prepared)).quantized[0]
-    assert first.activation == "int8 per tensor, symmetric"
+    assert format_in_words(first.format) == "int8 per tensor, symmetric"
     scale = prepared.get_submodule(first.name).act_quant.scale()
     torch.testing.assert_close(scale, torch.tensor(1 / 127))
 
@@ -232,7 +240,7 @@ def test_training_keeps_the_scales_equal(tmp_path: Path) -> None:
     assert [len(group) for group in groups] == [2, 2, 2]
     for group in groups:
         assert len({prepared.get_submodule(name).act_quant.scale().item() for name in group}) == 1
-    assert exported(calibrator.convert(prepared), tmp_path).checks[1].name == CHECK_NAME
+    assert exported(calibrator.convert(prepared), tmp_path).checks[2].name == CHECK_NAME
 
 
 def test_power_of_two_scales(tmp_path: Path) -> None:
@@ -247,8 +255,8 @@ def test_power_of_two_scales(tmp_path: Path) -> None:
 
 def test_zero_points_of_biases_have_a_rank_for_every_target(tmp_path: Path) -> None:
     model = quantized(trained(Plain), target="generic")
-    assert exported(quantized(trained(Plain), quantize_bias=True), tmp_path).checks[1].name == CHECK_NAME
-    path = export.export_onnx(model, batches()[0][:1], tmp_path, with_qcdq=False)[0].path
+    assert exported(quantized(trained(Plain), quantize_bias=True), tmp_path).checks[2].name == CHECK_NAME
+    path = export.export_onnx(model, batches()[0][:1], tmp_path, classifies=True, with_qcdq=False)[0].path
     wrapped, inputs = ModelWrapper(str(path)), batches()[1][:1].numpy()
     biases = [
         node for node in wrapped.graph.node if node.op_type == "Quant" and wrapped.get_initializer(node.input[3]) == 32
@@ -388,6 +396,6 @@ def test_real_networks(name: str, networks: ModuleType, tmp_path: Path) -> None:
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in inputs[-100:].split(50)]) == labels[-100:]
     assert 100 * right.float().mean().item() >= least
-    artifact = export.export_onnx(model, inputs[:1], tmp_path, with_qcdq=False, target="finn")[0]
-    assert artifact.checks[1].name == CHECK_NAME
+    artifact = export.export_onnx(model, inputs[:2], tmp_path, classifies=True, with_qcdq=False, target="finn")[0]
+    assert artifact.checks[2].name == CHECK_NAME
     require_same_after_passes(artifact.path, inputs[:1].numpy(), each=False)

@@ -546,8 +546,8 @@ def test_the_spec_must_fit_the_model(tiny_network: nn.Module) -> None:
     [
         (lambda batches: batches[:0], r"needs at least one batch, got none"),
         (lambda batches: [batches[0][:0]], r"needs at least one batch, got none"),
-        (lambda batches: [batches[0], batches[1][:, :1]], r"shape \(batch, 3, 8, 8\), batch 1 has \(16, 1, 8, 8\)"),
-        (lambda batches: [batches[0] * float("nan")], r"batch 0 holds NaN or infinity"),
+        (lambda batches: [batches[0], batches[1][:, :1]], r"shape \(samples, 3, 8, 8\), got \(16, 1, 8, 8\)"),
+        (lambda batches: [batches[0] * float("nan")], r"a batch holds NaN or infinity"),
     ],
 )
 def test_unfit_data_is_refused(
@@ -579,8 +579,8 @@ def test_steps_must_come_in_their_order(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
     calibrator = PytorchQuantizationCalibrator()
-    with pytest.raises(UsageError, match=r"module that prepare\(\) of the same calibrator returned"):
+    with pytest.raises(UsageError, match=r"its own prepare\(\) returned, got TinyNetwork"):
         calibrator.calibrate(tiny_network, tiny_batches)
     prepared = calibrator.prepare(tiny_network, tiny_spec, Recipe(8, 8), training=False)
-    with pytest.raises(UsageError, match=r"'conv' has no range yet\. Call calibrate\(\) before convert\(\)"):
+    with pytest.raises(UsageError, match=r"must see data before conversion\. Call calibrate\(\) first"):
         calibrator.convert(prepared)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfq_plugins.errors import ArtifactError, DataError
+from dfq_plugins.errors import ArtifactError, DataError, UsageError
 from dfq_plugins.types import InputSpec, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import quant_nn
@@ -101,15 +101,15 @@ def test_checks_state_their_figures(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:
     _, artifact = quantize_and_export(tiny_network, tiny_spec, tiny_batches, tmp_path, "w4a8")
-    structure, rules, integers, default_session = artifact.checks
+    structure, rules, integers, whole, default = artifact.checks
     assert structure.detail == (
         "6 pairs of QuantizeLinear and DequantizeLinear feed 7 quantized inputs and weights; 4-bit levels are stored "
         "in int8; opset 17, a batch of any size"
     )
     assert rules.detail.startswith("passed: pairs, scales, zero points, ")
-    assert "of 6 tensors equal on 16 samples" in integers.detail
-    assert "0 of them off by more than a rounding tie" in integers.detail
-    assert "same class for 100.0% of 16 samples, largest difference " in default_session.detail
+    assert " weights are equal on 16 samples, each layer fed the same inputs" in integers.detail
+    assert whole.detail.startswith("16 samples: top-1 agreement 100.0%, maximum difference ")
+    assert "for information" in default.name
 
 
 def test_export_leaves_the_model_and_the_framework_as_they_were(
@@ -126,19 +126,22 @@ def test_export_leaves_the_model_and_the_framework_as_they_were(
     assert prepared.get_submodule("conv.input_quantizer").num_bits == 4
 
 
-def test_a_model_that_this_calibrator_did_not_calibrate_is_checked_on_random_inputs(
+def test_another_calibrator_object_exports_and_only_a_calibrated_model(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:
     model, _ = quantize_and_export(tiny_network, tiny_spec, tiny_batches, tmp_path)
     (artifact,) = PytorchQuantizationCalibrator().export(model, tiny_spec, tmp_path)
     assert "16 samples" in artifact.checks[2].detail
+    prepared = PytorchQuantizationCalibrator().prepare(tiny_network, tiny_spec, Recipe(8, 8), training=False)
+    with pytest.raises(UsageError, match=r"Only a calibrated model can be exported\. Call calibrate\(\)"):
+        PytorchQuantizationCalibrator().export(prepared, tiny_spec, tmp_path)
 
 
 def test_outputs_that_are_no_classes_are_compared_by_value(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 2, stride=2))
     inputs = torch.randn(8, 3, 8, 8)
     _, artifact = quantize_and_export(model, InputSpec((3, 8, 8)), [inputs], tmp_path, "w4a8")
-    assert artifact.checks[3].detail.startswith("8 samples, largest difference ")
+    assert artifact.checks[3].detail.startswith("8 samples: maximum difference ")
 
 
 class FixedBatch(nn.Module):
@@ -162,10 +165,10 @@ class NotExportable(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python integer:torch.jit.TracerWarning")
-def test_a_file_that_takes_one_batch_size_alone_is_removed(tmp_path: Path) -> None:
+def test_a_file_that_takes_one_batch_size_alone_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"ONNX Runtime cannot run .*batch"):
         quantize_and_export(FixedBatch(), InputSpec((4,)), [torch.randn(8, 4)], tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["model_qdq.onnx.rejected"]
 
 
 def test_what_torch_cannot_export_is_said(tmp_path: Path) -> None:
@@ -178,5 +181,5 @@ def test_a_folder_that_cannot_be_written_is_said(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"Cannot write .*model_qdq\.onnx.*Choose a writable folder"):
+    with pytest.raises(DataError, match=r"must be a writable folder with free space"):
         quantize_and_export(tiny_network, tiny_spec, tiny_batches, tmp_path / "file")

@@ -31,6 +31,7 @@ from dfq_torch_ao.calibrator import TorchAoCalibrator
 from dfq_torch_ao.engines import reduces_range
 from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
+from dfq_torch_ao.run import run_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -355,7 +356,7 @@ class TestEngines:
             prepared = TorchAoCalibrator().prepare(tiny_network, tiny_spec, W8A8)
         finally:
             torch.backends.quantized.engine = before
-        assert prepared.meta["dfq_torch_ao"].engine == "qnnpack"
+        assert run_of(prepared)[1].engine == "qnnpack"
 
     def test_unsupported_engine(
         self, tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
@@ -455,7 +456,7 @@ class TestRefusals:
     def test_wrong_shape(self, tiny_network: nn.Module, tiny_spec: InputSpec, shape: tuple[int, ...]) -> None:
         calibrator = TorchAoCalibrator()
         prepared = calibrator.prepare(tiny_network, tiny_spec, W8A8)
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(DataError) as caught:
             calibrator.calibrate(prepared, [torch.zeros(shape)])
         assert f"must have the shape (samples, 3, 8, 8), got {shape}" in str(caught.value)
 
@@ -465,13 +466,13 @@ class TestRefusals:
         calibrator = TorchAoCalibrator()
         prepared = calibrator.prepare(tiny_network, tiny_spec, W8A8)
         tiny_batches[1][0, 0, 0, 0] = float("nan")
-        with pytest.raises(DataError, match="Calibration needs finite inputs, but a batch holds NaN or infinity"):
+        with pytest.raises(DataError, match="Inputs must be finite, but a batch holds NaN or infinity"):
             calibrator.calibrate(prepared, tiny_batches)
 
     def test_no_data(self, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
         calibrator = TorchAoCalibrator()
         prepared = calibrator.prepare(tiny_network, tiny_spec, W8A8)
-        with pytest.raises(UsageError, match="Calibration needs at least one sample, got none"):
+        with pytest.raises(DataError, match="Calibration needs at least one batch, got none"):
             calibrator.calibrate(prepared, [])
         with pytest.raises(UsageError, match=r"'activation_post_process_\d+' saw none\. Call calibrate\(\) first"):
             calibrator.convert(prepared)
@@ -600,7 +601,7 @@ class TestPlugin:
         assert len(run.coverage.layers) == 5
         assert [artifact.path.name for artifact in run.artifacts] == ["model.torchscript.pt"]
 
-    @pytest.mark.parametrize("module", ["qconfig", "coverage"])
+    @pytest.mark.parametrize("module", ["qconfig", "tensor_formats"])
     def test_doctests(self, module: str) -> None:
         results = doctest.testmod(importlib.import_module(f"dfq_torch_ao.{module}"))
         assert results.attempted

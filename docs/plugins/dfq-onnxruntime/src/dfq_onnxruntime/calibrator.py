@@ -14,6 +14,7 @@ from dfq_onnxruntime.coverage import read_coverage
 from dfq_onnxruntime.model import OnnxModel, export_float
 from dfq_onnxruntime.plugin import OnnxRuntimeOptions
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
+from dfq_plugins.quantization.artifacts import ArtifactRecipe, compare, write_artifacts
 from dfq_plugins.quantization.prepared import require_prepared_shape
 from dfq_plugins.types import Artifact, Calibrator, Check, Coverage, InputSpec, Recipe
 
@@ -67,17 +68,13 @@ class OnnxRuntimeCalibrator(Calibrator):
 
     def export(self, converted: OnnxModel, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         require_prepared_shape(spec, require_own(converted).spec)
-        target, partial = path / "model_int8.onnx", path / ".model_int8.onnx.partial"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(converted.program)
-            check = compare(OnnxModel(partial.read_bytes(), spec), converted)
-            partial.replace(target)
-        except OSError as error:
-            raise DataError(f"Cannot write {target}: {error}. Choose a writable folder with free space.") from error
-        finally:
-            partial.unlink(missing_ok=True)
-        return (Artifact(target, "ONNX, QuantizeLinear/DequantizeLinear", target.stat().st_size, (check,)),)
+        recipe = ArtifactRecipe(
+            path / "model_int8.onnx",
+            "ONNX, QuantizeLinear/DequantizeLinear",
+            write=lambda file: file.write_bytes(converted.program),
+            check=lambda file: (check(OnnxModel(file.read_bytes(), spec), converted),),
+        )
+        return write_artifacts([recipe])
 
 
 def require_own(model: nn.Module) -> OnnxModel:
@@ -112,14 +109,12 @@ def input_range(spec: InputSpec) -> dict[str, list[dict[str, object]]]:
     return {"input": [{"quant_type": QuantType.QUInt8, "rmin": low, "rmax": high}]}
 
 
-def compare(loaded: OnnxModel, converted: OnnxModel) -> Check:
+def check(loaded: OnnxModel, converted: OnnxModel) -> Check:
     """Run the file on calibration inputs, one and all at once."""
     if converted.samples is None:
         raise UsageError("Only a model that this calibrator converted can be exported. Call convert() first.")
-    difference = 0.0
-    for inputs in (converted.samples, converted.samples[:1]):
-        difference = max(difference, float((loaded(inputs) - converted(inputs)).abs().max()))
-    figures = f"{len(converted.samples)} calibration inputs, largest difference {difference:.3g}"
-    if not difference <= 1e-5:
-        raise ArtifactError(f"The file must compute what the model does, but on {figures}. It was removed.")
-    return Check("loaded and run in ONNX Runtime", figures)
+    for inputs in (converted.samples[:1], converted.samples):
+        agreement = compare(converted(inputs), loaded(inputs), classifies=converted.spec.num_classes is not None)
+        if not agreement.largest <= 1e-5:
+            raise ArtifactError(f"The file must compute what the model does, but on {agreement}. Report the model.")
+    return Check("loaded and run in ONNX Runtime", str(agreement))

@@ -1,0 +1,78 @@
+"""Gives inserted quantizers the sign that their values need: a sign bit too many would waste half the levels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dfq_brevitas.additions import is_addition
+from dfq_brevitas.framework import quant_nn
+from dfq_brevitas.grid import OnGrid
+from dfq_brevitas.inserted import Place, inserted_at
+
+if TYPE_CHECKING:
+    from dfq_brevitas.framework import GraphModule, Node
+
+_POOLINGS = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.Dropout,
+    nn.Flatten,
+    nn.ZeroPad2d,
+)
+_SIGN_KEEPING_FUNCTIONS = (torch.flatten, torch.reshape, torch.mean, torch.sum, torch.cat)
+_SIGN_KEEPING_METHODS = frozenset(("flatten", "reshape", "view", "mean", "sum", "permute", "transpose", "contiguous"))
+
+
+def make_sums_signed(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) -> None:
+    """Pass: replace quantizers of sums that Brevitas made unsigned where something negative can arrive.
+
+    It takes a quantizer that stands before it for unsigned, whatever that is. Shared scales are not replaced: additions
+    have quantizers of their own here.
+
+    Args:
+        graph: what Brevitas inserted its quantizers into; changed in place.
+        quantizer: class and arguments of a signed quantizer.
+    """
+    kind, arguments = quantizer
+    for node in inserted_at(graph, Place.SUM_OUTPUT):
+        unsigned = not graph.get_submodule(str(node.target)).act_quant.is_signed
+        if unsigned and not _never_negative(graph, node.args[0]):
+            graph.set_submodule(str(node.target), kind(**arguments).eval())
+
+
+def make_inputs_unsigned(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) -> None:
+    """Pass: replace signed quantizers of layer inputs by unsigned ones where nothing negative can arrive.
+
+    Args:
+        graph: what Brevitas inserted its quantizers into; changed in place.
+        quantizer: class and arguments of an unsigned quantizer.
+    """
+    kind, arguments = quantizer
+    for node in inserted_at(graph, Place.LAYER_INPUT):
+        if _never_negative(graph, node.args[0]):
+            graph.set_submodule(str(node.target), kind(**arguments).eval())
+
+
+def _never_negative(graph: GraphModule, node: Node) -> bool:
+    """Tell whether a node's values come from ReLUs through operations that keep the sign."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        if isinstance(module, (quant_nn.QuantReLU, quant_nn.QuantSigmoid)):
+            return True
+        keeps = isinstance(module, (*_POOLINGS, OnGrid, quant_nn.QuantIdentity))
+    elif node.op == "call_function":
+        keeps = is_addition(node) or node.target in _SIGN_KEEPING_FUNCTIONS
+    else:
+        keeps = node.op == "call_method" and (is_addition(node) or node.target in _SIGN_KEEPING_METHODS)
+    sources = [source for source in node.all_input_nodes if source.target != "size"]
+    return keeps and bool(sources) and all(_never_negative(graph, source) for source in sources)
