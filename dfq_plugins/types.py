@@ -506,6 +506,19 @@ class NoOptions:
     """A generator, calibrator or listener without settings."""
 
 
+def setting(default: Any, text: str) -> Any:
+    """Return the field of an options record: its default, and the sentence that listings show.
+
+    >>> import dataclasses
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Options:
+    ...     seed: int = setting(0, "seed of the noise")
+    >>> Options().seed, dataclasses.fields(Options)[0].metadata["help"]
+    (0, 'seed of the noise')
+    """
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class PluginEntry:
     """What a plugin registers: a name and how to build the object behind it when it is asked for.

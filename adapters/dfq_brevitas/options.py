@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
+
+from dfq_plugins.types import setting
 
 WeightScale = Literal["mse", "max"]
 ActivationScale = Literal["mse", "percentile", "max"]
@@ -26,114 +28,75 @@ class BrevitasOptions:
     The defaults are the ones that won on a CIFAR-10 ResNet-20, see docs/how-to/brevitas.md.
     """
 
-    target: Target = field(
-        default="generic",
-        metadata={
-            "help": "what the QONNX file is for: finn keeps to the operators and quantizers that FINN can convert, and "
-            "checks the file by FINN's rules"
-        },
+    target: Target = setting(
+        "generic",
+        "what the QONNX file is for: finn keeps to the operators and quantizers that FINN can convert, and "
+        "checks the file by FINN's rules",
     )
-    power_of_two_scales: bool = field(
+    power_of_two_scales: bool = setting(
         default=False,
-        metadata={
-            "help": "round the scales of weights and activations up to powers of two, so that rescaling is a shift"
-        },
+        text="round the scales of weights and activations up to powers of two, so that rescaling is a shift",
     )
-    weight_scale: WeightScale = field(
-        default="max",
-        metadata={"help": "weight scales from the largest weight (max) or from the smallest squared error (mse)"},
+    weight_scale: WeightScale = setting(
+        "max", "weight scales from the largest weight (max) or from the smallest squared error (mse)"
     )
-    per_channel: bool = field(
-        default=True,
-        metadata={"help": "one weight scale per output channel instead of one per tensor"},
+    per_channel: bool = setting(default=True, text="one weight scale per output channel instead of one per tensor")
+    narrow_range: bool = setting(
+        default=True, text="drop the lowest weight integer, e.g. -7..7 instead of -8..7 at 4 bits"
     )
-    narrow_range: bool = field(
-        default=True,
-        metadata={"help": "drop the lowest weight integer, e.g. -7..7 instead of -8..7 at 4 bits"},
+    activation_scale: ActivationScale | None = setting(
+        None,
+        "activation scales from a percentile, the smallest squared error (mse) or the largest value; not "
+        "given: mse up to 4 bits, percentile above",
     )
-    activation_scale: ActivationScale | None = field(
-        default=None,
-        metadata={
-            "help": "activation scales from a percentile, the smallest squared error (mse) or the largest value; not "
-            "given: mse up to 4 bits, percentile above"
-        },
+    percentile: Annotated[float, Gt(0), Le(100)] | None = setting(
+        None,
+        "percentage of absolute activations inside the range, for the percentile scale; not given: 99.75 "
+        "up to 4 bits, 99.9 up to 6 bits, 100 above",
     )
-    percentile: Annotated[float, Gt(0), Le(100)] | None = field(
-        default=None,
-        metadata={
-            "help": "percentage of absolute activations inside the range, for the percentile scale; not given: 99.75 "
-            "up to 4 bits, 99.9 up to 6 bits, 100 above"
-        },
+    first_and_last: FirstAndLast | None = setting(
+        None, "weights of the first and the last layer; not given: float beside binary weights, else quantized"
     )
-    first_and_last: FirstAndLast | None = field(
-        default=None,
-        metadata={
-            "help": "weights of the first and the last layer; not given: float beside binary weights, else quantized"
-        },
+    mse_candidates: Annotated[int, Ge(3), Le(1000)] = setting(20, "how many scales the mse search tries")
+    input_bits: Annotated[int, Ge(2), Le(8)] = setting(8, "bits of the network input, where activations are quantized")
+    addition_bits: Annotated[int, Ge(2), Le(16)] = setting(
+        8, "bits of both inputs of every addition, shortcuts included, where activations are quantized"
     )
-    mse_candidates: Annotated[int, Ge(3), Le(1000)] = field(
-        default=20,
-        metadata={"help": "how many scales the mse search tries"},
+    known_input_range: bool = setting(
+        default=True, text="take the input quantizer's range from the input specification where that knows it"
     )
-    input_bits: Annotated[int, Ge(2), Le(8)] = field(
-        default=8,
-        metadata={"help": "bits of the network input, where activations are quantized"},
+    merge_batch_norm: bool | None = setting(
+        None,
+        "fold BatchNorm into the layer before it; not given: yes, but in training with binary weights, "
+        "which need its statistics estimated anew",
     )
-    addition_bits: Annotated[int, Ge(2), Le(16)] = field(
-        default=8,
-        metadata={"help": "bits of both inputs of every addition, shortcuts included, where activations are quantized"},
+    equalization_iterations: Annotated[int, Ge(0), Le(1000)] = setting(
+        0, "rounds of cross-layer equalization; 20 mends depthwise networks with per-tensor weights"
     )
-    known_input_range: bool = field(
-        default=True,
-        metadata={"help": "take the input quantizer's range from the input specification where that knows it"},
+    bias_correction: BiasCorrection = setting(
+        "network",
+        "give back the means that quantization shifted: against the float network (network), of each layer "
+        "on its own, as Brevitas does (layer), or not (none)",
     )
-    merge_batch_norm: bool | None = field(
-        default=None,
-        metadata={
-            "help": "fold BatchNorm into the layer before it; not given: yes, but in training with binary weights, "
-            "which need its statistics estimated anew"
-        },
+    correction_strength: Annotated[float, Gt(0), Le(1)] | None = setting(
+        None,
+        "share of the shift that bias_correction=network gives back, 1 for real data; not given: 60 / "
+        "(60 + layers), because synthetic data overstate the shift, the more the deeper the network",
     )
-    equalization_iterations: Annotated[int, Ge(0), Le(1000)] = field(
-        default=0,
-        metadata={"help": "rounds of cross-layer equalization; 20 mends depthwise networks with per-tensor weights"},
+    quantize_bias: bool | None = setting(
+        None,
+        "quantize biases to 32-bit integers of the accumulator's scale; not given: yes, but with "
+        "target=finn, which moves them into thresholds",
     )
-    bias_correction: BiasCorrection = field(
-        default="network",
-        metadata={
-            "help": "give back the means that quantization shifted: against the float network (network), of each layer "
-            "on its own, as Brevitas does (layer), or not (none)"
-        },
+    learned_weight_scales: bool = setting(
+        default=True, text="in training, learn the weight scales; false: compute them from the weights at every step"
     )
-    correction_strength: Annotated[float, Gt(0), Le(1)] | None = field(
-        default=None,
-        metadata={
-            "help": "share of the shift that bias_correction=network gives back, 1 for real data; not given: 60 / "
-            "(60 + layers), because synthetic data overstate the shift, the more the deeper the network"
-        },
+    gptq: bool = setting(
+        default=False, text="choose weights layer by layer with GPTQ (one pass over the data per layer)"
     )
-    quantize_bias: bool | None = field(
-        default=None,
-        metadata={
-            "help": "quantize biases to 32-bit integers of the accumulator's scale; not given: yes, but with "
-            "target=finn, which moves them into thresholds"
-        },
-    )
-    learned_weight_scales: bool = field(
-        default=True,
-        metadata={"help": "in training, learn the weight scales; false: compute them from the weights at every step"},
-    )
-    gptq: bool = field(
-        default=False,
-        metadata={"help": "choose weights layer by layer with GPTQ (one pass over the data per layer)"},
-    )
-    learned_round: bool = field(
-        default=False,
-        metadata={"help": "learn whether each weight is rounded up or down (slow)"},
-    )
-    learned_round_steps: Annotated[int, Ge(1), Le(100_000)] = field(
-        default=500,
-        metadata={"help": "optimization steps per layer for learned_round"},
+    learned_round: bool = setting(default=False, text="learn whether each weight is rounded up or down (slow)")
+    learned_round_steps: Annotated[int, Ge(1), Le(100_000)] = setting(
+        500, "optimization steps per layer for learned_round"
     )
 
     def activation_scale_for(self, bits: int) -> ActivationScale:

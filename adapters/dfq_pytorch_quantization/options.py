@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
+
+from dfq_plugins.types import setting
 
 ActivationMethod = Literal["max", "entropy", "percentile", "mse"]
 WeightMethod = Literal["max", "mse"]
@@ -33,28 +35,24 @@ class PytorchQuantizationOptions:
         training_weights: in fine-tuning, keep the calibrated weight ranges, or let them follow the largest weights.
     """
 
-    activations: ActivationMethod = field(
-        default="mse", metadata={"help": "calibration method for activations: max, entropy, percentile or mse"}
+    activations: ActivationMethod = setting(
+        "mse", "calibration method for activations: max, entropy, percentile or mse"
     )
-    percentile: Annotated[float, Gt(0), Le(100)] = field(
-        default=99.99, metadata={"help": "percentage of activations inside the range, for the percentile method"}
+    percentile: Annotated[float, Gt(0), Le(100)] = setting(
+        99.99, "percentage of activations inside the range, for the percentile method"
     )
-    weights: WeightMethod = field(default="max", metadata={"help": "calibration method for weights: max or mse"})
-    per_channel: bool = field(default=True, metadata={"help": "one weight range for each output channel"})
-    unsigned: Unsigned = field(
-        default="auto",
-        metadata={"help": "unsigned integers for inputs never negative: true, false, or auto (below 8 bits)"},
+    weights: WeightMethod = setting("max", "calibration method for weights: max or mse")
+    per_channel: bool = setting(default=True, text="one weight range for each output channel")
+    unsigned: Unsigned = setting(
+        "auto", "unsigned integers for inputs never negative: true, false, or auto (below 8 bits)"
     )
-    input_bits: Annotated[int, Ge(2), Le(8)] = field(default=8, metadata={"help": "bits of the network input"})
-    pooling: bool = field(default=True, metadata={"help": "quantize the inputs of average pooling modules"})
-    residual_quantizer: bool = field(
-        default=True,
-        metadata={"help": "quantize the shortcuts of residual additions, which TensorRT then fuses in int8"},
+    input_bits: Annotated[int, Ge(2), Le(8)] = setting(8, "bits of the network input")
+    pooling: bool = setting(default=True, text="quantize the inputs of average pooling modules")
+    residual_quantizer: bool = setting(
+        default=True, text="quantize the shortcuts of residual additions, which TensorRT then fuses in int8"
     )
-    batch_size: Annotated[int, Ge(1)] | None = field(
-        default=None, metadata={"help": "fixed batch size of the ONNX file; any size by default"}
-    )
-    learned_ranges: bool = field(default=False, metadata={"help": "in training, learn the ranges of activations"})
-    training_weights: TrainingWeights = field(
-        default="fixed", metadata={"help": "in training, weight ranges: fixed, or follow the largest weights"}
+    batch_size: Annotated[int, Ge(1)] | None = setting(None, "fixed batch size of the ONNX file; any size by default")
+    learned_ranges: bool = setting(default=False, text="in training, learn the ranges of activations")
+    training_weights: TrainingWeights = setting(
+        "fixed", "in training, weight ranges: fixed, or follow the largest weights"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge
+
+from dfq_plugins.types import setting
 
 Engine = Literal["auto", "x86", "onednn", "fbgemm", "qnnpack"]
 ActivationObserver = Literal["histogram", "minmax", "moving-average-minmax"]
@@ -16,40 +18,26 @@ TrainingRanges = Literal["calibrated", "moving-average"]
 class TorchAoOptions:
     """How torch.ao observes ranges, and for which kernels it packs the weights."""
 
-    engine: Engine = field(
-        default="auto",
-        metadata={"help": "kernels to pack the weights for; auto: torch.backends.quantized.engine (x86 on PCs)"},
+    engine: Engine = setting(
+        "auto", "kernels to pack the weights for; auto: torch.backends.quantized.engine (x86 on PCs)"
     )
-    activation_observer: ActivationObserver = field(
-        default="histogram",
-        metadata={"help": "how activation ranges are found; histogram clips outliers to the smallest squared error"},
+    activation_observer: ActivationObserver = setting(
+        "histogram", "how activation ranges are found; histogram clips outliers to the smallest squared error"
     )
-    training_ranges: TrainingRanges = field(
-        default="calibrated",
-        metadata={
-            "help": "activation ranges in training: calibrated before it, or followed by moving averages, as torch.ao "
-            "does, until they are frozen"
-        },
+    training_ranges: TrainingRanges = setting(
+        "calibrated",
+        "activation ranges in training: calibrated before it, or followed by moving averages, as torch.ao "
+        "does, until they are frozen",
     )
-    per_channel: bool = field(
-        default=True,
-        metadata={"help": "one weight scale per output channel instead of one per tensor"},
+    per_channel: bool = setting(default=True, text="one weight scale per output channel instead of one per tensor")
+    reduce_range: bool | None = setting(
+        None,
+        "keep 8-bit activations within 0..127, so that 16-bit sums of CPUs without VNNI cannot "
+        "overflow; not given: as torch.ao does for the engine (x86 and fbgemm yes)",
     )
-    reduce_range: bool | None = field(
-        default=None,
-        metadata={
-            "help": "keep 8-bit activations within 0..127, so that 16-bit sums of CPUs without VNNI cannot "
-            "overflow; not given: as torch.ao does for the engine (x86 and fbgemm yes)"
-        },
+    output_margin: Annotated[float, Ge(1)] = setting(
+        2.0,
+        "range of the network's output, as a multiple of what calibration saw, where all 8 bits are in "
+        "use: synthetic inputs seldom reach the largest logits of real ones",
     )
-    output_margin: Annotated[float, Ge(1)] = field(
-        default=2.0,
-        metadata={
-            "help": "range of the network's output, as a multiple of what calibration saw, where all 8 bits are in "
-            "use: synthetic inputs seldom reach the largest logits of real ones"
-        },
-    )
-    non_traceable: tuple[str, ...] = field(
-        default=(),
-        metadata={"help": "names of submodules that FX must not look into; they stay in float"},
-    )
+    non_traceable: tuple[str, ...] = setting((), "names of submodules that FX must not look into; they stay in float")

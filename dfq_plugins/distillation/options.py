@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from dfq_plugins.host.options import setting
+from dfq_plugins.types import setting
 
 BLOCK_ENDS = "block-ends"
 """The pair that stands for the ends of all stages, found in the network itself."""

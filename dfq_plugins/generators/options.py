@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from dfq_plugins.host.options import setting
 from dfq_plugins.synthesis.options import InversionOptions
+from dfq_plugins.types import setting
 
 
 @dataclass(frozen=True)

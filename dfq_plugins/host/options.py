@@ -37,18 +37,6 @@ class OptionRow:
     help: str
 
 
-def setting(default: Any, text: str) -> Any:
-    """Return the field of an options record: its default, and the sentence that listings show.
-
-    >>> @dataclasses.dataclass(frozen=True)
-    ... class Options:
-    ...     seed: int = setting(0, "seed of the noise")
-    >>> [(row.name, row.help) for row in describe_options(Options)]
-    [('seed', 'seed of the noise')]
-    """
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 def parse_options(options_type: type[Record], options: object = None, *, owner: str = "") -> Record:
     """Return a checked options record.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from dfq_plugins.distillation.options import FEATURE_HELP, TrainingOptions
-from dfq_plugins.host.options import setting
+from dfq_plugins.types import setting
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from dfq_plugins.host.options import setting
+from dfq_plugins.types import setting
 
 
 @dataclass(frozen=True)

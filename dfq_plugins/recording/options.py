@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 from annotated_types import Ge, Gt, Le, Lt
 
 from dfq_plugins.errors import UsageError
-from dfq_plugins.host.options import setting
+from dfq_plugins.types import setting
 
 Statistic: TypeAlias = Literal["top", "all", "spectral", "spectral-pairs"]
 Units: TypeAlias = Literal["full", "channel"]

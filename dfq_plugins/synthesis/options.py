@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from dfq_plugins.host.options import setting
+from dfq_plugins.types import setting
 
 
 @dataclass(frozen=True)
