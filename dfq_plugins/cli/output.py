@@ -62,6 +62,7 @@ def announce(report: Path | None) -> None:
 def _jsonable(value: Any) -> Any:
     """Return a value in JSON's own types.
 
+    >>> from pathlib import Path
     >>> _jsonable({"file": Path("a"), "loss": (0.5, float("nan"))})
     {'file': 'a', 'loss': [0.5, None]}
     """
