@@ -67,6 +67,9 @@ class BrevitasCalibrator(Calibrator):
     input and those of additions have a width of their own, 8 bits by default. The network's output keeps the
     accumulator's precision. With activations of 32 bits only weights are quantized. Beside binary weights the first and
     the last layer stay in float.
+
+    With the option `target="finn"` the network is rewritten in FINN's operators, each producer has one quantizer, and
+    the QONNX file is checked by FINN's rules.
     """
 
     def __init__(self, options: BrevitasOptions | None = None) -> None:

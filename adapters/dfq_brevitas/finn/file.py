@@ -35,7 +35,8 @@ def give_parameters_a_rank(model: ModelWrapper) -> None:
 def finn_onnx(model: ModelWrapper) -> ModelWrapper:
     """Return the graph with padding inside its convolutions and biases behind them.
 
-    FINN pads in its convolutions only. Its releases of 2024 add a quantized bias only where it is a node by itself.
+    FINN pads in its convolutions only. The qonnx that FINN 0.10 comes with leaves a quantized bias in its convolution,
+    and the converted network then computes something else.
     """
     fold_padding(model)
     for step in (ExtractBiasFromConv(), InferShapes(), RemoveUnusedTensors(), GiveUniqueNodeNames()):
