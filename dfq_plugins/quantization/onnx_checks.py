@@ -1,4 +1,4 @@
-"""The checks that an ONNX file passes before it is handed over, and what is told of it next to them."""
+"""The checks that an ONNX file passes before it is handed over, and what is reported in addition."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_onnx(
         run_torch: runs the torch model on a batch of `inputs`.
         inputs: `(samples, *shape)`.
         classifies: whether the outputs are the logits of classes.
-        as_users_run: tell as well what ONNX Runtime's default session computes. It does not decide: fused kernels
+        as_users_run: also report what ONNX Runtime's default session computes. It does not decide: fused kernels
             differ from processor to processor.
 
     Raises:
