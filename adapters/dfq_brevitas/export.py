@@ -116,7 +116,8 @@ def check_finn(path: Path, *, graph: GraphModule, samples: torch.Tensor, classif
     Raises:
         ArtifactError: the file cannot be run, does not agree with the model, or breaks a rule.
     """
-    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies), check_finn_rules(path))
+    rules = check_finn_rules(path)  # first: a broken rule says more than the integers that come of it
+    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies), rules)
 
 
 def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:

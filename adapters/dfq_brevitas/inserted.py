@@ -16,7 +16,7 @@ _META_KEY = "dfq_brevitas_place"
 
 
 class Place(Enum):
-    """Where an inserted quantizer stands; the value is the suffix that Brevitas gives its name."""
+    """Where an inserted quantizer is; the value is the suffix that Brevitas gives its name."""
 
     LAYER_INPUT = "_input_quant"
     """In front of a layer whose input nothing else quantizes."""
@@ -25,7 +25,7 @@ class Place(Enum):
 
 
 def remember_places(graph: GraphModule, former: Collection[str]) -> None:
-    """Note in each inserted quantizer's node where it stands. This is the one place that reads Brevitas's names.
+    """Note in each inserted quantizer's node where it is. This is the one place that reads Brevitas's names.
 
     Args:
         graph: what Brevitas's `quantize` returned; changed in place.
@@ -38,7 +38,7 @@ def remember_places(graph: GraphModule, former: Collection[str]) -> None:
 
 
 def place_of(node: Node) -> Place | None:
-    """Return where an inserted quantizer stands; None for every other node."""
+    """Return where an inserted quantizer is; None for every other node."""
     place: Place | None = node.meta.get(_META_KEY)
     return place
 

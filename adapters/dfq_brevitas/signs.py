@@ -36,7 +36,7 @@ _SIGN_KEEPING_METHODS = frozenset(("flatten", "reshape", "view", "mean", "sum", 
 def make_sums_signed(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) -> None:
     """Pass: replace quantizers of sums that Brevitas made unsigned where something negative can arrive.
 
-    It takes a quantizer that stands before it for unsigned, whatever that is. Shared scales are not replaced: additions
+    It takes a quantizer in front of a sum for unsigned, whatever that is. Shared scales are not replaced: additions
     have quantizers of their own here.
 
     Args:

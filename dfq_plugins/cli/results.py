@@ -29,7 +29,7 @@ def print_run(run: QuantizationRun) -> None:
         for check in artifact.checks
     ]
     if rows:
-        print_table(("Artifact", "Format", "Size", "Check passed"), rows)
+        print_table(("Artifact", "Format", "Size", "Check"), rows)
     for rejected in run.rejected:
         click.echo(f"Rejected: {rejected.path or rejected.name or 'the export'}: {rejected.reason}")
         for fault in rejected.faults:

@@ -15,7 +15,7 @@ from torch import nn
 from dfq_plugins.distillation import TrainingOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture
 from dfq_plugins.distillation.task import DataOriginWarning
-from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
+from dfq_plugins.errors import ArtifactError, DataError, DivergedError, ModelError, PluginError, UsageError
 from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.quantization.finetune import FinetuneRun, finetune
 from dfq_plugins.synthesis.run import synthesize
@@ -73,6 +73,22 @@ def test_the_record_tells_everything(run: Callable[..., FinetuneRun], tmp_path: 
     assert result.coverage.quantized[0].format.bits == 2
     assert [artifact.path for artifact in result.artifacts] == [tmp_path / "out" / "model.bin"]
     assert [event.stage for event in events] == ["calibrate"] + ["finetune"] * 12
+
+
+@pytest.mark.parametrize("error", [ArtifactError("It differs."), RuntimeError("can't start new thread")])
+def test_a_training_is_never_lost_to_an_export(
+    run: Callable[..., FinetuneRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    run()  # registers the plugin's module
+    monkeypatch.setattr(sys.modules["finetuning_plugins"].Coarse, "export", fail)
+    result = run(output=tmp_path / "out")
+    assert result.agreement >= result.agreement_before
+    assert result.artifacts == ()
+    (rejected,) = result.rejected
+    assert rejected.reason.startswith(("It differs.", "threads were refused"))
 
 
 def test_the_calibrator_is_told_and_asked(run: Callable[..., FinetuneRun], tiny_spec: InputSpec) -> None:

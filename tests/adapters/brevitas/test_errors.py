@@ -35,7 +35,7 @@ def test_untraceable_model_names_the_line_and_the_way_round(tiny_spec: InputSpec
     network, cat = Branching(), torch.cat
     with pytest.raises(ModelError, match="does not branch or loop on tensor values") as caught:
         BrevitasCalibrator().prepare(network, tiny_spec, Recipe(8, 8))
-    assert "test_brevitas_errors.py:" in str(caught.value)
+    assert "test_errors.py:" in str(caught.value)
     assert "`if hidden.sum() > 0:`" in str(caught.value)
     assert "pytorch-quantization" in str(caught.value)
     assert torch.cat is cat
