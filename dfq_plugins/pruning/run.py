@@ -195,7 +195,7 @@ class _Job:
         network = frozen_copy(self.task.teacher).requires_grad_(requires_grad=True)
         groups = prunable(network, self.task, self.options)
         pressing, training = self._shares()
-        pressing = self.task.settled(pressing, network)
+        pressing = self.task.resolve_settings(pressing, network)
         first: tuple[TrainingPoint, ...] = ()
         about = [asdict(self.options), groups.left]
         beforehand = self.amount.threshold is None and self.options.press == "chosen"
@@ -206,7 +206,7 @@ class _Job:
         removed = chosen or self._selected(network, groups)
         take_out(network, groups, removed, self.task)
         before = self.task.agreement(network)
-        training = self.task.settled(training, network)
+        training = self.task.resolve_settings(training, network)
         history = self._train(network, training, [*about, removed])
         kept = kept_filters(groups.usable, removed)
         layers = tuple(PrunedLayer(group.name, group.size, kept[group.name]) for group in groups.usable)
@@ -231,7 +231,7 @@ class _Job:
         )
         before = self.task.agreement(network)
         about = [self.amount.sparsity, None if ticket is None else model_digest(network)]
-        settings = self.task.settled(self.settings, network)
+        settings = self.task.resolve_settings(self.settings, network)
         history = self._train(network, settings, about)
         bake(network)
         method = "weights" if ticket is None else "ticket"

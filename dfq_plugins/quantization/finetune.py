@@ -116,7 +116,7 @@ def finetune(
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
         with attributed(info):
             prepared = _calibrated(framework, task, recipe)
-        settings = task.settled(_settled(settings, recipe), prepared)
+        settings = task.resolve_settings(_settled(settings, recipe), prepared)
         before = task.agreement(prepared)
         about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
         place = task.checkpoint_dir(folder, "finetune", settings, about, ranks)

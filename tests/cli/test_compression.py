@@ -183,7 +183,7 @@ class TestDistill:
 
     def test_without_inputs(self, model: str, small: str) -> None:
         told = run("distill", "--teacher", model, "--student", small, *SPEC, *QUICK, code=2).stderr
-        assert "A student learns on inputs: give data, or the name of a generator" in told
+        assert "Training a student needs inputs: give data, or the name of a generator" in told
 
     def test_slips_are_told_before_anything_is_loaded(self, model: str, small: str, folder: Path) -> None:
         arguments = ["distill", "--teacher", model, "--student", small, "--data", folder]

@@ -124,9 +124,9 @@ def test_a_work_folder_keeps_the_training(model: str, folder: Path, tmp_path: Pa
 
 def test_data_of_another_model(model: str, folder: Path) -> None:
     arguments = ["finetune", model.replace(":network", ":other"), folder, *QUICK]
-    assert "was made from another model: digest " in run(*arguments, "--strict", code=5).stderr
+    assert "was made from another model: its digest is " in run(*arguments, "--strict", code=5).stderr
     (line,) = [line for line in run(*arguments).stderr.splitlines() if "digest" in line]
-    assert line.startswith(f"Warning: The data in {folder} was made from another model: digest ")
+    assert line.startswith(f"Warning: The data in {folder} was made from another model: its digest is ")
 
 
 def test_slips_are_told_before_anything_is_loaded(model: str, folder: Path) -> None:

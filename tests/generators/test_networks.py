@@ -275,7 +275,7 @@ class TestAdversarial:
 
     def test_no_tap_with_places(self, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
         made = adversarial(tiny_network, tiny_spec, attention_weight=1.0, feature_layers=("linear",))
-        with pytest.raises(UsageError, match="compares maps over places, and no hook has any"):
+        with pytest.raises(UsageError, match="compares spatial maps, and no pair of features has spatial positions"):
             self.rounds(made, coarse(tiny_network), 1)
 
     def test_a_loss_that_is_not_finite_stops_and_puts_the_student_back(

@@ -466,7 +466,7 @@ class TestRefusals:
             ({"macs": 0.7, "rewind_to": {}}, r"rewind_to makes a lottery ticket .* sparsity=0.8"),
             ({"macs": 0.7, "options": {"keep": ("stam",)}}, r"The option keep names 'stam'.*'stem'"),
             ({"macs": 0.7, "data": None}, r"give data, or the name of a generator, e.g. generator='bns'"),
-            ({"macs": 0.7, "generator": "bns"}, r"'bns' makes data sets, and data is given already"),
+            ({"macs": 0.7, "generator": "bns"}, r"'bns' makes data sets, but data is given too"),
             ({"macs": 0.001}, r"layers would have to be emptied: .*'stem'"),
             ({"threshold": 50.0}, r"The threshold 50 would empty the layer 'stem'"),
         ],
