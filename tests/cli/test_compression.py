@@ -75,7 +75,7 @@ class TestPrune:
         options = ["-O", "sparsity_steps=3", "--macs", 0.6, "-o", out, "--report", page]
         result = run("prune", model, folder, *QUICK, *options)
         assert "Trained in 7 steps, " in result.stdout
-        assert "8 stays whole: its filters are the network's answers" in result.stdout
+        assert "8 stays whole: its filters are the network's outputs" in result.stdout
         assert f"Written: {out / 'network.json'}" in result.stdout
         html = page.read_text()
         for text in (
@@ -112,7 +112,7 @@ class TestPrune:
         again = ["distill", "--teacher", model, "--data", folder, "--ticket", out / "ticket", *QUICK]
         run(*again, "--student", model)
         assert (
-            "The ticket is of another model: its architecture has the digest"
+            "The ticket belongs to another model: its architecture has the digest"
             in run(*again, "--student", model.replace(":network", ":small"), code=5).stderr
         )
 
@@ -123,7 +123,7 @@ class TestPrune:
     def test_refusals(self, model: str, folder: Path) -> None:
         told = run("prune", model, folder, *QUICK, "-O", "sparsity_steps=0", "--threshold", 9, code=2).stderr
         assert "The threshold 9 would empty the layer '3': the largest scale of its 8 filters is 0." in told
-        assert "Say in one way how much is to go" in run("prune", model, folder, *QUICK, code=2).stderr
+        assert "Give exactly one amount to prune" in run("prune", model, folder, *QUICK, code=2).stderr
         assert "Did you mean 'keep'?" in run("prune", model, folder, "-O", "kepp=0", code=2).stderr
         assert "Did you mean 'steps'?" in run("prune", model, folder, "-T", "stepps=1", code=2).stderr
         assert "leave out --shape" in run("prune", model, folder, *SPEC[:2], "--sparsity", 0.5, code=2).stderr

@@ -177,7 +177,7 @@ def test_a_ticket_is_trained_from_its_first_weights(run: Callable[..., DistillRu
     for name, mask in ticket.masks.items():
         assert not result.model.get_parameter(name)[~mask].any()
     assert result.student_cost.nonzero < result.student_cost.parameters
-    with pytest.raises(DataError, match="The ticket is of another model"):
+    with pytest.raises(DataError, match="The ticket belongs to another model"):
         run(tiny_network, ticket=ticket)
 
 
