@@ -224,9 +224,7 @@ class TestTracing:
             find_groups(Cut(nn.Identity(), last=torch.Tensor.detach), SAMPLE)
 
     def test_an_operation_that_fails_is_shown_by_its_line(self) -> None:
-        with pytest.raises(
-            ModelError, match=r"Cut cannot be traced for pruning at .*test_run.py:\d+: .*Can't call"
-        ):
+        with pytest.raises(ModelError, match=r"Cut cannot be traced for pruning at .*test_run.py:\d+: .*Can't call"):
             find_groups(Cut(lambda hidden: torch.from_numpy(np.tanh(hidden.numpy()))), SAMPLE)
 
     def test_what_torch_pruning_cannot_follow_is_named(self) -> None:

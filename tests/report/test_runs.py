@@ -249,7 +249,7 @@ def test_inspect_without_batch_norm_gives_the_rest(made: Path) -> None:
     np.savez(made / "floats.npz", inputs=np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32))
     result = run("inspect", made / "floats.npz", "-m", f"{made}/net.py:folded", *SPEC, "--report", report)
     assert "Verdict: no verdict." in result.stdout
-    assert "Not given: divergence, ranges, score. " in result.stdout
+    assert "Not available: divergence, ranges, score. " in result.stdout
     assert re.search(r"^teacher confidence +[0-9.]+%", result.stdout, re.MULTILINE)
     assert page(report).headings == ["Is the set good enough?", "What the samples look like", "Settings and versions"]
 
