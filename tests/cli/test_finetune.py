@@ -88,9 +88,9 @@ def test_it_trains_exports_and_reports(command: list[str], model: str, folder: P
     assert (tmp_path / "out" / "model_qdq.onnx").is_file()
     assert f"Report: {page}" in result.stdout
     html = page.read_text()
-    assert "How the fine-tuning went" in html
+    assert "Fine-tuning progress" in html
     assert "held-out divergence" in html
-    assert "2 synthetic samples that took no part in the training" in html
+    assert "2 synthetic samples that were not used for training" in html
 
 
 def test_json_holds_the_curves(model: str, folder: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_section_of_a_regression_has_no_agreement() -> None:
     )  # fmt: skip
     section = training_section(tuned)
     table = section.blocks[0]
-    assert [row[0] for row in table.rows] == ["after calibration alone", "step 4", "finished model"]  # type: ignore[union-attr]
+    assert [row[0] for row in table.rows] == ["after calibration only", "step 4", "finished model"]  # type: ignore[union-attr]
     assert all(row[3] is None for row in table.rows)  # type: ignore[union-attr]
     assert training_curves(points).series[1][2] == (0.5, 0.25)
     assert "training steps" in render_html(Report("page", (), sections=(section,)))
