@@ -134,8 +134,8 @@ def presented(
         return examples
     rng = rng_for(options.seed, "augment", step)
     mixed = mix_up(examples, options.mixup, num_classes, rng) if options.mixup else examples
-    border = options.padding or 0
-    shown = Augmentation(options.jitter, options.flip or border > 0, options.crop, border)
+    padding = options.padding or 0
+    shown = Augmentation(options.jitter, options.flip or padding > 0, options.crop, padding)
     return Examples(augment(mixed.inputs, shown, rng, fill), mixed.labels)
 
 

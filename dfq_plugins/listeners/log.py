@@ -22,7 +22,7 @@ class LogOptions:
     """Settings of the `log` listener."""
 
     level: Literal["DEBUG", "INFO", "WARNING"] = field(default="INFO", metadata={"help": "level of the log records"})
-    interval: Annotated[float, Ge(0)] = field(default=10.0, metadata={"help": "seconds between log records of a stage"})
+    interval: Annotated[float, Ge(0)] = field(default=10.0, metadata={"help": "seconds between two records of a stage"})
 
 
 class LogListener:

@@ -74,9 +74,9 @@ class TestPrune:
         out, page = tmp_path / "out", tmp_path / "page.html"
         options = ["-O", "sparsity_steps=3", "--macs", 0.6, "-o", out, "--report", page]
         result = run("prune", model, folder, *QUICK, *options)
-        assert "Trained in 7 steps, " in result.stdout
-        assert "8 stays whole: its filters are the network's outputs" in result.stdout
-        assert f"Written: {out / 'network.json'}" in result.stdout
+        assert "Trained for 7 steps, " in result.stdout
+        assert "8 was not pruned: its filters are the network's outputs" in result.stdout
+        assert f"Wrote {out / 'network.json'}" in result.stdout
         html = page.read_text()
         for text in (
             "Pruning by layer",
@@ -108,7 +108,7 @@ class TestPrune:
             *("prune", model, folder, *QUICK, "--sparsity", 0.5, "-o", out),
             *("--rewind-to", tmp_path / "initial.safetensors"),
         ).stdout
-        assert f"Written: {out / 'ticket' / 'ticket.json'}" in told
+        assert f"Wrote {out / 'ticket' / 'ticket.json'}" in told
         again = ["distill", "--teacher", model, "--data", folder, "--ticket", out / "ticket", *QUICK]
         run(*again, "--student", model)
         assert (
@@ -126,8 +126,8 @@ class TestPrune:
         assert "Give exactly one amount to prune" in run("prune", model, folder, *QUICK, code=2).stderr
         assert "Did you mean 'keep'?" in run("prune", model, folder, "-O", "kepp=0", code=2).stderr
         assert "Did you mean 'steps'?" in run("prune", model, folder, "-T", "stepps=1", code=2).stderr
-        assert "leave out --shape" in run("prune", model, folder, *SPEC[:2], "--sparsity", 0.5, code=2).stderr
-        assert "name it with --generator" in run("prune", model, folder, "-n", 8, "--sparsity", 0.5, code=2).stderr
+        assert "remove --shape" in run("prune", model, folder, *SPEC[:2], "--sparsity", 0.5, code=2).stderr
+        assert "name one with --generator" in run("prune", model, folder, "-n", 8, "--sparsity", 0.5, code=2).stderr
 
     def test_the_settings_are_listed(self) -> None:
         assert "scale_penalty" in run("prune", "--list-options").stdout
@@ -141,7 +141,7 @@ class TestDistill:
         out, page = tmp_path / "student", tmp_path / "page.html"
         arguments = ["distill", "--teacher", model, "--student", small, "--data", folder, *QUICK]
         result = run(*arguments, "-o", out, "--report", page)
-        assert "Trained in 4 steps, " in result.stdout
+        assert "Trained for 4 steps, " in result.stdout
         assert "teacher" in result.stdout
         assert f"Report: {page}" in result.stdout
         assert "Training progress" in page.read_text()
@@ -171,9 +171,9 @@ class TestDistill:
     ) -> None:
         arguments = ["distill", "--teacher", model, "--data", folder, *QUICK, "--inherit", "--student"]
         result = run(*arguments, model, "-o", tmp_path / "student", "--report", tmp_path / "page.html")
-        assert "Began with the teacher's weights in 5 layers." in result.stdout
+        assert "Initialized 5 layers with the teacher's weights." in result.stdout
         assert json.loads((tmp_path / "student" / "network.json").read_text())["inherited"] == ["0", "1", "3", "4", "8"]
-        assert "layers with the teacher&#39;s first weights" in (tmp_path / "page.html").read_text()
+        assert "layers initialized from the teacher" in (tmp_path / "page.html").read_text()
         assert "and there are none: the teacher has '0' (8, 3, 3, 3)" in run(*arguments, small, code=2).stderr
 
     def test_a_larger_student_is_told(self, model: str, folder: Path) -> None:
@@ -188,5 +188,5 @@ class TestDistill:
     def test_slips_are_told_before_anything_is_loaded(self, model: str, small: str, folder: Path) -> None:
         arguments = ["distill", "--teacher", model, "--student", small, "--data", folder]
         assert "Did you mean 'flip'?" in run(*arguments, "-T", "flipp=true", code=2).stderr
-        assert "name it with --generator" in run(*arguments, "-G", "lr=1", code=2).stderr
+        assert "name one with --generator" in run(*arguments, "-G", "lr=1", code=2).stderr
         assert "learning_rate_unit" in run("distill", "--list-training").stdout

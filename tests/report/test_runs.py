@@ -183,11 +183,13 @@ def test_another_models_set_may_calibrate_and_is_inspected_as_plain_data(made: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hold-out", 2], "--hold-out says what the report measures on: give --report as well, or leave it out."),
+        (["--hold-out", 2], "--hold-out only applies to the report: add --report, or remove --hold-out."),
         (
             ["--report", "page.html", "--hold-out", 24],
-            "Held-out samples are not used for calibration, so fewer than the 24 samples of the set must be held out, "
-            "got 24. Give e.g. 3.",
+            (
+                "Held-out samples are not used for calibration, so fewer than the 24 samples of the set must be held "
+                "out, got 24. Give e.g. 3."
+            ),
         ),
     ],
 )
@@ -265,7 +267,7 @@ def test_inspect_refuses_another_models_set_before_it_writes(made: Path) -> None
 def test_a_synthetic_set_brings_its_own_specification(made: Path) -> None:
     arguments = ["--shape", "3,8,8", "--value-range", "0,1"]
     result = run("inspect", made / "set", "-m", f"{made}/net.py:network", *arguments, code=2)
-    message = "A synthetic set brings its own input specification: leave out --shape, --value-range."
+    message = "A synthetic set provides its own input specification: remove --shape, --value-range."
     assert message in result.stderr
 
 
