@@ -68,7 +68,7 @@ def test_a_broken_plugin_exits_with_8_and_says_what_fails() -> None:
     result = run("greedy", "--check", code=8)
     lines = result.stdout.splitlines()
     where = lines.index("FAILED  no batch is larger than asked for")
-    assert lines[where + 1] == "        Batches hold at most batch_size=4 samples, got [10]."
+    assert lines[where + 1] == "        Batches must have at most batch_size=4 samples, got [10]. Split larger batches."
     assert result.stderr == (
         "Error: 'greedy' must pass its contract, but fails 1 of its tests. Fix the plugin and check it again; "
         "dfq_plugins.testing describes each test.\n"
