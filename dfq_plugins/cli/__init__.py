@@ -1,4 +1,4 @@
-"""The `dfq` command. Nothing heavy is imported before a command does its work."""
+"""The `dfq` command. Heavy modules are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Exit codes: 0 done, 1 unexpected error (DFQ_DEBUG=1 shows where), 2 bad usage,
         "demo": Place("dfq_plugins.cli.demo:demo", "Quantize a small embedded network, from synthesis to report."),
         "plugins": Place("dfq_plugins.cli.plugins:plugins", "List generators, calibrators and listeners."),
         "record": Place("dfq_plugins.cli.record:record", "Record how a model responds to its owner's data."),
-        "synthesize": Place("dfq_plugins.cli.synthesize:synthesize", "Synthesize inputs from a model alone."),
+        "synthesize": Place("dfq_plugins.cli.synthesize:synthesize", "Synthesize inputs from a model."),
         "quantize": Place("dfq_plugins.cli.quantize:quantize", "Quantize a model on a synthetic set."),
         "finetune": Place("dfq_plugins.cli.finetune:finetune", "Quantize a model and train it on a synthetic set."),
-        "distill": Place("dfq_plugins.cli.distill:distill", "Train a smaller network on a trained one's answers."),
-        "prune": Place("dfq_plugins.cli.prune:prune", "Remove filters or weights and train what is left."),
-        "inspect": Place("dfq_plugins.cli.inspect:inspect", "Judge how good a set is for calibration."),
+        "distill": Place("dfq_plugins.cli.distill:distill", "Train a smaller network on a trained network's outputs."),
+        "prune": Place("dfq_plugins.cli.prune:prune", "Remove filters or weights, then retrain the network."),
+        "inspect": Place("dfq_plugins.cli.inspect:inspect", "Rate how good a set is for calibration."),
         "similarity": Place(
-            "dfq_plugins.cli.similarity:similarity", "Rank data sets by likeness to the training data."
+            "dfq_plugins.cli.similarity:similarity", "Rank data sets by similarity to the training data."
         ),
     },
     epilog=EPILOG,
@@ -49,7 +49,7 @@ Exit codes: 0 done, 1 unexpected error (DFQ_DEBUG=1 shows where), 2 bad usage,
     is_eager=True,
     expose_value=False,
     callback=print_versions,
-    help="Print the versions of dfq-plugins and of the frameworks found.",
+    help="Print the versions of dfq-plugins and the installed frameworks, and exit.",
 )
 def cli() -> None:
     """Quantize a trained PyTorch network without its data, inside the framework you already use."""
@@ -58,6 +58,6 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     prefer_huge_pages()
-    with kept_memory():  # the whole process is ours
+    with kept_memory():  # the process belongs to this command
         cli(prog_name="dfq")
-    raise SystemExit(0)  # not reached: click exits by itself
+    raise SystemExit(0)  # not reached: click exits

@@ -1,4 +1,4 @@
-"""The arguments that commands share, and the records in which a command gets them."""
+"""Arguments shared by several commands, and the records that hold them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class SpecArguments:
-    """The parts of an `InputSpec`, each None where it was not given."""
+    """The fields of an `InputSpec`; None if not given."""
 
     shape: tuple[int, ...] | None
     mean: tuple[float, ...] | None
@@ -57,7 +57,7 @@ class SpecArguments:
     num_classes: int | None
 
     def complete(self, model: nn.Module) -> InputSpec:
-        """Return the model's input specification from what was given and what can be inferred."""
+        """Return the model's input specification; values that were not given are inferred."""
         from dfq_plugins.network.specification import complete_spec  # noqa: PLC0415  imports torch
 
         bounds = self.value_range
@@ -76,18 +76,18 @@ class SpecArguments:
         )
 
     def refuse(self) -> None:
-        """Refuse an input specification next to a synthetic set, which brings its own.
+        """Reject an input specification given with a synthetic set, which provides its own.
 
         Raises:
-            UsageError: an option of it was given.
+            UsageError: one of these options was given.
         """
         if named := [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None]:
-            raise UsageError(f"A synthetic set brings its own input specification: leave out {', '.join(named)}.")
+            raise UsageError(f"A synthetic set provides its own input specification: remove {', '.join(named)}.")
 
 
 @dataclass(frozen=True)
 class QuantizationArguments:
-    """What is quantized, by which framework and how."""
+    """The data, framework and settings of a quantization."""
 
     data: Path
     calibrator: str
@@ -96,11 +96,11 @@ class QuantizationArguments:
     options: dict[str, str]
 
     def check(self) -> None:
-        """Fail on a slip before torch is imported.
+        """Report mistakes before torch is imported.
 
         Raises:
-            UsageError: the recipe or an option cannot be used.
-            PluginError: an unknown or unavailable calibrator.
+            UsageError: the recipe or an option is invalid.
+            PluginError: the calibrator is unknown or unavailable.
         """
         from dfq_plugins.types import Recipe  # noqa: PLC0415  for the check itself
 
@@ -110,7 +110,7 @@ class QuantizationArguments:
 
 @dataclass(frozen=True)
 class TrainingArguments:
-    """How a student is trained, and what makes inputs meanwhile."""
+    """The settings of a training and the generator of its inputs."""
 
     training: dict[str, str]
     max_seconds: float | None
@@ -121,26 +121,26 @@ class TrainingArguments:
 
     @property
     def settings(self) -> dict[str, object]:
-        """The settings of the training; --max-seconds is one of them."""
+        """The training settings, including --max-seconds."""
         budget = {} if self.max_seconds is None else {"max_seconds": self.max_seconds}
         return {**budget, **self.training}
 
     @property
     def named(self) -> list[str]:
-        """The options that were given, as they are typed."""
+        """The given options, as typed on the command line."""
         given = [field.name for field in fields(self) if getattr(self, field.name)]
         return [f"--{name.replace('_', '-').removesuffix('s')}" for name in given]
 
     def check(self, kind: type[TrainingOptions], owner: str) -> None:
-        """Fail on a slip before torch is imported, and say how an interrupted run is resumed.
+        """Report mistakes before torch is imported, and set the hint on how to resume an interrupted run.
 
         Args:
-            kind: the record of the settings.
-            owner: whose settings these are, for messages.
+            kind: the options record.
+            owner: name of the settings for messages.
 
         Raises:
-            UsageError: a setting is unknown or cannot be used, or one of a generator that is not named.
-            PluginError: an unknown or unavailable generator.
+            UsageError: a setting is unknown or invalid, or a generator option is given without a generator.
+            PluginError: the generator is unknown or unavailable.
         """
         parse_options(kind, self.settings, owner=owner)
         if self.generator is not None:
@@ -148,19 +148,19 @@ class TrainingArguments:
             which = registry.kind_of(self.generator, ("learning generator", "generator"))
             registry.options(which, self.generator, self.generator_options)
         elif self.generator_options:
-            raise UsageError("--generator-option sets a generator: name it with --generator.")
-        kept = "With --work FOLDER it would have kept checkpoints."
+            raise UsageError("--generator-option needs a generator: name one with --generator.")
+        lost = "To be able to resume, use --work FOLDER to keep checkpoints."
         resume = f"Checkpoints are in {self.work}: run the same command again to resume."
-        set_resume_hint(kept if self.work is None else resume)
+        set_resume_hint(lost if self.work is None else resume)
 
 
 def bundled(record: type[Any], name: str, *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Return a decorator that adds options to a command, which gets them as one record.
+    """Return a decorator that adds options to a command and passes them to it as one record.
 
     Args:
-        record: the dataclass, whose fields are named as the options are.
-        name: the command's argument for it.
-        options: click's decorators.
+        record: the dataclass, with fields named like the options.
+        name: the command's parameter for the record.
+        options: click option decorators.
     """
 
     def decorate(command: Command) -> Command:
@@ -175,20 +175,20 @@ def bundled(record: type[Any], name: str, *options: Callable[[Any], Any]) -> Cal
 
 
 def numbers_option(flag: str, number: type[int | float], help_text: str) -> Callable[[Command], Command]:
-    """Return an option that takes numbers with commas between them, `3,32,32`, and arrives as a tuple."""
+    """Return an option for comma-separated numbers, such as `3,32,32`, passed as a tuple."""
 
     def convert(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
         try:
             return None if text is None else tuple(number(part) for part in text.split(","))
         except ValueError:
-            message = f"{text!r} is not a list of {number.__name__} numbers with commas, e.g. 3,32,32."
+            message = f"{text!r} is not a comma-separated list of {number.__name__} numbers, e.g. 3,32,32."
             raise click.BadParameter(message, context, parameter) from None
 
     return click.option(flag, metavar="N,N,...", callback=convert, help=help_text)
 
 
 def pairs_option(*flags: str, help_text: str) -> Callable[[Command], Command]:
-    """Return a repeatable `key=value` option that arrives as one dictionary of texts."""
+    """Return a repeatable `key=value` option, passed as one dictionary of strings."""
 
     def convert(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
         pairs: dict[str, str] = {}
@@ -206,7 +206,7 @@ def pairs_option(*flags: str, help_text: str) -> Callable[[Command], Command]:
 
 
 def listing(flag: str, kind: Callable[[], type[Any]], help_text: str) -> Callable[[Command], Command]:
-    """Return an option that lists the settings of a record and exits."""
+    """Return an option that lists the settings of an options record and exits."""
 
     def listed(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
         if wanted:
@@ -220,18 +220,18 @@ def listing(flag: str, kind: Callable[[], type[Any]], help_text: str) -> Callabl
 def name_option(
     flag: str, help_text: str, *, required: bool = False, kinds: tuple[Kind, ...] = ()
 ) -> Callable[[Command], Command]:
-    """Return `--generator` or `--calibrator`, completed by the shell from what is installed.
+    """Return `--generator` or `--calibrator`, with shell completion of the installed plugins' names.
 
     Args:
         flag: "generator" or "calibrator".
-        help_text: what it does.
-        required: whether it must be given.
-        kinds: the kinds of plugins that are completed; that of the flag where empty.
+        help_text: the help text.
+        required: whether the option is required.
+        kinds: plugin kinds to complete; if empty, the kind that `flag` names.
     """
     wanted: tuple[Kind, ...] = kinds or (flag,)  # type: ignore[assignment]  # the flag is a kind
 
     def complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
-        with warnings.catch_warnings(), contextlib.suppress(DfqError):  # nothing but names into the user's prompt
+        with warnings.catch_warnings(), contextlib.suppress(DfqError):  # only names may reach the user's prompt
             warnings.simplefilter("ignore")
             registry = get_registry()
             names = dict.fromkeys(name for kind in wanted for name in registry.of(kind))
@@ -241,17 +241,17 @@ def name_option(
     return click.option(f"--{flag}", metavar="NAME", required=required, help=help_text, shell_complete=complete)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 plugin_options = pairs_option(
-    "--option", "-O", "options", help_text="A setting of the plugin, repeatable; `dfq plugins NAME` lists them."
+    "--option", "-O", "options", help_text="Plugin setting; repeatable. `dfq plugins NAME` lists them."
 )
 
 report_option = click.option(
     "--report",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Write a page about the run: one HTML file that needs no network.",
+    help="Write a report of the run as one self-contained HTML file.",
 )
 
 model_options = bundled(
@@ -259,17 +259,17 @@ model_options = bundled(
     "model",
     click.argument("model_reference", metavar="MODEL"),
     click.option("--weights", type=FILE, help="State dict of the model: .safetensors, .pth or .pt."),
-    click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own."),
+    click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads; default: torch's choice."),
 )
 
 spec_options = bundled(
     SpecArguments,
     "spec",
     numbers_option("--shape", int, "Shape of one input, channels first: 3,32,32."),
-    numbers_option("--mean", float, "Mean that is subtracted from each channel."),
-    numbers_option("--std", float, "Standard deviation that each channel is divided by."),
+    numbers_option("--mean", float, "Mean of each channel, subtracted from the raw values."),
+    numbers_option("--std", float, "Standard deviation of each channel, which divides the raw values."),
     numbers_option("--value-range", float, "Lowest and highest raw value: 0,1."),
-    click.option("--num-classes", type=click.IntRange(min=1), help="Width of the class logits."),
+    click.option("--num-classes", type=click.IntRange(min=1), help="Number of classes."),
 )
 
 quantization_options = bundled(
@@ -280,7 +280,7 @@ quantization_options = bundled(
         "calibrator", "The framework that quantizes: torch-ao, pytorch-quantization, brevitas, ...", required=True
     ),
     click.option(
-        "--recipe", default="w8a8", show_default=True, help="Bits of weights, activations: w8a8, w4a4, binary."
+        "--recipe", default="w8a8", show_default=True, help="Bits of weights and activations: w8a8, w4a4, binary."
     ),
     click.option("--output", "-o", type=FOLDER, help="Folder for the artifacts."),
     plugin_options,
@@ -288,31 +288,29 @@ quantization_options = bundled(
 
 
 def training_options(kind: Callable[[], type[TrainingOptions]], generator_help: str) -> Callable[[Command], Command]:
-    """Return the options of a training with the settings of the given record.
+    """Return the training options of a command, with the settings of the given record.
 
     Args:
-        kind: the record, called when its settings are listed.
-        generator_help: what --generator does in this command.
+        kind: returns the options record; called when its settings are listed.
+        generator_help: help text of --generator in this command.
     """
     return bundled(
         TrainingArguments,
         "training",
         name_option("generator", generator_help, kinds=("generator", "learning generator")),
-        pairs_option(
-            "--generator-option", "-G", "generator_options", help_text="A setting of --generator, repeatable."
+        pairs_option("--generator-option", "-G", "generator_options", help_text="Setting of --generator; repeatable."),
+        pairs_option("--training", "-T", "training", help_text="Training setting; repeatable. See --list-training."),
+        click.option(
+            "--max-seconds", type=float, help="Maximum seconds of training; the schedule is compressed to fit."
         ),
-        pairs_option(
-            "--training", "-T", "training", help_text="A setting of the training, repeatable; see --list-training."
-        ),
-        click.option("--max-seconds", type=float, help="Most seconds of training; the schedule is fitted into them."),
-        click.option("--work", type=FOLDER, help="Folder for checkpoints, from which an interrupted run is resumed."),
-        click.option("--strict", is_flag=True, help="Refuse data that was made from another model."),
-        listing("--list-training", kind, "List the settings of the training and exit."),
+        click.option("--work", type=FOLDER, help="Folder for checkpoints; an interrupted run resumes from there."),
+        click.option("--strict", is_flag=True, help="Reject data that was made from another model."),
+        listing("--list-training", kind, "List the training settings and exit."),
     )
 
 
 def load_model(reference: str, weights: Path | None, threads: int | None) -> nn.Module:
-    """Load the model that the command line names, and set the number of threads."""
+    """Load the model given on the command line, and set the number of threads."""
     import torch
 
     from dfq_plugins.network import load as models  # noqa: PLC0415  imports torch
@@ -323,14 +321,14 @@ def load_model(reference: str, weights: Path | None, threads: int | None) -> nn.
 
 
 def on_device(model: nn.Module, device: str) -> nn.Module:
-    """Move a model to where it is to compute.
+    """Move a model to a device.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: the device is not available.
     """
     try:
         return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
         raise UsageError(
-            f"--device {device} cannot be used ({first_line(error)}). Choose cpu, or a GPU that torch sees."
+            f"--device {device} is not available ({first_line(error)}). Choose cpu, or a GPU that torch can see."
         ) from error

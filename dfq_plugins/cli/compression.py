@@ -1,4 +1,4 @@
-"""What `dfq distill` and `dfq prune` share: their inputs, and figures of a network."""
+"""Code shared by `dfq distill` and `dfq prune`: their inputs, and the cost table of a network."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ if TYPE_CHECKING:
     from dfq_plugins.network.cost import Cost
     from dfq_plugins.types import InputSpec
 
-GENERATOR_HELP = "Makes the inputs from the network alone, or learns from the student."
+GENERATOR_HELP = "Generator that makes the inputs from the network, or a learning generator."
 DEFAULT_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
 class StudentArguments:
-    """How many inputs a generator makes, and where the network goes."""
+    """The number of generated inputs and the output folder of the network."""
 
     num_samples: int | None
     output: Path | None
 
     def check(self, training: TrainingArguments, kind: type[TrainingOptions]) -> None:
-        """Fail on a slip before torch is imported.
+        """Report mistakes before torch is imported.
 
         Raises:
-            UsageError: a setting cannot be used, or one of a generator that is not named.
-            PluginError: an unknown or unavailable generator.
+            UsageError: a setting is invalid, or a generator option is given without a generator.
+            PluginError: the generator is unknown or unavailable.
         """
         training.check(kind, "the training")
         if self.num_samples and training.generator is None:
-            raise UsageError("--num-samples is about a generator: name it with --generator.")
+            raise UsageError("--num-samples needs a generator: name one with --generator.")
 
     @property
     def samples(self) -> int:
-        """How many inputs a generator makes."""
+        """The number of inputs that a generator makes."""
         return self.num_samples or DEFAULT_SAMPLES
 
 
 student_options = bundled(
     StudentArguments,
     "student",
-    click.option("--num-samples", "-n", type=click.IntRange(min=2), help="Samples that it makes; default 1024."),
-    click.option("--output", "-o", type=FOLDER, help="Folder for the network, which saved:FOLDER loads."),
+    click.option("--num-samples", "-n", type=click.IntRange(min=2), help="Samples to generate; default: 1024."),
+    click.option("--output", "-o", type=FOLDER, help="Folder for the network; load it as saved:FOLDER."),
 )
 
 
 def opened(path: Path | None, model: nn.Module, spec: SpecArguments) -> tuple[CalibrationData | None, InputSpec | None]:
-    """Return the data at a path, or None, and what an input looks like where the data does not say it."""
+    """Open the data at a path, if any; also return the input specification, unless the data provides its own."""
     from dfq_plugins.data.dataset import SyntheticDataset  # noqa: PLC0415  imports torch
     from dfq_plugins.data.manifest import MANIFEST_FILE  # noqa: PLC0415  for the work itself
 
@@ -74,7 +74,7 @@ def opened(path: Path | None, model: nn.Module, spec: SpecArguments) -> tuple[Ca
 
 
 def cost_rows(before: tuple[str, Cost], after: tuple[str, Cost]) -> list[tuple[str, ...]]:
-    """Return the figures of two networks as rows of a table, the second with its share of the first.
+    """Return the costs of two networks as table rows, the second with its share of the first.
 
     >>> from dfq_plugins.network.cost import Cost
     >>> cost_rows(("teacher", Cost(200, 200, 1000)), ("student", Cost(100, 50, 700)))[1]
@@ -88,5 +88,5 @@ def cost_rows(before: tuple[str, Cost], after: tuple[str, Cost]) -> list[tuple[s
 
 
 def print_costs(before: tuple[str, Cost], after: tuple[str, Cost]) -> None:
-    """Print the figures of two networks."""
-    print_table(("Network", "Parameters", "Not zero", "MACs"), cost_rows(before, after))
+    """Print the costs of two networks."""
+    print_table(("Network", "Parameters", "Nonzero", "MACs"), cost_rows(before, after))

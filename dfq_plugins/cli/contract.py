@@ -1,4 +1,4 @@
-"""`dfq plugins --check NAME`: the contract of a generator or calibrator, run on an installed one."""
+"""`dfq plugins --check NAME`: run the contract tests on an installed generator or calibrator."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 
 def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str], *, as_json: bool) -> None:
-    """Run the contract on the plugin of that name, and print what passed and what failed.
+    """Run the contract tests on the plugin with that name, and print which passed and which failed.
 
     Raises:
-        UsageError: no name, or an option that it does not have.
-        PluginError: no generator or calibrator of that name is ready, or pytest is not installed.
-        ContractError: a test of the contract failed.
+        UsageError: the name is missing, or an option is unknown.
+        PluginError: no generator or calibrator with that name is ready, or pytest is not installed.
+        ContractError: a contract test failed.
     """
     kinds = _kinds_of(registry, name)
     for kind in kinds:
         registry.options(kind, str(name), options)
     if importlib.util.find_spec("pytest") is None:
-        raise PluginError('Contracts run on pytest, not installed here. Run: pip install "dfq-plugins[test]"')
+        raise PluginError('Contract tests need pytest, which is not installed. Run: pip install "dfq-plugins[test]"')
     from dfq_plugins.testing.check import run_contract  # noqa: PLC0415  imports torch and pytest
 
     results: dict[ContractKind, ContractResult] = {}
     for kind in kinds:
-        with contextlib.redirect_stdout(sys.stderr):  # what frameworks print is no result
+        with contextlib.redirect_stdout(sys.stderr):  # framework output does not belong to the result
             results[kind] = run_contract(kind, partial(registry.create, kind, str(name), options))
     if as_json:
         print_json({"name": name, "contracts": [_as_dict(kind, result) for kind, result in results.items()]})
@@ -47,15 +47,15 @@ def check_plugin(registry: Registry, name: str | None, options: Mapping[str, str
     failed = sum(len(result.failed) for result in results.values())
     if failed:
         raise ContractError(
-            f"{name!r} must pass its contract, and fails {failed} of its tests. Mend the plugin and check again; "
+            f"{name!r} must pass its contract, but fails {failed} of its tests. Fix the plugin and check it again; "
             "dfq_plugins.testing describes each test."
         )
 
 
 def _kinds_of(registry: Registry, name: str | None) -> list[ContractKind]:
-    """Return the kinds that have a plugin of that name; one that learns and makes data sets too has two contracts."""
+    """Return the kinds with a plugin of that name; a generator that also learns has two contracts."""
     if name is None:
-        raise UsageError("--check takes the NAME of a generator or calibrator: dfq plugins --check NAME.")
+        raise UsageError("--check needs the NAME of a generator or calibrator: dfq plugins --check NAME.")
     every: tuple[ContractKind, ...] = ("generator", "learning generator", "calibrator")
     found = [kind for kind in every if name in registry.of(kind)]
     for kind in found:
@@ -63,11 +63,11 @@ def _kinds_of(registry: Registry, name: str | None) -> list[ContractKind]:
     if found:
         return found
     if name in registry.listeners:
-        raise PluginError(f"{name!r} is a listener, and only generators and calibrators have a contract.")
+        raise PluginError(f"{name!r} is a listener, but only generators and calibrators have a contract.")
     known = [*registry.generators, *registry.learning_generators, *registry.calibrators]
     broken = "".join(f" Broken: {plugin}." for plugin in registry.broken)
     raise PluginError(
-        f"No generator or calibrator is called {name!r}.{nearest(name, known)} There are {', '.join(known) or 'none'}."
+        f"No generator or calibrator is named {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}."
         f"{broken}"
     )
 

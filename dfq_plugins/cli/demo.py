@@ -1,4 +1,4 @@
-"""`dfq demo`: the whole way on a small embedded network."""
+"""`dfq demo`: the whole workflow on a small embedded network."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from dfq_plugins.cli.output import print_json
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the report and the artifacts.",
 )
-@click.option("--seed", default=0, show_default=True, help="Same seed, same synthetic images.")
+@click.option("--seed", default=0, show_default=True, help="Seed; the same seed gives the same synthetic images.")
 @json_option
 def demo(output: Path, seed: int, as_json: bool) -> None:
     """Quantize an embedded digits network with every installed framework on synthesized images.
 
-    Prints accuracy on held-out digits beside calibration on real data and on noise, and writes a report.
+    Prints accuracy on held-out digits, compared with calibration on real data and on noise, and writes a report.
     """
-    set_resume_hint(f"What is finished is kept in {output}: run the same command again.")
+    set_resume_hint(f"Finished work is kept in {output}: run the same command again.")
     with progress.reporting() as listener:
         from dfq_plugins.demo.run import run_demo  # noqa: PLC0415  imports torch
 

@@ -1,4 +1,4 @@
-"""`dfq distill`: train a smaller network to answer as a trained one does."""
+"""`dfq distill`: train a smaller network to reproduce a trained network's outputs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--teacher", "teacher_reference", metavar="MODEL", required=True, help="The trained network.")
-@click.option("--teacher-weights", type=FILE, help="Its state dict: .safetensors, .pth or .pt.")
+@click.option("--teacher-weights", type=FILE, help="State dict of the teacher: .safetensors, .pth or .pt.")
 @click.option("--student", "student_reference", metavar="MODEL", required=True, help="The network to train.")
-@click.option("--student-weights", type=FILE, help="Weights to begin with; default: the factory's.")
+@click.option("--student-weights", type=FILE, help="Initial weights of the student; default: the factory's.")
 @click.option("--data", type=click.Path(path_type=Path), help="A synthetic set, a folder of images, or an .npz file.")
-@click.option("--ticket", type=FOLDER, help="A lottery ticket of the student to train.")
-@click.option("--inherit", is_flag=True, help="Begin with the weights of the teacher's layers that fit.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own.")
+@click.option("--ticket", type=FOLDER, help="Folder of a lottery ticket of the student to train.")
+@click.option("--inherit", is_flag=True, help="Initialize the student from the teacher's matching layers.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads; default: torch's choice.")
 @training_options(lambda: DistillOptions, GENERATOR_HELP)
 @student_options
 @spec_options
@@ -64,11 +64,11 @@ def distill(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Train the network STUDENT to answer as TEACHER does, on a synthetic set, on real inputs, or by a generator.
+    """Train the network --student to reproduce the outputs of --teacher, on synthetic or real inputs.
 
     Each MODEL is torchvision:NAME, package.module:factory, file.py:factory, or saved:FOLDER. With --output, the
-    student is written as safetensors and JSON. With --work, an interrupted training is resumed when the same command
-    is given again. Under torchrun, every process takes a part of each batch.
+    student is written as safetensors and JSON. With --work, repeating the command resumes an interrupted training.
+    Under torchrun, every process takes a part of each batch.
     """
     student.check(training, DistillOptions)
     with progress.reporting() as listener:
@@ -110,7 +110,7 @@ def _ticket(folder: Path) -> Ticket:
 
 
 def _student(reference: str, weights: Path | None, training: Mapping[str, Any]) -> nn.Module:
-    """Build the student, whose first weights are drawn by the seed of the training."""
+    """Build the student, with initial weights drawn from the training seed."""
     import torch
 
     from dfq_plugins.model_state import preserve_global_state  # noqa: PLC0415  imports torch
@@ -121,17 +121,17 @@ def _student(reference: str, weights: Path | None, training: Mapping[str, Any]) 
 
 
 def print_distill_run(run: DistillRun) -> None:
-    """Print what became of the student."""
+    """Print the result of a distillation."""
     print_costs(("teacher", run.teacher_cost), ("student", run.student_cost))
     if run.inherited:
-        click.echo(f"Began with the teacher's weights in {len(run.inherited)} layers.")
+        click.echo(f"Initialized {len(run.inherited)} layers with the teacher's weights.")
     last = run.history[-1]
     click.echo(
-        f"Trained in {last.step} steps, {last.seconds:.0f} s. Agreement with the teacher on {run.held_out} held-out "
+        f"Trained for {last.step} steps, {last.seconds:.0f} s. Agreement with the teacher on {run.held_out} held-out "
         f"samples: {run.agreement_before:.2%} before, {run.agreement:.2%} after."
     )
     for file in run.files:
-        click.echo(f"Written: {file}")
+        click.echo(f"Wrote {file}")
 
 
 def as_dict(run: DistillRun) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`dfq finetune`: train a quantized model on the outputs of the float one, inside one framework."""
+"""`dfq finetune`: train a quantized model on the float model's outputs, inside one framework."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.quantization.finetune import FinetuneRun
 
-GENERATOR_HELP = "A generator that learns from the student and makes half of each batch (-T generator_fraction=SHARE)."
+GENERATOR_HELP = "Learning generator that makes half of each batch (or -T generator_fraction=SHARE of it)."
 
 
 @click.command()
@@ -48,8 +48,8 @@ def finetune(
 ) -> None:
     """Quantize MODEL and train it on the synthetic set in the folder DATA, against the float model's outputs.
 
-    Below 8 bits this recovers what calibration alone loses. With --work, an interrupted training is resumed when the
-    same command is given again. Under torchrun, every process takes a part of each batch.
+    Below 8 bits, this recovers accuracy that calibration alone loses. With --work, repeating the command resumes an
+    interrupted training. Under torchrun, every process takes a part of each batch.
     """
     finetune_and_print(model, what, training, report, as_json=as_json)
 
@@ -62,7 +62,7 @@ def finetune_and_print(
     *,
     as_json: bool,
 ) -> None:
-    """Do the work of `dfq finetune`, and of `dfq quantize --finetune`."""
+    """Run `dfq finetune`, or `dfq quantize --finetune`."""
     what.check()
     training.check(TrainingOptions, "fine-tuning")
     with progress.reporting() as listener:
@@ -96,11 +96,11 @@ def finetune_and_print(
 
 
 def print_finetune_run(run: FinetuneRun) -> None:
-    """Print what became of the model."""
+    """Print the result of a fine-tuning."""
     print_run(run)
     seconds = run.history[-1].seconds
     click.echo(
-        f"Fine-tuned in {run.history[-1].step} steps, {seconds:.0f} s. Agreement on {run.held_out} held-out samples: "
+        f"Fine-tuned for {run.history[-1].step} steps, {seconds:.0f} s. Agreement on {run.held_out} held-out samples: "
         f"{run.agreement_before:.2%} before, {run.agreement:.2%} after."
     )
 

@@ -1,4 +1,4 @@
-"""The click group behind `dfq`: imports a command when it is asked for, and turns errors into exit codes."""
+"""The click group behind `dfq`: imports a command when it is called, and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DEBUG_VARIABLE = "DFQ_DEBUG"
-"""Environment variable: 1 shows the traceback of every error."""
+"""Environment variable; 1 shows the traceback of every error."""
 
 _RESUME_KEY = "dfq_plugins.resume_hint"
 
 
 class Place(NamedTuple):
-    """Where a command is, as `"package.module:command"`, and what it does in one line."""
+    """The location of a command, as `"package.module:command"`, and its one-line summary."""
 
     where: str
     summary: str
 
 
 class CommandGroup(click.Group):
-    """A group whose commands live in modules of their own, which its help text does not import.
+    """A group that imports a command's module only when the command runs, not for the help text.
 
     Args:
-        places: where each command is.
-        options: click's own arguments.
+        places: location of each command.
+        options: arguments of `click.Group`.
     """
 
     def __init__(self, *, places: Mapping[str, Place], **options: Any) -> None:
@@ -43,11 +43,11 @@ class CommandGroup(click.Group):
         self._places = places
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        """Return the names in the order of the help text."""
+        """Return the command names in the order of the help text."""
         return list(self._places)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write the names and summaries."""
+        """Write the command names and summaries."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, place.summary) for name, place in self._places.items()])
 
@@ -59,13 +59,13 @@ class CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that was asked for, or name the nearest one."""
+        """Find the requested command, or suggest the nearest name."""
         if args[0] not in self._places and not args[0].startswith("-"):
             raise click.UsageError(f"No such command {args[0]!r}.{nearest(args[0], self._places)}", ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error becomes a message on standard error and an exit code."""
+        """Run the command; turn an error into a message on standard error and an exit code."""
         try:
             with plain_plugin_warnings():
                 return super().invoke(ctx)
@@ -81,18 +81,18 @@ class CommandGroup(click.Group):
             if _debugging() or getattr(error, "errno", None) == errno.EPIPE:  # click ends quietly on a closed pipe
                 raise
             _report(error, f"{type(error).__name__}: {error}")
-            click.echo(f"Unexpected; {DEBUG_VARIABLE}=1 shows where it happened.", err=True)
+            click.echo(f"Unexpected error; set {DEBUG_VARIABLE}=1 to see the traceback.", err=True)
             ctx.exit(1)
 
 
 def set_resume_hint(hint: str) -> None:
-    """Say what the user can do if the current command is interrupted from here on."""
+    """Set the hint that is shown if the current command is interrupted from here on."""
     click.get_current_context().meta[_RESUME_KEY] = hint
 
 
 @contextmanager
 def plain_plugin_warnings() -> Iterator[None]:
-    """Show our own warnings, of broken plugins or foreign data, as one line each, without our source line."""
+    """Show each `DfqWarning` on one line, without the source line."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", DfqWarning)
         show = warnings.showwarning

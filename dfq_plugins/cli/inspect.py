@@ -1,4 +1,4 @@
-"""`dfq inspect`: how good a set is for calibration, judged by the network alone."""
+"""`dfq inspect`: rate how good a set is for calibration, using only the network."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--model", "-m", "model_reference", metavar="MODEL", required=True, help="The network to judge with.")
+@click.option("--model", "-m", "model_reference", metavar="MODEL", required=True, help="The network to calibrate.")
 @click.option(
     "--weights",
     type=click.Path(dir_okay=False, path_type=Path),
     help="State dict of the model: .safetensors, .pth or .pt.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Processor threads to use; default: torch's own.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads; default: torch's choice.")
 @spec_options
 @report_option
 @json_option
@@ -42,10 +42,10 @@ def inspect(
     as_json: bool,
     spec: SpecArguments,
 ) -> None:
-    """Judge how good DATASET is for calibrating MODEL, without real data and without quantizing anything.
+    """Rate how good DATASET is for calibrating MODEL, without real data and without quantizing anything.
 
     DATASET is the folder of a synthetic set, a folder of images, or an .npz file. MODEL is torchvision:NAME,
-    package.module:factory or file.py:factory. The verdict says what the set is enough for, and why.
+    package.module:factory or file.py:factory. The verdict states which bit widths the set is good enough for, and why.
     """
     with progress.reporting():
         model = load_model(model_reference, weights, threads)
@@ -63,13 +63,13 @@ def inspect(
 
 
 def _source(path: Path, model: nn.Module, spec: SpecArguments) -> tuple[SyntheticDataset | list[Tensor], InputSpec]:
-    """Open the set, and say what an input looks like; a synthetic one knows it by itself."""
+    """Open the set and return it with its input specification; a synthetic set provides its own."""
     if (path / MANIFEST_FILE).is_file():
         spec.refuse()
         data = dfq_plugins.SyntheticDataset.open(path)
         return data, data.spec
     from dfq_plugins.data.readers import load_source, require_source  # noqa: PLC0415  imports torch
 
-    require_source(path)  # before questions about a shape that would be in vain
+    require_source(path)  # a missing source should be reported before a missing shape
     completed = spec.complete(model)
     return list(load_source(path, completed)), completed

@@ -1,4 +1,4 @@
-"""What the commands print: tables, JSON, and where the report is."""
+"""Output of the commands: tables, JSON, and the location of the report."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_WIDTH = 120
-"""Columns of a table that goes into a file or a pipe."""
+"""Width of output to a file or pipe, in columns."""
 
 _UNBROKEN_WIDTH = 10_000
-"""For tables that go to a file or another program: a row stays one line, however long its paths are."""
+"""Width of tables in a file or pipe, so that each row stays on one line even with long paths."""
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    """Print one JSON object; JSON knows no infinity, which becomes null."""
+    """Print one JSON object; NaN and infinity become null."""
     click.echo(json.dumps(_jsonable(result), indent=2, allow_nan=False))
 
 
 def console(plain_width: int = PLAIN_WIDTH) -> Console:
-    """Return a console on standard output that prints text as it is; colors only on a terminal without NO_COLOR.
+    """Return a console on standard output that prints text verbatim; colors only on a terminal without NO_COLOR.
 
     Args:
-        plain_width: columns where the output is no terminal.
+        plain_width: width in columns if the output is not a terminal.
     """
     from rich.console import Console
 
@@ -41,7 +41,7 @@ def console(plain_width: int = PLAIN_WIDTH) -> Console:
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table whose cells are plain text."""
+    """Print a table of plain-text cells."""
     from rich import box
     from rich.table import Table
 
@@ -54,13 +54,13 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
 
 def announce(report: Path | None) -> None:
-    """Say where the page is, if there is one."""
+    """Print the location of the report, if there is one."""
     if report is not None:
         click.echo(f"Report: {report}")
 
 
 def _jsonable(value: Any) -> Any:
-    """Return a value in JSON's own types.
+    """Convert a value to JSON types.
 
     >>> from pathlib import Path
     >>> _jsonable({"file": Path("a"), "loss": (0.5, float("nan"))})

@@ -1,4 +1,4 @@
-"""`dfq plugins`: what is installed, who provides it, whether it is ready, and its options."""
+"""`dfq plugins`: list plugins with their provider, state and options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEAD = ("KIND", "NAME", "PROVIDER", "VERSION", "STATE")
 
 
 def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
-    with warnings.catch_warnings(), contextlib.suppress(DfqError):  # nothing but names into the user's prompt
+    with warnings.catch_warnings(), contextlib.suppress(DfqError):  # only names may reach the user's prompt
         warnings.simplefilter("ignore")
         return [info.entry.name for info in _all(get_registry()) if info.entry.name.startswith(incomplete)]
     return []
@@ -36,13 +36,13 @@ def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: 
 
 @click.command()
 @click.argument("name", required=False, shell_complete=_complete)
-@click.option("--check", is_flag=True, help="Run the contract of its kind on NAME, and say what fails.")
+@click.option("--check", is_flag=True, help="Run the contract tests on NAME and report failures.")
 @plugin_options
 @json_option
 def plugins(name: str | None, check: bool, options: dict[str, str], as_json: bool) -> None:
-    """List every generator, calibrator and listener; with NAME, show its options in detail.
+    """List all generators, calibrators and listeners; with NAME, show the options of one plugin in detail.
 
-    With --check, run on NAME the tests that every generator or calibrator must pass; --option settings apply to it.
+    With --check, run the tests that every generator or calibrator must pass on NAME, with its --option settings.
     """
     registry = get_registry()
     if check:
@@ -52,15 +52,13 @@ def plugins(name: str | None, check: bool, options: dict[str, str], as_json: boo
         return
     if options:
         raise UsageError(
-            "--option goes with --check NAME here. To use a plugin, give it to dfq synthesize or quantize."
+            "Here --option only applies with --check NAME. To use a plugin, run dfq synthesize or dfq quantize."
         )
     shown = [info for info in _all(registry) if name in {None, info.entry.name}]
     broken = [plugin for plugin in registry.broken if name in {None, plugin.entry_point, plugin.distribution}]
     if name is not None and not shown and not broken:
         known = [info.entry.name for info in _all(registry)]
-        raise PluginError(
-            f"No plugin is called {name!r}.{nearest(name, known)} There are {', '.join(known) or 'none'}."
-        )
+        raise PluginError(f"No plugin is named {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}.")
     if as_json:
         print_json({"plugins": [*map(_as_dict, shown)], "broken": [*map(_broken_as_dict, broken)]})
     else:

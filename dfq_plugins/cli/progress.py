@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar with the time left on a terminal, a plain line now and then elsewhere."""
+"""Progress on standard error: a bar with the remaining time on a terminal, otherwise a plain line now and then."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from dfq_plugins.types import ProgressEvent
 
 LINE_INTERVAL = 5.0
-"""Seconds between two plain lines."""
+"""Seconds between plain lines."""
 
 
 @contextmanager
 def reporting() -> Iterator[Callable[[ProgressEvent], None]]:
-    """Yield the listener that shows progress, and keep what frameworks print off standard output meanwhile."""
+    """Yield the listener that shows progress, and redirect standard output to standard error within the block."""
     with contextlib.redirect_stdout(sys.stderr):
         if not sys.stderr.isatty():
             yield PlainLines()
@@ -37,7 +37,7 @@ def reporting() -> Iterator[Callable[[ProgressEvent], None]]:
 
 @contextmanager
 def silence() -> Iterator[Callable[[ProgressEvent], None]]:
-    """Yield a listener that shows nothing, and keep back warnings as well: another process of the same run speaks."""
+    """Yield a silent listener and suppress logged warnings, since another process of the run reports them."""
     former = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -48,11 +48,11 @@ def silence() -> Iterator[Callable[[ProgressEvent], None]]:
 
 
 class PlainLines:
-    """Prints the first event, and then at most one line an interval, with the time that is left.
+    """Prints the first event, then at most one line per interval, with the remaining time.
 
     Args:
-        interval: seconds between two lines.
-        clock: seconds that never run backwards; a parameter so that tests need not wait.
+        interval: seconds between lines.
+        clock: monotonic clock in seconds; a parameter so that tests do not have to wait.
     """
 
     def __init__(self, interval: float = LINE_INTERVAL, clock: Callable[[], float] = time.monotonic) -> None:
@@ -72,14 +72,14 @@ class PlainLines:
 
 
 class Bars:
-    """Shows one bar a stage, with the latest metrics beside it."""
+    """Shows one bar per stage, with the latest metrics next to it."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, event: ProgressEvent) -> None:
-        """Move the stage's bar."""
+        """Update the stage's bar."""
         if event.stage not in self._tasks:
             self._tasks[event.stage] = self._progress.add_task(event.stage, metrics="")
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())

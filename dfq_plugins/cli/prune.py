@@ -1,4 +1,4 @@
-"""`dfq prune`: remove filters from a network, or set single weights to zero, and train what is left."""
+"""`dfq prune`: remove filters from a network, or set individual weights to zero, and retrain it."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 @click.command()
 @model_options
 @click.argument("data", type=click.Path(path_type=Path), required=False)
-@click.option("--macs", type=float, help="Share of the MACs that is left: 0.7 removes 30 %.")
+@click.option("--macs", type=float, help="Share of the MACs to keep: 0.7 removes 30%.")
 @click.option("--threshold", type=float, help="Remove filters with a smaller BatchNorm scale: 0.1 or 0.01.")
-@click.option("--sparsity", type=float, help="Share of single weights that is set to zero: 0.5.")
+@click.option("--sparsity", type=float, help="Share of individual weights to set to zero: 0.5.")
 @click.option(
     "--rewind-to",
     type=FILE,
-    help="With --sparsity: the state dict from before any training; makes and trains a lottery ticket.",
+    help="With --sparsity: state dict from before any training; makes and trains a lottery ticket.",
 )
-@pairs_option("--option", "-O", "options", help_text="A setting of the pruning, repeatable; see --list-options.")
-@listing("--list-options", lambda: PruningOptions, "List the settings of the pruning and exit.")
+@pairs_option("--option", "-O", "options", help_text="Pruning setting; repeatable. See --list-options.")
+@listing("--list-options", lambda: PruningOptions, "List the pruning settings and exit.")
 @training_options(lambda: PruneTrainingOptions, GENERATOR_HELP)
 @student_options
 @spec_options
@@ -67,11 +67,11 @@ def prune(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Prune MODEL on the inputs DATA, or on those that --generator makes, so that it still answers as it did.
+    """Prune MODEL and retrain it to reproduce its outputs, on the inputs DATA or on inputs that --generator makes.
 
     DATA is a synthetic set, a folder of images, or an .npz file. --macs or --threshold remove filters;
-    --sparsity sets single weights to zero. With --output, the network is written as safetensors and JSON, and
-    saved:FOLDER is then a MODEL of every other command, such as dfq quantize.
+    --sparsity sets individual weights to zero. With --output, the network is written as safetensors and JSON; use it
+    as the MODEL saved:FOLDER in any other command, such as dfq quantize.
     """
     parse_options(PruningOptions, options, owner="pruning")
     student.check(training, PruneTrainingOptions if rewind_to is None else DistillOptions)
@@ -109,21 +109,21 @@ def prune(
 
 
 def print_pruning(run: PruneRun) -> None:
-    """Print what became of the network."""
+    """Print the result of a pruning."""
     what = "Filters" if run.method == "filters" else "Weights"
     rows = [(layer.name, str(layer.before), str(layer.after)) for layer in run.layers]
     print_table(("Layer", f"{what} before", "after"), rows)
     for name, reason in run.left:
-        click.echo(f"  {name} stays whole: {reason}")
+        click.echo(f"  {name} was not pruned: {reason}")
     print_costs(("before", run.before), ("after", run.after))
     steps = sum(history[-1].step for history in (run.sparsity_history, run.history) if history)
     seconds = sum(history[-1].seconds for history in (run.sparsity_history, run.history) if history)
     click.echo(
-        f"Trained in {steps} steps, {seconds:.0f} s. Agreement with the network as it was on {run.held_out} held-out "
-        f"samples: {run.agreement_before:.2%} when it was pruned, {run.agreement:.2%} after."
+        f"Trained for {steps} steps, {seconds:.0f} s. Agreement with the original network on {run.held_out} held-out "
+        f"samples: {run.agreement_before:.2%} after pruning, {run.agreement:.2%} after retraining."
     )
     for file in run.files:
-        click.echo(f"Written: {file}")
+        click.echo(f"Wrote {file}")
 
 
 def as_dict(run: PruneRun) -> dict[str, Any]:

@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     "--hold-out",
     type=click.IntRange(min=0),
     metavar="N",
-    help="With --report: leave the last N samples out of the calibration and measure on them; default: an eighth of "
-    "the set, at most 128.",
+    help="With --report: hold the last N samples out of calibration and measure agreement on them; default: an eighth "
+    "of the set, at most 128.",
 )
-@click.option("--finetune", is_flag=True, help="Train the quantized model afterwards, as `dfq finetune` does.")
+@click.option("--finetune", is_flag=True, help="Also train the quantized model, like `dfq finetune`.")
 @training_options(lambda: TrainingOptions, GENERATOR_HELP)
 @json_option
 def quantize(
@@ -62,26 +62,25 @@ def quantize(
     finetune: bool,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL on the synthetic set in the folder DATA, by the framework's own calibration.
+    """Quantize MODEL on the synthetic set in the folder DATA, using the framework's own calibration.
 
-    With --output, the framework's artifacts are written there; each one is run and compared with the model before it
-    is handed over.
+    With --output, the framework's artifacts are written there; each one is run and compared with the model first.
     """
     if finetune:
         if hold_out is not None:
             raise UsageError(
-                "--hold-out is for calibration alone. Give the share to hold out as -T validation_fraction=0.1."
+                "--hold-out does not apply to fine-tuning. Give the share to hold out as -T validation_fraction=0.1."
             )
         finetune_and_print(model, what, training, report, as_json=as_json)
         return
     if training.named:
         raise UsageError(
-            f"{', '.join(training.named)} is about fine-tuning: give --finetune as well, or use dfq finetune."
+            f"{', '.join(training.named)} only applies to fine-tuning: add --finetune, or use dfq finetune."
         )
     what.check()
     set_resume_hint("No unfinished artifact is left behind: run the same command again.")
     if hold_out is not None and report is None:
-        raise UsageError("--hold-out says what the report measures on: give --report as well, or leave it out.")
+        raise UsageError("--hold-out only applies to the report: add --report, or remove --hold-out.")
     measured = None
     with progress.reporting() as listener:
         dataset = dfq_plugins.SyntheticDataset.open(what.data)
@@ -128,7 +127,7 @@ def _run_with_report(
     report: Path,
     hold_out: int | None,
 ) -> tuple[QuantizationRun, dict[str, float] | None]:
-    """Quantize on all samples but those held out, and write the page; return what was measured on them."""
+    """Quantize on all samples except the held-out ones, and write the report; return what was measured on those."""
     from dfq_plugins.report import runs  # noqa: PLC0415  imports matplotlib
 
     held_out = runs.held_out_samples(len(dataset), hold_out)

@@ -1,4 +1,4 @@
-"""`dfq record`: write down, once, how a model's layers respond to its owner's data."""
+"""`dfq record`: record once how a model's layers respond to its owner's data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DEFAULTS = RecordingOptions()
 
 
 def _words(flag: str, name: str, help_text: str) -> Callable[[Any], Any]:
-    """Return an option that takes words with commas between them and arrives as a tuple."""
+    """Return an option for comma-separated words, passed as a tuple."""
 
     def split(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
         return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
@@ -42,7 +42,7 @@ def _words(flag: str, name: str, help_text: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True)
 class RecordingArguments:
-    """The settings of a recording, each None where it was not given."""
+    """The settings of a recording; None if not given."""
 
     statistics: tuple[str, ...] | None
     layers: tuple[str, ...] | None
@@ -57,10 +57,10 @@ class RecordingArguments:
     seed: int | None
 
     def checked(self) -> RecordingOptions:
-        """Return the record of the settings.
+        """Return the checked settings as an options record.
 
         Raises:
-            UsageError: a value breaks its rule.
+            UsageError: a value is invalid.
         """
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return parse_options(RecordingOptions, given, owner="the recording")
@@ -70,22 +70,24 @@ _recording_options = bundled(
     RecordingArguments,
     "recording",
     _words("--statistics", "statistics", f"What to record, of {', '.join(STATISTICS)}; default: all of these."),
-    _words("--layers", "layers", "Modules whose inputs to record; default: every weighted layer but the first."),
+    _words("--layers", "layers", "Modules whose inputs to record; default: every weighted layer except the first."),
     click.option("--units", type=click.Choice(["full", "channel"]), help="What a unit is; default: every activation."),
     click.option(
-        "--coefficients", type=float, help=f"Share of spectral coefficients; default {_DEFAULTS.coefficients}."
+        "--coefficients", type=float, help=f"Share of spectral coefficients; default: {_DEFAULTS.coefficients}."
     ),
-    click.option("--dropout-filters", type=int, help="Dropout filters to record all layers under; default 0."),
+    click.option("--dropout-filters", type=int, help="Dropout filters to record all layers under; default: 0."),
     click.option(
-        "--labels", type=click.Choice(["auto", "teacher"]), help="Classes of the data, or as the model sees it."
+        "--labels",
+        type=click.Choice(["auto", "teacher"]),
+        help="Classes from the data if it has labels, or always from the model's predictions.",
     ),
-    click.option("--epsilon", type=float, help="Add noise: privacy budget for one sample more or less."),
-    click.option("--delta", type=float, help=f"Probability that the budget fails; default {_DEFAULTS.delta:g}."),
-    click.option("--clip-norm", type=float, help="Longest vector of a sample's units; default: that of noise inputs."),
+    click.option("--epsilon", type=float, help="Add noise: privacy budget for adding or removing one sample."),
+    click.option("--delta", type=float, help=f"Probability that the budget fails; default: {_DEFAULTS.delta:g}."),
     click.option(
-        "--max-memory", type=float, help=f"GiB that the statistics may take; default {_DEFAULTS.max_memory:g}."
+        "--clip-norm", type=float, help="Maximum norm of a sample's units; default: measured on noise inputs."
     ),
-    click.option("--seed", type=int, help="Seed of the dropout filters; default 0."),
+    click.option("--max-memory", type=float, help=f"GiB for the statistics; default: {_DEFAULTS.max_memory:g}."),
+    click.option("--seed", type=int, help="Seed of the dropout filters; default: 0."),
 )
 
 
@@ -97,10 +99,10 @@ _recording_options = bundled(
     "-o",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the record, new or empty.",
+    help="Folder for the record; must be new or empty.",
 )
 @_recording_options
-@click.option("--device", default="cpu", show_default=True, help="Where to compute: cpu, cuda, cuda:1.")
+@click.option("--device", default="cpu", show_default=True, help="Device to compute on: cpu, cuda, cuda:1.")
 @spec_options
 @json_option
 def record(
@@ -113,11 +115,11 @@ def record(
     as_json: bool,
     spec: SpecArguments,
 ) -> None:
-    """Record how MODEL's layers respond to DATA, so that inputs can be rebuilt later without the data.
+    """Record how MODEL's layers respond to DATA, so that inputs can be synthesized later without the data.
 
-    DATA is an .npz file (arrays `inputs` and, where there are any, `labels`), a folder of images, or the folder of a
-    synthetic set. Without labels the model names the classes. The record goes to --generator record-spectral and its
-    relatives: dfq synthesize MODEL --generator record-spectral --option record=FOLDER.
+    DATA is an .npz file (arrays `inputs` and, optionally, `labels`), a folder of images, or the folder of a synthetic
+    set. Without labels, the model predicts the classes. The record-* generators use the record:
+    dfq synthesize MODEL --generator record-spectral --option record=FOLDER.
     """
     options = recording.checked()
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""`dfq similarity`: how near data sets are to what a model was trained on."""
+"""`dfq similarity`: rank data sets by similarity to a model's training data."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from dfq_plugins.errors import UsageError
     type=click.Choice(["auto", "none", "pad-and-crop"]),
     default="auto",
     show_default=True,
-    help="How samples are shown to the model: plainly, mirrored and padded and cropped as in training on small "
-    "images, or whichever of the two fits a source better.",
+    help="How samples are presented to the model: as they are (none), flipped, padded and cropped as in training on "
+    "small images, or whichever of the two matches a source better.",
 )
 @json_option
 def similarity(
@@ -35,13 +35,13 @@ def similarity(
     as_json: bool,
     spec: SpecArguments,
 ) -> None:
-    """Rank SOURCES by the BatchNorm divergence of their pooled statistics under MODEL, the nearest first.
+    """Rank SOURCES by the BatchNorm divergence of their pooled statistics under MODEL, nearest first.
 
     A source is a folder of images, an .npz file, or the folder of a synthetic set.
     """
     repeated = [source for source in dict.fromkeys(sources) if sources.count(source) > 1]
     if repeated:
-        raise UsageError(f"Each source counts once, got {repeated[0]!r} more than once.")
+        raise UsageError(f"Each source may be given only once, got {repeated[0]!r} more than once. Remove the repeats.")
     with progress.reporting():
         from dfq_plugins.data.readers import load_source  # noqa: PLC0415  imports torch
         from dfq_plugins.quality.similarity import rank  # noqa: PLC0415  imports torch

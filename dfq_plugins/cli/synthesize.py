@@ -1,4 +1,4 @@
-"""`dfq synthesize`: make a data set from the model alone."""
+"""`dfq synthesize`: synthesize a data set from nothing but the model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEFAULT_SAMPLES = 1024
 
 @dataclass(frozen=True)
 class SetArguments:
-    """What makes a set: each None, or empty, where it was not given."""
+    """The settings of a set; None or empty if not given."""
 
     generator: str | None
     num_samples: int | None
@@ -53,9 +53,9 @@ class SetArguments:
 _set_options = bundled(
     SetArguments,
     "wanted",
-    name_option("generator", f"How to synthesize; default: {DEFAULT_GENERATOR}, which won the benchmark."),
-    click.option("--num-samples", "-n", type=click.IntRange(min=1), help="How many samples; default 1024."),
-    click.option("--seed", type=int, help="Same seed, same bytes; default 0."),
+    name_option("generator", f"The generator; default: {DEFAULT_GENERATOR}, which did best in the benchmark."),
+    click.option("--num-samples", "-n", type=click.IntRange(min=1), help="Number of samples; default: 1024."),
+    click.option("--seed", type=int, help="Seed; the same seed gives the same bytes; default: 0."),
     click.option(
         "--batch-size", type=click.IntRange(min=1), help="Samples optimized together; default: the generator's."
     ),
@@ -65,11 +65,13 @@ _set_options = bundled(
 
 @click.command()
 @model_options
-@click.option("--output", "-o", required=True, type=FOLDER, help="Folder of the set.")
+@click.option("--output", "-o", required=True, type=FOLDER, help="Folder for the set.")
 @_set_options
 @click.option("--extend", type=click.IntRange(min=1), metavar="N", help="Add N samples to the set in the folder.")
-@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="The best set within this time.")
-@click.option("--device", help="Where to compute: cpu, cuda (one GPU for each rank), cuda:1; default: cpu.")
+@click.option(
+    "--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Time budget; makes the best set within it."
+)
+@click.option("--device", help="Device to compute on: cpu, cuda (one GPU per rank), cuda:1; default: cpu.")
 @spec_options
 @report_option
 @json_option
@@ -85,19 +87,19 @@ def synthesize(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Synthesize inputs from MODEL alone and write them, with labels and logits, into a folder.
+    """Synthesize inputs from nothing but MODEL, and write them to a folder with labels and logits.
 
-    MODEL is torchvision:NAME, package.module:factory or file.py:factory. An interrupted run is resumed when the same
-    command is given again; --extend on a set that was interrupted only finishes it. Under torchrun
-    (torchrun --nproc-per-node 4 -m dfq_plugins synthesize ...) all processes share the work.
+    MODEL is torchvision:NAME, package.module:factory or file.py:factory. Repeating the command resumes an interrupted
+    run; --extend on an interrupted set only completes it. Under torchrun
+    (torchrun --nproc-per-node 4 -m dfq_plugins synthesize ...), all processes share the work.
     """
     began, rank = time.monotonic(), Rank.current()
     budget = None if max_seconds is None else RunBudget(max_seconds)  # loading the model counts
     if extend is not None:
         wanted, spec = _continued(output, extend, wanted, spec)
     generator = wanted.generator or DEFAULT_GENERATOR
-    get_registry().options("generator", generator, wanted.options)  # fails on a slip before torch is imported
-    set_resume_hint(f"What is finished is kept in {output}: run the same command again to resume.")
+    get_registry().options("generator", generator, wanted.options)  # reports mistakes before torch is imported
+    set_resume_hint(f"Finished work is kept in {output}: run the same command again to resume.")
     with progress.reporting() if rank.leads else progress.silence() as listener:
         from dfq_plugins.report.history import History  # noqa: PLC0415  not for --help
 
@@ -128,7 +130,7 @@ def synthesize(
     if as_json:
         print_json(summary)
         return
-    made = "{num_samples} samples by {generator} in {folder}, {seconds} s."
+    made = "{num_samples} samples from {generator} in {folder}, {seconds} s."
     click.echo(made.format(**summary))
     announce(report)
 
@@ -136,14 +138,16 @@ def synthesize(
 def _continued(
     output: Path, extend: int, wanted: SetArguments, spec: SpecArguments
 ) -> tuple[SetArguments, SpecArguments]:
-    """Take what was not given from the set in the folder: a set has one generator, seed and input."""
+    """Fill in settings that were not given from the existing set, which has one generator, seed and input."""
     from dfq_plugins.data.manifest import read_manifest  # noqa: PLC0415  only for --extend
 
     if wanted.num_samples is not None:
-        raise UsageError("--extend N adds N samples, --num-samples N makes it N in all: give one of the two.")
+        raise UsageError("--extend N adds N samples, --num-samples N sets the total: give one of the two.")
     manifest = read_manifest(output)
     if manifest.state != "complete":
-        click.echo(f"The set was interrupted: finishing its {manifest.num_samples} samples, adding none.", err=True)
+        click.echo(
+            f"The set was interrupted: completing its {manifest.num_samples} samples without adding any.", err=True
+        )
         extend = 0
     known = manifest.input_spec
     return replace(

@@ -1,4 +1,4 @@
-"""`dfq --version`: what is installed, read from package metadata without importing any of it."""
+"""`dfq --version`: installed versions, read from package metadata without importing the packages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import dfq_plugins
 _UNINTERESTING = re.compile(r"""extra\s*==\s*['"](test|docs)['"]""")
 
 _OURS = {"dfq-plugins", "editables"}
-"""Not worth a line: ourselves, already printed, and what an editable install brings."""
+"""Not listed: this package, which is already printed, and a dependency of editable installs."""
 
 
 def print_versions(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    """Print our version, Python's, and those of everything that we can use and find."""
+    """Print the versions of dfq-plugins, Python, and every installed dependency."""
     if not value or context.resilient_parsing:
         return
     click.echo(f"dfq-plugins {dfq_plugins.__version__}")
@@ -27,7 +27,7 @@ def print_versions(context: click.Context, _parameter: click.Parameter, value: b
 
 
 def found_versions(requirements: list[str]) -> dict[str, str]:
-    """Return name and version of each required distribution that is installed, apart from those for tests and docs.
+    """Return name and version of each required distribution that is installed, except those for tests and docs.
 
     >>> list(found_versions(["click>=8.1", "no-such-package; extra == 'all'", "pytest>=8; extra == 'test'"]))
     ['click']

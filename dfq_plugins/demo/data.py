@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, split once and for all into a training and a held-out part."""
+"""scikit-learn's handwritten digits, with a fixed split into a training and a held-out part."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Digits(NamedTuple):
 
 
 def held_out_mask(labels: np.ndarray) -> np.ndarray:
-    """Return True for every third image of each class, so that both parts hold the classes in equal shares.
+    """Return True for every third image of each class, so that both parts have the same class distribution.
 
     >>> held_out_mask(np.array([7, 7, 7, 1, 7, 1, 1])).astype(int)
     array([0, 0, 1, 0, 0, 0, 1])
@@ -46,7 +46,7 @@ def load_digits() -> tuple[Digits, Digits]:
         from sklearn.datasets import load_digits as load  # noqa: PLC0415  optional dependency, heavy
     except ImportError as error:
         raise PluginError(
-            "The demo measures on scikit-learn's handwritten digits, and scikit-learn is not installed. "
+            "The demo measures accuracy on scikit-learn's handwritten digits, but scikit-learn is not installed. "
             'Install it with: pip install "dfq-plugins[demo]"'
         ) from error
     data = load()

@@ -1,4 +1,4 @@
-"""A small conv-BatchNorm classifier of 8x8 handwritten digits, shipped with its trained weights."""
+"""A small conv-BatchNorm classifier of 8x8 handwritten digits, shipped with trained weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 from dfq_plugins.types import InputSpec
 
 DIGITS_SPEC = InputSpec(shape=(1, 8, 8), mean=(0.3,), std=(0.375,), value_range=(0.0, 1.0), num_classes=10)
-"""What the digits network takes: gray values from 0 to 1, near zero mean and unit variance after normalization."""
+"""Input of the digits network: gray values from 0 to 1, near zero mean and unit variance after normalization."""
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
-"""Trained weights, BatchNorm unfolded; written by `python -m dfq_plugins.demo.train`."""
+"""Trained weights with unfolded BatchNorm; written by `python -m dfq_plugins.demo.train`."""
 
 
 def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Return a convolution without bias and its BatchNorm."""
+    """Return a convolution without bias, followed by BatchNorm."""
     layer = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, groups=groups, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(outputs))
 
@@ -26,11 +26,11 @@ def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, groups
 class DigitsNetwork(nn.Module):
     """Five conv-BatchNorm layers, one of them depthwise and one inside a residual add, and a linear classifier.
 
-    The depthwise layer and the add are there because they are what makes quantization hard in larger networks: channels
-    of very different range under one scale, and two ranges that meet.
+    The depthwise layer and the add represent the difficulties of quantizing larger networks: channels of very different
+    range under one scale, and the addition of two different ranges.
 
     Args:
-        width: channels before the stride; twice as many after it.
+        width: number of channels before the stride; doubled after it.
     """
 
     def __init__(self, width: int = 24) -> None:
@@ -50,7 +50,7 @@ class DigitsNetwork(nn.Module):
         self.classifier = nn.Linear(2 * width, 10)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return class logits `(batch, 10)` of normalized digits `(batch, 1, 8, 8)`."""
+        """Return class logits `(batch, 10)` for normalized digits `(batch, 1, 8, 8)`."""
         stem = self.stem_relu(self.stem(inputs))  # (batch, width, 8, 8)
         branch = self.pointwise(self.depthwise_relu(self.depthwise(stem)))
         hidden = self.reduce_relu(self.reduce(self.add_relu(stem + branch)))  # (batch, 2 * width, 4, 4)
@@ -59,7 +59,7 @@ class DigitsNetwork(nn.Module):
 
 
 def small_digits_network() -> DigitsNetwork:
-    """Return an untrained network of a ninth of the weights, to distil the trained one into."""
+    """Return an untrained network with a ninth of the weights, as a student for distillation."""
     return DigitsNetwork(width=8)
 
 

@@ -1,4 +1,4 @@
-"""The demo's report: the sections that are its own, and the shared ones filled with what it measured."""
+"""The demo's report: its own sections, and the shared ones with the demo's measurements."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from dfq_plugins.report.content import Cell
 
 WHY = (
-    "Small devices compute with whole numbers of 8 or 4 bits instead of 32-bit floating point. To turn a trained "
-    "network into such a form, a quantization framework has to see typical inputs once, to learn which range of values "
-    "each layer needs. This step is called calibration. Often the training data can no longer be used for it."
+    "Small devices compute with 8-bit or 4-bit integers instead of 32-bit floating point. To convert a trained "
+    "network, a quantization framework has to see typical inputs once, to learn the range of values that each layer "
+    "needs. This step is called calibration. Often the training data is no longer available for it."
 )
 WHAT = (
-    "Here a small network that reads handwritten digits is calibrated on inputs that were synthesized from the network "
-    "alone, without a single real image, by each framework that is installed. The first table compares the result with "
-    "calibration on real training digits."
+    "Here, each installed framework calibrates a small network for handwritten digits on inputs that were synthesized "
+    "from the network, without a single real image. The first table compares the result with calibration on real "
+    "training digits."
 )
 
 
@@ -35,9 +35,9 @@ def demo_report(result: DemoResult, sources: Sequence[CalibrationSource], calibr
     """Return the report of a demo run.
 
     Args:
-        result: what was measured.
-        sources: what was calibrated on.
-        calibrators: the options record of each calibrator by its name.
+        result: the measurements.
+        sources: the calibration data.
+        calibrators: options record of each calibrator by name.
     """
     sets = {source.name: source.inspection for source in sources}
     coverages = [
@@ -75,9 +75,9 @@ def _losses(sources: Sequence[CalibrationSource], default: str) -> Section | Non
 
 def _reading(result: DemoResult) -> str:
     return (
-        f"Share of {result.held_out} handwritten digits that each network reads correctly; they took no part in "
+        f"Share of {result.held_out} handwritten digits that each network classifies correctly; they were not used for "
         f"training or calibration. One digit is {100 / result.held_out:.2f} points, so differences of a few digits "
-        "mean little. W8A8 means weights and activations of 8 bits, W4A4 of 4 bits."
+        "mean little. W8A8 means 8-bit weights and activations, W4A4 means 4-bit."
     )
 
 
@@ -105,13 +105,13 @@ def _settings(
 
 
 def _figures(result: DemoResult) -> tuple[tuple[str, str], ...]:
-    """Return the float accuracy and, for each recipe, the range over frameworks on the default generator's data."""
-    figures = [(f"{result.float_accuracy:.1f} %", "float network on held-out digits")]
+    """Return the float accuracy and, for each recipe, the accuracy range over frameworks with the default generator."""
+    figures = [(f"{result.float_accuracy:.1f}%", "float network on held-out digits")]
     for recipe in dict.fromkeys(recipe for _, recipe in result.columns):
         found = [result.accuracy(result.default, calibrator, recipe) for calibrator, r in result.columns if r == recipe]
         values = [value for value in found if value is not None]
         if values:
             low, high = f"{min(values):.1f}", f"{max(values):.1f}"
-            text = f"{low} %" if low == high else f"{low}\N{EN DASH}{high} %"
+            text = f"{low}%" if low == high else f"{low}\N{EN DASH}{high}%"
             figures.append((text, f"{recipe.upper()}, calibrated on synthetic data"))
-    return (*figures, ("0", "real images used for the synthesis"))
+    return (*figures, ("0", "real images used for synthesis"))

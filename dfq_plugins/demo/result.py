@@ -1,4 +1,4 @@
-"""What the demo measured, as records, as text and as plain data."""
+"""The demo's measurements, as records, as text and as plain data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Measurement:
     """One quantized network and its top-1 accuracy on the held-out digits.
 
     Args:
-        source: what it was calibrated on.
+        source: name of the calibration data.
         calibrator: name of the framework's adapter.
         recipe: bit widths, e.g. "w8a8".
-        accuracy: percent, or None where the network was not quantized.
-        coverage: which layers are quantized.
+        accuracy: accuracy in percent; None if the network was not quantized.
+        coverage: the quantized layers.
         refusal: why there is no accuracy.
-        fidelity: its noise by layer, where that was measured.
+        fidelity: noise by layer, if measured.
     """
 
     source: str
@@ -39,17 +39,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything that a demo run gives.
+    """The result of a demo run.
 
     Args:
         output: the folder with the synthetic data sets, the artifacts and the report.
         float_accuracy: top-1 accuracy of the float network on the held-out digits, in percent.
         held_out: number of held-out digits.
-        sources: rows of the table: what the networks were calibrated on.
+        sources: names of the calibration data, the rows of the table.
         columns: calibrator and recipe of each column of the table.
-        default: the source that users get unless they choose another.
-        measurements: every cell of the table.
-        artifacts: the files for deployment with the calibrator that wrote each.
+        default: name of the default generator's data.
+        measurements: all cells of the table.
+        artifacts: the deployment files, each with the calibrator that wrote it.
         report: the HTML page.
         seconds: wall time of the run.
     """
@@ -66,7 +66,7 @@ class DemoResult:
     seconds: float
 
     def accuracy(self, source: str, calibrator: str, recipe: str) -> float | None:
-        """Return the accuracy of one cell in percent, or None where nothing was measured."""
+        """Return the accuracy of one cell in percent, or None if it was not measured."""
         wanted = (source, calibrator, recipe)
         found = (cell.accuracy for cell in self.measurements if (cell.source, cell.calibrator, cell.recipe) == wanted)
         return next(found, None)
@@ -77,18 +77,18 @@ class DemoResult:
 
     @property
     def groups(self) -> tuple[tuple[str, int], ...]:
-        """The calibrators in the order of the columns, with the number of columns of each."""
+        """The calibrators in column order, each with its number of columns."""
         names = [calibrator for calibrator, _ in self.columns]
         return tuple((name, names.count(name)) for name in dict.fromkeys(names))
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """Why cells are empty, each reason once."""
+        """The reasons for empty cells, without duplicates."""
         reasons = ((f"{cell.calibrator} {cell.recipe}: {cell.refusal}") for cell in self.measurements if cell.refusal)
         return tuple(dict.fromkeys(reasons))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result in JSON's types, paths relative to the output folder."""
+        """Return the result in JSON types, with paths relative to the output folder."""
         return {
             "float_accuracy": self.float_accuracy,
             "held_out": self.held_out,
@@ -119,7 +119,7 @@ class DemoResult:
         }
 
     def render_text(self) -> str:
-        """Return the table, the reasons of its gaps, and where the files are, as plain text."""
+        """Return the table, the reasons for its gaps, and the location of the files, as plain text."""
         lines = [f"Top-1 accuracy in percent on {self.held_out} held-out digits", "", *self._table()]
         lines += [""] + [f"{NOT_MEASURED} {reason}" for reason in self.refusals] if self.refusals else []
         lines += ["", f"Synthetic data and artifacts: {self.output}"]

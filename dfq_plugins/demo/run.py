@@ -1,4 +1,4 @@
-"""`dfq demo`: the digits network quantized with every installed framework on what every generator makes of it alone."""
+"""`dfq demo`: quantizes the digits network with every installed framework, on data from every generator."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ logger = logging.getLogger(__name__)
 
 RECIPES = ("w8a8", "w4a4")
 EXPORTED_RECIPE = "w8a8"
-"""Artifacts are written at this recipe, which every framework has, from the default generator's data."""
+"""Recipe of the exported artifacts, which every framework supports; they are calibrated on the default generator's
+data."""
 
 COMPARED = 64
-"""Held-out digits on which the layers of the exported networks are compared with the float network's."""
+"""Number of held-out digits for comparing the layers of the exported networks with the float network's."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What every cell of the table is measured with."""
+    """Everything needed to measure a cell of the table."""
 
     network: nn.Module
     held_out: Digits
@@ -61,14 +62,14 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
     """Synthesize, quantize, measure on held-out digits, and write a report.
 
     Args:
-        output: folder for data sets, artifacts and report: new, empty, or an earlier demo's.
-        seed: of the synthesis; same seed, same data.
+        output: folder for data sets, artifacts and report: new, empty, or from an earlier demo.
+        seed: seed of the synthesis; the same seed gives the same data.
         listeners: called with every progress event.
-        registry: where generators and calibrators come from; the installed plugins where None.
+        registry: registry of generators and calibrators; None uses the installed plugins.
 
     Raises:
-        DataError: the folder holds something that the demo did not write, or cannot be written.
-        PluginError: no framework is installed, or not scikit-learn, which ships the digits.
+        DataError: the folder contains something that the demo did not write, or cannot be written.
+        PluginError: no framework is installed, or scikit-learn, which ships the digits, is not installed.
     """
     began, output, registry = time.monotonic(), output.absolute(), registry or get_registry()
     training, held_out = load_digits()
@@ -78,13 +79,13 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
     tell = Broadcast(listeners, registry)
     sources = [real_source(bench.network, training)]
     for name in ready(registry.generators):
-        if name in registry.learning_generators:  # trains a network first, longer than a demo may take
+        if name in registry.learning_generators:  # trains a network first, which takes too long for a demo
             continue
         data_folder = output / folder.DATA_FOLDER / name
         try:
             sources.append(synthetic_source(bench.network, name, data_folder, seed, listeners, registry))
-        except UsageError as refusal:  # it needs something besides the network, such as a record
-            logger.info("The demo goes on without generator %r: %s", name, refusal)
+        except UsageError as refusal:  # the generator needs more than the network, such as a record
+            logger.info("The demo skips generator %r: %s", name, refusal)
     measurements, artifacts = measure_all(bench, sources, columns, tell)
     result = DemoResult(
         output=output,
@@ -104,7 +105,7 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
 
 
 def ready(provided: Mapping[str, PluginInfo]) -> tuple[str, ...]:
-    """Return the names of what is installed."""
+    """Return the names of the plugins that are ready to use."""
     return tuple(name for name, plugin in provided.items() if plugin.state == "ready")
 
 
@@ -117,7 +118,7 @@ def table_columns(registry: Registry) -> tuple[tuple[str, str], ...]:
     columns = tuple((calibrator, recipe) for calibrator in ready(registry.calibrators) for recipe in RECIPES)
     if not columns:
         lines = " or ".join(plugin.install_line for plugin in registry.calibrators.values())
-        raise PluginError(f"The demo needs a quantization framework, and none is installed. Run: {lines}")
+        raise PluginError(f"The demo needs a quantization framework, but none is installed. Run: {lines}")
     return columns
 
 
@@ -127,7 +128,7 @@ def measure_all(
     columns: Sequence[tuple[str, str]],
     tell: Callable[[ProgressEvent], None],
 ) -> tuple[tuple[Measurement, ...], tuple[tuple[str, Artifact], ...]]:
-    """Quantize on every source for every column; return the cells, and the files that were written."""
+    """Quantize on every source for every column; return the cells and the written files."""
     cells = [(source, calibrator, recipe) for calibrator, recipe in columns for source in sources]
     measurements: list[Measurement] = []
     artifacts: list[tuple[str, Artifact]] = []
@@ -143,7 +144,7 @@ def measure_all(
 def measure(
     bench: Bench, source: CalibrationSource, calibrator: str, recipe: str
 ) -> tuple[Measurement, tuple[Artifact, ...]]:
-    """Quantize on one source with one framework; a framework that refuses the recipe leaves the cell empty."""
+    """Quantize on one source with one framework; if the framework rejects the recipe, the cell stays empty."""
     exported = (source.name, recipe) == (DEFAULT_GENERATOR, EXPORTED_RECIPE)
     empty = Measurement(source.name, calibrator, recipe, accuracy=None)
     try:
@@ -168,5 +169,5 @@ def measure(
 
 
 def calibrator_settings(registry: Registry) -> dict[str, object]:
-    """Return the options record of each installed calibrator by its name."""
+    """Return the options record of each installed calibrator by name."""
     return {name: registry.options("calibrator", name) for name in ready(registry.calibrators)}

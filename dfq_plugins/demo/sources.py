@@ -1,4 +1,4 @@
-"""What the demo calibrates on: real digits, and what each generator makes from the network."""
+"""The demo's calibration data: real digits, and the synthetic data of each generator."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from dfq_plugins.types import ProgressEvent
 
 NUM_SAMPLES = 256
-"""Samples of each source, the real digits included, so that all are compared on the same footing."""
+"""Number of samples of each source, including the real digits, so that the comparison is fair."""
 
 PICTURES = 24
-"""Samples of each source that the report shows."""
+"""Number of samples of each source that the report shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +40,12 @@ class CalibrationSource:
 
     Args:
         name: row of the result table.
-        summary: what it is, in a line.
-        data: what calibration gets.
+        summary: one-line description.
+        data: the calibration data.
         samples: the first samples, for the report.
-        inspection: how good it is, in the network's eyes.
-        losses: curves of its synthesis, where it has any.
-        settings: what the data depend on.
+        inspection: quality of the data, as measured with the network.
+        losses: loss curves of its synthesis, if any.
+        settings: the settings that the data depend on.
     """
 
     name: str
@@ -58,11 +58,11 @@ class CalibrationSource:
 
 
 def real_source(network: nn.Module, training: Digits) -> CalibrationSource:
-    """Return the first training digits, as many as each generator makes."""
+    """Return the first training digits, the same number as each generator makes."""
     inputs = training.inputs[:NUM_SAMPLES]
     return CalibrationSource(
         name=f"{len(inputs)} real digits",
-        summary="From the training data, for comparison only: the other rows never saw them.",
+        summary="From the training data, for comparison only; the other rows do not use them.",
         data=inputs,
         samples=Batch(inputs[:PICTURES], training.labels[:PICTURES]),
         inspection=inspect(inputs, network, spec=DIGITS_SPEC),
@@ -77,7 +77,7 @@ def synthetic_source(
     listeners: Sequence[Callable[[ProgressEvent], None]],
     registry: Registry,
 ) -> CalibrationSource:
-    """Return what a generator makes from the network, written to `folder` over the data set of an earlier demo."""
+    """Synthesize data from the network into `folder`, replacing the data set of an earlier demo."""
     discard_data_set(folder)
     history = History()
     data = synthesize(

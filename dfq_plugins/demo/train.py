@@ -20,7 +20,7 @@ LABEL_SMOOTHING = 0.1
 
 
 def shifted(inputs: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Return each image `(batch, 1, 8, 8)` moved by -1, 0 or 1 pixels on both axes; what comes in is background."""
+    """Return each image `(batch, 1, 8, 8)` shifted by -1, 0 or 1 pixels on both axes, filled with background."""
     padded = functional.pad(inputs, (1, 1, 1, 1), value=float(inputs.min()))
     rows, columns = torch.randint(0, 3, (2, len(inputs)), generator=rng).tolist()
     height, width = inputs.shape[2:]
@@ -29,7 +29,7 @@ def shifted(inputs: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 
 def accuracy(network: nn.Module, digits: Digits) -> float:
-    """Return the share of digits, from 0 to 1, whose largest logit is their label's."""
+    """Return the top-1 accuracy, from 0 to 1."""
     with torch.no_grad():
         return float((network(digits.inputs).argmax(1) == digits.labels).float().mean())
 
@@ -39,8 +39,8 @@ def train(digits: Digits, *, epochs: int = 80, seed: int = 0) -> DigitsNetwork:
 
     Args:
         digits: the training part.
-        epochs: passes over the training part.
-        seed: of the initial weights, the order of the images and their shifts.
+        epochs: number of passes over the training part.
+        seed: seed of the initial weights, the order of the images and their shifts.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -66,7 +66,7 @@ def train(digits: Digits, *, epochs: int = 80, seed: int = 0) -> DigitsNetwork:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--output", default=WEIGHTS, type=click.Path(dir_okay=False, path_type=Path), show_default=True)
 def main(epochs: int, seed: int, output: Path) -> None:
-    """Train the digits network on the training part, measure it on the held-out part, write its weights."""
+    """Train the digits network on the training part, measure it on the held-out part, and write its weights."""
     training, held_out = load_digits()
     network = train(training, epochs=epochs, seed=seed)
     save_file(network.state_dict(), output)

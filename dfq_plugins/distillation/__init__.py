@@ -1,6 +1,6 @@
-"""Fine-tuning by distillation: a quantized student learns to answer as its float teacher does.
+"""Fine-tuning by distillation: a quantized student learns to reproduce its float teacher's outputs.
 
-Public names are imported on first use, so that the options can be listed without torch.
+Public names are imported on first use, so the options can be listed without torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The optimizer of a student: Adam, whose steps are by default in proportion to the size of what they move."""
+"""The student's optimizer: Adam, by default with steps proportional to the size of the values they change."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.options import TrainingOptions
 
 SMALLEST_SIZE = 0.01
-"""Root mean square that a tensor is taken to have at least, so that biases of zero can move."""
+"""Lower bound on a tensor's root mean square, so that biases of zero can move."""
 
 SMALLEST_SHARE = 0.01
-"""Size that a channel is taken to have at least, as a share of its tensor's."""
+"""Lower bound on a channel's size, as a share of its tensor's size."""
 
-_MATRIX = 2  # dimensions from which on the first one counts output channels
+_MATRIX = 2  # with at least this many dimensions, the first one is the output channels
 
 
 class RelativeAdam(torch.optim.Adam):
-    """Adam whose step is a share of what it moves: of the size of a weight's output channel, or of the scale itself.
+    """Adam with relative steps: a share of a weight's output channel size, or of the scale itself.
 
-    Where BatchNorm is folded into a layer, its channels differ by orders of magnitude, and so do their scales: no one
-    step fits a whole tensor. A scale is multiplied, so that it keeps its sign however long it is pushed.
+    Where BatchNorm is folded into a layer, its channels differ by orders of magnitude, and so do their scales, so no
+    single step size fits a whole tensor. Scales are updated multiplicatively and therefore never change sign.
 
     Args:
         groups: parameter groups, as for `torch.optim.Adam`.
-        weights: parameters that move by a share of their first size.
-        scales: parameters that are multiplied.
+        weights: parameters that move by a share of their initial size.
+        scales: parameters that are updated multiplicatively.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RelativeAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take Adam's step, each value's in proportion to its size."""
+        """Take an Adam step in which each value moves in proportion to its size."""
         weights, scales = ([parameter.clone() for parameter in part] for part in (self._sizes, self._scales))
         loss = super().step(closure)
         for (parameter, size), old in zip(self._sizes.items(), weights, strict=True):
@@ -59,20 +59,20 @@ class RelativeAdam(torch.optim.Adam):
 def build_optimizer(
     model: nn.Module, scales: Collection[nn.Parameter], options: TrainingOptions
 ) -> torch.optim.Optimizer:
-    """Return Adam over all parameters that take gradients, with the full rate of each group as `base`.
+    """Return Adam over all trainable parameters, with each group's full learning rate under the key `base`.
 
     Args:
         model: the student.
-        scales: which of its parameters are quantizer scales.
+        scales: the parameters that are quantizer scales.
         options: both learning rates.
 
     Raises:
-        ModelError: no parameter takes gradients.
+        ModelError: no parameter requires gradients.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ModelError(
-            f"Fine-tuning needs parameters that take gradients, and {type(model).__name__} has none. Prepare it with "
+            f"Fine-tuning needs trainable parameters, and {type(model).__name__} has none. Prepare it with "
             "training=True, or call requires_grad_() on the parameters to train."
         )
     known = {id(parameter) for parameter in scales}
@@ -87,7 +87,7 @@ def build_optimizer(
 
 @torch.no_grad()
 def weight_size(parameter: Tensor) -> Tensor:
-    """Return the root mean square of each output channel of a weight, or that of the whole of a vector.
+    """Return the root mean square of each output channel of a weight, or of the whole tensor for a vector.
 
     >>> weight_size(torch.tensor([[3.0, -3.0], [1.0, 1.0]])).flatten().tolist(), weight_size(torch.zeros(2)).item()
     ([3.0, 1.0], 0.009999999776482582)
@@ -105,9 +105,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def set_training_mode(model: nn.Module, *, batch_norm_frozen: bool) -> None:
-    """Put a student in training mode; dropout stays off, and BatchNorm keeps its statistics where they are frozen.
+    """Put a student in training mode with dropout off, and with fixed BatchNorm statistics if `batch_norm_frozen`.
 
-    A student learns its teacher's answers, which dropout would only blur.
+    The student learns its teacher's outputs, and dropout would only add noise.
     """
     model.train()
     for module in model.modules():

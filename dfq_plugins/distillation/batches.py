@@ -1,7 +1,7 @@
-"""The batches of a training run: what a data set holds, in an order that depends on the seed and the step alone.
+"""The batches of a training run, in an order that depends only on the seed and the step.
 
-Nothing is drawn from a state that would have to be kept: any step's batch can be made at any time, which is why an
-interrupted run goes on exactly where it stopped.
+No random state carries over between steps, so any step's batch can be built at any time. This is why an interrupted
+run resumes exactly where it left off.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.options import TrainingOptions
 
 FEWEST_SAMPLES = 2
-"""One to train on, and one to select the best state by."""
+"""One to train on, and one to select the best state with."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs `(samples, *shape)` with what is known of them.
+    """Inputs with their labels and teacher outputs, where known.
 
     Args:
         inputs: `(samples, *shape)`.
-        labels: classes `(samples,)`, or shares of each class `(samples, classes)`; None where there are none.
-        answers: the teacher's outputs `(samples, ...)`; None where they are still to be computed.
+        labels: classes `(samples,)`, or class probabilities `(samples, classes)`; None without labels.
+        answers: the teacher's outputs `(samples, ...)`; None if not computed yet.
     """
 
     inputs: Tensor
@@ -44,7 +44,7 @@ class Examples:
         return len(self.inputs)
 
     def take(self, indices: Tensor) -> Examples:
-        """Return the examples of these indices."""
+        """Return the examples at these indices."""
         parts = (self.inputs, self.labels, self.answers)
         return Examples(*(None if part is None else part[indices] for part in parts))  # type: ignore[arg-type]
 
@@ -58,7 +58,7 @@ class Examples:
 
 
 def rng_for(seed: int, *place: str | int) -> torch.Generator:
-    """Return a generator for one purpose at one place of a run.
+    """Return a random number generator for one purpose at one point of a run.
 
     >>> rng_for(0, "epoch", 1).initial_seed() == rng_for(0, "epoch", 2).initial_seed()
     False
@@ -68,10 +68,10 @@ def rng_for(seed: int, *place: str | int) -> torch.Generator:
 
 
 def split_held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """Return the examples to train on, and those that only select the best state, drawn by the seed.
+    """Split the examples by seed into those to train on and those held out to select the best state.
 
     Raises:
-        DataError: there are fewer than two.
+        DataError: there are fewer than two examples.
     """
     count = len(examples)
     if count < FEWEST_SAMPLES:
@@ -84,13 +84,13 @@ def split_held_out(examples: Examples, share: float, seed: int) -> tuple[Example
 
 
 class TrainingBatches:
-    """Full batches without end; each pass over the data is in a new order.
+    """An endless supply of full batches, reshuffled for each epoch.
 
     Args:
-        examples: what to train on.
-        options: size of a batch, seed, mixup and augmentation.
-        num_classes: width of the labels after mixup; None where there are none.
-        fill: what lies outside the inputs, one value a channel; None for zeros.
+        examples: training examples.
+        options: batch size, seed, mixup and augmentation.
+        num_classes: number of classes of the labels after mixup; None without labels.
+        fill: padding value per channel; None for zeros.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TrainingBatches:
         self._orders: dict[int, Tensor] = {}
 
     def indices(self, step: int) -> Tensor:
-        """Return which examples a step takes, `(batch,)`."""
+        """Return the indices of a step's examples, `(batch,)`."""
         size, count = self._options.batch_size, len(self.examples)
         positions = range(step * size, (step + 1) * size)
         epochs = range(positions.start // count, math.ceil(positions.stop / count))
@@ -115,7 +115,7 @@ class TrainingBatches:
         return joined[start : start + size]
 
     def batch(self, step: int) -> Examples:
-        """Return the batch of a step, mixed and augmented as the options say."""
+        """Return the batch for a step, with mixup and augmentation applied as configured."""
         return presented(self.examples.take(self.indices(step)), self._options, step, self._classes, self._fill)
 
     def _order(self, epoch: int) -> Tensor:
@@ -129,18 +129,18 @@ def presented(
     num_classes: int | None,
     fill: tuple[float, ...] | None = None,
 ) -> Examples:
-    """Return the examples of a step, mixed and augmented as the options say; a border comes with mirroring."""
+    """Return the examples for a step, with mixup and augmentation as configured; `padding` also turns on flipping."""
     if not options.augments:
         return examples
     rng = rng_for(options.seed, "augment", step)
     mixed = mix_up(examples, options.mixup, num_classes, rng) if options.mixup else examples
-    border = options.padding or 0
-    shown = Augmentation(options.jitter, options.flip or border > 0, options.crop, border)
+    padding = options.padding or 0
+    shown = Augmentation(options.jitter, options.flip or padding > 0, options.crop, padding)
     return Examples(augment(mixed.inputs, shown, rng, fill), mixed.labels)
 
 
 def mix_up(examples: Examples, alpha: float, num_classes: int | None, rng: torch.Generator) -> Examples:
-    """Return each example mixed with another one, by a share drawn from Beta(alpha, alpha) for the whole batch.
+    """Return each example mixed with another, with one weight from Beta(alpha, alpha) for the whole batch.
 
     Source: Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", section 2.
 
@@ -158,7 +158,7 @@ def mix_up(examples: Examples, alpha: float, num_classes: int | None, rng: torch
 
 
 def _beta(alpha: float, rng: torch.Generator) -> float:
-    """Return a draw from Beta(alpha, alpha), from two draws of a gamma distribution."""
+    """Return a sample from Beta(alpha, alpha), computed from two gamma samples."""
     shape = torch.tensor([alpha, alpha], dtype=torch.float64)
     first, second = torch._standard_gamma(shape, generator=rng).tolist()  # noqa: SLF001  public draws take no generator
     return float(first / (first + second)) if first + second > 0 else 0.5

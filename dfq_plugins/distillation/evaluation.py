@@ -1,4 +1,4 @@
-"""Judges a student by examples that it is not trained on."""
+"""Evaluates a student on examples that it is not trained on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Judgement:
     """How far a student is from its teacher.
 
     Args:
-        loss: KL divergence in nats at the temperature of the training, since at a lower one a student that answers
-            nothing yet can look better than one that is too sure; mean squared difference where the network is no
+        loss: KL divergence in nats at the training temperature; mean squared difference if the network is not a
+            classifier. At a lower temperature, an uninformative student can score better than an overconfident one.
+        error: standard error of `loss`.
+        agreement: share of examples for which the student predicts the teacher's class; None if the network is not a
             classifier.
-        error: standard error of that mean.
-        agreement: share of examples with the teacher's class; None where the network is no classifier.
     """
 
     loss: float
@@ -37,12 +37,12 @@ class Judgement:
 
 
 class HeldOut:
-    """Held-out examples with the teacher's answers to them, asked for once.
+    """Held-out examples with the teacher's outputs, computed once.
 
     Args:
-        examples: what to judge by.
-        loss: has the teacher.
-        batch_size: samples in one forward pass.
+        examples: examples to evaluate on.
+        loss: provides the teacher.
+        batch_size: samples per forward pass.
     """
 
     def __init__(self, examples: Examples, loss: DistillationLoss, batch_size: int) -> None:
@@ -55,7 +55,7 @@ class HeldOut:
         """Return how far the model is from the teacher.
 
         Raises:
-            ModelError: the model returns another shape than the teacher.
+            ModelError: the model returns a different shape than the teacher.
         """
         model.eval()
         device = device_of(model)

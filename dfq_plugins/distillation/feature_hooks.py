@@ -1,8 +1,9 @@
-"""Feature hooks: what enters a module of the teacher beside what enters the module of that name in the student.
+"""Feature hooks: capture the inputs of corresponding modules in the teacher and the student.
 
-Inputs rather than outputs are compared, because they survive what frameworks do to a network. A quantized graph folds
-BatchNorm and ReLU into the convolution before them, whose output then is another quantity; what the *next* convolution
-reads is still the same, and convolutions and linear layers keep their names in FX graphs of torch.ao and Brevitas.
+Inputs are compared rather than outputs because they survive a framework's graph transformations. A quantized graph
+folds BatchNorm and ReLU into the preceding convolution, which changes that convolution's output. The input of the
+*next* convolution stays the same, and convolutions and linear layers keep their names in the FX graphs of torch.ao and
+Brevitas.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ class FeaturePair:
 def resolve_feature_layers(
     names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor
 ) -> tuple[FeaturePair, ...]:
-    """Return the pairs of modules for the names that were asked for.
+    """Resolve module names to pairs of modules in the teacher and the student.
 
-    A module that a framework dissolved, such as a whole block in an FX graph, is replaced by one that reads the same
-    tensor and is still called, such as the block's first convolution.
+    If the student no longer has a module, such as a whole block in an FX graph, another module that reads the same
+    tensor takes its place, such as the block's first convolution.
 
     Args:
-        names: modules of the teacher; `block-ends` stands for the ends of all its stages.
+        names: modules of the teacher; `block-ends` means the ends of all its stages.
         teacher: float network.
         student: quantized network.
-        sample: inputs `(batch, *shape)` to run both on once.
+        sample: inputs `(batch, *shape)`; both networks run on them once.
 
     Raises:
-        UsageError: the teacher never calls a module of that name.
-        ModelError: the student calls no module that reads the same tensor, or reads it in another shape.
+        UsageError: the teacher never calls a module with that name.
+        ModelError: no module that the student calls reads the same tensor, or it reads a different shape.
     """
     calls = record_calls(teacher, sample)
     present = {call.name: call for call in record_calls(student, sample)}
@@ -62,7 +63,8 @@ def resolve_feature_layers(
         wanted += block_ends(calls, sample) if name == BLOCK_ENDS else [name]
     if not wanted:
         raise UsageError(
-            "Feature terms need hooks, and no module of the network downsamples. Name modules in the option hooks."
+            "Feature terms need layers to compare, and no module of the network downsamples. Name modules in the "
+            "option feature_layers."
         )
     hooks = tuple(_resolve(name, by_name, calls, present) for name in dict.fromkeys(wanted))
     for pair in hooks:
@@ -71,10 +73,11 @@ def resolve_feature_layers(
 
 
 def stages_alike(teacher: nn.Module, student: nn.Module, sample: Tensor) -> tuple[str, ...]:
-    """Return the ends of the teacher's stages at which a module of that name in the student reads as many places.
+    """Return the stage ends at which the same-named modules of both networks read inputs of the same spatial size.
 
-    Without places, or with one, it must read as many channels as well. In a row of blocks of which the student has
-    fewer, the blocks of one name stand in different places but for the first: these do not count.
+    Without spatial positions, or with only one, the number of channels must match as well. If the student has fewer
+    blocks in a sequence than the teacher, blocks with the same name correspond only at the start of the sequence;
+    the others do not count.
 
     >>> import torch
     >>> layers = [torch.nn.Conv2d(1, 4, 1), torch.nn.Conv2d(4, 2, 1, stride=2), torch.nn.Flatten()]
@@ -96,16 +99,16 @@ def stages_alike(teacher: nn.Module, student: nn.Module, sample: Tensor) -> tupl
 def _resolve(name: str, by_name: Mapping[str, Call], calls: Sequence[Call], present: Mapping[str, Call]) -> FeaturePair:
     if name not in by_name:
         raise UsageError(
-            f"A pair is a module that the network calls, and it calls none named {name!r}.{nearest(name, by_name)} "
-            f"Name one of its modules, e.g. {_some(by_name)}, or {BLOCK_ENDS}."
+            f"Feature terms compare modules that the network calls, and it calls none named {name!r}."
+            f"{nearest(name, by_name)} Name one of its modules, e.g. {_some(by_name)}, or {BLOCK_ENDS}."
         )
     call = by_name[name]
     readers = [name, *(other.name for other in calls if other.entered is call.entered and other.name != name)]
     matches = [reader for reader in readers if reader in present]
     if not matches:
         raise ModelError(
-            f"The pair {name!r} is gone from the quantized network: the framework merged it with its neighbors."
-            f"{nearest(name, present)} Choose a module that is left in both, e.g. "
+            f"The module {name!r} is missing from the quantized network: the framework fused it with its neighbors."
+            f"{nearest(name, present)} Choose a module that both networks have, e.g. "
             f"{_some(reader for reader in present if reader in by_name)}."
         )
     return FeaturePair(name, matches[0])
@@ -118,9 +121,9 @@ def _alike(ours: torch.Size, theirs: torch.Size) -> bool:
 def _require_same_places(pair: FeaturePair, theirs: Tensor, ours: Tensor) -> None:
     if theirs.ndim != ours.ndim or theirs.shape[2:] != ours.shape[2:]:
         raise ModelError(
-            f"The pair {pair.teacher!r} reads a tensor of shape {tuple(theirs.shape)} in the teacher and "
-            f"{tuple(ours.shape)} in the student. Choose a module that both call with as many places; channels may "
-            "differ."
+            f"The module {pair.teacher!r} reads a tensor of shape {tuple(theirs.shape)} in the teacher and "
+            f"{tuple(ours.shape)} in the student. Choose a module whose input has the same spatial size in both; the "
+            "number of channels may differ."
         )
 
 
@@ -130,7 +133,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 class FeatureHooks(ForwardHooks):
-    """Keeps what enters the named modules at each forward pass of one network, until `close()`.
+    """Captures the inputs of the named modules at each forward pass of a network, until `close()`.
 
     >>> import torch
     >>> network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 1))
@@ -146,8 +149,8 @@ class FeatureHooks(ForwardHooks):
         self._model = model
 
     def attach(self) -> Iterator[RemovableHandle]:
-        """Register a hook at each module."""
-        # Each pass starts afresh, also after one that nobody collected, such as an evaluation between two steps.
+        """Register a hook on each module."""
+        # Every forward pass starts clean, even if the last one was never collected, such as a validation pass.
         yield self._model.register_forward_pre_hook(lambda *_: self.forget())
         for name in self._names:
             yield self._model.get_submodule(name).register_forward_pre_hook(self._hook(name))
@@ -156,31 +159,31 @@ class FeatureHooks(ForwardHooks):
         def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             feature = plain(inputs[0])
             if feature is not None:
-                self._features.setdefault(name, feature)  # of a module that is called twice, the first call
+                self._features.setdefault(name, feature)  # the first call, if a module is called more than once
 
         return keep
 
     def collect(self) -> list[Tensor]:
-        """Return the features of the last forward pass in the order of the names, and forget them.
+        """Return the features of the last forward pass in the order of the names, and clear them.
 
         Raises:
-            UsageError: the network was not run since the last time.
+            UsageError: the network has not run since the last call.
         """
         missing = [name for name in self._names if name not in self._features]
         if missing:
             raise UsageError(
-                f"The student must run before its loss is computed: no feature came from {missing[0]!r}. Call "
-                "loss(student(inputs), inputs) in each step, with the student that the loss was made for."
+                f"The student must run before its loss is computed: no feature was captured at {missing[0]!r}. Call "
+                "loss(student(inputs), inputs) in each step, with the student that was given to the loss."
             )
         features = [self._features[name] for name in self._names]
         self.forget()
         return features
 
     def forget(self) -> None:
-        """Forget what was kept."""
+        """Clear the captured features."""
         self._features.clear()
 
     def close(self) -> None:
-        """Remove every hook, and forget what was kept."""
+        """Remove all hooks and clear the captured features."""
         super().close()
         self.forget()

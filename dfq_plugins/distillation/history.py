@@ -1,4 +1,4 @@
-"""What a training run left behind: the points of its curves, as plain records that JSON can hold."""
+"""The history of a training run: the points of its curves, as plain JSON-serializable records."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """One look at a student during its training.
+    """One evaluation of a student during its training.
 
     Args:
         step: training steps so far.
-        seconds: seconds of training so far, num_evaluations and earlier parts of a resumed run included.
-        learning_rate: the option's value times where the schedule stands.
-        loss: mean training loss since the point before; None at the start.
+        seconds: seconds of training so far, including evaluations and earlier parts of a resumed run.
+        learning_rate: the option's value times the current factor of the schedule.
+        loss: mean training loss since the previous point; None at the start.
         held_out_loss: divergence from the teacher on held-out data, lower is better.
-        agreement: share of held-out data with the teacher's class; None where the network is no classifier.
+        agreement: share of held-out samples for which the student predicts the teacher's class; None if the network is
+            not a classifier.
         held_out_error: standard error of the held-out loss.
     """
 
@@ -29,9 +30,9 @@ class TrainingPoint:
 
 
 def best_point(history: tuple[TrainingPoint, ...]) -> TrainingPoint:
-    """Return the last point whose held-out loss is the lowest one, or above it by no more than its standard error.
+    """Return the last point whose held-out loss is within one standard error of the lowest.
 
-    Held-out sets are small, so that the very lowest loss is often luck, and what was trained longer is then better.
+    Held-out sets are small, so the very lowest loss is often luck, and a later state is usually better.
     Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3.
 
     >>> losses = (2.0, 1.0, 1.2, 1.05, 1.2)

@@ -1,8 +1,8 @@
-"""First weights of a student: those of the teacher's layers that stand where the student's do.
+"""Initial weights of a student, copied from the corresponding layers of the teacher.
 
-A network of fewer blocks begins far ahead of random weights where it takes over some of the teacher's blocks: the first
-and the last of each stage, and the others evenly between them. Source: Sanh et al. 2019 (arXiv 1910.01108, section 2),
-who take every second layer.
+A network with fewer blocks starts far ahead of random weights when it is initialized from some of the teacher's blocks:
+the first and the last of each stage, and evenly spaced ones in between. Source: Sanh et al. 2019 (arXiv 1910.01108,
+section 2), who take every second layer.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def inherit_weights(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]:
-    """Copy into a student, in place, the weights of those layers of its teacher that have its shapes.
+    """Copy the weights of the teacher's layers into the student's corresponding layers, in place, where shapes match.
 
     Args:
         teacher: trained network.
-        student: network whose layers bear the teacher's names; of a sequence of blocks it may have fewer.
+        student: network whose layers have the same names as the teacher's; it may have fewer blocks in a sequence.
 
     Returns:
-        Names of the student's layers that were filled.
+        Names of the student's layers that were initialized.
 
     Raises:
-        UsageError: there are none.
+        UsageError: no layer matches.
 
     >>> teacher = nn.Sequential(*(nn.Linear(2, 2) for _ in range(5)))
     >>> student = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
@@ -48,15 +48,15 @@ def inherit_weights(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]:
             filled.append(name)
     if not filled:
         raise UsageError(
-            "A student inherits from layers that have its names and shapes in the teacher, and there are none: the "
-            f"teacher has {_layers(teacher)}, the student {_layers(student)}. Begin with weights of its own (inherit "
+            "A student inherits from teacher layers with the same names and shapes, and there are none: the teacher "
+            f"has {_layers(teacher)}, the student {_layers(student)}. Start from the student's own weights (inherit "
             "off)."
         )
     return tuple(filled)
 
 
 def counterparts(student: nn.Module, teacher: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """Give each module of the student, by its name, with the one of the teacher that stands in its place."""
+    """Yield each module of the student with its name and the corresponding module of the teacher."""
     yield name, student, teacher
     theirs = dict(teacher.named_children())
     names = list(theirs)
@@ -69,7 +69,7 @@ def counterparts(student: nn.Module, teacher: nn.Module, name: str = "") -> Iter
 
 
 def spread_over(place: int, few: int, many: int) -> int:
-    """Return which of many places one of a few stands for: ends for ends, the others evenly between.
+    """Map index `place` of `few` items to an index of `many`: first to first, last to last, the others evenly spaced.
 
     >>> [spread_over(place, 3, 9) for place in range(3)]
     [0, 4, 8]
@@ -78,12 +78,12 @@ def spread_over(place: int, few: int, many: int) -> int:
 
 
 def _is_sequence(module: nn.Module) -> bool:
-    """Whether a module is a row of blocks of one kind."""
+    """Return whether a module is a sequence of blocks of one type."""
     return isinstance(module, nn.Sequential | nn.ModuleList) and len({type(child) for child in module.children()}) == 1
 
 
 def _own(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the parameters and buffers of a module itself, without those of its children."""
+    """Return the parameters and buffers of the module itself, without those of its children."""
     return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
 
@@ -92,7 +92,7 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def _layers(network: nn.Module, shown: int = 3) -> str:
-    """Return some layers with their shapes, for a message."""
+    """List the first few layers with their shapes, for a message."""
     shapes = [f"{name!r} {tuple(module.weight.shape)}" for name, module in network.named_modules() if _weighs(module)]
     return ", ".join(shapes[:shown]) + (" and more" if len(shapes) > shown else "")
 

@@ -1,4 +1,4 @@
-"""Where a student's inputs come from: data that is given, a generator of data sets, or one that learns beside it."""
+"""Sources of a student's inputs: given data, a data generator, or a learning generator."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
 SELECTION_SAMPLES = 512
-"""Samples made where a generator that learns beside the student makes the others."""
+"""Number of samples to synthesize for selecting the best state when a learning generator makes the training inputs."""
 
 _KINDS: tuple[Kind, ...] = ("learning generator", "generator")
-"""Where a generator is looked up, in this order: one of both kinds learns from the student."""
+"""Lookup order of generators: a name that is registered as both is used as a learning generator."""
 
 
 @dataclass(frozen=True)
 class InputSource:
-    """Where a student's inputs come from, as the caller gave it.
+    """Source of a student's inputs, as given by the caller.
 
     Args:
-        data: what to train on; None where a generator makes it.
-        generator: the name of a generator of either kind, or an object that learns against the student.
-        options: settings of a generator that is given by its name.
-        num_samples: how many samples a generator of data sets makes.
-        strict: refuse a set that was made from another model.
+        data: training data; None if a generator makes it.
+        generator: name of a generator of either kind, or a learning generator object.
+        options: settings of a generator given by name.
+        num_samples: number of samples that a data generator makes.
+        strict: reject data that was synthesized from another model.
     """
 
     data: CalibrationData | None = None
@@ -47,32 +47,32 @@ class InputSource:
     strict: bool = False
 
     def learns(self, registry: Registry) -> bool:
-        """Whether the generator learns against the student."""
+        """Return whether the generator learns from the student."""
         if isinstance(self.generator, str):
             return registry.kind_of(self.generator, _KINDS) == "learning generator"
         return self.generator is not None
 
     def check(self, registry: Registry) -> None:
-        """Refuse what no inputs can come from, before anything is made or written.
+        """Reject an unusable source before anything is synthesized or written.
 
         Raises:
-            UsageError: neither data nor a generator, both of a kind that excludes the other, or an option or value that
-                the generator does not take.
-            PluginError: an unknown or unavailable generator.
+            UsageError: neither data nor a generator is given, both exclude each other, or the generator rejects an
+                option or value.
+            PluginError: the generator is unknown or unavailable.
         """
         if self.generator is None and self.data is None:
             raise UsageError(
-                "A student learns on inputs: give data, or the name of a generator, "
+                "Training a student needs inputs: give data, or the name of a generator, "
                 f"e.g. generator={DEFAULT_GENERATOR!r}."
             )
         if self.data is not None and self.generator is not None and not self.learns(registry):
             raise UsageError(
-                f"Generator {self.generator!r} makes data sets, and data is given already. Give one of the two."
+                f"Generator {self.generator!r} makes data sets, but data is given too. Give one of the two."
             )
         self.about(registry)
 
     def about(self, registry: Registry) -> tuple[object, ...]:
-        """Return what to call the generator in the record of a run, and all its settings, the defaults included."""
+        """Return the generator's name for the record of a run, and all its settings, including defaults."""
         if self.generator is None:
             return None, self.options
         if isinstance(self.generator, str):
@@ -81,7 +81,7 @@ class InputSource:
         return type(self.generator).__qualname__, self.options
 
     def learner(self, registry: Registry) -> LearningGenerator:
-        """Return the generator that learns against the student, built by its name or as it was given."""
+        """Return the learning generator, built by name or as given."""
         if isinstance(self.generator, str):
             return registry.create("learning generator", self.generator, self.options)
         assert self.generator is not None  # noqa: S101  for the type checker: there is a generator
@@ -96,15 +96,15 @@ class InputSource:
         report: Callable[[ProgressEvent], None],
         registry: Registry,
     ) -> CalibrationData:
-        """Return the data that was given, or make it; beside a learning generator, a set that selects the best state.
+        """Return the given data, or synthesize it; with a learning generator, only a set to select the best state.
 
         Args:
             model: the teacher.
-            spec: what an input looks like.
-            seed: of the set.
-            folder: keeps a set that is made here; None keeps none.
-            report: hears of the progress.
-            registry: where generators are looked up.
+            spec: input specification.
+            seed: seed of the synthesized data.
+            folder: where synthesized data is stored; None does not store it.
+            report: called with every progress event.
+            registry: registry to look up generators in.
         """
         if self.data is not None:
             return self.data

@@ -1,4 +1,4 @@
-"""The one teacher/student loop, on which every framework's quantization-aware training runs."""
+"""The single teacher/student training loop, shared by every framework's quantization-aware training."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Student:
-    """A network in training, with what its framework tells of it.
+    """A network in training, with its framework-specific hooks.
 
     Args:
         model: the prepared and calibrated network; changed in place.
-        scales: those of its parameters that are quantizer scales.
-        freeze_ranges: stops the observation of ranges, where the framework observes them while it trains.
+        scales: the parameters that are quantizer scales.
+        freeze_ranges: stops range observation, for frameworks that observe ranges during training.
     """
 
     model: nn.Module
@@ -62,13 +62,13 @@ class Student:
 
 @dataclass(frozen=True)
 class CheckpointDir:
-    """Where a run keeps its checkpoints, and whom it reports to.
+    """Where a run stores its checkpoints and reports its progress.
 
     Args:
-        folder: for the checkpoints; None keeps none.
-        identity: digest of everything that the result depends on; a folder of another run is refused.
-        report: hears of every step.
-        ranks: this process among those that train together.
+        folder: folder for checkpoints; None stores none.
+        identity: digest of everything that the result depends on; a folder of another run is rejected.
+        report: called after every step.
+        ranks: the processes that train together.
     """
 
     folder: Path | None = None
@@ -87,19 +87,19 @@ def train_student(
     *,
     keep_best: bool = True,
 ) -> tuple[TrainingPoint, ...]:
-    """Train a student in place; it ends in the best state by the held-out examples, in eval mode.
+    """Train a student in place; it ends in eval mode, in the state that scores best on the held-out examples.
 
-    Where the work folder holds a checkpoint of the same run, the training goes on from there, to the same result as
-    without the interruption. Without `keep_best` the student ends in its last state, for a training that is to change
-    it at the cost of its answers.
+    If the work folder holds a checkpoint of the same run, training resumes from it, with the same result as without
+    the interruption. Without `keep_best`, the student ends in its last state, for training that deliberately trades
+    accuracy for another goal.
 
     Returns:
-        The points of its curves, the first before any training.
+        The points of the training curves, the first one before any training.
 
     Raises:
-        ModelError: no parameter to train, or outputs of another shape than the teacher's.
-        DivergedError: a loss that is not finite; the student holds its last good state.
-        DataError: a checkpoint that is damaged or of another run, or cannot be written.
+        ModelError: there is no parameter to train, or the outputs differ in shape from the teacher's.
+        DivergedError: the loss is not finite; the student is restored to its last good state.
+        DataError: the checkpoint is damaged, belongs to another run, or cannot be written.
     """
     training = _Training(
         student, loss, source, HeldOut(held_out, loss, options.batch_size), options, place or CheckpointDir()
@@ -134,11 +134,11 @@ class _Training:
         self.compiled = torch.compile(self.model, dynamic=False) if options.compile else None
 
     def begin(self) -> None:
-        """Take up the checkpoint in the work folder, or look at the student as it came."""
+        """Resume from the checkpoint in the work folder, or evaluate the untrained student."""
         folder = self.place.folder
         found = None if folder is None else read_checkpoint(folder, self.place.identity)
         if found is None:
-            self._look(0.0)
+            self._evaluate(0.0)
             self._prepare_training()
             return
         restore(self.model, found.tensors["student"])
@@ -151,28 +151,28 @@ class _Training:
         self._prepare_training()
 
     def run(self) -> None:
-        """Take steps until the schedule is through."""
-        looked = self._looks_due(self._progress(self.step))
+        """Train until the schedule is complete."""
+        evaluations = self._evaluations_due(self._progress(self.step))
         while not self.complete:
             progress = self._progress(self.step)
             if progress >= self.options.freeze_ranges and not self.frozen:
                 self.student.freeze_ranges()
                 self.frozen = True
-            self._learn(learning_rate_factor(self._progress(self.step + 0.5), self.options.warm_up))
+            self._train_step(learning_rate_factor(self._progress(self.step + 0.5), self.options.warm_up))
             self.step += 1
             after = self._progress(self.step)
             self._report(after)
-            # The clock runs on between two steps: what it passed there is looked at after the next one.
-            if self._looks_due(after) > looked or after >= 1:
-                looked, self.complete = self._looks_due(after), after >= 1
-                self._look(after)
+            # The clock also advances between steps; an evaluation that falls due there runs after the next step.
+            if self._evaluations_due(after) > evaluations or after >= 1:
+                evaluations, self.complete = self._evaluations_due(after), after >= 1
+                self._evaluate(after)
                 self._prepare_training()
 
-    def _looks_due(self, progress: float) -> int:
+    def _evaluations_due(self, progress: float) -> int:
         return int(progress * self.options.num_evaluations + 1e-9)
 
     def finish(self, *, keep_best: bool = True) -> tuple[TrainingPoint, ...]:
-        """Bring the best state back, or the last one, and return the curves."""
+        """Restore the best state, or the last one, and return the training history."""
         restore(self.model, self.best if keep_best else self.good)
         self.model.eval()
         self.optimizer.zero_grad()
@@ -186,13 +186,14 @@ class _Training:
             return self.clock.progress(step)
         return self.clock.progress(step, self.ranks.same_number(self.clock.seconds))
 
-    def _learn(self, factor: float) -> None:
-        """Take one step on the source's next batch."""
+    def _train_step(self, factor: float) -> None:
+        """Take one training step on the source's next batch."""
         examples = self._next_examples()
         self.optimizer.zero_grad()
-        inputs, labels, answers = (self._mine(part) for part in (examples.inputs, examples.labels, examples.answers))
+        parts = (examples.inputs, examples.labels, examples.answers)
+        inputs, labels, answers = (self._local_part(part) for part in parts)
         assert inputs is not None  # noqa: S101  for the type checker: a batch has inputs
-        value = self._both_passes(inputs, labels, answers)
+        value = self._forward_backward(inputs, labels, answers)
         mean = float(self.ranks.average_gradients(self.parameters, value))
         if not math.isfinite(mean):
             self._diverged(f"the loss was {mean}")
@@ -205,38 +206,38 @@ class _Training:
     def _next_examples(self) -> Examples:
         try:
             return self.source.batch(self.step, self.model, self._progress(self.step))
-        except DivergedError:  # of a generator that learns
-            self._put_back()
+        except DivergedError:  # raised by a learning generator
+            self._restore_last_good()
             raise
 
-    def _mine(self, part: Tensor | None) -> Tensor | None:
+    def _local_part(self, part: Tensor | None) -> Tensor | None:
         return None if part is None else self.ranks.part(part).to(self.device)
 
-    def _both_passes(self, inputs: Tensor, labels: Tensor | None, answers: Tensor | None) -> Tensor:
+    def _forward_backward(self, inputs: Tensor, labels: Tensor | None, answers: Tensor | None) -> Tensor:
         """Return the loss of one batch, with its gradients on the student; compiled where that works."""
         if self.compiled is not None:
-            # The compiler works on both passes, the backward one when it is first asked for: guard them together.
+            # The backward pass is compiled only when it first runs, so one guard covers both passes.
             try:
-                return self._differentiated(self.compiled, inputs, labels, answers)
+                return self._loss_with_gradients(self.compiled, inputs, labels, answers)
             except DfqError:
                 raise
-            except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step is right
+            except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step works
                 logger.warning(
                     "Compilation failed (%s: %s); continuing uncompiled.", type(error).__name__, first_line(error)
                 )
                 self.compiled = None
                 self.optimizer.zero_grad()
-        return self._differentiated(self.model, inputs, labels, answers)
+        return self._loss_with_gradients(self.model, inputs, labels, answers)
 
-    def _differentiated(
+    def _loss_with_gradients(
         self, model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor | None, answers: Tensor | None
     ) -> Tensor:
         value: Tensor = self.loss(model(inputs), inputs, labels, answers=answers)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    def _look(self, progress: float) -> None:
-        """Judge the student by the held-out examples, keep the best state, and write a checkpoint."""
+    def _evaluate(self, progress: float) -> None:
+        """Evaluate the student on the held-out examples, keep the best state, and write a checkpoint."""
         self.ranks.average_statistics(self.model)
         found = self.held_out.judge(self.model)
         if not math.isfinite(found.loss):
@@ -267,26 +268,26 @@ class _Training:
         total = self.options.steps
         self.place.report(ProgressEvent("finetune", min(round(progress * total), total), total, metrics))
 
-    def _put_back(self) -> None:
-        """Bring the last good state back."""
+    def _restore_last_good(self) -> None:
+        """Restore the last good state."""
         if self.history:
             restore(self.model, self.good)
         self.model.eval()
         self.optimizer.zero_grad()
 
     def _diverged(self, why: str) -> None:
-        """Bring the last good state back and stop.
+        """Restore the last good state and stop.
 
         Raises:
             DivergedError: always.
         """
         step, options = self.step, self.options
         good = self.history[-1].step if self.history else 0
-        self._put_back()
+        self._restore_last_good()
         kept = "" if self.place.folder is None else f" Its checkpoint is in {self.place.folder}."
         raise DivergedError(
-            f"The training diverged: {why} at step {step + 1} of {options.steps} (learning rate "
-            f"{options.weight_rate}, scales {options.scale_learning_rate}). The student was put back to its state "
+            f"Training diverged: {why} at step {step + 1} of {options.steps} (learning rate "
+            f"{options.weight_rate}, scales {options.scale_learning_rate}). The student was restored to its state "
             f"after step {good}.{kept} Lower learning_rate or scale_learning_rate, or set gradient_clip, and train "
-            "into another work folder."
+            "in another work folder."
         )

@@ -1,4 +1,4 @@
-"""`DistillationLoss`: how far a student's answers are from its teacher's, as a drop-in loss for any training loop."""
+"""`DistillationLoss`: how far a student's outputs are from its teacher's, as a drop-in loss for any training loop."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _PLACES = 3
-"""Axes from which on a feature has places: (batch, channels, *places)."""
+"""A feature with at least this many axes has spatial positions: (batch, channels, *spatial)."""
 
 
 class DistillationLoss(nn.Module):
     """Weighted sum of the terms of `TrainingOptions`, between a student and a frozen copy of the teacher.
 
-    Where a user's own loop has `loss = criterion(model(inputs), labels)`::
+    In your own training loop, it replaces `loss = criterion(model(inputs), labels)`::
 
         criterion = DistillationLoss(teacher)
         for inputs, labels, _ in data.loader(batch_size=64, shuffle=True):
             loss = criterion(student(inputs), inputs)
 
-    With weights on features or attention maps the loss must see into the student: give it, with a batch to find the
-    hooks by. Its hooks stay on the student until `close()`.
+    The feature and attention terms read intermediate features of the student: pass the student, with a few inputs to
+    find its layers. The loss registers hooks on the student and removes them in `close()`.
 
     Args:
-        teacher: float network; a frozen copy is taken.
-        options: weights and temperature, as a record or a mapping; those about the schedule are not used here.
-        student: the network to look into; not needed without feature terms.
-        sample: a few inputs `(batch, *shape)` that both networks take; not needed without feature terms.
+        teacher: float network; the loss uses a frozen copy.
+        options: weights and temperature, as a record or a mapping; schedule settings are ignored here.
+        student: the network to hook into; only needed for feature terms.
+        sample: a few inputs `(batch, *shape)` for both networks; only needed for feature terms.
 
     Raises:
-        UsageError: no term has a weight, feature terms without student and sample, or an unknown pair.
-        ModelError: a pair that the student does not have.
+        UsageError: all weights are zero, feature terms lack `student` and `sample`, or a layer name is unknown.
+        ModelError: the student lacks a layer to compare.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.options = parse_options(TrainingOptions, options, owner="fine-tuning")
         require_a_term(self.options)
-        # Not a submodule: an optimizer or a checkpoint over the loss must not find the teacher's weights.
+        # Not a submodule: optimizers and checkpoints of the loss must not see the teacher's weights.
         self._teacher = (frozen_copy(teacher),)
         self._half = use_bfloat16(self.options.teacher_precision, device_of(teacher))
         self._feature_hooks: tuple[FeatureHooks, FeatureHooks] | None = None
         if self.options.compares_features:
             if student is None or sample is None:
                 raise UsageError(
-                    "The feature and attention terms look into the student: give DistillationLoss(teacher, options, "
-                    "student=..., sample=inputs), or set feature_weight and attention_weight to 0."
+                    "The feature and attention terms read the student's features: call DistillationLoss(teacher, "
+                    "options, student=..., sample=inputs), or set feature_weight and attention_weight to 0."
                 )
             pairs = resolve_feature_layers(self.options.feature_layers, self.teacher, student, sample)
             self._feature_hooks = (
@@ -81,7 +81,7 @@ class DistillationLoss(nn.Module):
 
     @torch.no_grad()
     def teacher_outputs(self, inputs: Tensor) -> Tensor:
-        """Return the teacher's answers `(batch, ...)` to inputs `(batch, *shape)`, in float32."""
+        """Return the teacher's outputs `(batch, ...)` for inputs `(batch, *shape)`, in float32."""
         inputs = inputs.to(device_of(self.teacher))
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self._half):
             answers: Tensor = self.teacher(inputs)
@@ -93,11 +93,11 @@ class DistillationLoss(nn.Module):
         """Return the weighted sum of the terms, a scalar.
 
         Args:
-            outputs: what the student returned for `inputs`, `(batch, classes)` or of another shape.
+            outputs: the student's outputs for `inputs`, `(batch, classes)` or another shape.
             inputs: `(batch, *shape)`.
-            labels: classes `(batch,)` or shares of each class `(batch, classes)`, for the hard-label term; the
-                teacher's own choice where None.
-            answers: the teacher's outputs where they are known already.
+            labels: classes `(batch,)` or class probabilities `(batch, classes)` for the hard-label term; None uses the
+                teacher's predictions.
+            answers: the teacher's outputs, if already computed.
 
         Raises:
             ModelError: student and teacher return different shapes.
@@ -114,7 +114,7 @@ class DistillationLoss(nn.Module):
         return total
 
     def close(self) -> None:
-        """Take the hooks off the student."""
+        """Remove the hooks from the student."""
         for hooks in self._feature_hooks or ():
             hooks.close()
         self._feature_hooks = None
@@ -148,10 +148,12 @@ class DistillationLoss(nn.Module):
 
 
 def difference_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Return the difference of the features, summed over those that have the same channels, or places to map them by.
+    """Return the sum of the feature differences over comparable pairs.
+
+    A pair is comparable if its shapes are equal, or if spatial positions allow fitting a map between its channels.
 
     Raises:
-        UsageError: none has.
+        UsageError: no pair is comparable.
     """
     found = []
     for ours, theirs in zip(student, teacher, strict=True):
@@ -161,32 +163,32 @@ def difference_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Ten
             found.append(terms.feature_difference(terms.in_channels_of(ours, theirs), theirs))
     if not found:
         raise UsageError(
-            "The feature term compares channels, or places where channels differ, and no pair has either. Name "
-            "convolutions in the option hooks, or set feature_weight to 0."
+            "The feature term needs features of the same shape, or with spatial positions if the channels differ, and "
+            "no pair has either. Name convolutions in the option feature_layers, or set feature_weight to 0."
         )
     return torch.stack(found).sum()
 
 
 def attention_over(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Return the distance of the attention maps, summed over those features that have places.
+    """Return the distance of the attention maps, summed over all features with spatial positions.
 
     Raises:
-        UsageError: none has.
+        UsageError: no feature has spatial positions.
     """
     pairs = [pair for pair in zip(student, teacher, strict=True) if pair[0].ndim >= _PLACES]
     if not pairs:
         raise UsageError(
-            "The attention term compares maps over places, and no pair has any. Name convolutions in the option hooks, "
-            "or set attention_weight to 0."
+            "The attention term compares spatial maps, and no pair of features has spatial positions. Name "
+            "convolutions in the option feature_layers, or set attention_weight to 0."
         )
     return torch.stack([terms.attention_distance(*(feature.float() for feature in pair)) for pair in pairs]).sum()
 
 
 def require_a_term(options: TrainingOptions) -> None:
-    """Refuse weights that are all zero.
+    """Reject weights that are all zero.
 
     Raises:
-        UsageError: nothing would be learned.
+        UsageError: all weights are zero.
     """
     weights = (options.kl_weight, options.symmetrized_kl_weight, options.logit_weight, options.label_weight)
     if not any((*weights, options.compares_features)):
@@ -194,10 +196,10 @@ def require_a_term(options: TrainingOptions) -> None:
 
 
 def check_same_shape(answers: Tensor, outputs: Tensor) -> None:
-    """Refuse a student that answers in another form than its teacher.
+    """Reject a student whose outputs differ in shape from its teacher's.
 
     Raises:
-        ModelError: names both shapes.
+        ModelError: the shapes differ.
     """
     if answers.shape != outputs.shape:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning by distillation. Imports no torch, so that listings stay fast."""
+"""Settings of fine-tuning by distillation. Does not import torch, so listings stay fast."""
 
 from __future__ import annotations
 
@@ -11,92 +11,94 @@ from annotated_types import Ge, Gt, Le, Lt
 from dfq_plugins.types import setting
 
 BLOCK_ENDS = "block-ends"
-"""The pair that stands for the ends of all stages, found in the network itself."""
+"""The layer name that means the ends of all stages, found automatically in the network."""
 
 USUAL_FEATURE_WEIGHT = 100.0
-"""Weight of the features where the stages of teacher and student have the same places."""
+"""Default feature weight when the stages of teacher and student have the same spatial size."""
 
 USUAL_RATE = 0.004
-"""Learning rate of weights of up to 4 bits, as a share of their size."""
+"""Default learning rate for weights of up to 4 bits, as a share of their size."""
 
 FEATURE_HELP = (
-    "weight of the features' normalized squared difference, after the best linear map where channels differ; none: "
-    f"{USUAL_FEATURE_WEIGHT:g} at those stage ends that have the same places in both networks, 0 beside the attention "
-    "term, with hooks of your own and in a loop of your own"
+    "weight of the features' normalized squared difference, after the best linear map if channels differ; none: "
+    f"{USUAL_FEATURE_WEIGHT:g} at the stage ends that have the same spatial size in both networks, 0 with the "
+    "attention term, with custom feature_layers, or in a custom training loop"
 )
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a student is trained on its teacher's answers.
+    """How a student is trained on its teacher's outputs.
 
-    Learning rates are relative: a step of Adam moves a weight by about this share of the root mean square of its output
-    channel, and a quantizer scale by this share of itself, so that one setting fits layers of any size.
+    Learning rates are relative: an Adam step moves a weight by about this share of the root mean square of its output
+    channel, and a quantizer scale by this share of itself, so one setting fits layers of any size.
 
-    The preset `zhu2020` is the paper's (arXiv 2010.07334), for quantization; it goes with the generator `adversarial`
-    under the preset of the same name.
+    The preset `zhu2020` holds the paper's settings for quantization (arXiv 2010.07334). Use it with the generator
+    `adversarial` and the preset of the same name there.
     """
 
     steps: Annotated[int, Gt(0)] = setting(600, "training steps")
-    batch_size: Annotated[int, Gt(0)] = setting(64, "samples in a step, over all processes together")
+    batch_size: Annotated[int, Gt(0)] = setting(64, "samples per step, over all processes together")
     max_seconds: Annotated[float, Gt(0)] | None = setting(
-        None, "most seconds of training; the schedule is compressed into them where the steps would take longer"
+        None, "maximum seconds of training; if the steps would take longer, the schedule is compressed to fit"
     )
     learning_rate: Annotated[float, Ge(0)] | None = setting(
         None,
-        "Adam step of weights, as a share of their size; none: 0.004, in fine-tuning beyond 4 bits half of it for each "
-        "bit more, to 8, and 0.01 beside binary weights",
+        "Adam step size of weights, as a share of their size; none: 0.004, in fine-tuning halved for each bit above 4, "
+        "up to 8, and 0.01 with binary weights",
     )
     scale_learning_rate: Annotated[float, Ge(0)] = setting(
-        0.0004, "Adam step of learned quantizer scales, as a share of their size"
+        0.0004, "Adam step size of learned quantizer scales, as a share of their size"
     )
     warm_up: Annotated[float, Ge(0), Lt(1)] = setting(0.05, "share of the steps in which the learning rate rises")
-    gradient_clip: Annotated[float, Gt(0)] | None = setting(5.0, "largest norm of the gradient; none: not clipped")
+    gradient_clip: Annotated[float, Gt(0)] | None = setting(5.0, "maximum gradient norm; none: no clipping")
     learning_rate_unit: Literal["relative", "absolute"] = setting(
-        "relative", "both rates: as a share of each tensor's size, or as they are"
+        "relative", "unit of both learning rates: a share of each tensor's size, or absolute"
     )
     kl_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the KL divergence of the class probabilities")
     symmetrized_kl_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the KL divergence in both directions")
     kl_reduction: Literal["batchmean", "mean"] = setting(
-        "batchmean", "both KL terms: averaged over samples, or over samples and classes"
+        "batchmean", "reduction of both KL terms: mean over samples, or over samples and classes"
     )
-    temperature: Annotated[float, Gt(0)] = setting(4.0, "what logits are divided by before both KL terms")
+    temperature: Annotated[float, Gt(0)] = setting(4.0, "temperature that divides the logits in both KL terms")
     logit_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the mean squared difference of the logits")
     label_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the cross-entropy with hard labels")
     feature_weight: Annotated[float, Ge(0)] | None = setting(0.0, FEATURE_HELP)
     attention_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance of the attention maps")
     feature_layers: tuple[str, ...] = setting(
-        (BLOCK_ENDS,), "modules whose input is compared by the features and attention terms; block-ends finds them"
+        (BLOCK_ENDS,), "modules whose inputs the feature and attention terms compare; block-ends: found automatically"
     )
     batch_norm: Literal["frozen", "reestimated"] | None = setting(
         None,
-        "statistics of BatchNorm layers: kept as trained, or estimated anew on the synthetic data; none: kept, but "
-        "estimated anew beside binary weights",
+        "BatchNorm statistics: kept as trained, or re-estimated on the synthetic data; none: kept, but re-estimated "
+        "with binary weights",
     )
     freeze_ranges: Annotated[float, Ge(0), Le(1)] = setting(
-        0.5, "share of the training after which quantizers stop observing ranges, where a framework observes them"
+        0.5, "share of the training after which quantizers stop observing ranges, if the framework observes them"
     )
     mixup: Annotated[float, Ge(0)] = setting(0.0, "parameter of the Beta distribution of mixup; 0 turns it off")
-    jitter: Annotated[int, Ge(0)] = setting(0, "largest random shift, in pixels")
-    flip: bool = setting(default=False, text="mirror the last axis half of the time")
-    crop: Annotated[float, Gt(0), Le(1)] = setting(1.0, "smallest side of a random resized crop, as a share")
+    jitter: Annotated[int, Ge(0)] = setting(0, "maximum random shift, in pixels")
+    flip: bool = setting(default=False, text="flip the last axis half of the time")
+    crop: Annotated[float, Gt(0), Le(1)] = setting(1.0, "minimum side of a random resized crop, as a share")
     padding: Annotated[int, Ge(0)] | None = setting(
         None,
-        "shift images over a border of so many pixels, and mirror them, as training on small images does; none: an "
+        "pad images by this many pixels, crop them at random, and flip them, as usual for small images; none: an "
         "eighth of the side of color images of 16 to 64 pixels, 0 for others",
     )
     generator_fraction: Annotated[float, Gt(0), Le(1)] = setting(
-        0.5, "share of a batch that a generator beside the student makes; the rest are samples of the data set"
+        0.5, "share of a batch that a learning generator makes; the rest are samples of the data set"
     )
     validation_fraction: Annotated[float, Gt(0), Lt(1)] = setting(
-        0.1, "share of the data that only selects the best state"
+        0.1, "share of the data that is held out to select the best state"
     )
-    num_evaluations: Annotated[int, Gt(0)] = setting(20, "how often the held-out data is looked at, a checkpoint each")
+    num_evaluations: Annotated[int, Gt(0)] = setting(
+        20, "number of evaluations on the held-out data, each with a checkpoint"
+    )
     teacher_precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "arithmetic of the teacher; auto takes bfloat16 where the hardware has it"
+        "auto", "precision of the teacher; auto uses bfloat16 if the hardware supports it"
     )
     compile: bool = setting(default=False, text="compile the student's forward and backward pass")
-    seed: Annotated[int, Ge(0)] = setting(0, "seed of the order of the data, of mixup and augmentation")
+    seed: Annotated[int, Ge(0)] = setting(0, "seed for data order, mixup and augmentation")
 
     PRESETS = MappingProxyType(
         {
@@ -123,7 +125,7 @@ class TrainingOptions:
 
     @property
     def weight_rate(self) -> float:
-        """The learning rate of weights, where none is given the usual one.
+        """The learning rate of weights; the default if none is given.
 
         >>> TrainingOptions().weight_rate
         0.004
@@ -132,7 +134,7 @@ class TrainingOptions:
 
     @property
     def augments(self) -> bool:
-        """Whether the inputs of a step differ from those of the data set.
+        """Whether training inputs differ from those of the data set.
 
         >>> TrainingOptions(padding=0).augments, TrainingOptions(flip=True).augments
         (False, True)
@@ -141,15 +143,15 @@ class TrainingOptions:
 
     @property
     def compares_features(self) -> bool:
-        """Whether a term looks inside the networks."""
+        """Whether a term compares intermediate features."""
         return bool(self.feature_weight or self.attention_weight)
 
 
 def rate_for(bits: int) -> float:
-    """Return the learning rate for quantized values of so many bits.
+    """Return the learning rate for quantized weights of this bit width.
 
-    A step of a quantizer halves with each bit, and what training mends shrinks with it; so do its steps. Weights behind
-    signs must cross zero to change anything.
+    A quantizer's step size halves with each bit, and so does the error that training has to correct; the learning rate
+    follows. Binarized weights must cross zero to change anything.
 
     >>> [rate_for(bits) for bits in (1, 3, 4, 6, 8, 32)]
     [0.01, 0.004, 0.004, 0.001, 0.00025, 0.00025]
@@ -161,18 +163,18 @@ def rate_for(bits: int) -> float:
 
 @dataclass(frozen=True)
 class DistillOptions(TrainingOptions):
-    """How a student is trained from its first weights: `TrainingOptions` with defaults of its own.
+    """How a student is trained from its initial weights: `TrainingOptions` with different defaults.
 
-    Its BatchNorm layers have no statistics yet, so they estimate them; and weights that are still to find their size
-    take steps of the usual size rather than in proportion to what they are.
+    The student's BatchNorm layers have no statistics yet, so they are estimated. Its weights have not reached their
+    final size yet, so Adam takes absolute rather than relative steps.
     """
 
     steps: Annotated[int, Gt(0)] = setting(5000, "training steps")
-    learning_rate: Annotated[float, Ge(0)] = setting(0.002, "Adam step of weights")
+    learning_rate: Annotated[float, Ge(0)] = setting(0.002, "Adam step size of weights")
     learning_rate_unit: Literal["relative", "absolute"] = setting(
-        "absolute", "both rates: as a share of each tensor's size, or as they are"
+        "absolute", "unit of both learning rates: a share of each tensor's size, or absolute"
     )
     feature_weight: Annotated[float, Ge(0)] | None = setting(None, FEATURE_HELP)
     batch_norm: Literal["frozen", "reestimated"] | None = setting(
-        "reestimated", "statistics of BatchNorm layers: kept as they are, or estimated on the synthetic data"
+        "reestimated", "BatchNorm statistics: kept as they are, or estimated on the synthetic data"
     )

@@ -1,4 +1,4 @@
-"""Training by several processes that torchrun started: each takes a part of every batch, gradients are averaged."""
+"""Training in several processes started by torchrun: each takes a part of every batch, and gradients are averaged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProcessGroup:
-    """This process among its equals; alone, every method leaves things as they are."""
+    """The process group of a training run. With a single process, every method is a no-op."""
 
     def __init__(self) -> None:
         joined = dist.is_available() and dist.is_initialized()
@@ -25,7 +25,7 @@ class ProcessGroup:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files."""
+        """Whether this process is the one that writes files."""
         return self.rank == 0
 
     def part(self, tensor: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class ProcessGroup:
         return tensor[self.rank :: self.size] if self.size > 1 else tensor
 
     def average(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes, in one message."""
+        """Replace each tensor by its mean over the processes, with one all-reduce."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
@@ -53,12 +53,12 @@ class ProcessGroup:
         return mean
 
     def average_statistics(self, model: nn.Module) -> None:
-        """Average what each process observed on its part of the data: running means, variances and ranges."""
+        """Average the statistics that each process observed on its data: running means, variances and ranges."""
         buffers = [b for _, b in model.named_buffers() if b.is_floating_point() and bool(b.isfinite().all())]
         self.average(buffers)
 
     def same_number(self, value: float) -> float:
-        """Return the first process's value in all of them."""
+        """Return the first process's value in all processes."""
         if self.size == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64)
@@ -66,14 +66,14 @@ class ProcessGroup:
         return float(shared)
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process arrives."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def joined_process_group() -> Iterator[ProcessGroup]:
-    """Join the processes of a `torchrun` for the block; a process group that is there already is used as it is."""
+    """Join the processes of a `torchrun` within the block; an existing process group is used as it is."""
     wanted = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized()
     if wanted:
         dist.init_process_group("gloo")

@@ -1,4 +1,4 @@
-"""Orchestration of distillation: a trained network and inputs -> a smaller network that answers as it does."""
+"""Orchestration of distillation: a trained network and inputs -> a smaller network that reproduces its outputs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Ticket(Protocol):
-    """A lottery ticket of the student, `dfq_plugins.pruning.Ticket`: initial weights, and which of them stay zero."""
+    """A lottery ticket of the student, `dfq_plugins.pruning.Ticket`: its initial weights and masks."""
 
     @property
     def sparsity(self) -> float:
@@ -58,21 +58,21 @@ class LargerStudentWarning(DfqWarning):
 
 @dataclass(frozen=True)
 class DistillRun:
-    """A student with everything that is known about its training.
+    """A trained student with the record of its training.
 
     Args:
         model: the trained student, in eval mode.
-        spec: what an input looks like.
+        spec: input specification.
         teacher_cost: parameters and MACs of the teacher.
-        student_cost: those of the student.
-        agreement_before: share of the held-out samples on which the untrained student named the teacher's class; NaN
-            where the network is no classifier.
-        agreement: the same of the trained student.
-        history: points of the training's curves.
-        training: the settings of the training.
-        held_out: number of samples that were held out.
-        files: what was written.
-        inherited: the student's layers that began with the teacher's weights.
+        student_cost: parameters and MACs of the student.
+        agreement_before: share of the held-out samples for which the untrained student predicted the teacher's class;
+            NaN if the network is not a classifier.
+        agreement: the same share for the trained student.
+        history: points of the training curves.
+        training: training settings.
+        held_out: number of held-out samples.
+        files: written files.
+        inherited: the student's layers that were initialized from the teacher.
     """
 
     model: nn.Module
@@ -107,41 +107,41 @@ def distill(
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> DistillRun:
-    """Train a network of your choice to answer as a trained one does.
+    """Train a network of your choice to reproduce the outputs of a trained network.
 
     Under `torchrun`, each process takes a part of every batch and returns the same student; the first one writes files.
 
     Args:
-        teacher: trained network; stays as it is.
-        student: the network to train, smaller as a rule; a copy of it is trained from the weights that it has.
-        data: what to train on, synthetic or real; a part of it selects the best state. None: a generator makes it.
-        spec: what an input looks like; a synthetic data set brings its own.
-        training: settings of the training, as a mapping with the defaults of `DistillOptions`, or as a record.
-        generator: name of a generator that makes the data from the teacher, in place of `data`; or of one that learns
-            beside the student and makes a share of each batch (`training.generator_fraction`), or such an object.
-        generator_options: settings of a generator that is given by its name.
-        num_samples: how many samples a generator of data sets makes.
-        ticket: a lottery ticket of the student: its initial weights are trained, and what it masks stays zero.
-        inherit: begin with the weights of those layers of the teacher that have the student's names and shapes; where
-            the teacher has more blocks in a row, those of some, evenly.
+        teacher: trained network; not changed.
+        student: the network to train, usually a smaller one; a copy is trained, starting from the student's weights.
+        data: training data, synthetic or real; a part of it selects the best state. None: a generator makes it.
+        spec: input specification; a synthetic data set provides its own.
+        training: training settings, as a mapping with the defaults of `DistillOptions`, or as a record.
+        generator: name of a generator that synthesizes the data from the teacher, instead of `data`; or the name of a
+            learning generator, or such an object, which makes a share of each batch (`training.generator_fraction`).
+        generator_options: settings of a generator given by name.
+        num_samples: number of samples that a data generator makes.
+        ticket: lottery ticket of the student: its initial weights are trained, and masked weights stay zero.
+        inherit: initialize the student from the teacher's layers with the same names and shapes; if the teacher has
+            more blocks in a sequence, from evenly spaced ones.
         output: folder for the student; None writes nothing.
-        factory: what builds the student on the command line, for the record in that folder: `file.py:factory`.
-        work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
-        strict: refuse a data set that was made from another model, instead of warning.
+        factory: how the command line builds the student, recorded in that folder: `file.py:factory`.
+        work: folder for checkpoints: repeating the call resumes an interrupted run. None stores no checkpoints.
+        strict: reject data that was synthesized from another model, instead of warning.
         listeners: called with every `ProgressEvent`.
-        registry: where plugins are looked up; None takes those that are installed.
+        registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
-        UsageError: neither data nor a generator, an option or name that cannot be used, or nothing to inherit.
-        PluginError: an unknown generator.
-        ModelError: networks that return different shapes, or a student without parameters to train.
-        DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run; a ticket
-            of another network.
-        DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
+        UsageError: neither data nor a generator is given, an option or name is invalid, or no layer can be inherited.
+        PluginError: the generator is unknown.
+        ModelError: the networks return different shapes, or the student has no trainable parameters.
+        DataError: the data is empty, has the wrong shape, or was made from another model; the work folder belongs to
+            another run; or the ticket belongs to another network.
+        DivergedError: the loss is no longer finite; the last good checkpoint stays in the work folder.
     """
     if inherit and ticket is not None:
         raise UsageError(
-            "A ticket brings the student's first weights, and so does the teacher. Give ticket or inherit."
+            "Both a ticket and inherit provide the student's initial weights. Give ticket or inherit, not both."
         )
     registry = registry or get_registry()
     settings = training_settings(training, DistillOptions)
@@ -149,7 +149,7 @@ def distill(
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
-        torch.manual_seed(settings.seed)  # for whatever a student or a generator draws from the global state
+        torch.manual_seed(settings.seed)  # for students and generators that draw from the global random state
         task = prepare_task(teacher, inputs, spec, settings, folder, broadcast, registry)
         network = trainable_copy(student) if ticket is None else ticket.rewind(trainable_copy(student))
         check_student(task, network)
@@ -157,7 +157,7 @@ def distill(
         costs = measure_cost(task.teacher, task.spec.shape), measure_cost(network.eval(), task.spec.shape)
         warn_of_larger(*costs)
         about = [model_digest(network), [] if ticket is None else ["ticket", ticket.sparsity]]
-        settings = task.settled(settings, network)
+        settings = task.resolve_settings(settings, network)
         place = task.checkpoint_dir(folder, "distill", settings, about, ranks)
         before = task.agreement(network)
         history = train(Student(network), task, settings, place)
@@ -183,7 +183,7 @@ def distill(
 
 
 def check_student(task: DistillationTask, student: nn.Module) -> None:
-    """Make sure that a student takes what its teacher takes, and returns what it returns.
+    """Check that a student accepts the teacher's inputs and returns outputs of the same shape.
 
     Raises:
         ModelError: it does not.
@@ -191,17 +191,17 @@ def check_student(task: DistillationTask, student: nn.Module) -> None:
     theirs, ours = (trial_run(model.eval(), task.spec.shape).shape[1:] for model in (task.teacher, student))
     if theirs != ours:
         raise ModelError(
-            f"Teacher and student must return the same shape, got {tuple(theirs)} values a sample from the teacher and "
-            f"{tuple(ours)} from the student. Give a student with the teacher's last layer."
+            f"Teacher and student must return the same shape, got {tuple(theirs)} values per sample from the teacher "
+            f"and {tuple(ours)} from the student. Give a student with the teacher's last layer."
         )
 
 
 def warn_of_larger(teacher: Cost, student: Cost) -> None:
-    """Warn of a student with more parameters than its teacher."""
+    """Warn if the student has more parameters than its teacher."""
     if student.parameters > teacher.parameters:
         warnings.warn(
             f"The student is larger than the teacher: {student.parameters:,} parameters against "
-            f"{teacher.parameters:,}. It can learn no more than the teacher knows; distil into a smaller one.",
+            f"{teacher.parameters:,}. It can learn no more than the teacher knows; distill into a smaller one.",
             LargerStudentWarning,
             stacklevel=3,
         )

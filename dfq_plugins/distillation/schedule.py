@@ -1,4 +1,4 @@
-"""The learning rate over a training run, and how far the run is: by its steps, or by the clock where that is ahead."""
+"""The learning rate schedule, and the progress of a run: by steps or by time, whichever is further along."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def learning_rate_factor(progress: float, warm_up: float) -> float:
-    """Return what the learning rate is multiplied by: a linear rise, then a half cosine down to zero.
+    """Return the factor of the learning rate: a linear warm-up, then half a cosine down to zero.
 
     Args:
-        progress: share of the training that is done, 0 to 1.
-        warm_up: share in which the rate rises.
+        progress: completed share of the training, 0 to 1.
+        warm_up: share of the training in which the rate rises.
 
     >>> [round(learning_rate_factor(progress, 0.2), 3) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
@@ -26,16 +26,16 @@ def learning_rate_factor(progress: float, warm_up: float) -> float:
 
 
 class Clock:
-    """Says how far a run is.
+    """Measures the progress of a run.
 
-    Where `max_seconds` would cut the steps short, the schedule is compressed into them: the learning rate still falls
-    to zero at the end. A run with time to spare takes all its steps and no more.
+    If `max_seconds` would end the run early, the schedule is compressed to fit, so the learning rate still falls to
+    zero at the end. A run with time to spare takes exactly its steps.
 
     Args:
-        steps: training steps asked for.
-        max_seconds: most seconds, or None.
-        elapsed: seconds of the parts of the run before this one.
-        now: seconds that never run backwards; a parameter so that tests need not wait.
+        steps: requested training steps.
+        max_seconds: maximum seconds, or None.
+        elapsed: seconds of earlier parts of a resumed run.
+        now: monotonic clock in seconds; a parameter so that tests do not have to wait.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Clock:
         return self._now() - self._start
 
     def progress(self, step: float, seconds: float | None = None) -> float:
-        """Return the share of the run that is done before the given step, at most 1.
+        """Return the share of the run that is complete before the given step, at most 1.
 
         >>> clock = Clock(100, 10.0, now=lambda: 0.0)
         >>> clock.progress(20, seconds=1.0), clock.progress(20, seconds=5.0)

@@ -1,4 +1,4 @@
-"""Where the batches of a training run come from: a data set, a generator that learns beside the student, or both."""
+"""Sources of training batches: a data set, a learning generator, or both."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 class BatchSource(Protocol):
-    """Makes the batch of each training step."""
+    """Supplies the batch for each training step."""
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
-        """Return the batch of a step for the student as it is now.
+        """Return the batch for a step, given the current student.
 
         Args:
             step: counts from 0.
             student: the network in training.
-            progress: share of the training that is done, 0 to 1.
+            progress: completed share of the training, 0 to 1.
         """
         ...
 
     def capture(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold for the source to go on exactly."""
+        """Return the state that a checkpoint needs for the source to resume exactly."""
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `capture` returned."""
+        """Resume from the state that `capture` returned."""
         ...
 
 
 class DatasetSource:
-    """Batches of a data set, whose order depends on seed and step alone."""
+    """Batches of a data set, in an order that depends only on the seed and the step."""
 
     def __init__(
         self,
@@ -52,27 +52,27 @@ class DatasetSource:
     ) -> None:
         self._batches = TrainingBatches(examples, options, num_classes, fill)
 
-    def batch(self, step: int, student: nn.Module, progress: float) -> Examples:  # noqa: ARG002  data sets look at none
-        """Return the batch of a step."""
+    def batch(self, step: int, student: nn.Module, progress: float) -> Examples:  # noqa: ARG002  not needed here
+        """Return the batch for a step."""
         return self._batches.batch(step)
 
     def capture(self) -> dict[str, Tensor]:
-        """Return nothing: there is no state."""
+        """Return an empty state; the source is stateless."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Do nothing."""
+        """Do nothing; the source is stateless."""
 
 
 class GeneratorSource:
-    """Batches of a generator that learns: before each step it sees the student, then it makes the inputs.
+    """Batches of a learning generator: in each step it first learns from the student, then makes the inputs.
 
     Args:
-        generator: what makes the inputs.
+        generator: the learning generator.
         teacher: a private frozen copy.
-        spec: the input to make.
-        options: size of a batch, mixup and augmentation, seed.
-        report: hears of what the generator does before its first batch.
+        spec: specification of the inputs to make.
+        options: batch size, mixup and augmentation, seed.
+        report: called with the generator's progress before its first batch.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class GeneratorSource:
         generator.begin(teacher, spec, self._rng)
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
-        """Let the generator learn from the student, and return its next batch, mixed and augmented.
+        """Let the generator learn from the student, and return its next batch with mixup and augmentation applied.
 
         Raises:
-            DataError: it makes another number of samples, or samples of another shape.
+            DataError: the generator returned the wrong number of samples, or samples of the wrong shape.
         """
         self._generator.progress(progress)
         self._generator.feedback(student)
@@ -100,49 +100,49 @@ class GeneratorSource:
         wanted = (self._options.batch_size, *self._spec.shape)
         if tuple(made.inputs.shape) != wanted:
             raise DataError(
-                f"A learning generator makes the batch that it is asked for, {wanted}, got {tuple(made.inputs.shape)}. "
-                "Report it to its author."
+                f"A learning generator must return a batch of the requested shape, {wanted}, got "
+                f"{tuple(made.inputs.shape)}. Report this to the generator's author."
             )
         labels = None if made.labels is None else made.labels.detach().cpu()
         examples = Examples(made.inputs.detach().float().cpu(), labels)
         return presented(examples, self._options, step, self._spec.num_classes, self._spec.pad_value)
 
     def capture(self) -> dict[str, Tensor]:
-        """Return the generator's own state and that of its random numbers."""
+        """Return the state of the generator and of its random number generator."""
         own = {f"own.{name}": tensor.detach().clone() for name, tensor in self._generator.state().items()}
         return {"rng": self._rng.get_state(), **own}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Bring both back."""
+        """Restore both states."""
         self._rng.set_state(state["rng"])
         own = {name: tensor for name, tensor in state.items() if name != "rng"}
         self._generator.restore({name.removeprefix("own."): tensor for name, tensor in own.items()})
 
 
 class MixedSource:
-    """Batches of which one source makes the first part and another one the rest."""
+    """Batches that combine the batches of two sources."""
 
     def __init__(self, first: BatchSource, second: BatchSource) -> None:
         self._parts = (first, second)
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
-        """Return the batch of a step; it has labels where both parts have them."""
+        """Return the batch for a step; it has labels only if both parts do."""
         return joined(*(part.batch(step, student, progress) for part in self._parts))
 
     def capture(self) -> dict[str, Tensor]:
-        """Return what both parts need to go on."""
+        """Return the state of both parts."""
         states = [part.capture() for part in self._parts]
         return {f"{place}.{name}": kept for place, state in enumerate(states) for name, kept in state.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Bring both parts back."""
+        """Restore both parts."""
         for place, part in enumerate(self._parts):
             prefix = f"{place}."
             part.restore({name.removeprefix(prefix): kept for name, kept in state.items() if name.startswith(prefix)})
 
 
 def joined(first: Examples, second: Examples) -> Examples:
-    """Return the examples of both, with labels where both have them; answers are to be computed.
+    """Return both sets of examples as one, with labels only if both have them, and without teacher outputs.
 
     >>> joined(Examples(torch.zeros(2, 3)), Examples(torch.ones(1, 3))).inputs.shape
     torch.Size([3, 3])

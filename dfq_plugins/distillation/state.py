@@ -1,7 +1,7 @@
-"""The state of a training run, in memory and in its work folder, so that it can stop at any moment and go on exactly.
+"""The state of a training run, in memory and in its work folder, so that a run can stop at any time and resume exactly.
 
-A checkpoint is two files: `checkpoint-<step>.safetensors` with the tensors, and `checkpoint.json`, which names it. The
-JSON is renamed into place last, so that it always names a file that is whole.
+A checkpoint consists of two files: `checkpoint-<step>.safetensors` with the tensors, and `checkpoint.json`, which names
+it. The JSON file is renamed into place last, so it always names a complete file.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ State = dict[str, torch.Tensor]
 
 
 def capture(model: nn.Module) -> State:
-    """Return copies of all parameters and buffers, also of those that a framework keeps out of its state dictionary."""
+    """Return copies of all parameters and buffers, including those that a framework omits from its state dictionary."""
     named = chain(model.named_parameters(), model.named_buffers())
     return {name: tensor.detach().clone().contiguous() for name, tensor in named}
 
 
 @torch.no_grad()
 def restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Write captured values back, in place.
+    """Restore captured values in place.
 
-    `load_state_dict` is not used: frameworks override it, some with a GPU in mind.
+    `load_state_dict` is not used: frameworks override it, and some overrides assume a GPU.
 
     Raises:
-        DataError: the state is of another network.
+        DataError: the state belongs to another network.
     """
     present = dict(chain(model.named_parameters(), model.named_buffers()))
     wrong = [name for name in present if name not in state or state[name].shape != present[name].shape]
     if wrong:
         raise DataError(
-            f"The checkpoint is of another network: {wrong[0]!r} does not fit. Choose another work folder, or delete "
-            "this one."
+            f"The checkpoint belongs to another network: {wrong[0]!r} does not match. Choose another work folder, or "
+            "delete this one."
         )
     for name, tensor in present.items():
         tensor.copy_(state[name])
@@ -70,7 +70,7 @@ def capture_optimizer(optimizer: torch.optim.Optimizer) -> State:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Bring captured moments back."""
+    """Restore captured moments."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in state.items():
         index, _, key = name.partition(".")
@@ -80,15 +80,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tens
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands.
+    """The saved state of a run.
 
     Args:
         identity: digest of everything that the result depends on.
-        step: steps done.
+        step: completed steps.
         seconds: seconds of training so far.
         complete: whether the run is finished.
-        history: points of its curves.
-        tensors: groups of tensors by name: student, best (empty where the student is the best), optimizer, source.
+        history: points of the training curves.
+        tensors: groups of tensors by name: student, best (empty if the student is the best), optimizer, source.
     """
 
     identity: str
@@ -100,10 +100,10 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically, and remove the one before.
+    """Write a checkpoint atomically, and remove the previous one.
 
     Raises:
-        DataError: the folder cannot be written; the checkpoint before is still whole.
+        DataError: the folder cannot be written; the previous checkpoint stays intact.
     """
     name = f"checkpoint-{checkpoint.step:08d}.safetensors"
     flat = {
@@ -128,10 +128,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
-    """Return the checkpoint in a work folder, or None where there is none.
+    """Return the checkpoint in a work folder, or None if there is none.
 
     Raises:
-        DataError: it is damaged, of a newer version, or of a run with other settings.
+        DataError: the checkpoint is damaged, has a newer format, or belongs to a run with other settings.
     """
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
@@ -141,7 +141,7 @@ def read_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
         _require_same_run(about, identity, folder)
         data = (folder / about["tensors"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != about["sha256"]:
-            raise ValueError("its tensors changed since they were written")  # noqa: TRY301  one message for all damage
+            raise ValueError("its tensors have changed since they were written")  # noqa: TRY301  one message for all
         groups: dict[str, State] = {}
         for name, tensor in safetensors.torch.load(data).items():
             group, _, key = name.partition("/")
@@ -150,19 +150,19 @@ def read_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
         return Checkpoint(identity, about["step"], about["seconds"], about["complete"], points, groups)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(
-            f"The checkpoint in {folder} is damaged: {error}. Delete the folder to train from the beginning."
+            f"The checkpoint in {folder} is damaged: {error}. Delete the folder to start training over."
         ) from error
 
 
 def _require_same_run(about: Mapping[str, Any], identity: str, folder: Path) -> None:
     if about["format_version"] > FORMAT_VERSION:
         raise DataError(
-            f"The checkpoint in {folder} has format version {about['format_version']}, and this dfq-plugins reads up "
-            f"to {FORMAT_VERSION}. Install a newer dfq-plugins."
+            f"The checkpoint in {folder} has format version {about['format_version']}, but this dfq-plugins reads "
+            f"versions up to {FORMAT_VERSION}. Install a newer dfq-plugins."
         )
     if about["identity"] != identity:
         raise DataError(
-            f"{folder} holds a checkpoint of another run (digest {short_digest(about['identity'])} there, "
-            f"{short_digest(identity)} asked): the model, the data, the recipe or an option differs. Give the same to "
-            "resume it, or choose another folder."
+            f"{folder} holds a checkpoint of another run (digest {short_digest(about['identity'])}, this run has "
+            f"{short_digest(identity)}): the model, the data, the recipe or an option differs. Use the same ones to "
+            "resume that run, or choose another folder."
         )

@@ -1,4 +1,4 @@
-"""What a student is taught by: the teacher, its inputs, and a run of the one distillation loop on them."""
+"""A distillation task: the teacher plus training inputs, and the training run on them."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class DistillationTask:
 
     Args:
         teacher: a frozen copy.
-        spec: what an input looks like.
-        examples: to train on.
-        held_out: selects the best state.
-        build_generator: builds the generator that learns against the student, where there is one.
-        about: what the inputs were made by, for the identity of a run.
-        report: hears of the progress of whatever works on the task.
+        spec: input specification.
+        examples: training examples.
+        held_out: examples held out to select the best state.
+        build_generator: builds the learning generator; None without one.
+        about: name and settings of the inputs' generator, for the identity of a run.
+        report: called with progress events of any work on the task.
     """
 
     teacher: nn.Module
@@ -71,11 +71,11 @@ class DistillationTask:
 
     @property
     def sample(self) -> Tensor:
-        """A few inputs `(batch, *shape)`, where the teacher computes."""
+        """A few inputs `(batch, *shape)` on the teacher's device."""
         return self.held_out.inputs[:4].to(device_of(self.teacher))
 
-    def settled(self, settings: TrainingOptions, student: nn.Module) -> TrainingOptions:
-        """Return the settings with what was left open decided by the inputs, and by how alike both networks are."""
+    def resolve_settings(self, settings: TrainingOptions, student: nn.Module) -> TrainingOptions:
+        """Return the settings with open values filled in, based on the inputs and the similarity of both networks."""
         if settings.padding is None:
             settings = replace(settings, padding=padding_of(self.spec))
         if settings.feature_weight is None:
@@ -86,14 +86,14 @@ class DistillationTask:
         return settings
 
     def agreement(self, student: nn.Module) -> float:
-        """Return the share of held-out samples that the student puts in the teacher's class; NaN for no classifiers."""
+        """Return the student's top-1 agreement with the teacher on the held-out samples; NaN if not a classifier."""
         batches = torch.split(self.held_out.inputs, 64)
         return top1_agreement(self.teacher, student.eval(), batches, len(self.held_out))
 
     def checkpoint_dir(
         self, folder: Path | None, stage: str, settings: TrainingOptions, about: object, ranks: ProcessGroup
     ) -> CheckpointDir:
-        """Return where one training keeps its checkpoints, whose progress goes by the name `stage`."""
+        """Return the checkpoint folder of one training, which reports its progress under the name `stage`."""
         parts = (self.examples, self.held_out)
         identity = run_identity(self.teacher, parts, settings, [stage, about, self.spec, *self.about])
         place = None if folder is None else folder / stage
@@ -103,7 +103,7 @@ class DistillationTask:
 
 
 def training_settings(given: object, kind: type[TrainingOptions]) -> TrainingOptions:
-    """Return the settings of a training; a record of any kind is taken as it is.
+    """Parse the settings of a training; an options record is returned as it is.
 
     >>> training_settings({"steps": "3"}, TrainingOptions).steps
     3
@@ -114,7 +114,7 @@ def training_settings(given: object, kind: type[TrainingOptions]) -> TrainingOpt
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy in eval mode and float32, whose parameters take gradients where the model's do.
+    """Return a deep copy in eval mode and float32 whose parameters require gradients exactly where the model's do.
 
     Raises:
         ModelError: the model cannot be copied.
@@ -134,20 +134,20 @@ def prepare_task(
     report: Callable[[ProgressEvent], None],
     registry: Registry,
 ) -> DistillationTask:
-    """Return a frozen copy of the model as the teacher, with the inputs to teach by; makes them where asked to.
+    """Return a task with a frozen copy of the model as the teacher; synthesizes the inputs if none are given.
 
     Args:
-        model: the teacher; stays as it is.
-        inputs: where the inputs come from, checked.
-        spec: what an input looks like; a synthetic data set brings its own.
-        settings: share held out, seed.
-        folder: keeps a set that is made here; None keeps none.
-        report: hears of its synthesis.
-        registry: where generators are looked up.
+        model: the teacher; not changed.
+        inputs: source of the inputs, already checked.
+        spec: input specification; a synthetic data set provides its own.
+        settings: validation fraction and seed.
+        folder: where synthesized data is stored; None does not store it.
+        report: called with progress events of the synthesis.
+        registry: registry to look up generators in.
 
     Raises:
-        ModelError: a teacher that cannot be copied or inverted, or is not finite.
-        DataError: data that is empty, of the wrong shape, or another model's.
+        ModelError: the teacher cannot be copied or inverted, or is not finite.
+        DataError: the data is empty, has the wrong shape, or was made from another model.
     """
     teacher = frozen_copy(model)
     check_finite(teacher)
@@ -179,11 +179,11 @@ def train(
     Args:
         student: the network in training.
         task: teacher and inputs.
-        settings: of the training, settled.
+        settings: training settings, with open values resolved.
         place: checkpoints and progress.
-        make_loss: called as `DistillationLoss` is.
-        pace: wraps the source of the batches.
-        keep_best: end in the best state by the held-out samples, or in the last.
+        make_loss: builds the loss, with the arguments of `DistillationLoss`.
+        pace: wraps the batch source.
+        keep_best: end in the state that scores best on the held-out samples, rather than in the last state.
     """
     student.model.eval()
     loss = make_loss(task.teacher, settings, student=student.model, sample=task.sample[:2])
@@ -196,7 +196,7 @@ def train(
 
 
 def _source(task: DistillationTask, loss: DistillationLoss, settings: TrainingOptions) -> BatchSource:
-    """Return where the batches come from: the data set, the generator that learns beside the student, or both."""
+    """Return the batch source: the data set, the learning generator, or both."""
     fill = task.spec.pad_value
     if task.build_generator is None:
         return DatasetSource(answered(task.examples, loss, settings), settings, task.spec.num_classes, fill)
@@ -214,10 +214,10 @@ class DataOriginWarning(DfqWarning):
 
 
 def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
-    """Warn of a synthetic data set that was made from another model, or refuse it.
+    """Warn about synthetic data that was made from another model, or reject it.
 
     Raises:
-        DataError: it was, and `strict` is set.
+        DataError: the data was made from another model, and `strict` is set.
     """
     if not isinstance(data, SyntheticDataset):
         return
@@ -225,13 +225,13 @@ def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
     if theirs == ours:
         return
     message = (
-        f"The data in {data.folder} was made from another model: digest {short_digest(theirs)} there, "
-        f"{short_digest(ours)} of the model given."
+        f"The data in {data.folder} was made from another model: its digest is {short_digest(theirs)}, and the given "
+        f"model's is {short_digest(ours)}."
     )
     if strict:
-        raise DataError(f"{message} Synthesize data from this model, or do without strict.")
+        raise DataError(f"{message} Synthesize data from this model, or turn off strict.")
     warnings.warn(
-        f"{message} Its inputs fit that one's statistics. Synthesize data from this model.",
+        f"{message} Its inputs match the other model's statistics. Synthesize data from this model.",
         DataOriginWarning,
         stacklevel=3,
     )
@@ -240,15 +240,15 @@ def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
 def run_identity(teacher: nn.Module, parts: tuple[Examples, Examples], settings: TrainingOptions, about: object) -> str:
     """Return the digest of everything that the result of a training depends on, in hexadecimal.
 
-    The time budget is left out: a run may be resumed with another one.
+    The time budget is excluded: a run may be resumed with a different one.
     """
     training = asdict(replace(settings, max_seconds=None))
-    told = jsonable([model_digest(teacher), [part.digest for part in parts], training, about])
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = jsonable([model_digest(teacher), [part.digest for part in parts], training, about])
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def gathered(data: CalibrationData, samples: InputBatches) -> Examples:
-    """Return all samples in memory, with the labels of a synthetic data set."""
+    """Load all samples into memory, with the labels of a synthetic data set."""
     if isinstance(data, SyntheticDataset) and data.manifest.labels != "none":
         batches = list(data.loader(batch_size=BATCH_SIZE))
         return Examples(torch.cat([batch.inputs for batch in batches]), torch.cat([batch.labels for batch in batches]))
@@ -256,7 +256,7 @@ def gathered(data: CalibrationData, samples: InputBatches) -> Examples:
 
 
 def answered(examples: Examples, loss: DistillationLoss, settings: TrainingOptions) -> Examples:
-    """Return the examples with the teacher's answers where no step will ask the teacher anew."""
+    """Return the examples with the teacher's outputs precomputed, unless each step has to compute them itself."""
     if settings.augments or settings.compares_features:
         return examples
     answers = torch.cat(
@@ -267,7 +267,7 @@ def answered(examples: Examples, loss: DistillationLoss, settings: TrainingOptio
 
 @contextmanager
 def work_folder(work: Path | str | None, ranks: ProcessGroup) -> Iterator[Path | None]:
-    """Create the work folder and keep other runs out of it meanwhile."""
+    """Create the work folder and lock it against other runs within the block."""
     if work is None:
         yield None
         return

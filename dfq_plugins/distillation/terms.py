@@ -1,4 +1,4 @@
-"""Loss terms between a student and its teacher: pure functions, each a scalar that is 0 where both agree."""
+"""Loss terms between a student and its teacher: pure functions that return a scalar, 0 where both agree."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 _LOGIT_AXES = 2
 
 RIDGE = 1e-6
-"""Share of the mean square that is added where channels are mapped, so that equal ones have a solution."""
+"""Ridge of the channel map, as a share of the mean square, so that the solution exists even with identical channels."""
 
 
 def are_logits(outputs: Tensor) -> bool:
-    """Whether a network's outputs are those of a classifier, `(batch, classes)`."""
+    """Return whether a network's outputs are class logits, `(batch, classes)`."""
     return outputs.ndim == _LOGIT_AXES
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence of the class probabilities, the teacher's first, in nats, mean over the batch.
+    """Kullback-Leibler divergence of the student's class probabilities from the teacher's, in nats, batch mean.
 
-    `T^2 * KL(softmax(t / T) || softmax(s / T))`; the factor keeps gradients alike at all temperatures.
+    `T^2 * KL(softmax(t / T) || softmax(s / T))`; the factor keeps the gradient scale the same at all temperatures.
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.
 
     Args:
         student: logits `(batch, classes)`.
         teacher: logits `(batch, classes)`.
-        temperature: what both are divided by.
+        temperature: divisor of both logits.
 
     >>> logits = torch.tensor([[2.0, -1.0]])
     >>> kl_divergence(logits, logits, 4.0).item()
@@ -40,7 +40,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
 
 def symmetrized_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence in both directions, added up. Source: Zhu et al. 2020 (arXiv 2010.07334), for pruning.
+    """Sum of the KL divergences in both directions. Source: Zhu et al. 2020 (arXiv 2010.07334), for pruning.
 
     >>> first, second = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.0, 1.0]])
     >>> symmetrized_kl(first, second).item() == symmetrized_kl(second, first).item()
@@ -63,7 +63,7 @@ def hard_labels(student: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         student: logits `(batch, classes)`.
-        labels: classes `(batch,)`, or shares of each class `(batch, classes)` after mixup.
+        labels: classes `(batch,)`, or class probabilities `(batch, classes)` after mixup.
 
     >>> round(hard_labels(torch.zeros(1, 4), torch.tensor([2])).item(), 4)
     1.3863
@@ -77,19 +77,19 @@ def feature_difference(student: Tensor, teacher: Tensor) -> Tensor:
     >>> feature_difference(torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 2.0]])).item()
     0.5
     """
-    smallest = 1e-12  # a feature of zeros has no scale to compare with
+    smallest = 1e-12  # an all-zero feature has no scale to normalize by
     return (student - teacher).square().mean() / teacher.square().mean().clamp_min(smallest)
 
 
 def in_channels_of(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return a student's feature in as many channels as the teacher's: its best linear map, place by place.
+    """Map a student's feature to the teacher's channels with the best affine map over channels.
 
-    The map is the affine one of least squares over all samples and places, found anew for each batch. It takes no
-    gradient: at a minimum over the map the loss has none along it.
+    The map is the least-squares fit over all samples and positions, recomputed for each batch. It is treated as a
+    constant: at its optimum, the gradient of the loss with respect to the map is zero.
 
     Args:
-        student: `(batch, channels, *places)`.
-        teacher: `(batch, other channels, *places)`.
+        student: `(batch, channels, *spatial)`.
+        teacher: `(batch, other channels, *spatial)`.
 
     >>> narrow = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(0))
     >>> wide = torch.stack([narrow[:, 0], narrow[:, 1], narrow[:, 0] - 2 * narrow[:, 1] + 3], dim=1)
@@ -108,7 +108,7 @@ def in_channels_of(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention_map(feature: Tensor) -> Tensor:
-    """Return the channel mean of squares of a feature `(batch, channels, *spatial)`, normalized, `(batch, places)`.
+    """Return the normalized channel mean of squares of a feature `(batch, channels, *spatial)`, `(batch, positions)`.
 
     >>> round(attention_map(torch.tensor([[[3.0, 4.0], [3.0, 4.0]]])).norm().item(), 4)
     1.0
@@ -117,9 +117,9 @@ def attention_map(feature: Tensor) -> Tensor:
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Distance of two attention maps, mean over the batch: `|| f(s)/||f(s)|| - f(t)/||f(t)|| ||`.
+    """Distance between two attention maps, mean over the batch: `|| f(s)/||f(s)|| - f(t)/||f(t)|| ||`.
 
-    Here f is the channel mean of squares, so that the scale of a feature does not count. Source: Zhu et al. 2020 (arXiv
+    Here f is the channel mean of squares, so the scale of a feature has no effect. Source: Zhu et al. 2020 (arXiv
     2010.07334), equation of the term R_a.
 
     >>> feature = torch.tensor([[[1.0, 2.0]]])

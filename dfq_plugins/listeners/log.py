@@ -1,4 +1,4 @@
-"""Writes progress to Python's logging, for runs without a terminal. Silent until logging is configured for INFO."""
+"""Logs progress with Python's logging, for runs without a terminal. Silent until logging is configured for INFO."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class LogOptions:
 
 
 class LogListener:
-    """Logs the first and the last event of a stage, and between them one event an interval.
+    """Logs the first and the last event of a stage, and one event per interval in between.
 
     Args:
         options: level and interval.
-        clock: seconds that never run backwards; a parameter so that tests need not wait.
+        clock: monotonic clock in seconds; a parameter so that tests do not have to wait.
     """
 
     def __init__(self, options: LogOptions, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,7 +50,7 @@ class LogListener:
 
 
 def describe(event: ProgressEvent) -> str:
-    """Say one event in a line.
+    """Format an event as one line.
 
     >>> from dfq_plugins.types import ProgressEvent
     >>> describe(ProgressEvent("synthesize", 30, 300, {"loss": 0.125}))

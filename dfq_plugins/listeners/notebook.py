@@ -1,4 +1,4 @@
-"""A progress bar in Jupyter notebooks, without anybody asking for it; elsewhere it does nothing."""
+"""An automatic progress bar in Jupyter notebooks; does nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from dfq_plugins.types import NoOptions, ProgressEvent
 
 INTERVAL = 0.2
-"""Seconds between two redraws of a bar."""
+"""Seconds between redraws of a bar."""
 
 
 class NotebookListener:
-    """Shows one bar a stage below the cell that runs.
+    """Shows one bar per stage below the running cell.
 
     Args:
         _options: none.
-        clock: seconds that never run backwards; a parameter so that tests need not wait.
+        clock: monotonic clock in seconds; a parameter so that tests do not have to wait.
     """
 
     def __init__(self, _options: NoOptions, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +33,7 @@ class NotebookListener:
         self._drawn: dict[str, float] = {}
 
     def __call__(self, event: ProgressEvent) -> None:
-        """Draw the stage's bar anew if it is due."""
+        """Redraw the stage's bar if it is due."""
         if not in_notebook():
             return
         now = self._clock()
@@ -41,7 +41,7 @@ class NotebookListener:
         if last is not None and event.completed < event.total and now - last < INTERVAL:
             return
         self._drawn[event.stage] = now
-        display: Any = importlib.import_module("IPython.display")  # there, since a notebook runs us
+        display: Any = importlib.import_module("IPython.display")  # available, since this runs in a notebook
         bar = display.HTML(bar_html(event))
         if event.stage in self._bars:
             self._bars[event.stage].update(bar)
@@ -50,13 +50,13 @@ class NotebookListener:
 
 
 def in_notebook() -> bool:
-    """Tell whether the code runs in a Jupyter kernel, without importing IPython."""
+    """Return whether the code runs in a Jupyter kernel, without importing IPython."""
     get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return get_shell is not None and hasattr(get_shell(), "kernel")
 
 
 def bar_html(event: ProgressEvent) -> str:
-    """Return a bar with the event's line beside it.
+    """Return a bar with the event's line next to it.
 
     >>> from dfq_plugins.types import ProgressEvent
     >>> bar_html(ProgressEvent("synthesize", 3, 10))

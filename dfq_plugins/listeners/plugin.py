@@ -1,4 +1,4 @@
-"""Registers the built-in progress listeners through the public hooks. Imports no torch."""
+"""Registers the built-in progress listeners through the public hooks. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def dfq_progress_listeners() -> Iterator[ProgressListenerEntry]:
-    """Provide the listeners that write to Python's logging and into notebooks."""
+    """Provide the listeners for Python's logging and for notebooks."""
     yield ProgressListenerEntry(
         "log", "Progress in Python's logging", "dfq_plugins.listeners.log:LogListener", options=LogOptions
     )

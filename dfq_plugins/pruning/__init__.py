@@ -1,6 +1,6 @@
-"""Pruning without data: filters removed, single weights set to zero, and lottery tickets.
+"""Pruning without data: filter removal, sparsity of individual weights, and lottery tickets.
 
-Public names are imported on first use, so that the options can be listed without torch.
+Public names are imported on first use, so the options can be listed without torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Structured pruning: scales are pressed toward zero, the smallest filters removed, and the rest trained again."""
+"""Structured pruning: push scales toward zero, remove the smallest filters, and retrain the network."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 
 COMPARED_SAMPLES, COMPARED_BATCH = 512, 128
-"""Samples on which filters are judged, and BatchNorm statistics compared before and after they go."""
+"""Samples used to rate filters and to compare BatchNorm statistics before and after pruning."""
 
 KEPT_VALUES, SMALLEST_BATCH = COMPARED_BATCH * 3 * 32 * 32, 8
-"""Input values of a batch whose features and gradients are all kept, and the samples that it has at least."""
+"""Maximum input values, and minimum samples, of a batch whose features and gradients are all kept in memory."""
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much goes: exactly one of these is given.
+    """How much to prune; exactly one field is given.
 
     Args:
-        macs: share of the MACs that is left.
-        threshold: filters with a smaller scale go.
-        sparsity: share of the weights that is set to zero.
+        macs: share of the MACs to keep.
+        threshold: remove filters with a smaller scale.
+        sparsity: share of the weights to set to zero.
     """
 
     macs: float | None = None
@@ -58,8 +58,8 @@ class Amount:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             raise UsageError(
-                "Say in one way how much is to go: macs=0.7 (share that is left), threshold=0.1 (filters with "
-                f"a smaller scale), or sparsity=0.5 (share of single weights), got {', '.join(given) or 'none'}."
+                "Give exactly one amount to prune: macs=0.7 (share to keep), threshold=0.1 (remove filters with a "
+                f"smaller scale), or sparsity=0.5 (share of individual weights), got {', '.join(given) or 'none'}."
             )
         ((name, value),) = given.items()
         highest = float("inf") if name == "threshold" else 1.0
@@ -76,7 +76,7 @@ def sparsify(
     place: CheckpointDir,
     chosen: Removed | None = None,
 ) -> tuple[TrainingPoint, ...]:
-    """Train a network while the penalty presses the scales of its filters, or of the chosen ones, to zero, in place."""
+    """Train a network in place while a penalty pushes the scales of all or the chosen filters toward zero."""
     with shared_scales(model, groups.usable) as scales:
         penalty = penalty_for(model, groups.usable, scales, task.sample, options, chosen)
         return train(
@@ -84,13 +84,13 @@ def sparsify(
             task,
             replace(settings, steps=options.sparsity_steps),
             place,
-            make_loss=_with(penalty),
+            make_loss=_penalized_loss(penalty),
             pace=lambda source: _paced(source, penalty),
-            keep_best=False,  # the best answers are those from before
+            keep_best=False,  # agreement with the teacher is best before this training
         )
 
 
-def _with(penalty: Penalty) -> Callable[..., DistillationLoss]:
+def _penalized_loss(penalty: Penalty) -> Callable[..., DistillationLoss]:
     def make(teacher: nn.Module, options: TrainingOptions, *, student: nn.Module, sample: Tensor) -> SparsifyingLoss:
         return SparsifyingLoss(teacher, options, student, sample, penalty)
 
@@ -102,18 +102,18 @@ def _paced(source: BatchSource, penalty: Penalty) -> BatchSource:
 
 
 def prunable(model: nn.Module, task: DistillationTask, options: PruningOptions) -> Groups:
-    """Return which filters can go.
+    """Return the filters that can be removed.
 
     Raises:
         UsageError: a layer to keep is not in the network.
         PluginError: torch-pruning is not installed.
-        ModelError: the network cannot be traced, or nothing of it can be pruned.
+        ModelError: the network cannot be traced, or no part of it can be pruned.
     """
     names = {name for name, _ in model.named_modules()}
     for name in options.keep:
         if name not in names:
             raise UsageError(
-                f"The option keep names {name!r}, and the network has no such layer.{nearest(name, names)}"
+                f"The option keep names {name!r}, but the network has no such layer.{nearest(name, names)}"
             )
     return find_groups(model, task.sample, options.keep)
 
@@ -126,32 +126,32 @@ def selected(
     options: PruningOptions,
     settings: TrainingOptions,
 ) -> Removed:
-    """Return which filters go, by group.
+    """Return the filters to remove, by group.
 
     Raises:
-        UsageError: a layer would be emptied; names it.
+        UsageError: a layer would lose all its filters.
     """
     if amount.threshold is not None:
         return select_by_threshold(groups.usable, group_scales(model, groups.usable), amount.threshold)
-    assert amount.macs is not None  # noqa: S101  for the type checker: one of both is given
+    assert amount.macs is not None  # noqa: S101  for the type checker: one of the two is given
     shape = task.spec.shape
     costs = layer_multiply_adds(model, shape) | {"": measure_cost(model, shape).macs}
     if options.importance == "scale":
         sizes = group_scales(model, groups.usable)
     else:
-        batches = _some(task, gradient_batch(task.sample[0].numel()))
+        batches = _comparison_batches(task, gradient_batch(task.sample[0].numel()))
         changes = answer_changes(model, groups.usable, batches, settings.temperature, settings.seed)
         sizes = {group.name: changes[group.name] / filter_multiply_adds(group, costs) for group in groups.usable}
     return select_by_target(groups.usable, sizes, costs, amount.macs, options.fewest)
 
 
-def _some(task: DistillationTask, batch: int = COMPARED_BATCH) -> tuple[Tensor, ...]:
-    """Return inputs, in batches, on which networks are compared."""
+def _comparison_batches(task: DistillationTask, batch: int = COMPARED_BATCH) -> tuple[Tensor, ...]:
+    """Return batches of inputs to compare networks on."""
     return torch.split(task.examples.inputs[:COMPARED_SAMPLES].to(task.sample.device), batch)
 
 
 def gradient_batch(values: int) -> int:
-    """Return how many inputs of so many values go together where all features and their gradients are kept.
+    """Return the batch size for inputs of this many values when all features and their gradients are kept.
 
     >>> gradient_batch(3 * 32 * 32), gradient_batch(3 * 224 * 224)
     (128, 8)
@@ -160,18 +160,18 @@ def gradient_batch(values: int) -> int:
 
 
 def take_out(model: nn.Module, groups: Groups, removed: Removed, task: DistillationTask) -> None:
-    """Remove filters in place, make sure that the network answers as if they were zero, and correct its statistics.
+    """Remove filters in place, check that this equals setting them to zero, and correct the BatchNorm statistics.
 
     Raises:
-        ModelError: it does not.
+        ModelError: the outputs differ from those with the filters set to zero.
     """
     whole, zeroed = copy.deepcopy(model), copy.deepcopy(model)
     zero_filters(zeroed, groups.usable, removed)
     remove_filters(model, task.sample, groups.usable, removed)
     if not same_answers(zeroed, model, task.sample):
         raise ModelError(
-            f"Without its filters {type(model).__name__} does not answer as with these filters at zero, so that "
-            "torch-pruning took out what does not belong to them. Name the layers to prune last in the option keep, "
-            "or set single weights to zero instead (sparsity)."
+            f"Removing filters from {type(model).__name__} changes its outputs more than setting them to zero, so "
+            "torch-pruning removed the wrong channels. Exclude layers from pruning with the option keep, or set "
+            "individual weights to zero instead (sparsity)."
         )
-    recenter(model, whole, groups.usable, removed, _some(task))
+    recenter(model, whole, groups.usable, removed, _comparison_batches(task))

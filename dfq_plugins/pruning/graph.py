@@ -1,9 +1,9 @@
-"""Which filters of a network belong together, and their removal, by the dependency graph of torch-pruning.
+"""Groups of filters that must be removed together, and their removal, based on torch-pruning's dependency graph.
 
-Removing one filter shortens what the next layers read; where a residual connection adds features up, all layers that
-write to it lose the same filter. torch-pruning finds these groups by following the gradient graph. It takes every
-operation that it does not know for one that keeps channels where they are, so each group is tried out before it is
-believed: the network without a filter must answer as the network in which that filter is zero.
+Removing a filter also removes an input channel of the next layers; where a residual connection adds features, all
+layers that write to it lose the same filter. torch-pruning finds these groups by following the gradient graph. It
+assumes that every unknown operation keeps channels in place, so each group is verified first: the network without a
+filter must return the same outputs as the network with that filter set to zero.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 WITH_FILTERS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  no public base
 NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001  as above
 TOLERANCE = 1e-6
-"""Largest difference, as a share of the largest answer, of two networks in float64 that are to be the same."""
+"""Largest allowed difference between the float64 outputs of equivalent networks, as a share of the largest output."""
 
 HARMLESS = (
     *("Relu", "LeakyRelu", "Hardtanh", "Silu", "Gelu", "Elu", "Hardswish"),
     *("AvgPool", "MaxPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Mean"),
     *("Add", "Sub", "Mul", "Cat", "Reshape", "Slice", "Output", "Native", "Cudnn"),
 )
-"""What the names of operations begin with that keep every channel in its place, and zero at zero."""
+"""Name prefixes of operations that keep every channel in place and map zero to zero."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Member:
     """One side of a layer that belongs to a group.
 
     Args:
-        name: of the layer.
-        outputs: whether its outputs belong to the group, or its inputs.
-        places: for each of the group's filters, the indices there; several after a flattening.
-        width: how many indices the side has.
+        name: name of the layer.
+        outputs: whether the layer's outputs or its inputs belong to the group.
+        places: channel indices on this side for each of the group's filters; several after a flatten.
+        width: number of channel indices on this side.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Member:
 
 @dataclass(frozen=True)
 class FilterGroup:
-    """Filters that can only go together.
+    """Filters that can only be removed together.
 
     Args:
         name: the first layer of the group.
-        members: all layers that lose something with a filter, that one first.
+        members: all layers that lose channels with a filter, the first layer first.
         norms: names of the BatchNorm layers among them.
         operations: names of the operations between them.
     """
@@ -78,7 +78,7 @@ class FilterGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """What of a network can be pruned, and what cannot, with the reason for each layer."""
+    """The groups of a network that can be pruned, and the layers that cannot, each with the reason."""
 
     usable: tuple[FilterGroup, ...]
     left: tuple[tuple[str, str], ...]
@@ -88,13 +88,13 @@ def find_groups(model: nn.Module, sample: Tensor, keep: Sequence[str] = ()) -> G
     """Return the groups of filters of a network that can be removed.
 
     Args:
-        model: in eval mode; stays as it is.
+        model: a network in eval mode; not changed.
         sample: inputs `(batch, *shape)`.
-        keep: layers whose groups are left alone.
+        keep: layers whose groups are not pruned.
 
     Raises:
         PluginError: torch-pruning is not installed.
-        ModelError: the network cannot be traced, or nothing of it can be pruned.
+        ModelError: the network cannot be traced, or no part of it can be pruned.
     """
     private = _trainable(model)
     graph = _graph(private, sample)
@@ -106,9 +106,9 @@ def find_groups(model: nn.Module, sample: Tensor, keep: Sequence[str] = ()) -> G
     usable = [group for group in usable if not reasons[group.name]]
     left = tuple((name, reason) for name, reason in reasons.items() if reason)
     if not usable:
-        told = "; ".join(f"{name}: {reason}" for name, reason in left) or "no layer with filters was found"
+        details = "; ".join(f"{name}: {reason}" for name, reason in left) or "no layer with filters was found"
         raise ModelError(
-            f"No filter of {type(model).__name__} can be removed ({told}). Set single weights to zero instead: "
+            f"No filter of {type(model).__name__} can be removed ({details}). Set individual weights to zero instead: "
             "sparsity=0.5, or --sparsity 0.5."
         )
     return Groups(tuple(usable), left)
@@ -116,7 +116,7 @@ def find_groups(model: nn.Module, sample: Tensor, keep: Sequence[str] = ()) -> G
 
 @torch.no_grad()
 def zero_filters(model: nn.Module, groups: Iterable[FilterGroup], removed: Mapping[str, Sequence[int]]) -> None:
-    """Set filters to zero in place, with the BatchNorm scales and shifts after them, so that nothing leaves them."""
+    """Set filters to zero in place, including the scales and shifts of the BatchNorms after them."""
     for group in groups:
         for member in group.members:
             module = model.get_submodule(member.name)
@@ -130,7 +130,7 @@ def zero_filters(model: nn.Module, groups: Iterable[FilterGroup], removed: Mappi
 def remove_filters(
     model: nn.Module, sample: Tensor, groups: Iterable[FilterGroup], removed: Mapping[str, Sequence[int]]
 ) -> None:
-    """Remove filters in place, and what reads them.
+    """Remove filters in place, along with the weights that read them.
 
     Raises:
         PluginError: torch-pruning is not installed.
@@ -149,7 +149,7 @@ def remove_filters(
 
 
 def same_answers(first: nn.Module, second: nn.Module, inputs: Tensor) -> bool:
-    """Whether two networks give the same answers, up to rounding in float64."""
+    """Return whether two networks give the same outputs, up to float64 rounding."""
     with torch.no_grad():
         one, other = (copy.deepcopy(model).double()(inputs.double()) for model in (first, second))
     if one.shape != other.shape:
@@ -158,16 +158,16 @@ def same_answers(first: nn.Module, second: nn.Module, inputs: Tensor) -> bool:
 
 
 def _graph(model: nn.Module, sample: Tensor) -> Any:
-    """Return torch-pruning's dependency graph of a network that takes gradients."""
+    """Return torch-pruning's dependency graph of a network whose parameters require gradients."""
     try:
         import torch_pruning  # noqa: PLC0415  optional
     except ImportError as error:
         raise PluginError(
-            'Filters are removed by torch-pruning, which is not installed. Run: pip install "dfq-plugins[pruning]"'
+            'Removing filters needs torch-pruning, which is not installed. Run: pip install "dfq-plugins[pruning]"'
         ) from error
     require_traceable(model, sample)
     with traced(model):
-        # A tuple, because it would unpack a tensor along the batch.
+        # A tuple, because torch-pruning would unpack a bare tensor along the batch axis.
         return torch_pruning.DependencyGraph().build_dependency(model, (sample,), verbose=False)
 
 
@@ -183,20 +183,20 @@ def _record(graph: Any, group: Any, model: nn.Module) -> FilterGroup:
         width = None
         if module in names and (isinstance(module, NORMS) or any(True for _ in module.parameters(recurse=False))):
             width = graph.get_out_channels(module) if outputs else graph.get_in_channels(module)
-        if width is None:  # no layer, or one with a single value for all channels
+        if width is None:  # not a layer, or a layer with a single value for all channels
             operations.append(_operation(module))
             continue
         places: list[list[int]] = [[] for _ in range(len(group[0].idxs))]
         for place, channel in zip(item.idxs, item.root_idxs, strict=True):
             places[channel].append(place)
         members.append(Member(names[module], outputs, tuple(map(tuple, places)), width))
-        if isinstance(module, NORMS) and sum(map(len, places)) == width:  # not of a concatenation
+        if isinstance(module, NORMS) and sum(map(len, places)) == width:  # not after a concatenation
             norms.append(names[module])
     return FilterGroup(names[group[0].dep.target.module], tuple(members), tuple(norms), tuple(operations))
 
 
 def _operation(module: Any) -> str:
-    """Return what an operation is called, from the name that torch-pruning gives it.
+    """Return the name of an operation, extracted from torch-pruning's name for it.
 
     >>> class FromGradient:
     ...     def __repr__(self):
@@ -210,20 +210,20 @@ def _operation(module: Any) -> str:
 
 
 def _obstacle(group: FilterGroup, model: nn.Module, keep: Sequence[str]) -> str:
-    """Return why a group cannot be pruned, or nothing."""
+    """Return why a group cannot be pruned; an empty string if it can."""
     if any(member.name in keep for member in group.members):
-        return "asked to keep it"
+        return "excluded by the option keep"
     if not any(not member.outputs for member in group.members):
-        return "its filters are the network's answers"
+        return "its filters are the network's outputs"
     if not group.norms:
-        return "no BatchNorm follows it, so that no scale says how much its filters matter"
+        return "no BatchNorm follows it, so there is no scale to rate its filters by"
     if any(model.get_submodule(name).weight is None for name in group.norms):
         return "its BatchNorm has no scales"
     return ""
 
 
 def _failing(model: nn.Module, sample: Tensor, groups: Sequence[FilterGroup]) -> list[FilterGroup]:
-    """Return the groups that cannot be removed, found by halving."""
+    """Return the groups that cannot be removed, found by bisection."""
     if not groups or _removable(model, sample, groups):
         return []
     if len(groups) == 1:
@@ -233,18 +233,18 @@ def _failing(model: nn.Module, sample: Tensor, groups: Sequence[FilterGroup]) ->
 
 
 def _removable(model: nn.Module, sample: Tensor, groups: Sequence[FilterGroup]) -> bool:
-    """Whether the network without every third filter answers as the one in which they are zero."""
+    """Return whether removing every third filter gives the same outputs as setting it to zero."""
     trial = {group.name: range(0, group.size, 3) if group.size > 1 else () for group in groups}
     zeroed, shorter = _trainable(model), _trainable(model)
     zero_filters(zeroed, groups, trial)
     try:
         remove_filters(shorter, sample, groups, trial)
         return same_answers(zeroed, shorter, sample)
-    except (RuntimeError, IndexError, ValueError):  # shapes that do not fit any more
+    except (RuntimeError, IndexError, ValueError):  # shapes no longer match
         return False
 
 
 def _suspects(group: FilterGroup) -> str:
-    """Name the operations that may move channels, or all where none stands out."""
+    """Name the operations that may move channels, or all of them if none is unusual."""
     unusual = [name for name in dict.fromkeys(group.operations) if name != "T" and not name.startswith(HARMLESS)]
     return ", ".join(unusual or dict.fromkeys(group.operations)) or "an operation without gradient"

@@ -1,4 +1,4 @@
-"""How much the network's answers would change without each filter, from any inputs: no labels, no trained scales."""
+"""Filter importance: how much the network's outputs would change without each filter. Needs inputs, but no labels."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from dfq_plugins.pruning.graph import FilterGroup, Member
 
 DRAWS = 4
-"""Directions of the answers that are followed back, for each sample."""
+"""Number of output directions per sample that are backpropagated."""
 
 
 def answer_changes(
     model: nn.Module, groups: Sequence[FilterGroup], batches: Sequence[Tensor], temperature: float, seed: int
 ) -> dict[str, Tensor]:
-    """Return by group how far the answers move if each filter gives its mean and nothing else, `(filters,)`.
+    """Return by group how far the outputs move if each filter is replaced by its mean, `(filters,)`.
 
-    To second order that is half the mean over the samples of `(sum over places of (x - mean x) * d answer / d x)**2`
-    for the features x of a filter, as the layers behind it read them: the Fisher information of its removal, the
-    expected KL divergence of the class probabilities at the temperature. The direction of the answers is drawn, since
-    at the teacher itself the divergence has no gradient. Where the network is no classifier, answers count by their
-    squared difference.
+    To second order, this is half the mean over samples of `(sum over positions of (x - mean x) * d output / d x)**2`
+    for the features x of a filter, as read by the next layers: the Fisher information of the removal, which is the
+    expected KL divergence of the class probabilities at the temperature. Output directions are sampled, because the
+    divergence has zero gradient at the teacher itself. If the network is not a classifier, the squared difference of
+    the outputs is used.
 
-    Source: Theis, Korshunova, Tejani and Huszar 2018 (arXiv 1801.05787), equation 6; the mean is taken out because
-    pruning gives it back.
+    Source: Theis, Korshunova, Tejani and Huszar 2018 (arXiv 1801.05787), equation 6; the mean is subtracted because
+    pruning restores it afterwards.
 
     Args:
-        model: in eval mode, with parameters that take gradients.
-        groups: the filters.
+        model: a network in eval mode, whose parameters require gradients.
+        groups: groups of filters to rate.
         batches: inputs `(samples, *shape)`.
-        temperature: what the logits are divided by.
-        seed: of the directions.
+        temperature: divisor of the logits.
+        seed: seed of the output directions.
     """
     generator = torch.Generator().manual_seed(seed)
     totals = {group.name: torch.zeros(group.size) for group in groups}
@@ -63,7 +63,7 @@ def answer_changes(
 
 @contextmanager
 def _read_by(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what enters the named layers within the block."""
+    """Collect the inputs of the named layers within the block."""
     features: dict[str, list[Tensor]] = defaultdict(list)
 
     def hook(name: str) -> Any:
@@ -77,7 +77,7 @@ def _read_by(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[
 
 
 def _direction(answers: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Draw a direction whose covariance is the curvature of the distance between answers."""
+    """Sample a direction whose covariance is the curvature of the distance between outputs."""
     if not are_logits(answers):
         return torch.randn(answers.shape, generator=generator).to(answers)
     probabilities = (answers / temperature).softmax(1)
@@ -86,7 +86,7 @@ def _direction(answers: Tensor, temperature: float, generator: torch.Generator) 
 
 
 def _changes(model: nn.Module, read: Sequence[tuple[str, Tensor]], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the first-order change of the answers if each channel gave its mean, by layer `(samples, channels)`."""
+    """Return the first-order output change if each channel is replaced by its mean, by layer `(samples, channels)`."""
     changes: dict[str, Tensor] = {}
     for (name, feature), gradient in zip(read, gradients, strict=True):
         values, slopes = (_by_channel(model.get_submodule(name), part) for part in (feature.detach(), gradient))
@@ -96,13 +96,13 @@ def _changes(model: nn.Module, read: Sequence[tuple[str, Tensor]], gradients: Se
 
 
 def _by_channel(layer: nn.Module, feature: Tensor) -> Tensor:
-    """Return a feature as `(samples, channels, places)`."""
+    """Return a feature as `(samples, channels, positions)`."""
     channels_first = feature.movedim(-1, 1) if isinstance(layer, nn.Linear) else feature
     return channels_first.reshape(*channels_first.shape[:2], -1)
 
 
 def _of_group(group: FilterGroup, changes: dict[str, Tensor]) -> Tensor:
-    """Return the change that each filter of a group makes in all layers that read it, `(samples, filters)`."""
+    """Return the change from each filter of a group, summed over all layers that read it, `(samples, filters)`."""
     parts = [
         torch.stack([changes[member.name][:, list(places)].sum(1) for places in member.places], 1)
         for member in _readers(group)
@@ -111,6 +111,6 @@ def _of_group(group: FilterGroup, changes: dict[str, Tensor]) -> Tensor:
 
 
 def _readers(group: FilterGroup) -> list[Member]:
-    """Return where the filters leave the group; a depthwise layer only passes them on."""
+    """Return the layers that read the group's filters, except depthwise layers, which only pass them on."""
     written = {member.name for member in group.members if member.outputs}
     return [member for member in group.members if not member.outputs and member.name not in written]

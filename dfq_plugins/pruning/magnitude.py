@@ -1,4 +1,4 @@
-"""Single weights set to zero, by torch's own `torch.nn.utils.prune`: the smallest of the whole network."""
+"""Unstructured pruning with `torch.nn.utils.prune`: sets the smallest weights of the whole network to zero."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001  no public base
 def prune_weights(model: nn.Module, sparsity: float) -> None:
     """Mask the smallest weights of all convolutions and linear layers, in place.
 
-    The masks hold while the network is trained, until `bake`.
+    The masks stay active during training, until `bake`.
 
     Args:
-        model: its layers get the parameter `weight_orig` and the buffer `weight_mask`.
-        sparsity: share of all these weights that is masked.
+        model: the network; its layers get the parameter `weight_orig` and the buffer `weight_mask`.
+        sparsity: share of all these weights to mask.
 
     Raises:
-        UsageError: a layer would lose all its weights; names it.
-        ModelError: there is no such layer.
+        UsageError: a layer would lose all its weights.
+        ModelError: the network has no such layer.
     """
     layers = weighted_layers(model)
     prune.global_unstructured(
@@ -49,22 +49,22 @@ def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
     if not layers:
         raise ModelError(
-            f"{type(model).__name__} has no convolution and no linear layer, whose weights could be set to zero. Give "
-            "a network of torch.nn layers."
+            f"{type(model).__name__} has no convolution or linear layer whose weights could be set to zero. Give a "
+            "network of torch.nn layers."
         )
     return layers
 
 
 def require_weights(masks: Mapping[str, Tensor], what: str) -> None:
-    """Refuse masks that leave a layer without a weight.
+    """Reject masks that leave a layer without weights.
 
     Raises:
-        UsageError: names the layer.
+        UsageError: a layer would lose all its weights.
     """
     for name, mask in masks.items():
         if not bool(mask.any()):
             layer = name.rpartition(".")[0] or "the only one"
             raise UsageError(
-                f"{what} would empty the layer {layer!r}: all its {mask.numel()} weights are among the smallest. Ask "
-                "for less."
+                f"{what} would empty the layer {layer!r}: all its {mask.numel()} weights are among the smallest. "
+                "Use a lower sparsity."
             )

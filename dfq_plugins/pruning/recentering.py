@@ -1,8 +1,8 @@
-"""BatchNorm statistics after a pruning: moved by what the missing filters change, with nothing trained yet.
+"""Correction of BatchNorm statistics after pruning, before any training.
 
-A filter that goes takes its mean with it, and all layers behind it would normalize by a mean and variance that their
-input no longer has. Estimating both anew would replace the statistics of the training data by those of the synthetic
-one; so they are only corrected by the difference that the pruning makes on the same inputs.
+Removing a filter removes its mean, so all later layers would normalize by a mean and variance that no longer match
+their input. Re-estimating both would replace the statistics of the training data with those of the synthetic data, so
+they are only corrected by the difference that pruning makes on the same inputs.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ def recenter(
     """Correct the running statistics of a pruned network in place.
 
     `mean + (after - before)` and `variance * after / before`, where before and after are the statistics of the same
-    inputs in the whole and in the pruned network.
+    inputs in the original and the pruned network.
 
     Args:
-        pruned: the network without its filters.
-        whole: the network with them.
-        groups: what the filters belong to.
-        removed: which of them are gone.
+        pruned: the network without the filters.
+        whole: the original network.
+        groups: the groups of filters.
+        removed: the removed filters.
         batches: inputs `(batch, *shape)`.
     """
     before, after = (batch_statistics(model, batches) for model in (whole, pruned))
-    gone = _gone(groups, removed)
+    missing = _removed_outputs(groups, removed)
     for name, (mean, variance) in after.items():
         module = pruned.get_submodule(name)
-        kept = [place for place in range(len(before[name][0])) if place not in gone.get(name, set())]
+        kept = [place for place in range(len(before[name][0])) if place not in missing.get(name, set())]
         was_mean, was_variance = (value[kept] for value in before[name])
         module.running_mean += mean - was_mean  # type: ignore[operator]
         module.running_var *= variance / was_variance.clamp_min(SMALLEST_VARIANCE)  # type: ignore[operator]
 
 
 def batch_statistics(model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
-    """Return mean and variance of what enters each BatchNorm, each layer normalized by its own on the way.
+    """Return mean and variance of each BatchNorm's input, with each layer normalizing by its batch statistics.
 
     >>> network = nn.Sequential(nn.BatchNorm1d(1))
     >>> ((mean, variance),) = batch_statistics(network, [torch.tensor([[1.0], [3.0]])]).values()
@@ -75,8 +75,8 @@ def batch_statistics(model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
     }
 
 
-def _gone(groups: Sequence[FilterGroup], removed: Removed) -> dict[str, set[int]]:
-    """Return which outputs of each layer are gone."""
+def _removed_outputs(groups: Sequence[FilterGroup], removed: Removed) -> dict[str, set[int]]:
+    """Return the removed output channels of each layer."""
     found: dict[str, set[int]] = {}
     for group in groups:
         for member in group.members:

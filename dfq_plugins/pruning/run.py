@@ -1,4 +1,4 @@
-"""Orchestration of pruning: a trained network and inputs -> a smaller or sparser network that answers as it does."""
+"""Orchestration of pruning: a trained network and inputs -> a smaller or sparser network with similar outputs."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ TICKET_FOLDER = "ticket"
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """What is left of a layer.
+    """The size of a layer before and after pruning.
 
     Args:
-        name: of the layer; the first one of those that can only lose filters together.
-        before: filters that it had, or weights.
-        after: filters that are left, or weights that are not zero.
+        name: name of the layer; for a group of filters, of its first layer.
+        before: number of filters, or of weights, before pruning.
+        after: number of filters, or of nonzero weights, after pruning.
     """
 
     name: str
@@ -62,25 +62,25 @@ class PrunedLayer:
 
 @dataclass(frozen=True)
 class PruneRun:
-    """A pruned network with everything that is known about it.
+    """A pruned network with the record of its pruning.
 
     Args:
-        model: the pruned network, in eval mode, of the layers that it had.
-        spec: what an input looks like.
+        model: the pruned network, in eval mode, with the original layers.
+        spec: input specification.
         method: "filters", "weights" or "ticket".
-        before: parameters and MACs of the network that was given.
-        after: those of the pruned one.
-        layers: what is left of each layer.
+        before: parameters and MACs of the original network.
+        after: parameters and MACs of the pruned network.
+        layers: size of each layer before and after.
         left: layers that could not be pruned, with the reason.
-        agreement_before: share of the held-out samples on which the network named the same class as before, when it was
-            pruned and not yet trained again; NaN where it is no classifier.
-        agreement: the same of the finished network.
-        sparsity_history: points of the curves while scales were pressed toward zero.
-        history: points of the curves after the pruning.
-        options: the settings of the pruning.
-        training: the settings of the training after the pruning.
-        held_out: number of samples that were held out.
-        files: what was written.
+        agreement_before: share of the held-out samples for which the network predicted the original class after pruning
+            and before retraining; NaN if it is not a classifier.
+        agreement: the same share for the finished network.
+        sparsity_history: points of the training curves while scales were pushed toward zero.
+        history: points of the training curves after pruning.
+        options: pruning settings.
+        training: settings of the training after pruning.
+        held_out: number of held-out samples.
+        files: written files.
     """
 
     model: nn.Module
@@ -121,45 +121,46 @@ def prune(
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> PruneRun:
-    """Remove filters from a network, or set single weights to zero, and train what is left to answer as it did.
+    """Remove filters from a network, or set individual weights to zero, and retrain it to reproduce its old outputs.
 
-    Exactly one of `macs`, `threshold` and `sparsity` says how much goes. Filters are judged by the scales of
-    the BatchNorm after them, which a penalty presses toward zero first. Source: Zhu et al. 2020 (arXiv 2010.07334).
+    Exactly one of `macs`, `threshold` and `sparsity` sets how much is pruned. The scales of the BatchNorm after each
+    filter, which a penalty first pushes toward zero, rate the filters. Source: Zhu et al. 2020 (arXiv 2010.07334).
 
     Args:
-        model: trained network, the teacher; stays as it is.
-        data: what to train on, synthetic or real; a part of it selects the best state. None: a generator makes it.
-        macs: share of the MACs that is left: filters of the smallest scales go.
-        threshold: filters with a smaller scale go, e.g. 0.1 or 0.01.
-        sparsity: share of the weights of convolutions and linear layers that is set to zero, the smallest first.
-        rewind_to: with `sparsity`: the network as it was before its training, or its state dictionary. The weights
-            that are left start from there: a lottery ticket.
-        spec: what an input looks like; a synthetic data set brings its own.
-        options: settings of the pruning.
-        training: settings of the training, as a mapping with the defaults of `PruneTrainingOptions` (`DistillOptions`
-            for a ticket), or as a record.
-        generator: name of a generator that makes the data, in place of `data`; or of one that learns against the
-            student and makes each step's inputs, or such an object.
-        generator_options: settings of a generator that is given by its name.
-        num_samples: how many samples a generator of data sets makes.
-        output: folder for the network, which `saved:FOLDER` loads on the command line; None writes nothing.
-        factory: what builds the whole network on the command line, for the record in that folder: `file.py:factory`.
-        work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
-        strict: refuse a data set that was made from another model, instead of warning.
+        model: trained network, the teacher; not changed.
+        data: training data, synthetic or real; a part of it selects the best state. None: a generator makes it.
+        macs: share of the MACs to keep; filters with the smallest scales are removed.
+        threshold: remove filters with a smaller scale, e.g. 0.1 or 0.01.
+        sparsity: share of the weights of convolutions and linear layers to set to zero, the smallest first.
+        rewind_to: with `sparsity`: the network before its training, or its state dictionary. The remaining weights
+            start from there: a lottery ticket.
+        spec: input specification; a synthetic data set provides its own.
+        options: pruning settings.
+        training: training settings, as a mapping with the defaults of `PruneTrainingOptions` (`DistillOptions` for a
+            ticket), or as a record.
+        generator: name of a generator that makes the data, instead of `data`; or the name of a learning generator, or
+            such an object, which makes a share of each batch (`training.generator_fraction`).
+        generator_options: settings of a generator given by name.
+        num_samples: number of samples that a data generator makes.
+        output: folder for the network, loaded on the command line as `saved:FOLDER`; None writes nothing.
+        factory: how the command line builds the original network, recorded in that folder: `file.py:factory`.
+        work: folder for checkpoints: repeating the call resumes an interrupted run. None stores no checkpoints.
+        strict: reject data that was synthesized from another model, instead of warning.
         listeners: called with every `ProgressEvent`.
-        registry: where plugins are looked up; None takes those that are installed.
+        registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
-        UsageError: an amount, option or name that cannot be used, or an amount that would empty a layer.
-        PluginError: an unknown generator, or torch-pruning is not installed.
-        ModelError: a network that cannot be traced, or of which nothing can be pruned.
-        DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run.
-        DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
+        UsageError: an amount, option or name is invalid, or the amount would empty a layer.
+        PluginError: the generator is unknown, or torch-pruning is not installed.
+        ModelError: the network cannot be traced, or no part of it can be pruned.
+        DataError: the data is empty, has the wrong shape, or was made from another model; or the work folder belongs to
+            another run.
+        DivergedError: the loss is no longer finite; the last good checkpoint stays in the work folder.
     """
     amount = Amount(macs, threshold, sparsity)
     if rewind_to is not None and sparsity is None:
         raise UsageError(
-            "rewind_to makes a lottery ticket of single weights: give sparsity as well, e.g. sparsity=0.8."
+            "rewind_to makes a lottery ticket of individual weights: give sparsity as well, e.g. sparsity=0.8."
         )
     registry = registry or get_registry()
     record = parse_options(PruningOptions, options, owner="pruning")
@@ -168,7 +169,7 @@ def prune(
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
-        torch.manual_seed(settings.seed)  # for whatever a generator draws from the global state
+        torch.manual_seed(settings.seed)  # for generators that draw from the global random state
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
         job = _Job(task, amount, record, settings, folder, ranks)
         ticket = None if rewind_to is None else Ticket.find(task.teacher, rewind_to, sparsity or 0.0)
@@ -181,7 +182,7 @@ def prune(
 
 @dataclass(frozen=True)
 class _Job:
-    """One run of `prune`, once its inputs are there."""
+    """One run of `prune`, once its inputs are ready."""
 
     task: DistillationTask
     amount: Amount
@@ -191,11 +192,11 @@ class _Job:
     ranks: ProcessGroup
 
     def filters(self) -> tuple[PruneRun, dict[str, object]]:
-        """Remove filters."""
+        """Prune filters."""
         network = frozen_copy(self.task.teacher).requires_grad_(requires_grad=True)
         groups = prunable(network, self.task, self.options)
-        pressing, training = self._shares()
-        pressing = self.task.settled(pressing, network)
+        pressing, training = self._split_time()
+        pressing = self.task.resolve_settings(pressing, network)
         first: tuple[TrainingPoint, ...] = ()
         about = [asdict(self.options), groups.left]
         beforehand = self.amount.threshold is None and self.options.press == "chosen"
@@ -206,7 +207,7 @@ class _Job:
         removed = chosen or self._selected(network, groups)
         take_out(network, groups, removed, self.task)
         before = self.task.agreement(network)
-        training = self.task.settled(training, network)
+        training = self.task.resolve_settings(training, network)
         history = self._train(network, training, [*about, removed])
         kept = kept_filters(groups.usable, removed)
         layers = tuple(PrunedLayer(group.name, group.size, kept[group.name]) for group in groups.usable)
@@ -218,7 +219,7 @@ class _Job:
         return selected(network, groups, self.task, self.amount, self.options, self.settings)
 
     def weights(self, ticket: Ticket | None) -> tuple[PruneRun, dict[str, object]]:
-        """Set single weights to zero, or train a ticket of those that are left."""
+        """Set individual weights to zero, or train a lottery ticket of the remaining ones."""
         assert self.amount.sparsity is not None  # noqa: S101  for the type checker
         network = frozen_copy(self.task.teacher).requires_grad_(requires_grad=True)
         if ticket is None:
@@ -231,14 +232,14 @@ class _Job:
         )
         before = self.task.agreement(network)
         about = [self.amount.sparsity, None if ticket is None else model_digest(network)]
-        settings = self.task.settled(self.settings, network)
+        settings = self.task.resolve_settings(self.settings, network)
         history = self._train(network, settings, about)
         bake(network)
         method = "weights" if ticket is None else "ticket"
         return self._run(network, method, layers, before, history, settings), {}
 
-    def _shares(self) -> tuple[TrainingOptions, TrainingOptions]:
-        """Divide a limit of time between both trainings by their steps."""
+    def _split_time(self) -> tuple[TrainingOptions, TrainingOptions]:
+        """Split a time limit between both trainings in proportion to their steps."""
         limit, pressing = self.settings.max_seconds, self.options.sparsity_steps
         if limit is None:
             return self.settings, self.settings

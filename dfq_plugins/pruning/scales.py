@@ -1,4 +1,4 @@
-"""The scales that say how much each filter matters: one for each filter of a group, through however many BatchNorms."""
+"""Scales that rate filters: one per filter of a group, shared by all BatchNorms of the group."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from dfq_plugins.pruning.options import PruningOptions
 
 _SPATIAL_AXES = 3
-"""Axes of a feature with at least one axis of places: batch, channels, places."""
+"""Axes of a feature with at least one spatial axis: batch, channels, positions."""
 
 
 def group_scales(model: nn.Module, groups: Sequence[FilterGroup]) -> dict[str, Tensor]:
-    """Return the size of each filter's scale by group, `(filters,)`: the root mean square over its BatchNorms."""
+    """Return the size of each filter's scale by group, `(filters,)`: the root mean square over the BatchNorms."""
     return {group.name: _size(model, group) for group in groups}
 
 
@@ -43,7 +43,7 @@ def _size(model: nn.Module, group: FilterGroup) -> Tensor:
 
 
 class _Shared(nn.Module):
-    """A BatchNorm's own ratios times the scale that its whole group shares."""
+    """A BatchNorm's relative scales times the scale that its group shares."""
 
     def __init__(self, scale: nn.Parameter, places: Tensor) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class _Shared(nn.Module):
 
 @contextmanager
 def shared_scales(model: nn.Module, groups: Sequence[FilterGroup]) -> Iterator[dict[str, nn.Parameter]]:
-    """Let each group of several BatchNorms have one scale for each filter, for the block; yield all scales by group.
+    """Within the block, make the BatchNorms of each group share one scale per filter; yield all scales by group.
 
-    The answers of the network do not change: what its layers' scales are relative to the shared one is kept as it is.
+    The network's outputs do not change: each layer keeps its scales relative to the shared one.
     Source: Zhu et al. 2020 (arXiv 2010.07334), section on pruning: one shared scale for each residual group.
     """
     scales: dict[str, nn.Parameter] = {}
@@ -94,16 +94,16 @@ def shared_scales(model: nn.Module, groups: Sequence[FilterGroup]) -> Iterator[d
 
 @dataclass
 class Penalty:
-    """What is added to the loss so that scales shrink.
+    """The term added to the loss to shrink the scales.
 
     `warm-up * scale_penalty * sum over groups of (1 / width) * sum |scale| + weight_penalty / 2 * sum of squares`, the
-    latter of all other weights and biases. Source: Zhu et al. 2020 (arXiv 2010.07334), section on pruning.
+    latter over all other weights and biases. Source: Zhu et al. 2020 (arXiv 2010.07334), section on pruning.
 
     Args:
-        scales: with the width of the feature map that each belongs to, and which of them are pressed.
-        others: all other parameters that are trained.
-        options: both weights, and how slowly the first rises.
-        progress: share of the steps that are done.
+        scales: scales of each group, with the width of its feature map and the indices to penalize.
+        others: all other trainable parameters.
+        options: both weights, and the warm-up of the first.
+        progress: completed share of the steps.
     """
 
     scales: tuple[tuple[nn.Parameter, float, slice | list[int]], ...]
@@ -112,7 +112,7 @@ class Penalty:
     progress: float = 0.0
 
     def value(self) -> Tensor:
-        """Return the penalty as things stand, a scalar."""
+        """Return the current penalty, a scalar."""
         rise = min(1.0, self.progress / self.options.penalty_warm_up) if self.options.penalty_warm_up else 1.0
         sizes = torch.stack([scale[pressed].abs().sum() / width for scale, width, pressed in self.scales]).sum()
         total = rise * self.options.scale_penalty * sizes
@@ -130,7 +130,7 @@ def penalty_for(
     options: PruningOptions,
     chosen: Mapping[str, list[int]] | None = None,
 ) -> Penalty:
-    """Return the penalty on the given scales, or on the chosen ones, and on the other parameters of the network."""
+    """Return the penalty on all or the chosen scales, and on the other parameters of the network."""
     known = {id(scale) for scale in scales.values()}
     others = tuple(p for p in model.parameters() if p.requires_grad and id(p) not in known)
     widths = map_widths(model, groups, sample)
@@ -139,7 +139,7 @@ def penalty_for(
 
 
 def map_widths(model: nn.Module, groups: Sequence[FilterGroup], sample: Tensor) -> dict[str, float]:
-    """Return the width of each group's feature map in pixels, mean over its BatchNorms; 1 where there are no places."""
+    """Return the width of each group's feature map in pixels, mean over its BatchNorms; 1 without spatial axes."""
     entered = {call.name: call.entered for call in record_calls(model, sample)}
 
     def width(name: str) -> float:
@@ -161,25 +161,25 @@ class SparsifyingLoss(DistillationLoss):
     def forward(
         self, outputs: Tensor, inputs: Tensor, labels: Tensor | None = None, *, answers: Tensor | None = None
     ) -> Tensor:
-        """Return the sum, a scalar."""
+        """Return the sum of distance and penalty, a scalar."""
         return super().forward(outputs, inputs, labels, answers=answers) + self._penalty.value()
 
 
 class Paced:
-    """A source of batches that tells the penalty how far the training is, also after a resumption."""
+    """A batch source that keeps the penalty's progress up to date, even after a resume."""
 
     def __init__(self, source: BatchSource, penalty: Penalty) -> None:
         self._source, self._penalty = source, penalty
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
-        """Return the batch of a step."""
+        """Return the batch for a step."""
         self._penalty.progress = progress
         return self._source.batch(step, student, progress)
 
     def capture(self) -> dict[str, Tensor]:
-        """Return the state of the source behind it."""
+        """Return the state of the wrapped source."""
         return self._source.capture()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Bring it back."""
+        """Restore the wrapped source."""
         self._source.restore(state)

@@ -1,4 +1,4 @@
-"""Which filters go: those with a scale below a threshold, or the smallest until a target is met."""
+"""Selection of filters to remove: those with a scale below a threshold, or the smallest until a target is met."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def select_by_threshold(groups: Sequence[FilterGroup], scales: Mapping[str, Tens
     """Return the filters whose scale is below the threshold.
 
     Raises:
-        UsageError: a layer would lose all its filters; names it.
+        UsageError: a layer would lose all its filters.
     """
     removed = {group.name: (scales[group.name] < threshold).nonzero().flatten().tolist() for group in groups}
     for group in groups:
@@ -32,7 +32,7 @@ def select_by_threshold(groups: Sequence[FilterGroup], scales: Mapping[str, Tens
             raise UsageError(
                 f"The threshold {threshold:g} would empty the layer {group.name!r}: the largest scale of its "
                 f"{group.size} filters is {largest:.3g}. Lower the threshold, name the layer in the option keep, or "
-                "say how much is to be left: macs=0.7."
+                "set the share of MACs to keep: macs=0.7."
             )
     return removed
 
@@ -44,17 +44,17 @@ def select_by_target(
     target: float,
     fewest: float,
 ) -> Removed:
-    """Return the fewest filters of smallest scale, over all layers, whose removal leaves at most the target.
+    """Return the smallest set of lowest-scale filters, over all layers, whose removal meets the target.
 
     Args:
-        groups: what can be removed.
-        scales: of their filters, `(filters,)` each.
-        macs: of each layer of the whole network; those of the network itself under the name "".
-        target: share of the network's MACs that is to be left.
-        fewest: share of its filters that each layer keeps.
+        groups: the groups that can be pruned.
+        scales: scales of their filters, `(filters,)` each.
+        macs: MACs of each layer of the original network; those of the whole network under the name "".
+        target: share of the network's MACs to keep.
+        fewest: minimum share of its filters that each layer keeps.
 
     Raises:
-        UsageError: the target cannot be met so; names the layers that would have to be emptied.
+        UsageError: the target cannot be met without emptying layers.
     """
     order = _smallest_first(groups, scales, fewest)
     low, high = 0, len(order)
@@ -62,9 +62,9 @@ def select_by_target(
     if remaining_multiply_adds(groups, _as_removed(groups, order), macs) > wanted:
         least = remaining_multiply_adds(groups, _as_removed(groups, order), macs) / macs[""]
         raise UsageError(
-            f"To leave {target:.0%} of the MACs, layers would have to be emptied: with {fewest:.0%} of the "
-            f"filters in each of {', '.join(repr(group.name) for group in groups)}, {least:.1%} are left. Ask for "
-            "more, or lower the option fewest."
+            f"Keeping only {target:.0%} of the MACs would empty layers: with {fewest:.0%} of the filters in each of "
+            f"{', '.join(repr(group.name) for group in groups)}, {least:.1%} remain. Raise macs, or lower the option "
+            "fewest."
         )
     while low < high:
         middle = (low + high) // 2
@@ -74,16 +74,16 @@ def select_by_target(
 
 
 def filter_multiply_adds(group: FilterGroup, macs: Mapping[str, int]) -> float:
-    """Return the MACs that one filter of a group costs in the whole network."""
+    """Return the MACs that one filter of a group takes in the whole network."""
     return sum(macs.get(member.name, 0) * len(member.places[0]) / member.width for member in group.members)
 
 
 def remaining_multiply_adds(groups: Iterable[FilterGroup], removed: Removed, macs: Mapping[str, int]) -> float:
     """Return the network's MACs without the given filters.
 
-    Of each layer's, the share of its outputs that is left counts, times that of its inputs.
+    Each layer's MACs are multiplied by the shares of its outputs and of its inputs that remain.
     """
-    left: dict[str, dict[bool, float]] = {}  # of each layer, the share of its outputs and of its inputs
+    left: dict[str, dict[bool, float]] = {}  # by layer: the remaining shares of its outputs and inputs
     for group in groups:
         for member in group.members:
             gone = sum(len(member.places[channel]) for channel in removed.get(group.name, ()))
@@ -96,7 +96,7 @@ def remaining_multiply_adds(groups: Iterable[FilterGroup], removed: Removed, mac
 def _smallest_first(
     groups: Sequence[FilterGroup], scales: Mapping[str, Tensor], fewest: float
 ) -> list[tuple[float, int, int]]:
-    """Return (scale, place of the group, filter) in ascending order, without those that each layer keeps."""
+    """Return (scale, index of the group, filter) in ascending order, without those that each layer must keep."""
     order: list[tuple[float, int, int]] = []
     for place, group in enumerate(groups):
         rows = sorted((float(scale), place, channel) for channel, scale in enumerate(scales[group.name]))
@@ -112,6 +112,6 @@ def _as_removed(groups: Sequence[FilterGroup], chosen: Iterable[tuple[float, int
 
 
 def kept_filters(groups: Iterable[FilterGroup], removed: Removed) -> dict[str, int]:
-    """Return how many filters of each group are left."""
+    """Return the number of remaining filters of each group."""
     counts = Counter({name: len(channels) for name, channels in removed.items()})
     return {group.name: group.size - counts[group.name] for group in groups}

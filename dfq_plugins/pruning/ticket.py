@@ -1,7 +1,7 @@
-"""Lottery tickets: which weights of a network stay, with the values that they had before any training.
+"""Lottery tickets: the weights of a network to keep, with the values that they had before any training.
 
 Source: Frankle and Carbin 2019, "The Lottery Ticket Hypothesis"; trained without data as in Zhu et al. 2020 (arXiv
-2010.07334): the masks are found in a trained network, and the ticket learns a teacher's answers.
+2010.07334): the masks come from a trained network, and the ticket learns a teacher's outputs.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Ticket:
     """A lottery ticket.
 
     Args:
-        masks: true where a weight stays, by the weight's name.
-        initial: the state dictionary from before any training.
+        masks: True where a weight is kept, by weight name.
+        initial: state dictionary from before any training.
         architecture: digest of the network's structure.
     """
 
@@ -49,7 +49,7 @@ class Ticket:
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights with a mask that are zero."""
+        """Share of the masked layers' weights that are zero."""
         total = sum(mask.numel() for mask in self.masks.values())
         return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / total
 
@@ -58,13 +58,13 @@ class Ticket:
         """Return the ticket of a trained network's largest weights.
 
         Args:
-            trained: where the masks come from; stays as it is.
-            initial: the same network as it was before its training, or its state dictionary.
-            sparsity: share of the weights of convolutions and linear layers that go.
+            trained: network to compute the masks from; not changed.
+            initial: the same network before its training, or its state dictionary.
+            sparsity: share of the weights of convolutions and linear layers to mask.
 
         Raises:
             UsageError: a layer would lose all its weights.
-            ModelError: the initial values are another network's.
+            ModelError: the initial values belong to another network.
         """
         masked = copy.deepcopy(trained)
         prune_weights(masked, sparsity)
@@ -74,11 +74,11 @@ class Ticket:
     def from_masks(
         cls, model: nn.Module, masks: Mapping[str, Tensor], initial: Mapping[str, Tensor] | nn.Module
     ) -> Ticket:
-        """Return a ticket of masks that were found in another way, such as by several rounds of training.
+        """Return a ticket with masks found in another way, such as over several rounds of training.
 
         Raises:
-            UsageError: a mask leaves a layer without a weight.
-            ModelError: masks or initial values are another network's.
+            UsageError: a mask leaves a layer without weights.
+            ModelError: masks or initial values belong to another network.
         """
         values = initial if not hasattr(initial, "state_dict") else initial.state_dict()
         known, weights = model.state_dict(), dict(model.named_parameters())
@@ -87,7 +87,7 @@ class Ticket:
             wrong += [name for name in wanted if what == "initial values" and name not in given]
             if wrong:
                 raise ModelError(
-                    f"The {what} of a ticket belong to the network itself, and {wrong[0]!r} does not fit "
+                    f"The {what} of a ticket must belong to the given network, but {wrong[0]!r} does not match "
                     f"{type(model).__name__}. Give those of the same network."
                 )
         require_weights(masks, "The ticket")
@@ -98,20 +98,20 @@ class Ticket:
     def rewind(self, model: nn.Module) -> nn.Module:
         """Return a copy of a network with the ticket's initial weights, and its masks attached.
 
-        The masks hold through any training, until `torch.nn.utils.prune.remove`.
+        The masks stay active during training, until `torch.nn.utils.prune.remove`.
 
         Args:
-            model: of the same architecture, with any weights; stays as it is.
+            model: network of the same architecture, with any weights; not changed.
 
         Raises:
-            DataError: the ticket is of another architecture; names both digests.
+            DataError: the ticket belongs to another architecture.
         """
         found = model_digest(model, weights=False)
         if found != self.architecture:
             raise DataError(
-                f"The ticket is of another model: its architecture has the digest {short_digest(self.architecture)}, "
-                f"and that of {type(model).__name__} is {short_digest(found)}. Give the network that the ticket was "
-                "found in."
+                f"The ticket belongs to another model: its architecture has the digest "
+                f"{short_digest(self.architecture)}, and that of {type(model).__name__} is {short_digest(found)}. "
+                "Give the network that the ticket was made from."
             )
         network = copy.deepcopy(model)
         network.load_state_dict(dict(self.initial))
@@ -143,7 +143,7 @@ class Ticket:
         """Return the ticket in a folder.
 
         Raises:
-            DataError: there is none, it is damaged, or a newer version wrote it.
+            DataError: there is no ticket, it is damaged, or it was written by a newer version.
         """
         folder = Path(folder)
         try:
@@ -152,13 +152,13 @@ class Ticket:
             if int(about["format_version"]) > FORMAT_VERSION:
                 raise ValueError(f"format version {about['format_version']}; install a newer dfq-plugins")  # noqa: TRY301
             if hashlib.sha256(data).hexdigest() != about["sha256"]:
-                raise ValueError("its tensors changed since they were written")  # noqa: TRY301
+                raise ValueError("its tensors have changed since they were written")  # noqa: TRY301
             tensors = safetensors.torch.load(data)
             return cls(_part(tensors, _MASK), _part(tensors, _INITIAL), str(about["architecture"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(
-                f"{folder} holds no sound ticket: {type(error).__name__}, {error}. Give the folder that Ticket.save or "
-                "dfq prune --rewind-to wrote."
+                f"{folder} does not hold a valid ticket: {type(error).__name__}, {error}. Give a folder that "
+                "Ticket.save or dfq prune --rewind-to wrote."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Refuses a network whose gradient graph ends before its input, and says where."""
+"""Rejects a network whose gradient graph is cut before its input, and reports where."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def require_traceable(model: nn.Module, sample: Tensor) -> None:
-    """Make sure that gradients reach every layer that the network calls.
+    """Check that gradients reach every layer that the network calls.
 
     Args:
-        model: all its parameters take gradients.
+        model: a network whose parameters all require gradients.
         sample: inputs `(batch, *shape)`.
 
     Raises:
-        ModelError: names the module before which the graph is cut, and what cut it as far as that is known.
+        ModelError: the gradient graph is cut; the message names the module after the cut.
     """
     cuts: list[str] = []
 
-    def look(name: str) -> Any:
+    def cut_detector(name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             tensors = [value for value in inputs if isinstance(value, Tensor) and value.is_floating_point()]
             if tensors and not any(value.requires_grad for value in tensors):
@@ -37,7 +37,7 @@ def require_traceable(model: nn.Module, sample: Tensor) -> None:
 
         return hook
 
-    handles = [module.register_forward_pre_hook(look(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_pre_hook(cut_detector(name)) for name, module in model.named_modules() if name]
     try:
         with traced(model):
             outputs = model(sample.detach().clone().requires_grad_())
@@ -46,23 +46,23 @@ def require_traceable(model: nn.Module, sample: Tensor) -> None:
             handle.remove()
     if cuts:
         raise ModelError(
-            f"The network cannot be traced for pruning: what enters {cuts[0]!r} carries no gradient, because an "
-            "operation before it cuts the graph: detach(), no_grad(), argmax(), rounding, or NumPy. Replace it by one "
-            "that passes gradients, or set single weights to zero instead (sparsity)."
+            f"The network cannot be traced for pruning: the input of {cuts[0]!r} has no gradient, because an operation "
+            "before it cuts the graph: detach(), no_grad(), argmax(), rounding, or NumPy. Replace it with one that "
+            "passes gradients, or set individual weights to zero instead (sparsity)."
         )
     if not isinstance(outputs, Tensor) or outputs.grad_fn is None:
         raise ModelError(
-            "The network cannot be traced for pruning: its answer carries no gradient, because its last operation cuts "
+            "The network cannot be traced for pruning: its output has no gradient, because its last operation cuts "
             "the graph: detach(), no_grad(), argmax(), rounding, or NumPy. Return the logits themselves."
         )
 
 
 @contextmanager
 def traced(model: nn.Module) -> Iterator[None]:
-    """Say at which line of the network tracing failed.
+    """Turn a tracing failure within the block into an error that names the failing line of the network.
 
     Raises:
-        ModelError: with the operation's own message.
+        ModelError: tracing failed; includes the operation's own message.
     """
     try:
         with torch.enable_grad():
@@ -75,11 +75,11 @@ def traced(model: nn.Module) -> Iterator[None]:
         where = f" by torch-pruning, in {_last_function(error)}()" if line is None else f" at {line.text}"
         raise ModelError(
             f"{type(model).__name__} cannot be traced for pruning{where}: {type(error).__name__}, {first_line(error)}. "
-            "Replace that operation, or set single weights to zero instead (sparsity)."
+            "Replace that operation, or set individual weights to zero instead (sparsity)."
         ) from error
 
 
 def _last_function(error: Exception) -> str:
-    """Return the function that raised, which torch-pruning names after the operation that it treats."""
+    """Return the function that raised; torch-pruning names its functions after the operations they handle."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return frames[-1][0].f_code.co_name

@@ -1,5 +1,5 @@
-"""How good a calibration set is, judged by the trained network alone: no real data, no quantization.
+"""Quality of a calibration set, measured with only the trained network: no real data, no quantization.
 
-`ranges` compares activations with what BatchNorm recorded, `teacher` asks what the network sees in the samples,
-`verdict` turns the figures into a score and a word, `inspection` runs it all in one pass over the set.
+`ranges` compares activation ranges with BatchNorm's statistics, `teacher` measures what the network predicts for the
+samples, `verdict` turns the figures into a score and a verdict, and `run` computes all of it in one pass over the set.
 """

@@ -1,4 +1,4 @@
-"""How much noise quantization adds at each layer: float and quantized outputs compared module by module, by name."""
+"""Quantization noise of each layer: compares float and quantized outputs of modules with the same name."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Coverage
 
 CHUNK = 8
-"""Samples that are run at once: all outputs of a network are held, which is much for large inputs."""
+"""Samples per forward pass; small, because all outputs of the network are kept in memory."""
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001  torch's common base of all convolutions
 
 Calls: TypeAlias = "list[tuple[str, Tensor]]"
 Energies: TypeAlias = dict[str, dict[str, list[float]]]
-"""By layer and candidate: the energy of the float output, and that of the difference."""
+"""By layer and candidate: the energies of the float output and of the difference."""
 
 
 @dataclass(frozen=True)
 class LayerFidelity:
-    """One layer of the quantized network beside the float network.
+    """The quantization noise of one layer.
 
     Args:
         name: qualified name, the same in both networks.
-        decibels: signal-to-quantization-noise ratio of its output; infinite where both agree exactly.
+        decibels: signal-to-quantization-noise ratio of its output; infinite if both agree exactly.
     """
 
     name: str
@@ -46,12 +46,12 @@ class LayerFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Every layer that could be compared, the noisiest first, and the names that could not, with the reason.
+    """All layers that could be compared, the noisiest first, and the names that could not, each with the reason.
 
     Args:
-        layers: in rising order of their ratio.
+        layers: in ascending order of their ratio.
         unmatched: name and reason of quantized operations without a counterpart.
-        num_samples: on how many samples.
+        num_samples: number of samples compared.
     """
 
     layers: tuple[LayerFidelity, ...]
@@ -72,19 +72,19 @@ def decibels(signal: float, noise: float) -> float:
 
 @torch.no_grad()
 def layer_fidelity(model: nn.Module, quantized: nn.Module, inputs: Tensor, coverage: Coverage) -> Fidelity:
-    """Compare the outputs of equally named modules of the float and the quantized network.
+    """Compare the outputs of modules with the same name in the float and the quantized network.
 
     `SQNR = 10 log10(sum(float^2) / sum((float - quantized)^2))`, over all values of all samples.
 
-    Frameworks fold BatchNorm and activations into the layer before them, each in its own way. What a quantized layer
-    puts out is therefore compared with the float layer's own output and with what the modules after it make of that, up
-    to the next layer with weights, each with and without a ReLU; the one that it fits best is what it stands for.
+    Frameworks fold BatchNorm and activations into the preceding layer in different ways. A quantized layer's output is
+    therefore compared with the float layer's output and with the outputs of the modules after it, up to the next layer
+    with weights, each with and without a ReLU. The best match counts.
 
     Args:
-        model: the float network; stays as it is.
+        model: the float network; not changed.
         quantized: the framework's native model.
         inputs: `(samples, *shape)`, at least one sample.
-        coverage: what the framework quantized, by name.
+        coverage: the layers that the framework quantized, by name.
     """
     network = frozen_copy(model)
     known, found = dict(network.named_modules()), dict(quantized.named_modules())
@@ -104,10 +104,10 @@ def layer_fidelity(model: nn.Module, quantized: nn.Module, inputs: Tensor, cover
 
 def _reason(name: str, known: dict[str, nn.Module], found: dict[str, nn.Module]) -> str:
     if name not in known:
-        return "an operation that the framework inserted, or that is no module in the float network"
+        return "an operation that the framework inserted, or that is not a module in the float network"
     if name not in found:
-        return "no module of this name in the quantized network"
-    return "its output has another shape or order than in the float network, or it is never called"
+        return "no module with this name in the quantized network"
+    return "its output differs in shape or order from the float network, or it is never called"
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _recorder(name: str, calls: Calls) -> Any:
 
 
 def as_float(output: Any) -> Tensor | None:
-    """Return what a framework's layer puts out as a float tensor: plain, torch.ao's quantized, or Brevitas's record."""
+    """Convert a layer's output to a float tensor: plain, a torch.ao quantized tensor, or Brevitas's record."""
     value = getattr(output, "value", output)
     if not isinstance(value, torch.Tensor):
         return None
@@ -140,7 +140,7 @@ def as_float(output: Any) -> Tensor | None:
 
 
 def _stretches(calls: Calls, modules: dict[str, nn.Module]) -> dict[str, list[Calls]]:
-    """Return, for each call of a module, its output and those of the calls after it up to the next weighted layer."""
+    """Return the outputs of each module call and of the calls after it, up to the next layer with weights."""
     stretches: dict[str, list[Calls]] = {}
     for position, (name, output) in enumerate(calls):
         stretch = [(name, output)]

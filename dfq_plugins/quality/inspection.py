@@ -1,4 +1,4 @@
-"""What an inspection finds, in plain data."""
+"""The result of an inspection, as plain data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Verdict = Literal["enough for W4A4", "enough for W8A8", "more samples or iterati
 
 @dataclass(frozen=True)
 class LayerQuality:
-    """One BatchNorm layer, or the input where that is standardized.
+    """One BatchNorm layer, or the network input if it is standardized.
 
     Args:
         name: qualified name.
-        divergence: `KL(recorded || observed)` of the Gaussians of each channel, in nats, mean over channels: what the
-            synthesis lowers.
-        surprise: `KL(observed || recorded)`, the same with the roles changed: how unlikely the set's activations are to
-            the record. A shift of a channel's mean by its whole recorded deviation counts 0.5.
-        expected_range: width of the layer's output that its own record implies (see `ranges.QUANTILE`); None at the
-            input.
-        observed_range: the same of the set.
+        divergence: `KL(recorded || observed)` of the Gaussians of each channel, in nats, mean over channels: the
+            quantity that synthesis minimizes.
+        surprise: `KL(observed || recorded)`, with the roles swapped: how unlikely the set's activations are under the
+            recorded statistics. Shifting a channel's mean by its recorded standard deviation adds 0.5.
+        expected_range: range of the layer's output implied by its BatchNorm parameters (see `ranges.QUANTILE`); None at
+            the input.
+        observed_range: range of the layer's output on the set.
     """
 
     name: str
@@ -33,7 +33,7 @@ class LayerQuality:
 
     @property
     def range_octaves(self) -> float | None:
-        """How many times the observed range is twice the expected one: 1 is twice as wide, -1 half as wide.
+        """Base-2 logarithm of observed over expected range: 1 is twice as wide, -1 half as wide.
 
         >>> LayerQuality("bn1", 0.0, 0.0, 3.0, 6.0).range_octaves
         1.0
@@ -45,24 +45,24 @@ class LayerQuality:
 
 @dataclass(frozen=True)
 class Inspection:
-    """How good a calibration set is for a network, in the network's own eyes. None stands for 'cannot be said'.
+    """How good a calibration set is, as measured with the network. A figure is None if it could not be computed.
 
     Args:
         num_samples: samples in the set.
-        layers: every layer that records statistics, from input to output.
-        divergence: mean over layers, in nats; 0 is the training data's own statistics.
+        layers: all layers with recorded statistics, from input to output.
+        divergence: mean over layers, in nats; 0 matches the training data's statistics exactly.
         surprise: mean over layers, in nats; see `LayerQuality`.
-        range_error: mean over layers of the ranges' distance from the expected ones, in octaves, whatever the sign.
+        range_error: mean over layers of the absolute distance from the expected range, in octaves.
         confidence: mean largest class probability.
         label_balance: entropy of the label histogram over the largest possible, 0 to 1.
-        label_counts: samples of each class; empty where the network is no classifier.
-        diversity: mean nearest-neighbor distance in the network's feature space, over the features' own size.
+        label_counts: samples per class; empty if the network is not a classifier.
+        diversity: mean nearest-neighbor distance in the network's feature space, relative to the features' size.
         clamped: share of input values at the edge of the valid range.
-        score: 0 to 100; 100 would be exactly the recorded Gaussians, and real training data, whose activations are not
+        score: 0 to 100; 100 would match the recorded Gaussians exactly. Real training data, whose activations are not
             quite Gaussian, reach about 60.
-        verdict: what the set is enough for.
-        reason: why.
-        notes: which figures could not be given, and why.
+        verdict: the bit widths that the set is good enough for.
+        reason: reason for the verdict.
+        notes: the figures that could not be computed, and why.
     """
 
     num_samples: int
@@ -81,35 +81,35 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the record in JSON's types; each layer with its range in octaves."""
+        """Return the record in JSON types, each layer with its range in octaves."""
         layers = [asdict(layer) | {"range_octaves": layer.range_octaves} for layer in self.layers]
         return asdict(self) | {"layers": layers}
 
     def figures(self) -> tuple[tuple[str, str, str], ...]:
-        """Return name, value and meaning of each figure as text, a dash where it cannot be said."""
+        """Return name, value and meaning of each figure as text, a dash for missing values."""
         return (
             ("samples", str(self.num_samples), ""),
             ("BatchNorm divergence", _text(self.divergence, ".4f"), "nats, mean over layers; 0 is best"),
             (
                 "surprise",
                 _text(self.surprise, ".4f"),
-                "nats, how unlikely the activations are to the record; 0 is best",
+                "nats, how unlikely the activations are under the recorded statistics; 0 is best",
             ),
             ("range error", _text(self.range_error, ".3f"), "octaves, mean over layers; 1 is a factor of two"),
-            ("teacher confidence", _text(self.confidence, ".1%"), "mean probability of the class that is named"),
-            ("label balance", _text(self.label_balance, ".2f"), "1 when every class is as frequent as any other"),
+            ("teacher confidence", _text(self.confidence, ".1%"), "mean probability of the predicted class"),
+            ("label balance", _text(self.label_balance, ".2f"), "1 if all classes are equally frequent"),
             ("diversity", _text(self.diversity, ".3f"), "distance to the nearest neighbor; 0 means twins"),
             ("values at the clamp", _text(self.clamped, ".1%"), "share at the edge of the valid range"),
             ("score", _text(self.score, ".0f"), "0 to 100; real training data reach about 60"),
         )
 
     def render_text(self) -> str:
-        """Return the figures, the verdict with its reason, and what is missing, as plain text."""
+        """Return the figures, the verdict with its reason, and the missing figures, as plain text."""
         names = max(len(name) for name, _, _ in self.figures())
         values = max(len(value) for _, value, _ in self.figures())
         lines = [f"{name:<{names}}  {value:>{values}}  {text}".rstrip() for name, value, text in self.figures()]
         lines += ["", f"Verdict: {self.verdict}. {self.reason}"]
-        return "\n".join([*lines, *(f"Not given: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"Not available: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -1,7 +1,7 @@
-"""How wide activations are after each BatchNorm, beside how wide its own record says they should be.
+"""Activation ranges after each BatchNorm, compared with the ranges that its parameters imply.
 
-In training, channel `c` behind a BatchNorm layer was distributed as `N(beta_c, gamma_c^2)`: that is what the layer
-does. A calibrator that sees the same width chooses the same scale.
+In training, channel `c` after a BatchNorm layer is distributed as `N(beta_c, gamma_c^2)`, by construction of the
+layer. A calibrator that sees the same range chooses the same scale.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 QUANTILE = 0.99
-"""Share of absolute activations inside a range. Farther out, activations of real data are no longer Gaussian: the range
-of 99.9 % is a sixth wider than recorded on real data themselves, that of 99 % a tenth (ResNet-20, docs/quality.md)."""
+"""Share of absolute activations inside a range. In the tails, activations of real data are not Gaussian: on real data,
+the 99.9% range is a sixth wider than expected, the 99% range a tenth (ResNet-20, docs/quality.md)."""
 
 OCTAVES = (-20, 20)
 BINS_PER_OCTAVE = 64
-"""The histogram's resolution: a quantile is found within 1.1 percent."""
+"""The histogram's resolution: quantiles are accurate to 1.1 percent."""
 
 BISECTIONS = 60
 
@@ -34,7 +34,7 @@ def gaussian_mixture_range(mean: Tensor, deviation: Tensor, share: float = QUANT
     """Return the `r` for which the share of `|x| <= r` is `share`, over channels `x ~ N(mean, deviation^2)`.
 
     Args:
-        mean: of each channel, shape `(channels,)`.
+        mean: mean of each channel, shape `(channels,)`.
         deviation: standard deviation of each channel; the sign does not matter.
         share: between 0 and 1.
 
@@ -51,7 +51,7 @@ def gaussian_mixture_range(mean: Tensor, deviation: Tensor, share: float = QUANT
 
 
 def expected_ranges(model: nn.Module, names: Collection[str]) -> dict[str, float]:
-    """Return the range of each named BatchNorm layer's output that its own record implies."""
+    """Return the output range of each named BatchNorm layer implied by its parameters."""
     return {name: gaussian_mixture_range(*_output_gaussian(layer)) for name, layer in _layers(model, names).items()}
 
 
@@ -60,7 +60,7 @@ def _layers(model: nn.Module, names: Collection[str]) -> Mapping[str, nn.Module]
 
 
 def _output_gaussian(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel after the layer: its own shift and scale."""
+    """Return mean and standard deviation of each channel after the layer: the layer's shift and scale."""
     mean: Any = layer.running_mean
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     return (
@@ -70,10 +70,10 @@ def _output_gaussian(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class RangeHooks(ForwardHooks):
-    """Counts how wide the values after each BatchNorm are, while the context is open.
+    """Histograms the absolute values after each BatchNorm while the context is open.
 
-    The values are computed from the layer's input, so that a layer that goes on to do more (an activation inside) is
-    judged by the BatchNorm part alone.
+    The values are computed from the layer's input, so a layer that does more, such as apply an activation, is measured
+    after its BatchNorm part.
 
     Args:
         model: the network; hooks are attached to it while the context is open.
@@ -85,7 +85,7 @@ class RangeHooks(ForwardHooks):
         self._counts: dict[str, Tensor] = {}
 
     def attach(self) -> Iterator[RemovableHandle]:
-        """Register a forward pre-hook at each layer."""
+        """Register a forward pre-hook on each layer."""
         for name, layer in self._layers.items():
             yield layer.register_forward_pre_hook(self._observer(name), with_kwargs=True)
 
@@ -98,7 +98,7 @@ class RangeHooks(ForwardHooks):
         return observe
 
     def ranges(self, share: float = QUANTILE) -> dict[str, float]:
-        """Return the range that holds `share` of the absolute values of each layer seen so far."""
+        """Return for each layer the range that holds `share` of the absolute values seen so far."""
         return {name: histogram_quantile(counts, share) for name, counts in self._counts.items()}
 
 
@@ -114,14 +114,14 @@ def batch_norm_output(layer: nn.Module, values: Tensor) -> Tensor:
 
 
 def width_histogram(values: Tensor) -> Tensor:
-    """Count absolute values in logarithmic bins, from `2**-20` to `2**20`; what lies outside counts at the edge."""
+    """Count absolute values in logarithmic bins from `2**-20` to `2**20`; values outside count in the edge bins."""
     low, high = OCTAVES
     octaves = values.abs().log2().clamp_(low, high)
     return torch.histc(octaves, bins=(high - low) * BINS_PER_OCTAVE, min=low, max=high).double().cpu()
 
 
 def histogram_quantile(counts: Tensor, share: float) -> float:
-    """Return the upper edge of the bin in which the quantile lies.
+    """Return the upper edge of the bin that contains the quantile.
 
     >>> round(histogram_quantile(width_histogram(torch.full((100,), 3.0)), 0.5), 1)
     3.0

@@ -1,4 +1,4 @@
-"""Runs a set through its network once, and gathers everything that tells how good it is for calibration."""
+"""Runs a set through its network once, and measures how good it is for calibration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 FEWEST_SAMPLES = 2
-"""Neither a neighbor nor a variance over samples exists for one alone."""
+"""A single sample has no neighbor and no variance."""
 
 
 def inspect(
@@ -41,18 +41,18 @@ def inspect(
     spec: InputSpec | None = None,
     registry: Registry | None = None,
 ) -> Inspection:
-    """Judge how good a set is for calibrating a model, without real data and without quantizing anything.
+    """Rate how good a set is for calibrating a model, without real data and without quantizing anything.
 
     Args:
-        dataset: a `SyntheticDataset` or its folder, or the data that `quantize` takes.
-        model: the trained float network; stays as it is.
-        spec: what an input looks like; a synthetic data set brings its own.
-        registry: where plugins are looked up; None takes those that are installed.
+        dataset: a `SyntheticDataset` or its folder, or any data that `quantize` accepts.
+        model: the trained float network; not changed.
+        spec: input specification; a synthetic data set provides its own.
+        registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
-        DataError: fewer than two samples, samples of another shape or not finite, or a synthetic set that was made from
-            another model.
-        ModelError: a model that is not finite or does not accept the samples.
+        DataError: there are fewer than two samples, they have the wrong shape or are not finite, or a synthetic set was
+            made from another model.
+        ModelError: the model is not finite or does not accept the samples.
 
     >>> from dfq_plugins.demo.network import digits_network, DIGITS_SPEC
     >>> noise = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -80,13 +80,13 @@ def _check_made_from(data: SyntheticDataset, network: nn.Module) -> None:
     made_from, given = data.manifest.model_digest, model_digest(network)
     if made_from != given:
         raise DataError(
-            f"The set in {data.folder} was made from another model: its digest is {made_from}, and the model given has "
-            f"{given}. Give the model, with its weights, that the set was synthesized from."
+            f"The set in {data.folder} was made from another model: its digest is {made_from}, and the given model's "
+            f"is {given}. Give the model that the set was synthesized from, with the same weights."
         )
 
 
 def _known_labels(data: object) -> Tensor | None:
-    """Return the labels that a set was made for; those that the network itself gave are left to the network."""
+    """Return the labels that a set was synthesized for; None if the labels are the network's predictions."""
     if not isinstance(data, SyntheticDataset) or data.manifest.labels != "conditional":
         return None
     parts = [batch.labels for batch in data.loader(256)]
@@ -116,7 +116,7 @@ def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, label
 
 
 def _unusable_statistics(network: nn.Module, spec: InputSpec) -> str:
-    """Return why the network's statistics cannot be compared with, or nothing."""
+    """Return why the network's statistics cannot be used; an empty string if they can."""
     try:
         require_batch_norm(network)
         require_reached_layers(network, spec)
@@ -142,7 +142,7 @@ def _distances(
 
 
 def _label_counts(logits: Tensor | None, labels: Tensor | None) -> tuple[int, ...]:
-    """Return how many samples each class has; nothing where the network is no classifier."""
+    """Return the number of samples per class; empty if the network is not a classifier."""
     if logits is None:
         return ()
     named = logits.argmax(1) if labels is None else labels.cpu()
@@ -150,7 +150,7 @@ def _label_counts(logits: Tensor | None, labels: Tensor | None) -> tuple[int, ..
 
 
 def clamped_share(batches: Iterable[Tensor], spec: InputSpec) -> float | None:
-    """Return the share of input values at the edge of the valid range, or beyond it; None without a known range."""
+    """Return the share of input values at or beyond the edge of the valid range; None without a known range."""
     if spec.bounds is None:
         return None
     view = (1, -1) + (1,) * (len(spec.shape) - 1)

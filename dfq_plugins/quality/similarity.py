@@ -1,4 +1,4 @@
-"""How near data is to a network's training data, in the network's own eyes: pooled BatchNorm-statistics divergence."""
+"""Similarity of data to a network's training data: the divergence of pooled BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class SimilarityRow:
     """One source in the ranking.
 
     Args:
-        name: the source.
+        name: name of the source.
         divergence: mean over layers, in nats.
-        num_samples: how many samples were pooled.
-        worst_layer: the layer that fits worst.
-        augmentation: how the samples were presented: "none", or "pad-and-crop".
+        num_samples: number of pooled samples.
+        worst_layer: the layer with the largest divergence.
+        augmentation: how the samples were presented: "none" or "pad-and-crop".
     """
 
     name: str
@@ -51,20 +51,21 @@ def rank(
 
     Source: Haroush et al. 2020, the BN-statistics divergence as a measure of data similarity.
 
-    Each source is shown plainly and as training usually shows it, see `dfq_plugins.statistics.presentation`.
+    Each source is presented both as it is and with typical training augmentation; see
+    `dfq_plugins.statistics.presentation`.
 
     Args:
-        model: trained network with BatchNorm; stays as it is.
-        spec: what an input looks like.
+        model: trained network with BatchNorm; not changed.
+        spec: input specification.
         sources: batches of inputs `(batch, *shape)` by the name of their data set.
-        augmentation: "none" shows all samples plainly, "pad-and-crop" mirrors and shifts them over a border of the
-            lowest value (an eighth of the side), "auto" takes for each source what fits better; large images, and
-            inputs that are no color images of a known value range, "auto" shows plainly.
+        augmentation: "none" presents all samples as they are; "pad-and-crop" flips them, pads them by an eighth of the
+            side with the lowest value, and crops them; "auto" uses the better match for each source, but always "none"
+            for large images and for inputs that are not color images with a known value range.
 
     Raises:
-        ModelError: the model has no trained BatchNorm statistics, or holds NaN.
-        UsageError: pad-and-crop is asked for inputs that are no images of a known value range.
-        DataError: a source holds no samples, or values that are not finite.
+        ModelError: the model has no trained BatchNorm statistics, or contains NaN.
+        UsageError: pad-and-crop is requested for inputs that are not images with a known value range.
+        DataError: a source has no samples, or values that are not finite.
     """
     presentations(spec, augmentation)
     with preserve_global_state():
@@ -86,7 +87,7 @@ def _row(
 
 
 class _Counted:
-    """Counts the samples that pass, and refuses what cannot be compared."""
+    """Counts the samples that pass through, and rejects values that are not finite."""
 
     def __init__(self, name: str, batches: Iterable[Tensor]) -> None:
         self.name = name
@@ -96,8 +97,8 @@ class _Counted:
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches:
             if not bool(batch.isfinite().all()):
-                raise DataError(f"{self.name} holds NaN or infinity. Remove those samples.")
+                raise DataError(f"{self.name} contains NaN or infinity. Remove those samples.")
             self.samples += len(batch)
             yield batch
         if not self.samples:
-            raise DataError(f"{self.name} holds no samples. Give at least one.")
+            raise DataError(f"{self.name} contains no samples. Give at least one.")

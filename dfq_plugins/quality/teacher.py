@@ -1,4 +1,4 @@
-"""What the network sees in the samples: how sure it is, which classes it names, and how far samples lie apart."""
+"""The network's view of the samples: its confidence, the classes it predicts, and the diversity of its features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MATRIX = 2
 """Axes of a batch of vectors: classes or features."""
 
 NEIGHBORS_AMONG = 2048
-"""Samples whose mutual distances are measured; the work grows with the square."""
+"""Maximum number of samples to compare pairwise; the cost grows quadratically."""
 
 
 def confidence(logits: Tensor) -> float:
@@ -34,14 +34,14 @@ def confidence(logits: Tensor) -> float:
 
 
 def label_balance(counts: Sequence[int]) -> float:
-    """Return the entropy of the label histogram, divided by the largest that as many samples can have.
+    """Return the entropy of the label histogram, divided by the largest possible for this number of samples.
 
     Args:
-        counts: samples of each class.
+        counts: samples per class.
 
     Returns:
-        1 where every class (or, with fewer samples than classes, every sample's class) is as frequent as any other, 0
-        where all samples have the same.
+        1 if all classes (or, with fewer samples than classes, all classes that occur) are equally frequent, 0 if all
+        samples have the same class.
 
     >>> label_balance((2, 2, 2, 2)), label_balance((0, 4, 0, 0))
     (1.0, 0.0)
@@ -55,28 +55,28 @@ def label_balance(counts: Sequence[int]) -> float:
 
 
 def diversity(features: Tensor) -> float:
-    """Return the mean distance of a sample to its nearest neighbor, in units of the features' own size.
+    """Return the mean distance of a sample to its nearest neighbor, relative to the features' size.
 
     Args:
         features: `(samples, features)`, at least two samples.
 
     Returns:
-        The mean nearest-neighbor distance divided by the root mean square length of a feature vector; 0 where every
-        sample has a twin.
+        The mean nearest-neighbor distance divided by the root mean square length of a feature vector; 0 if every sample
+        has a duplicate.
 
     >>> diversity(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
     0.0
     """
     some = features[:NEIGHBORS_AMONG].float()
     size = some.square().sum(1).mean().sqrt()
-    # Differences rather than products: twins are exactly 0 apart.
+    # Computed from differences rather than products, so that duplicates are exactly 0 apart.
     distances = torch.cdist(some, some, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distances.fill_diagonal_(math.inf).amin(1).mean()
     return float(nearest / size) if float(size) > 0 else 0.0
 
 
 class TeacherHooks(ForwardHooks):
-    """Keeps, while the context is open, the network's outputs and what its last layer with weights reads.
+    """Captures the network's outputs and the inputs of its last layer with weights while the context is open.
 
     Args:
         model: the network; hooks are attached to it while the context is open.
@@ -110,12 +110,12 @@ class TeacherHooks(ForwardHooks):
 
     @property
     def logits(self) -> Tensor | None:
-        """Class logits `(samples, classes)`, or None where the network is no classifier."""
+        """Class logits `(samples, classes)`; None if the network is not a classifier."""
         return _joined(self._outputs)
 
     @property
     def features(self) -> Tensor | None:
-        """What the last layer with weights read, `(samples, features)`, the mean over positions; None without one."""
+        """Inputs of the last layer with weights, `(samples, features)`, mean over positions; None without one."""
         return _joined(self._features)
 
 

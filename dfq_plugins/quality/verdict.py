@@ -1,4 +1,4 @@
-"""From figures to one score and one word, with the reason. The constants come from the study in docs/quality.md."""
+"""Turns figures into a score and a verdict with its reason. The constants come from the study in docs/quality.md."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ if TYPE_CHECKING:
     from dfq_plugins.quality.inspection import LayerQuality, Verdict
 
 SURPRISE_UNIT = 0.04
-"""Nats of surprise up to which a set is enough for W4A4."""
+"""Maximum surprise, in nats, of a set that is good enough for W4A4."""
 
 RANGE_UNIT = 0.2
-"""Octaves of range error up to which a set is enough for W4A4."""
+"""Maximum range error, in octaves, of a set that is good enough for W4A4."""
 
 ENOUGH_FOR_W4A4 = 50.0
-"""The score at one unit. On ResNet-20 every set from here on was at most a point below the mean over real sets."""
+"""The score at one unit. On ResNet-20, every set with at least this score was at most a point below the mean over real
+sets."""
 
 ENOUGH_FOR_W8A8 = 25.0
 """The score at three units."""
 
 
 def score(surprise: float, range_error: float) -> float:
-    """Return 0 (useless) to 100 (exactly as recorded): the worse of two errors decides.
+    """Return 0 (useless) to 100 (exactly as recorded), determined by the worse of the two errors.
 
     `score = 100 / (1 + max(surprise / SURPRISE_UNIT, range_error / RANGE_UNIT))`
 
@@ -47,7 +48,7 @@ def mean_surprise(layers: Sequence[LayerQuality]) -> float | None:
 
 
 def mean_range_error(layers: Sequence[LayerQuality]) -> float | None:
-    """Return the mean distance of the ranges from the expected ones in octaves; None without such layers."""
+    """Return the mean distance of the ranges from the expected ones, in octaves; None without such layers."""
     return _mean([abs(layer.range_octaves) for layer in layers if layer.range_octaves is not None])
 
 
@@ -65,16 +66,16 @@ def judged(
     clamped: float | None,
     why_not: str,
 ) -> Inspection:
-    """Return the whole record: the figures given, and what follows from them.
+    """Return the complete record: the given figures and those derived from them.
 
     Args:
-        num_samples: see `Inspection`, like all but the last.
-        layers: empty where the network records no statistics.
-        label_counts: empty where the network is no classifier.
-        confidence: None where the network is no classifier.
-        diversity: None where the network has no layer with weights.
-        clamped: None where the valid range is unknown.
-        why_not: why the network's statistics cannot be compared with; empty where they can.
+        num_samples: see `Inspection`, as for all arguments except `why_not`.
+        layers: empty if the network has no recorded statistics.
+        label_counts: empty if the network is not a classifier.
+        confidence: None if the network is not a classifier.
+        diversity: None if the network has no layer with weights.
+        clamped: None if the valid range is unknown.
+        why_not: why the network's statistics cannot be used; empty if they can.
     """
     surprise, range_error = mean_surprise(layers), mean_range_error(layers)
     points = None if surprise is None or range_error is None else score(surprise, range_error)
@@ -99,7 +100,7 @@ def judged(
 
 def _verdict(points: float | None, layers: Sequence[LayerQuality]) -> tuple[Verdict, str]:
     if points is None:
-        return "no verdict", "Without recorded BatchNorm statistics there is nothing to compare the set with."
+        return "no verdict", "Without recorded BatchNorm statistics, there is nothing to compare the set with."
     if points >= ENOUGH_FOR_W4A4:
         return "enough for W4A4", f"The score {points:.0f} reaches {ENOUGH_FOR_W4A4:.0f}: {_worst(layers)}"
     if points >= ENOUGH_FOR_W8A8:
@@ -114,14 +115,14 @@ def _verdict(points: float | None, layers: Sequence[LayerQuality]) -> tuple[Verd
 
 
 def _worst(layers: Sequence[LayerQuality]) -> str:
-    """Say where the set is farthest from the record, and in which direction."""
+    """Describe where the set deviates most from the recorded statistics, and in which direction."""
     far = max(layers, key=lambda layer: layer.surprise)
     ranged = [layer for layer in layers if layer.range_octaves is not None]
     off = max(ranged, key=lambda layer: abs(layer.range_octaves or 0.0))
     octaves = off.range_octaves or 0.0
     direction = "wider" if octaves > 0 else "narrower"
     return (
-        f"the farthest statistics are at {far.name} ({far.surprise:.3f} nats), the farthest range at {off.name} "
+        f"the statistics deviate most at {far.name} ({far.surprise:.3f} nats), the range at {off.name} "
         f"({2 ** abs(octaves):.2f} times {direction} than recorded)."
     )
 
@@ -135,5 +136,5 @@ def _notes(
     if diversity is None:
         notes.append("diversity. The network has no linear or convolution module whose input could be read.")
     if clamped is None:
-        notes.append("values at the clamp. The valid range of the input is not known; give --value-range.")
+        notes.append("values at the clamp. The valid range of the input is unknown; give --value-range.")
     return tuple(notes)

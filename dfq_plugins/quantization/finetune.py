@@ -1,4 +1,4 @@
-"""Orchestration of fine-tuning: model + data -> quantized model that was trained on the float model's answers."""
+"""Orchestration of fine-tuning: model + data -> quantized model, distilled from the float model's outputs."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
 
 CALIBRATION_SAMPLES = 1024
-"""Samples that ranges are calibrated on before the training; more change nothing and take time."""
+"""Number of samples to calibrate ranges on before training; more samples cost time without changing the result."""
 
 
 @dataclass(frozen=True)
 class FinetuneRun(QuantizationRun):
-    """A fine-tuned quantized model with everything that is known about it.
+    """A fine-tuned quantized model with the record of its training.
 
-    `agreement` is that of the finished model on held-out data.
+    `agreement` is the finished model's agreement with the float model on held-out data.
 
     Args:
-        agreement_before: the same of the model that was only calibrated.
-        history: points of the training's curves.
-        training: the settings of the training.
-        held_out: number of samples that were held out.
+        agreement_before: the agreement of the calibrated model before training.
+        history: points of the training curves.
+        training: training settings.
+        held_out: number of held-out samples.
     """
 
     agreement_before: float
@@ -75,35 +75,36 @@ def finetune(
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> FinetuneRun:
-    """Calibrate a model inside one framework, then train it there to answer as the float model does.
+    """Calibrate a model inside one framework, then train it there to reproduce the float model's outputs.
 
     Under `torchrun`, each process takes a part of every batch and returns the same model; the first one writes files.
 
     Args:
-        model: trained float network, the teacher; stays as it is.
-        data: what to calibrate on, to train on, and, a part of it, to select the best state by.
+        model: trained float network, the teacher; not changed.
+        data: calibration and training data; a part of it selects the best state.
         calibrator: name of the framework's calibrator.
         recipe: bit widths, such as "w8a8" or "w4a4".
-        spec: what an input looks like; a synthetic data set brings its own.
+        spec: input specification; a synthetic data set provides its own.
         options: settings of the calibrator, as a mapping or as its options record.
-        training: settings of the training, as a mapping or as `TrainingOptions`.
-        generator: makes a share of each batch (`training.generator_fraction`) while it learns from the student: the
-            name of a learning generator, or such an object.
-        generator_options: settings of a generator that is given by its name.
+        training: training settings, as a mapping or as `TrainingOptions`.
+        generator: name of a learning generator, or such an object. It makes a share of each batch
+            (`training.generator_fraction`) and learns from the student as it trains.
+        generator_options: settings of a generator given by name.
         output: folder for the artifacts; None exports nothing.
-        work: folder for checkpoints: the same call goes on where an interrupted one stopped. None keeps none.
-        strict: refuse a data set that was made from another model, instead of warning.
+        work: folder for checkpoints: repeating the call resumes an interrupted run. None stores no checkpoints.
+        strict: reject data that was synthesized from another model, instead of warning.
         listeners: called with every `ProgressEvent`.
-        registry: where plugins are looked up; None takes those that are installed.
+        registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
-        UsageError: a recipe, option, hook or name that cannot be used, or a width that the framework cannot train at.
-        PluginError: an unknown calibrator, or one whose framework is not installed.
-        ModelError: a model that the framework cannot trace, quantize or train.
-        DataError: data that is empty, of the wrong shape, or another model's; a work folder of another run.
-        DivergedError: the loss is not finite any more; the last good checkpoint stays in the work folder.
+        UsageError: the recipe, an option, a layer or a name is invalid, or the framework cannot train at a bit width.
+        PluginError: the calibrator is unknown, or its framework is not installed.
+        ModelError: the framework cannot trace, quantize or train the model.
+        DataError: the data is empty, has the wrong shape, or was made from another model; or the work folder belongs to
+            another run.
+        DivergedError: the loss is no longer finite; the last good checkpoint stays in the work folder.
 
-    A failing export raises nothing, so that it never costs a training: it is listed in `FinetuneRun.rejected`.
+    A failing export raises nothing, so it never costs you a training: it is listed in `FinetuneRun.rejected`.
     """
     if output is not None:
         require_folder(Path(output))
@@ -116,11 +117,11 @@ def finetune(
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
-        torch.manual_seed(settings.seed)  # for whatever a framework or a generator draws from the global state
+        torch.manual_seed(settings.seed)  # for frameworks and generators that draw from the global random state
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
         with attributed(info):
             prepared = _calibrated(framework, task, recipe)
-        settings = task.settled(_settled(settings, recipe), prepared)
+        settings = task.resolve_settings(_settings_for(settings, recipe), prepared)
         before = task.agreement(prepared)
         about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
         place = task.checkpoint_dir(folder, "finetune", settings, about, ranks)
@@ -149,18 +150,18 @@ def finetune(
     )
 
 
-def _settled(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:
-    """Return the settings with what was left open decided by the recipe."""
+def _settings_for(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:
+    """Return the settings with open values filled in, based on the recipe."""
     if settings.learning_rate is None:
         settings = replace(settings, learning_rate=rate_for(min(recipe.weight_bits, recipe.activation_bits)))
     if settings.batch_norm is None:
-        # Signs in place of weights shift every mean and variance far away from what was recorded.
+        # Binarizing the weights shifts every mean and variance far from the recorded statistics.
         settings = replace(settings, batch_norm="reestimated" if recipe.weight_bits == 1 else "frozen")
     return settings
 
 
 def _calibrated(framework: Calibrator, task: DistillationTask, recipe: Recipe) -> nn.Module:
-    """Return the framework's network for training, its ranges calibrated."""
+    """Return the framework's network for training, with calibrated ranges."""
     prepared = framework.prepare(task.teacher, task.spec, recipe, training=True)
     samples = as_calibration_data(task.examples.inputs[:CALIBRATION_SAMPLES], task.spec)
     total = len(samples)

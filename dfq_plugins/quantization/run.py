@@ -1,4 +1,4 @@
-"""Quantizes a trained network on given data inside one framework: `quantize` and `run_quantization`."""
+"""Post-training quantization on given data inside one framework: `quantize` and `run_quantization`."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ def quantize(
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> nn.Module:
-    """Quantize a model on the given data inside one framework, and return the framework's native object.
+    """Quantize a model on the given data inside one framework, and return the framework's native model.
 
-    Arguments and errors are those of `run_quantization`, which also reports what was quantized and exported.
+    Takes the same arguments and raises the same errors as `run_quantization`, which also reports what was quantized
+    and exported.
     """
     return run_quantization(
         model,
@@ -75,24 +76,25 @@ def run_quantization(
     """Quantize a model after training, with one framework's own observers, kernels and export.
 
     Args:
-        model: trained float network; stays as it is.
+        model: trained float network; not changed.
         data: a `SyntheticDataset`, a tensor `(samples, *shape)`, or an iterable of such tensors, of `Batch` records or
             of (inputs, target) pairs.
         calibrator: name of the framework's calibrator: "torch-ao", "pytorch-quantization", "brevitas", or a plugin's.
         recipe: bit widths, such as "w8a8" or "w4a4".
-        spec: what an input looks like; a synthetic data set brings its own. Its valid range becomes the range of the
+        spec: input specification; a synthetic data set provides its own. Its valid range becomes the range of the
             input quantizer.
         options: settings of the calibrator, as a mapping or as its options record.
         output: folder for the artifacts; None exports nothing.
         listeners: called with every `ProgressEvent`.
-        registry: where plugins are looked up; None takes those that are installed.
+        registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
-        UsageError: a recipe, option or name that cannot be used.
-        PluginError: an unknown calibrator, or one whose framework is not installed.
-        ModelError: a model that the framework cannot trace or quantize.
-        DataError: data that is empty or of the wrong shape, or an output folder that is a file. A failing export raises
-            nothing: it is listed in `QuantizationRun.rejected`.
+        UsageError: the recipe, an option or a name is invalid.
+        PluginError: the calibrator is unknown, or its framework is not installed.
+        ModelError: the framework cannot trace or quantize the model.
+        DataError: the data is empty or has the wrong shape, or the output folder is a file.
+
+    A failing export raises nothing: it is listed in `QuantizationRun.rejected`.
     """
     if output is not None:
         require_folder(Path(output))

@@ -1,4 +1,4 @@
 """A run as one self-contained HTML page.
 
-`record` says what is on the page, `sections` builds the parts that runs share, `render` writes it.
+`content` defines what a page can hold, `sections` builds the parts shared by several pages, `render` writes the page.
 """

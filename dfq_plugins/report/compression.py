@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from dfq_plugins.report.content import Block
 
 DISTILLING = (
-    "A smaller network, the student, was trained to answer as a larger one, the teacher, does. It never saw a label: "
-    "what it learned are the teacher's own answers to the inputs."
+    "A smaller network, the student, was trained to reproduce the outputs of a larger network, the teacher. It never "
+    "saw a label: it learned only from the teacher's outputs."
 )
 PRUNING = (
-    "Parts of a trained network that matter least were taken out, and what is left was trained to answer as the whole "
-    "network does. No label was needed: the network's own answers are what it learned."
+    "The least important parts of a trained network were removed, and the remaining network was trained to reproduce "
+    "the original outputs. No labels were needed: it learned from the outputs of the original network."
 )
 
 
@@ -44,7 +44,7 @@ def distilling_page(run: DistillRun) -> Report:
     """Return the page of a distillation."""
     settings: dict[str, dict[str, object]] = {
         "Network input": input_facts(run.spec),
-        "Student": {"layers with the teacher's first weights": ", ".join(run.inherited) or "none"},
+        "Student": {"layers initialized from the teacher": ", ".join(run.inherited) or "none"},
         "Training": asdict(run.training),
     }
     sections = (
@@ -79,38 +79,38 @@ def _figures(before: Cost, after: Cost, agreement: float, held_out: int) -> tupl
         (f"{after.nonzero / before.nonzero:.0%}", "of the weights"),
     ]
     if not math.isnan(agreement):
-        figures.insert(0, (f"{agreement:.1%}", f"same class as the whole network, on {held_out} held-out samples"))
+        figures.insert(0, (f"{agreement:.1%}", f"same class as the original network, on {held_out} held-out samples"))
     return tuple(figures)
 
 
 def _cost_section(before: tuple[str, Cost], after: tuple[str, Cost]) -> Section:
-    text = "MACs are those of one input, in convolutions and linear layers."
+    text = "MACs are counted for one input, in convolutions and linear layers."
     rows = tuple(
         (name, float(cost.parameters), float(cost.nonzero), float(cost.macs)) for name, cost in (before, after)
     )
-    table = Table(("Network", "Parameters", "Not zero", "MACs"), rows, decimals=0)
-    return Section("What it costs", (text,), (table,))
+    table = Table(("Network", "Parameters", "Nonzero", "MACs"), rows, decimals=0)
+    return Section("Size and cost", (text,), (table,))
 
 
 def _layer_section(run: PruneRun) -> Section:
     unit = "filters" if run.method == "filters" else "weights"
     text = (
-        "Layers that are added up can only lose the same filters together; they stand under the name of the first one."
+        "Layers whose outputs are added must lose the same filters; such a group is listed under its first layer."
         if run.method == "filters"
         else "The smallest weights of all layers together were set to zero."
     )
     rows = tuple(
         (layer.name, float(layer.before), float(layer.after), 100 * layer.after / layer.before) for layer in run.layers
     )
-    notes = tuple(f"{name} stays whole: {reason}" for name, reason in run.left)
-    columns = ("Layer", f"{unit.capitalize()} before", "After", "Left, %")
-    return Section("What is left of each layer", (text,), (Table(columns, rows, notes=notes, decimals=0),))
+    notes = tuple(f"{name} was not pruned: {reason}" for name, reason in run.left)
+    columns = ("Layer", f"{unit.capitalize()} before", "After", "Kept, %")
+    return Section("Pruning by layer", (text,), (Table(columns, rows, notes=notes, decimals=0),))
 
 
 def _training_section(history: tuple[TrainingPoint, ...], before: float, after: float, held_out: int) -> Section:
     blocks: list[Block] = []
     if not math.isnan(after):
-        rows = (("before the training", 100 * before), ("after", 100 * after))
-        caption = f"Measured on {held_out} samples that took no part in the training"
+        rows = (("before training", 100 * before), ("after training", 100 * after))
+        caption = f"Measured on {held_out} samples that were not used for training"
         blocks.append(Table(("State", "Same class, %"), rows, caption=caption))
-    return Section("How the training went", (STATE_KEPT,), (*blocks, training_curves(history)))
+    return Section("Training progress", (STATE_KEPT,), (*blocks, training_curves(history)))

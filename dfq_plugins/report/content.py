@@ -1,6 +1,6 @@
-"""What a report holds, in plain data: sections of tables, samples, plots over layers, and facts.
+"""The content of a report, as plain data: sections of tables, samples, plots over layers, and facts.
 
-Nothing here knows HTML, matplotlib or the kind of run; any command fills these records, and `render` draws them.
+Nothing here depends on HTML, matplotlib or the kind of run; commands fill these records, and `render` draws them.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 Cell = str | float | None
-"""One entry of a table: a number, a text, or None for 'not measured'."""
+"""One entry of a table: a number, a string, or None if not measured."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headers. The first cell of a row names it.
+    """Rows of cells under headers. The first cell of a row is its name.
 
     Args:
-        columns: one header per cell, the first over the row names.
-        rows: the cells, as many in each row as there are columns.
-        groups: headers over the headers, each with the number of columns that it spans, from the second column on.
+        columns: one header per cell, the first for the row names.
+        rows: the cells, one per column in each row.
+        groups: group headers with the number of columns that each spans, starting at the second column.
         caption: one sentence on how to read the table.
-        notes: remarks under the table.
-        highlighted: positions of the rows that the reader should see first.
-        decimals: digits shown of each number.
-        folded: shown on a click only, under the caption.
+        notes: remarks below the table.
+        highlighted: indices of the rows to highlight.
+        decimals: number of decimals to show.
+        folded: collapsed under the caption until clicked.
 
     Raises:
-        UsageError: a row or the groups do not fit the columns.
+        UsageError: a row or the groups do not match the columns.
     """
 
     columns: tuple[str, ...]
@@ -51,19 +51,21 @@ class Table:
         if wrong := [row[0] for row in self.rows if len(row) != width]:
             raise UsageError(f"Each row needs one cell per column ({width}); these rows differ: {wrong}.")
         if self.groups and sum(span for _, span in self.groups) != width - 1:
-            raise UsageError(f"The groups of a table span all columns but the first ({width - 1}), got {self.groups}.")
+            raise UsageError(
+                f"The groups of a table must span all columns except the first ({width - 1}), got {self.groups}."
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Network inputs to look at: pictures where they are images, curves where they are signals.
+    """Network inputs to show: images as pictures, signals as curves.
 
     Args:
-        title: where they come from.
+        title: source of the samples.
         inputs: `(count, *spec.shape)` in network units, as float32.
-        spec: takes them back to raw values.
-        labels: one text per sample, or none.
-        caption: one sentence on what to see.
+        spec: input specification, to convert them to raw values.
+        labels: one string per sample, or none.
+        caption: one sentence on what they show.
     """
 
     title: str
@@ -86,12 +88,12 @@ class LayerPlot:
     Args:
         layers: names of the layers from input to output.
         series: name and values of each series, in the order of the layers; NaN where unknown.
-        axis: what the values are, with their unit.
+        axis: label of the value axis, with the unit.
         caption: one sentence on how to read the plot.
-        logarithmic: whether the axis is; values at or below zero are then left out.
+        logarithmic: whether the value axis is logarithmic; values at or below zero are then omitted.
 
     Raises:
-        UsageError: a series has not one value per layer.
+        UsageError: a series does not have one value per layer.
     """
 
     layers: tuple[str, ...]
@@ -107,17 +109,17 @@ class LayerPlot:
 
 @dataclass(frozen=True)
 class Curves:
-    """Values that change along one axis, several runs of it in one plot.
+    """One or more curves in one plot.
 
     Args:
-        series: name, horizontal and vertical values of each curve; curves of one name share its color.
-        across: what the horizontal axis counts.
-        axis: what the values are, with their unit.
+        series: name, horizontal and vertical values of each curve; curves with the same name share a color.
+        across: label of the horizontal axis.
+        axis: label of the vertical axis, with the unit.
         caption: one sentence on how to read the plot.
-        logarithmic: whether the vertical axis is; values at or below zero are then left out.
+        logarithmic: whether the vertical axis is logarithmic; values at or below zero are then omitted.
 
     Raises:
-        UsageError: a curve has not as many vertical values as horizontal ones.
+        UsageError: a curve's numbers of horizontal and vertical values differ.
     """
 
     series: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...]
@@ -133,12 +135,12 @@ class Curves:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with their values: settings, versions, places.
+    """Names with their values: settings, versions, locations.
 
     Args:
         entries: pairs of name and value.
-        title: heading over them.
-        folded: shown on a click only, under the title.
+        title: heading of the list.
+        folded: collapsed under the title until clicked.
     """
 
     entries: tuple[tuple[str, str], ...]
@@ -151,7 +153,7 @@ Block = Table | Samples | LayerPlot | Curves | Facts
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A heading, paragraphs for someone who sees such a thing for the first time, and what there is to show."""
+    """A heading, explanatory paragraphs for a first-time reader, and the blocks to show."""
 
     title: str
     text: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Curves along steps, such as losses, as inline SVG in the page's colors."""
+"""Curves over steps, such as losses, as inline SVG in the page's colors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from dfq_plugins.report.content import Curves
 
 NARROW, WIDE = (350, 240, 11), (760, 300, 13)
-"""Width, height and letter size in pixels."""
+"""Width, height and font size in pixels."""
 
 
 def curves_svg(plot: Curves, name: str, *, narrow: bool = False) -> str:
     """Return the curves as SVG markup.
 
     Args:
-        plot: what to draw.
-        name: prefix of the ids inside, unique on the page.
+        plot: the curves to draw.
+        name: prefix of the SVG ids, unique on the page.
         narrow: sized for a phone (350 units wide) rather than a desktop (760 units wide).
     """
     width, height, size = NARROW if narrow else WIDE

@@ -1,4 +1,4 @@
-"""The sections on how well a quantized network follows the float network, from noise by layer."""
+"""Report sections on how closely a quantized network matches the float network, based on noise by layer."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ if TYPE_CHECKING:
 
 PER_CENT = 100
 SHOWN = 12
-"""Layers that are shown without a click."""
+"""Number of layers that are shown uncollapsed."""
 
 DECIBELS = (
-    "The table shows how much noise the whole numbers add at each layer: the signal-to-quantization-noise ratio in "
-    "decibels. 20 dB is an error of a tenth of the signal, 40 dB of a hundredth; every bit is worth about 6 dB. Noise "
-    "adds up from layer to layer. The layers on top are the first to look at when accuracy is lost."
+    "The table shows how much noise quantization adds at each layer: the signal-to-quantization-noise ratio in "
+    "decibels. 20 dB is an error of a tenth of the signal, 40 dB a hundredth; every bit adds about 6 dB. Noise "
+    "accumulates from layer to layer. If accuracy is lost, look at the layers at the top first."
 )
 
 
 def calibration_section(agreement: float, held_out: int, fidelity: Fidelity) -> Section:
-    """Return the section on how well the quantized network does what the float network does.
+    """Return the section on how closely the quantized network matches the float network.
 
     Args:
-        agreement: share of samples that both put into the same class; NaN for no classifiers.
-        held_out: samples that calibration did not see and this was measured on; 0 where it was measured on its own.
+        agreement: share of samples for which both predict the same class; NaN if they are not classifiers.
+        held_out: number of held-out samples used for measuring; 0 if the calibration samples were used.
         fidelity: noise by layer.
     """
     where = (
-        f"{held_out} synthetic samples that took no part in the calibration"
+        f"{held_out} synthetic samples that were not used for calibration"
         if held_out
         else "the calibration samples themselves, because none were held out"
     )
-    text = [f"Measured on {where}. Real test images are the last word; run them before you ship."]
+    text = [f"Measured on {where}. Test on real images before you ship."]
     if not math.isnan(agreement):
         text.append(
-            f"On {PER_CENT * agreement:.1f} % of the samples the quantized network names the same class as the float "
-            "network. Compare it with the teacher's confidence below: where the float network itself is unsure of a "
-            "synthetic sample, a small error names another class. On the networks of the project's benchmarks the "
-            "agreement on real inputs was far higher than on synthetic ones."
+            f"For {PER_CENT * agreement:.1f}% of the samples, the quantized network predicts the same class as the "
+            "float network. Compare this with the teacher's confidence below: where the float network itself is unsure "
+            "about a synthetic sample, a small error changes the predicted class. For the networks in the project's "
+            "benchmarks, the agreement on real inputs was far higher than on synthetic ones."
         )
     text.append(DECIBELS)
-    return Section("How well the quantized network follows", tuple(text), _fidelity_blocks(fidelity))
+    return Section("Agreement with the float network", tuple(text), _fidelity_blocks(fidelity))
 
 
 def _fidelity_blocks(fidelity: Fidelity) -> tuple[Block, ...]:
@@ -67,18 +67,18 @@ def _decibels(value: float) -> Cell:
 
 
 def noise_section(networks: Sequence[tuple[str, Fidelity]], where: str) -> Section:
-    """Return the section that compares the noise by layer of several quantized networks.
+    """Return the section that compares several quantized networks' noise by layer.
 
     Args:
-        networks: title and record of each.
-        where: what it was measured on.
+        networks: title and fidelity record of each.
+        where: the samples measured on.
     """
     ratios = [{layer.name: layer.decibels for layer in fidelity.layers} for _, fidelity in networks]
     names = dict.fromkeys(name for found in ratios for name in found)
     ordered = sorted(names, key=lambda name: min(found.get(name, math.inf) for found in ratios))
     rows = tuple((name, *(_decibels(found[name]) if name in found else None for found in ratios)) for name in ordered)
     notes = tuple(
-        f"{title}: not comparable are {', '.join(name for name, _ in fidelity.unmatched)}."
+        f"{title}: cannot be compared: {', '.join(name for name, _ in fidelity.unmatched)}."
         for title, fidelity in networks
         if fidelity.unmatched
     )
@@ -86,4 +86,4 @@ def noise_section(networks: Sequence[tuple[str, Fidelity]], where: str) -> Secti
     caption = (
         f"Signal to noise in dB on {where}, the noisiest layers first; a dash where a framework has no such layer."
     )
-    return Section("Where the noise comes in", (DECIBELS,), (Table(columns, rows, (), caption, notes, decimals=1),))
+    return Section("Noise by layer", (DECIBELS,), (Table(columns, rows, (), caption, notes, decimals=1),))

@@ -1,4 +1,4 @@
-"""The pages of `--report`: what a synthesis, a quantization and an inspection have to show."""
+"""The pages of `--report` for a synthesis, a quantization and an inspection."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Batch, InputSpec, ProgressEvent
 
 PICTURES = 24
-"""Samples shown on a page."""
+"""Number of samples shown on a page."""
 
 WHY = (
-    "Small devices compute with whole numbers of 8 or 4 bits instead of 32-bit floating point. To turn a trained "
-    "network into such a form, a quantization framework has to see typical inputs once, to learn which range of values "
-    "each layer needs. This step is called calibration."
+    "Small devices compute with 8-bit or 4-bit integers instead of 32-bit floating point. To convert a trained "
+    "network, a quantization framework has to see typical inputs once, to learn the range of values that each layer "
+    "needs. This step is called calibration."
 )
 SYNTHETIC = (
-    "The inputs on this page are synthetic: they were computed from the trained network alone, by changing noise until "
-    "the network's own records of its training data fit. No real data was used."
+    "The inputs on this page are synthetic. They were computed from the trained network without any real data, by "
+    "optimizing noise until it matches the statistics of the training data that the network stores."
 )
 
 
@@ -52,9 +52,9 @@ def synthesis_page(
 
     Args:
         data: the set.
-        noise: what an inspection says of plain noise, for comparison.
-        found: what an inspection says of the set.
-        events: progress of the synthesis, with losses.
+        noise: inspection of plain noise, for comparison.
+        found: inspection of the set.
+        events: progress events of the synthesis, with losses.
         seconds: wall time.
     """
     sets = {"Gaussian noise, before": noise, "synthetic set, after": found}
@@ -85,18 +85,18 @@ def quantization_page(
     """Return the page of a quantization.
 
     Args:
-        data: what calibrated.
-        found: what an inspection says of it.
+        data: the calibration set.
+        found: inspection of the set.
         run: the quantized network.
         fidelity: its noise by layer.
-        held_out: samples that took no part in the calibration, and the agreement on them.
+        held_out: number of samples held out of the calibration, and the agreement on them.
         options: the calibrator's settings.
-        output: folder of the artifacts, if there are any.
+        output: folder of the artifacts, if any.
     """
     count, agreement = held_out
     title = f"{run.calibrator} {str(run.recipe).upper()}"
     bits = f"{run.recipe.weight_bits}-bit weights and {run.recipe.activation_bits}-bit activations"
-    what = f"This page shows what the framework {run.calibrator} made of the network with {bits}."
+    what = f"This page shows the network as quantized by the framework {run.calibrator}, with {bits}."
     sets = {"synthetic set": found}
     parts = [
         training_section(run) if isinstance(run, FinetuneRun) else None,
@@ -119,11 +119,11 @@ def inspection_page(name: str, found: Inspection, batch: Batch, spec: InputSpec,
     """Return the page of an inspection.
 
     Args:
-        name: of the set.
-        found: the record.
-        batch: its first samples.
-        spec: what an input looks like.
-        synthetic: whether it is a synthetic set; else nothing is said of its origin.
+        name: name of the set.
+        found: inspection of the set.
+        batch: first samples of the set.
+        spec: input specification.
+        synthetic: whether the set is synthetic; if not, the page does not mention its origin.
     """
     sets = {name: found}
     parts = [
@@ -140,7 +140,7 @@ def inspection_page(name: str, found: Inspection, batch: Batch, spec: InputSpec,
 
 
 def set_settings(data: SyntheticDataset) -> dict[str, Mapping[str, object]]:
-    """Return everything that a set's samples depend on, as settings."""
+    """Return all settings that a set's samples depend on."""
     manifest = data.manifest
     origin = {"seed": manifest.seed, "samples": len(data), "labels": manifest.labels}
     generator = {
@@ -176,7 +176,7 @@ def _quantization_figures(
     figures = [(str(len(run.coverage.layers)), "layers and operations quantized")]
     if not math.isnan(agreement):
         where = f"{held_out} held-out samples" if held_out else "the calibration samples"
-        figures.insert(0, (f"{100 * agreement:.1f} %", f"same class as the float network, on {where}"))
+        figures.insert(0, (f"{100 * agreement:.1f}%", f"same class as the float network, on {where}"))
     if fidelity.layers:
         worst = fidelity.layers[0]
         figures.append((f"{worst.decibels:.0f} dB", f"noisiest layer: {worst.name}"))

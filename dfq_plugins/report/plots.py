@@ -1,7 +1,7 @@
 """Pictures of samples and plots over layers as inline SVG and PNG, readable on light and dark pages.
 
-Plots are drawn once in placeholder colors, which become CSS variables of the page, so that one drawing follows the
-reader's color scheme. Figures are built as objects: pyplot and its global state are never touched.
+Plots are drawn once in placeholder colors, which become CSS variables of the page, so one drawing follows the reader's
+color scheme. Figures are built as objects: pyplot and its global state are not used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dfq_plugins.report.content import LayerPlot, Samples
 
 POINTS_PER_INCH = 72
-"""matplotlib's SVG unit is the point; at this resolution one unit is one pixel of the page."""
+"""matplotlib's SVG unit is the point; at this resolution, one unit is one pixel of the page."""
 
 INK, FAINT = "#010001", "#010002"
 SERIES = tuple(f"#0100{index:02x}" for index in range(16, 24))
@@ -41,15 +41,15 @@ VARIABLES = {INK: "var(--muted)", FAINT: "var(--line)"} | {
 }
 
 LARGEST_PICTURE = 128
-"""Longest side of an embedded picture in pixels; larger inputs are reduced to keep the page small."""
+"""Maximum side of an embedded picture in pixels; larger inputs are downscaled to keep the page small."""
 
 SHORT_SPAN = 100.0
-"""Largest over smallest value of a logarithmic axis below which powers of ten would be too few ticks."""
+"""Ratio of a logarithmic axis's limits below which powers of ten would give too few ticks."""
 
 DECADE = 10.0
 
 LONGEST_LABEL = {True: 20, False: 44}
-"""Characters of a layer's name that fit beside a narrow and a wide plot."""
+"""Number of characters of a layer's name that fit next to a narrow and a wide plot."""
 
 
 def svg_markup(figure: Figure, name: str) -> str:
@@ -69,7 +69,7 @@ def svg_markup(figure: Figure, name: str) -> str:
 
 
 def shortened(name: str, length: int) -> str:
-    """Return the name with its front cut off where it is too long: the end tells layers apart.
+    """Shorten a long name at the front, since its end distinguishes layers.
 
     >>> shortened("features.denseblock4.denselayer16.norm2", 20)
     '…denselayer16.norm2'
@@ -81,7 +81,7 @@ def shortened(name: str, length: int) -> str:
 
 
 def set_log_ticks(axis: Axis, limits: tuple[float, float], most: int) -> None:
-    """Put ticks on a logarithmic axis: at powers of ten, or in plain numbers between them where it spans few."""
+    """Set the ticks of a logarithmic axis: powers of ten, or also plain numbers between them on a short axis."""
     span = limits[1] / limits[0]
     short = span < SHORT_SPAN
     between = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if span < DECADE else (1.0, 2.0, 5.0)
@@ -108,11 +108,11 @@ def draw_axes(axes: Axes, plot: LayerPlot, *, narrow: bool) -> None:
 
 
 def layer_plot_svg(plot: LayerPlot, name: str, *, narrow: bool = False) -> str:
-    """Return a plot with the layers from top to bottom and the values from left to right as SVG markup.
+    """Return a plot with layers from top to bottom and values from left to right, as SVG markup.
 
     Args:
-        plot: what to draw.
-        name: prefix of the ids inside, unique on the page.
+        plot: the plot to draw.
+        name: prefix of the SVG ids, unique on the page.
         narrow: sized for a phone (350 units wide) rather than a desktop (760 units wide).
     """
     width, size, row = (350, 11, 19) if narrow else (760, 13, 24)
@@ -151,8 +151,8 @@ def signal_svg(signal: np.ndarray, name: str) -> str:
 def as_picture(sample: np.ndarray) -> np.ndarray:
     """Return the picture of one sample `(channels, ...)`.
 
-    Three channels are shown as RGB, otherwise the first channel is shown in gray.
-    Of a volume `(channels, depth, height, width)` the middle slice is shown.
+    Three channels are shown as RGB; otherwise, the first channel is shown in gray.
+    For a volume `(channels, depth, height, width)`, the middle slice is shown.
     """
     while sample.ndim > 3:  # noqa: PLR2004  channels, height, width
         sample = sample[:, sample.shape[1] // 2]

@@ -1,4 +1,4 @@
-"""Writes a report as one HTML file that needs nothing else: no network, no script, no neighboring files."""
+"""Writes a report as one self-contained HTML file: no network access, no scripts, no other files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = {Table: "table", Samples: "samples", LayerPlot: "plot", Curves: "plot", 
 
 
 def format_cell(cell: Cell, decimals: int) -> str:
-    """Return a cell as text, a dash where there is no number.
+    """Return a cell as text, a dash if there is no number.
 
     >>> format_cell(98.765, 1), format_cell("int8", 1)
     ('98.8', 'int8')
@@ -50,7 +50,7 @@ def columns(table: Table) -> list[list[Cell]]:
 
 
 def block_context(block: Block, name: str) -> dict[str, object]:
-    """Return what the template needs to draw a block; `name` prefixes the ids inside."""
+    """Return the template context of a block; `name` prefixes its ids."""
     context: dict[str, object] = {"kind": KINDS[type(block)], "block": block}
     if isinstance(block, Table):
         context["numeric"] = [any(isinstance(cell, int | float) for cell in cells) for cells in columns(block)]
@@ -87,7 +87,7 @@ def render_html(report: Report) -> str:
 
 
 def render_report(report: Report, path: Path) -> Path:
-    """Write the report to `path`, whole or not at all, and return the path.
+    """Write the report to `path` atomically, and return the path.
 
     Raises:
         DataError: the file cannot be written.
@@ -100,13 +100,13 @@ def render_report(report: Report, path: Path) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A whole page.
+    """A complete page.
 
     Args:
         title: heading of the page.
-        introduction: paragraphs for someone who has never seen the project.
-        figures: the few numbers that matter, each with what it counts.
-        sections: the page's parts in order.
+        introduction: paragraphs for a reader who is new to the project.
+        figures: the key figures, each with its meaning.
+        sections: sections of the page in order.
         footer: origin of the page: program, version, date.
     """
 

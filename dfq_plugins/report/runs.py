@@ -1,4 +1,4 @@
-"""Gathers what the page of a run shows beyond the run itself, and writes the page."""
+"""Computes the additional measurements for the report of a run, and writes the page."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec, ProgressEvent
 
 LARGEST_COMPARISON = 256
-"""Samples of plain noise that the synthetic set is compared with, at most."""
+"""Maximum number of noise samples to compare the synthetic set with."""
 
 FIDELITY_SAMPLES = 32
-"""Samples on which layers are compared: their mean over all values is steady long before."""
+"""Number of samples to compare layers on; the mean over all their values converges with fewer."""
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 8, 128
-"""An eighth of a set is held out from the calibration, at most so many samples."""
+"""An eighth of a set is held out of the calibration, at most this many samples."""
 
 
 def write_synthesis_report(
     path: Path, model: nn.Module, data: SyntheticDataset, events: Sequence[ProgressEvent], seconds: float
 ) -> Inspection:
-    """Inspect a new set beside plain noise of the same input, and write the page.
+    """Inspect a new set, compared with plain noise for the same network, and write the page.
 
     Args:
-        path: of the HTML file.
-        model: what the set was made from.
+        path: path of the HTML file.
+        model: the model that the set was made from.
         data: the set.
-        events: progress of its synthesis.
+        events: progress events of its synthesis.
         seconds: wall time of the synthesis.
 
     Returns:
-        What the inspection says of the set.
+        The inspection of the set.
     """
     spec = data.spec
     rng = torch.Generator().manual_seed(data.manifest.seed % 2**63)
@@ -67,14 +67,14 @@ def write_synthesis_report(
 
 
 def held_out_samples(total: int, wanted: int | None) -> int:
-    """Return how many of a set's samples the calibration leaves for measuring.
+    """Return the number of samples to hold out of the calibration for measuring.
 
     Args:
-        total: samples in the set.
-        wanted: what the user asked for; an eighth of the set where None, at most 128.
+        total: number of samples in the set.
+        wanted: requested number; None for an eighth of the set, at most 128.
 
     Raises:
-        UsageError: nothing would be left to calibrate on.
+        UsageError: no samples would remain to calibrate on.
 
     >>> held_out_samples(256, None), held_out_samples(4096, None), held_out_samples(256, 0)
     (32, 128, 0)
@@ -83,19 +83,19 @@ def held_out_samples(total: int, wanted: int | None) -> int:
         return min(total // HELD_OUT_SHARE, MOST_HELD_OUT)
     if wanted >= total:
         raise UsageError(
-            f"Held-out samples do not calibrate, so fewer than all {total} of the set can be held out, got {wanted}. "
-            f"Give e.g. {total // HELD_OUT_SHARE}."
+            f"Held-out samples are not used for calibration, so fewer than the {total} samples of the set must be held "
+            f"out, got {wanted}. Give e.g. {total // HELD_OUT_SHARE}."
         )
     return wanted
 
 
 def calibration_part(data: SyntheticDataset, held_out: int) -> CalibrationData:
-    """Return what calibrates: the set without its last `held_out` samples."""
+    """Return the calibration data: the set without its last `held_out` samples."""
     return data.inputs(len(data) - held_out) if held_out else data
 
 
 def held_out_part(data: SyntheticDataset, held_out: int) -> Tensor:
-    """Return the inputs to measure on: the last `held_out` samples, or all where none are held out."""
+    """Return the inputs to measure on: the last `held_out` samples, or all if none are held out."""
     return data.inputs()[-held_out:] if held_out else data.inputs()
 
 
@@ -108,19 +108,20 @@ def write_quantization_report(
     options: object,
     output: Path | None,
 ) -> float:
-    """Measure the quantized network on the samples that were held out, and write the page.
+    """Measure the quantized network on the held-out samples, and write the page.
 
     Args:
-        path: of the HTML file.
+        path: path of the HTML file.
         model: the float network.
         data: the whole set.
         run: the quantized network.
-        held_out: how many of the last samples took no part in the calibration.
+        held_out: number of samples at the end of the set that were held out of the calibration.
         options: the calibrator's options record.
-        output: folder of the artifacts, if there are any.
+        output: folder of the artifacts, if any.
 
     Returns:
-        The share of the held-out samples on which both networks name the same class; NaN for no classifiers.
+        The share of the held-out samples for which both networks predict the same class; NaN if they are not
+        classifiers.
     """
     kept = held_out_part(data, held_out)
     batches = torch.split(kept, 64)
@@ -128,9 +129,8 @@ def write_quantization_report(
     agreement = top1_agreement(network, run.model, batches, len(kept)) if held_out else run.agreement
     fidelity = layer_fidelity(network, run.model, kept[-FIDELITY_SAMPLES:], run.coverage)
     settings = dataclasses.asdict(options)  # type: ignore[call-overload]  # every options record is a dataclass
-    own = data.manifest.model_digest == model_digest(
-        network
-    )  # another model's set may calibrate, if the user so wishes
+    # Calibrating on another model's set is allowed, but it can only be inspected as plain inputs.
+    own = data.manifest.model_digest == model_digest(network)
     found = inspect(data if own else data.inputs(), network, spec=data.spec)
     if isinstance(run, FinetuneRun):
         held_out = run.held_out
@@ -145,11 +145,11 @@ def write_inspection_report(
     """Write the page of an inspection.
 
     Args:
-        path: of the HTML file.
-        name: of the set.
+        path: path of the HTML file.
+        name: name of the set.
         data: a synthetic set, or batches of inputs.
-        spec: what an input looks like.
-        found: what the inspection says.
+        spec: input specification.
+        found: inspection of the set.
     """
     synthetic = isinstance(data, SyntheticDataset)
     first = next(iter(data.loader(pages.PICTURES))) if isinstance(data, SyntheticDataset) else Batch(data[0])

@@ -1,4 +1,4 @@
-"""The section of a page that shows how a fine-tuning went: loss curves, and the agreement before and after."""
+"""The report section on a training: loss curves, and the agreement before and after."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.quantization.finetune import FinetuneRun
 
-STATE_KEPT = "The last state was kept whose divergence on held-out samples is the lowest, within its standard error."
-"""What a page says of any training."""
+STATE_KEPT = "The model kept is the latest state whose held-out divergence is within one standard error of the lowest."
+"""Sentence for any training."""
 
 
 def training_curves(history: Sequence[TrainingPoint]) -> Curves:
@@ -26,40 +26,40 @@ def training_curves(history: Sequence[TrainingPoint]) -> Curves:
     >>> [label for label, _, _ in training_curves([start, end]).series]
     ['training loss', 'held-out divergence']
     """
-    told = [(float(point.step), point.loss) for point in history if point.loss is not None]
-    across = tuple(step for step, _ in told)
-    losses = ("training loss", across, tuple(loss for _, loss in told))
+    known = [(float(point.step), point.loss) for point in history if point.loss is not None]
+    across = tuple(step for step, _ in known)
+    losses = ("training loss", across, tuple(loss for _, loss in known))
     steps = tuple(float(point.step) for point in history)
     held_out = ("held-out divergence", steps, tuple(point.held_out_loss for point in history))
     caption = (
-        "The training loss is the weighted sum of its terms, and the divergence is measured on samples that are not "
-        "trained on: look at how each falls, not at which is lower."
+        "The training loss is the weighted sum of its terms; the divergence is measured on samples that are not used "
+        "for training. Look at how each of them falls, not at which is lower."
     )
     return Curves((losses, held_out), "training steps", "loss (log scale, lower is better)", caption, logarithmic=True)
 
 
 def training_table(run: FinetuneRun) -> Table:
-    """Return what the training changed, from the calibrated network to the one that was kept."""
+    """Return the table of the network's states, from calibration to the state that was kept."""
     best = best_point(run.history)
-    rows = [("after calibration alone", 0.0, run.history[0].held_out_loss, _percent(run.agreement_before))]
+    rows = [("after calibration only", 0.0, run.history[0].held_out_loss, _percent(run.agreement_before))]
     rows += [
         (f"step {p.step}", p.seconds, p.held_out_loss, _percent(p.agreement)) for p in run.history[1:] if p is best
     ]
     rows.append(("finished model", run.history[-1].seconds, None, _percent(run.agreement)))  # type: ignore[arg-type]
     columns = ("State", "Seconds of training", "Divergence from the float network", "Same class, %")
-    caption = f"Measured on {run.held_out} synthetic samples that took no part in the training"
+    caption = f"Measured on {run.held_out} synthetic samples that were not used for training"
     return Table(columns, tuple(rows), caption=caption, decimals=3)
 
 
 def training_section(run: FinetuneRun) -> Section:
     """Return the section on the training of a fine-tuned network."""
     text = (
-        "After calibration the quantized network was trained to answer as the float network does, on synthetic samples "
-        f"alone. {STATE_KEPT}"
+        "After calibration, the quantized network was trained to reproduce the float network's outputs, using only "
+        f"synthetic samples. {STATE_KEPT}"
     )
     terms = {name: value for name, value in vars(run.training).items() if name.endswith("_weight") and value}
     facts = Facts(tuple((name, f"{value:g}") for name, value in terms.items()), "Terms of the loss", folded=True)
-    return Section("How the fine-tuning went", (text,), (training_table(run), training_curves(run.history), facts))
+    return Section("Fine-tuning progress", (text,), (training_table(run), training_curves(run.history), facts))
 
 
 def _percent(share: float | None) -> float | None:

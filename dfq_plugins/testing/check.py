@@ -1,4 +1,4 @@
-"""Runs the contract of a generator or calibrator from a program, and returns what failed."""
+"""Runs the contract of a generator or calibrator programmatically, and returns the failures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _CLASSES = {
 }
 
 ContractKind: TypeAlias = Literal["generator", "learning generator", "calibrator"]
-"""Whose contract; a learning generator that also makes data sets has two."""
+"""Kinds of plugins with a contract; a learning generator that also makes data sets has two."""
 
 
 @dataclass(frozen=True)
 class ContractResult:
-    """What came of a contract.
+    """The result of running a contract.
 
     Args:
         passed: names of the tests that passed or did not apply.
@@ -37,16 +37,16 @@ class ContractResult:
 
 
 def run_contract(kind: ContractKind, build: Callable[[], object], *, only: str = "") -> ContractResult:
-    """Run the contract on fresh objects.
+    """Run the contract on new objects.
 
     Args:
-        kind: whose contract.
-        build: called once for each test.
-        only: part of the names of the tests to run; all where empty.
+        kind: kind of the plugin.
+        build: builds the plugin; called once per test.
+        only: substring of the names of the tests to run; all if empty.
     """
     result = ContractResult()
     where = f"{Path(__file__).with_name('installed.py')}::{_CLASSES[kind]}"
-    # The user's own configuration and plugins have no say here.
+    # Ignore the user's pytest configuration and plugins.
     settings = [
         "-c",
         os.devnull,
@@ -64,7 +64,7 @@ def run_contract(kind: ContractKind, build: Callable[[], object], *, only: str =
 
 
 class _Provider:
-    """Gives the contract its object."""
+    """Provides the plugin object to the contract."""
 
     def __init__(self, build: Callable[[], object]) -> None:
         self._build = build
@@ -75,7 +75,7 @@ class _Provider:
 
 
 class _Collector:
-    """Notes the outcome of each test."""
+    """Records the outcome of each test."""
 
     def __init__(self, result: ContractResult) -> None:
         self._result = result
@@ -93,7 +93,7 @@ class _Collector:
 
 
 def reason(representation: Any) -> str:
-    """Return what an error said, without what pytest adds on its values."""
+    """Return an error's message, without the values that pytest appends."""
     crash = getattr(representation, "reprcrash", None)
     text = str(representation) if crash is None else str(crash.message)
     return text.removeprefix("AssertionError: ").removeprefix("Failed: ").partition("\nassert ")[0]
@@ -101,7 +101,7 @@ def reason(representation: Any) -> str:
 
 @contextmanager
 def _no_other_plugins() -> Iterator[None]:
-    """Keep pytest plugins and options of the environment out, and put the environment back."""
+    """Disable the environment's pytest plugins and options within the block, then restore the environment."""
     names = ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_CURRENT_TEST")
     former = {name: os.environ.pop(name, None) for name in names}
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

@@ -1,4 +1,4 @@
-"""What the contracts ask of a call: that it is refused, or what it returns."""
+"""Helpers of the contracts: expect an error from a call, or compute a model's outputs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @contextmanager
 def refused(what: str, kind: type[DfqError] = DfqError) -> Iterator[list[DfqError]]:
-    """Fail unless the block raises an error of `dfq_plugins.errors`; the list that it yields then holds the error."""
+    """Fail unless the block raises an error from `dfq_plugins.errors`; the error is appended to the yielded list."""
     caught: list[DfqError] = []
-    asked = f"{what} must raise a {kind.__name__} of dfq_plugins.errors that says what to do instead"
+    rule = f"{what} must raise a {kind.__name__} from dfq_plugins.errors that says what to do instead"
     try:
         yield caught
     except kind as error:
         caught.append(error)
-    except Exception as error:  # noqa: BLE001  any other error is what this is about
-        pytest.fail(f"{asked}, got {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  any other error must be reported
+        pytest.fail(f"{rule}, got {type(error).__name__}: {error}")
     else:
-        pytest.fail(f"{asked}, but was accepted.")
+        pytest.fail(f"{rule}, but it was accepted.")
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Return a model's output for inputs `(samples, *shape)` as float32."""
+    """Return a model's outputs for inputs `(samples, *shape)` as float32."""
     result: torch.Tensor = model(inputs)
     return result.float()

@@ -1,4 +1,4 @@
-"""The contracts on a plugin that `run_contract` hands over; collected by it alone."""
+"""Contract tests for a plugin passed in by `run_contract`, and collected only by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class InstalledGenerator(GeneratorContract):
 
     @pytest.fixture
     def generator(self, plugin_under_check: Any) -> Any:
-        """Return the plugin's own object."""
+        """Return the plugin object."""
         return plugin_under_check
 
 
@@ -23,7 +23,7 @@ class InstalledLearningGenerator(LearningGeneratorContract):
 
     @pytest.fixture
     def generator(self, plugin_under_check: Any) -> Any:
-        """Return the plugin's own object."""
+        """Return the plugin object."""
         return plugin_under_check
 
 
@@ -32,5 +32,5 @@ class InstalledCalibrator(CalibratorContract):
 
     @pytest.fixture
     def calibrator(self, plugin_under_check: Any) -> Any:
-        """Return the plugin's own object."""
+        """Return the plugin object."""
         return plugin_under_check

@@ -1,4 +1,4 @@
-"""The contract of a generator that learns against a student."""
+"""The contract of a learning generator."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 _ROUNDED = 16.0
-"""The kit's student has weights rounded to this part of one."""
+"""The test student's weights are rounded to multiples of 1 / this value."""
 
 
 @dataclass(frozen=True)
 class LearningCase:
-    """What a learning generator is put to: a frozen teacher, its input, and a student in training."""
+    """The setup for a learning generator: a frozen teacher, its input specification, and a student in training."""
 
     teacher: nn.Module
     spec: InputSpec
@@ -34,15 +34,14 @@ class LearningCase:
 
 
 class LearningGeneratorContract:
-    """Tests that every `LearningGenerator` passes. Subclass it, and give the fixture `generator`.
+    """Tests that every `LearningGenerator` must pass. Subclass it, and define the fixture `generator`.
 
     The teacher is the trained digits classifier of `dfq demo`, the student a coarse copy of it. Override the fixtures
-    `model` and `spec` for a generator that needs another kind of network, and the class attributes for one that
-    learns more seldom.
+    `model` and `spec` if a generator needs another kind of network, and the class attributes if it learns less often.
 
     Attributes:
-        batch_size: how many samples a batch is asked to hold.
-        steps: how many steps of the training the longer tests take; the generator must have learned within them.
+        batch_size: number of samples requested per batch.
+        steps: number of training steps in the longer tests; the generator must learn within them.
     """
 
     batch_size: ClassVar[int] = 8
@@ -50,7 +49,7 @@ class LearningGeneratorContract:
 
     @pytest.fixture
     def generator(self) -> LearningGenerator:
-        """Return the generator under test, a fresh object each time; every subclass gives its own."""
+        """Return the generator under test, a new object each time; every subclass defines this."""
         raise NotImplementedError(f"{type(self).__name__} needs a fixture 'generator' that returns the generator.")
 
     @pytest.fixture
@@ -60,12 +59,12 @@ class LearningGeneratorContract:
 
     @pytest.fixture
     def spec(self) -> InputSpec:
-        """Return what the network takes."""
+        """Return the network's input specification."""
         return DIGITS_SPEC
 
     @pytest.fixture
     def case(self, model: nn.Module, spec: InputSpec) -> LearningCase:
-        """Return a teacher, its input, and a student that differs from it."""
+        """Return a teacher, its input specification, and a student that differs from it."""
         student = frozen_copy(model).requires_grad_(requires_grad=True)
         with torch.no_grad():
             for parameter in student.parameters():
@@ -75,7 +74,7 @@ class LearningGeneratorContract:
     def batches(
         self, generator: LearningGenerator, case: LearningCase, steps: int, seed: int = 0, size: int | None = None
     ) -> list[Batch]:
-        """Begin, and return the batches of the first steps, as the training asks for them."""
+        """Begin, and return the batches of the first steps, as requested by the training."""
         rng = torch.Generator().manual_seed(seed)
         generator.begin(case.teacher, case.spec, rng)
         return list(self.go_on(generator, case, range(steps), size))
@@ -93,90 +92,104 @@ class LearningGeneratorContract:
     def test_makes_the_batch_that_it_is_asked_for(
         self, generator: LearningGenerator, case: LearningCase, size: int
     ) -> None:
-        """As many samples as the training's batch, in the shape of the specification, as a `Batch`."""
+        """A `Batch` of the requested size, with samples of the specification's shape."""
         for batch in self.batches(generator, case, 2, size=size):
-            assert isinstance(batch, Batch), f"batch() returns a dfq_plugins.types.Batch, got {type(batch).__name__}."
+            assert isinstance(batch, Batch), (
+                f"batch() must return a dfq_plugins.types.Batch, got {type(batch).__name__}."
+            )
             wanted = (size, *case.spec.shape)
             assert tuple(batch.inputs.shape) == wanted, (
-                f"batch({size}) has the shape {wanted}, got {batch.inputs.shape}."
+                f"batch({size}) must return inputs of shape {wanted}, got {tuple(batch.inputs.shape)}."
             )
 
     def test_inputs_are_plain_float32_tensors(self, generator: LearningGenerator, case: LearningCase) -> None:
         """Detached, finite, and on the teacher's device."""
         for batch in self.batches(generator, case, 2):
             inputs = batch.inputs
-            assert inputs.dtype is torch.float32, f"Inputs are float32, got {inputs.dtype}. Convert with .float()."
-            assert not inputs.requires_grad, "Inputs are detached from the graph that made them. Call .detach()."
-            assert bool(inputs.isfinite().all()), "Inputs are finite, got NaN or infinity."
+            assert inputs.dtype is torch.float32, f"Inputs must be float32, got {inputs.dtype}. Convert with .float()."
+            assert not inputs.requires_grad, "Inputs must be detached from their autograd graph. Call .detach()."
+            assert bool(inputs.isfinite().all()), "Inputs must be finite, got NaN or infinity."
 
     def test_inputs_stay_in_the_valid_range(self, generator: LearningGenerator, case: LearningCase) -> None:
-        """Each channel in its own bounds, in network units: `spec.bounds`."""
+        """Each channel within its bounds, in network units: `spec.bounds`."""
         if case.spec.bounds is None:
-            pytest.skip("the specification knows no range")
+            pytest.skip("the specification has no valid range")
         batches = self.batches(generator, case, self.steps)
         inputs = torch.cat([batch.inputs for batch in batches]).transpose(0, 1).flatten(1)
         for channel, (low, high) in enumerate(zip(*case.spec.bounds, strict=True)):
             lowest, highest = inputs[channel].min().item(), inputs[channel].max().item()
             assert low - TOLERANCE <= lowest <= highest <= high + TOLERANCE, (
-                f"Channel {channel} lies in {low:.4g} to {high:.4g} (spec.bounds), got {lowest:.4g} to {highest:.4g}. "
-                "Clamp to spec.bounds."
+                f"Channel {channel} must stay within {low:.4g} to {high:.4g} (spec.bounds), got {lowest:.4g} to "
+                f"{highest:.4g}. Clamp to spec.bounds."
             )
 
     def test_an_input_of_unknown_range_is_made_or_refused(
         self, generator: LearningGenerator, case: LearningCase
     ) -> None:
-        """Where mean, std and range are not known, samples are finite, or an error of `dfq_plugins.errors` says why."""
+        """If mean, std and range are unknown, samples are finite, or an error from `dfq_plugins.errors` is raised."""
         unknown = replace(case, spec=replace(case.spec, mean=None, std=None, value_range=None))
         try:
             batches = self.batches(generator, unknown, 2)
         except DfqError:
             return
-        assert all(bool(batch.inputs.isfinite().all()) for batch in batches), "Inputs of unknown range are finite, too."
+        assert all(bool(batch.inputs.isfinite().all()) for batch in batches), (
+            "Inputs of unknown range must be finite too, or raise an error from dfq_plugins.errors."
+        )
 
     def test_labels_are_classes(self, generator: LearningGenerator, case: LearningCase) -> None:
-        """Where inputs were made for given classes: one whole number a sample, from 0 to num_classes - 1."""
+        """If inputs were made for given classes: one integer per sample, from 0 to num_classes - 1."""
         classes = case.spec.num_classes or 0
         for batch in self.batches(generator, case, 2):
             if batch.labels is not None:
-                assert tuple(batch.labels.shape) == (self.batch_size,), f"One label a sample, got {batch.labels.shape}."
-                assert not batch.labels.is_floating_point(), f"Labels are whole numbers, got {batch.labels.dtype}."
+                assert tuple(batch.labels.shape) == (self.batch_size,), (
+                    f"Each sample needs one label: {self.batch_size} samples, got labels of shape "
+                    f"{tuple(batch.labels.shape)}."
+                )
+                assert not batch.labels.is_floating_point(), (
+                    f"Labels must be integers, got {batch.labels.dtype}. Use .long()."
+                )
                 assert 0 <= int(batch.labels.min()) <= int(batch.labels.max()) < classes, (
-                    f"Labels lie in 0 to {classes - 1}, got {int(batch.labels.min())} to {int(batch.labels.max())}."
+                    f"Labels must be from 0 to {classes - 1}, got {int(batch.labels.min())} to "
+                    f"{int(batch.labels.max())}."
                 )
 
     def test_it_learns(self, generator: LearningGenerator, case: LearningCase) -> None:
-        """Batches change as the training goes on."""
+        """Batches change during training."""
         batches = self.batches(generator, case, self.steps)
         assert any(not torch.equal(batches[0].inputs, batch.inputs) for batch in batches), (
-            f"All {self.steps} batches are the same. Learn in feedback() or batch(), or set `steps` of the contract to "
-            "more than the steps between two lessons."
+            f"Batches must change during training, but all {self.steps} are the same. Learn in feedback() or batch(), "
+            "or set the contract's `steps` to more than the generator's learning interval."
         )
 
     def test_the_student_stays_as_it_is(self, generator: LearningGenerator, case: LearningCase) -> None:
-        """Its values, BatchNorm statistics, mode and hooks; gradients left on it are the training's to clear."""
+        """Its values, BatchNorm statistics, mode and hooks; the training clears gradients left on it."""
         before = model_state(case.student)
         self.batches(generator, case, self.steps)
         changed = differing(before, model_state(case.student))
         assert not changed, (
-            f"feedback() and batch() leave the student as it is, but changed {', '.join(changed[:4])}. A forward pass "
-            "in training mode moves BatchNorm: run it inside dfq_plugins.model_state.untouched(student)."
+            f"feedback() and batch() must leave the student unchanged, but changed {', '.join(changed[:4])}. A forward "
+            "pass in training mode updates BatchNorm: run it inside dfq_plugins.model_state.untouched(student)."
         )
 
     def test_same_seed_same_values(self, generator: LearningGenerator, case: LearningCase) -> None:
-        """Whatever the global random states are, also on a second run with one object."""
+        """Regardless of the global random states, and on a second run of the same object."""
         made = []
         for seed in (1, 2):
             with other_randomness(seed):
                 made.append(torch.cat([batch.inputs for batch in self.batches(generator, case, self.steps)]))
-        assert torch.equal(*made), "The same rng gives the same values. Draw from rng alone, and begin anew in begin()."
+        assert torch.equal(*made), (
+            "The same rng must give the same values. Draw only from rng, and reset all state in begin()."
+        )
 
     def test_another_seed_other_values(self, generator: LearningGenerator, case: LearningCase) -> None:
-        """The training's seed decides."""
+        """The training's seed determines the values."""
         first, second = (torch.cat([b.inputs for b in self.batches(generator, case, 2, seed)]) for seed in (0, 1))
-        assert not torch.equal(first, second), "Another rng gives other values. Use the rng that begin() is given."
+        assert not torch.equal(first, second), (
+            "A different rng must give different values. Draw from the rng passed to begin()."
+        )
 
     def test_it_goes_on_exactly_where_it_stopped(self, generator: LearningGenerator, case: LearningCase) -> None:
-        """`restore(state())` after `begin`, with the state of `rng` put back by the host."""
+        """`restore(state())` after `begin`, with the state of `rng` restored by the host."""
         half = self.steps // 2
         rng = torch.Generator().manual_seed(0)
         generator.begin(case.teacher, case.spec, rng)
@@ -190,8 +203,8 @@ class LearningGeneratorContract:
         generator.restore(kept)
         found = [batch.inputs for batch in self.go_on(generator, case, range(half, self.steps))]
         assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True)), (
-            "After restore(state()) the batches are those of a run that was not interrupted. Return everything that "
-            "they depend on from state(): weights, the optimizer's moments, counters, inputs in use."
+            "After restore(state()), the batches must be the same as in an uninterrupted run. Return everything that "
+            "they depend on from state(): weights, optimizer moments, counters, inputs in use."
         )
 
     def test_the_process_stays_as_it_is(self, generator: LearningGenerator, case: LearningCase) -> None:
@@ -202,6 +215,6 @@ class LearningGeneratorContract:
             for _ in self.go_on(generator, case, range(self.steps)):
                 changed = differing(before, process_state())
                 assert not changed, (
-                    f"A generator leaves the process as it is, but changed {', '.join(changed)}. Draw from rng; torch "
-                    "initializes layers from its global state, so build them inside torch.random.fork_rng()."
+                    f"A generator must leave the process unchanged, but changed {', '.join(changed)}. Draw from rng; "
+                    "torch initializes layers from its global state, so build them inside torch.random.fork_rng()."
                 )

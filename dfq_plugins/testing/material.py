@@ -1,4 +1,4 @@
-"""What the calibrator's contract works with: a task, inputs for it, and a finished run."""
+"""Test material of the calibrator's contract: a task, inputs for it, and a finished run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 COLOR = 1.5
-"""How the amplitude of the kit's inputs falls with the frequency: like that of natural images."""
+"""Exponent with which the amplitude of the test inputs falls with frequency, similar to natural images."""
 
 
 @functools.lru_cache(maxsize=4)
 def smooth_noise(spec: InputSpec) -> torch.Tensor:
-    """Return inputs `(64, *shape)` that look a little like images, mostly inside their range."""
+    """Return inputs `(64, *shape)` that vaguely resemble images, mostly inside their range."""
     low, high = spec.input_range or (-2.0, 2.0)
     noise = Noise((low + high) / 2, (high - low) / 3, COLOR)
     return draw_noise(spec, SAMPLES, noise, torch.Generator().manual_seed(0), torch.device("cpu"))
@@ -30,7 +30,7 @@ def smooth_noise(spec: InputSpec) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Task:
-    """What there is to quantize: a float model in eval mode, its input, bit widths, and samples `(samples, *shape)`."""
+    """A task: a float model in eval mode, its input specification, bit widths, and samples `(samples, *shape)`."""
 
     model: nn.Module
     spec: InputSpec
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class QuantizedRun:
-    """A calibrator with the quantized model that it made."""
+    """A calibrator with the model that it quantized."""
 
     calibrator: Calibrator
     converted: nn.Module

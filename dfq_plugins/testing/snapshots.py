@@ -1,4 +1,4 @@
-"""What a plugin must leave as it came: the state of the process, and the caller's model."""
+"""Snapshots of the state that a plugin must not change: the process and the caller's model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PATCHABLE = (nn, nn.functional, torch)
-"""Modules whose names some frameworks replace by their own, for everybody in the process."""
+"""Modules that some frameworks monkey-patch for the whole process."""
 
 
 def process_state() -> dict[str, Any]:
-    """Return what a plugin could change for the whole process, by a name in words.
+    """Return the process-wide state that a plugin could change, by descriptive name.
 
     >>> before = process_state()
     >>> _ = torch.rand(1)
@@ -42,13 +42,13 @@ def process_state() -> dict[str, Any]:
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:
-    """Return everything of a model that a plugin could change, by a name in words."""
+    """Return all state of a model that a plugin could change, by descriptive name."""
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
         state[f"the class of {name or 'the model'}"] = type(module)
         state[f"the mode of {name or 'the model'}"] = module.training
         state[f"the hooks of {name or 'the model'}"] = (
-            len(module._forward_hooks),  # noqa: SLF001  torch has no public name for them
+            len(module._forward_hooks),  # noqa: SLF001  no public API
             len(module._forward_pre_hooks),  # noqa: SLF001
             len(module._backward_hooks),  # noqa: SLF001
         )
@@ -60,7 +60,7 @@ def model_state(model: nn.Module) -> dict[str, Any]:
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return the names whose values are not the same; one that is there only afterwards is no difference.
+    """Return the names whose values differ; names that exist only afterwards do not count.
 
     >>> differing({"mode": 1, "kept": 2}, {"mode": 3, "kept": 2, "new": 4})
     ['mode']
@@ -70,7 +70,7 @@ def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def other_randomness(seed: int) -> Iterator[None]:
-    """Seed every global random state with `seed` inside the block, and put it back afterwards."""
+    """Seed every global random state with `seed` within the block, and restore it afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):

@@ -74,14 +74,14 @@ class TestPrune:
         out, page = tmp_path / "out", tmp_path / "page.html"
         options = ["-O", "sparsity_steps=3", "--macs", 0.6, "-o", out, "--report", page]
         result = run("prune", model, folder, *QUICK, *options)
-        assert "Trained in 7 steps, " in result.stdout
-        assert "8 stays whole: its filters are the network's answers" in result.stdout
-        assert f"Written: {out / 'network.json'}" in result.stdout
+        assert "Trained for 7 steps, " in result.stdout
+        assert "8 was not pruned: its filters are the network's outputs" in result.stdout
+        assert f"Wrote {out / 'network.json'}" in result.stdout
         html = page.read_text()
         for text in (
-            "What is left of each layer",
+            "Pruning by layer",
             "MACs",
-            "same class as the whole network",
+            "same class as the original network",
             "held-out divergence",
         ):
             assert text in html
@@ -108,11 +108,11 @@ class TestPrune:
             *("prune", model, folder, *QUICK, "--sparsity", 0.5, "-o", out),
             *("--rewind-to", tmp_path / "initial.safetensors"),
         ).stdout
-        assert f"Written: {out / 'ticket' / 'ticket.json'}" in told
+        assert f"Wrote {out / 'ticket' / 'ticket.json'}" in told
         again = ["distill", "--teacher", model, "--data", folder, "--ticket", out / "ticket", *QUICK]
         run(*again, "--student", model)
         assert (
-            "The ticket is of another model: its architecture has the digest"
+            "The ticket belongs to another model: its architecture has the digest"
             in run(*again, "--student", model.replace(":network", ":small"), code=5).stderr
         )
 
@@ -123,11 +123,11 @@ class TestPrune:
     def test_refusals(self, model: str, folder: Path) -> None:
         told = run("prune", model, folder, *QUICK, "-O", "sparsity_steps=0", "--threshold", 9, code=2).stderr
         assert "The threshold 9 would empty the layer '3': the largest scale of its 8 filters is 0." in told
-        assert "Say in one way how much is to go" in run("prune", model, folder, *QUICK, code=2).stderr
+        assert "Give exactly one amount to prune" in run("prune", model, folder, *QUICK, code=2).stderr
         assert "Did you mean 'keep'?" in run("prune", model, folder, "-O", "kepp=0", code=2).stderr
         assert "Did you mean 'steps'?" in run("prune", model, folder, "-T", "stepps=1", code=2).stderr
-        assert "leave out --shape" in run("prune", model, folder, *SPEC[:2], "--sparsity", 0.5, code=2).stderr
-        assert "name it with --generator" in run("prune", model, folder, "-n", 8, "--sparsity", 0.5, code=2).stderr
+        assert "remove --shape" in run("prune", model, folder, *SPEC[:2], "--sparsity", 0.5, code=2).stderr
+        assert "name one with --generator" in run("prune", model, folder, "-n", 8, "--sparsity", 0.5, code=2).stderr
 
     def test_the_settings_are_listed(self) -> None:
         assert "scale_penalty" in run("prune", "--list-options").stdout
@@ -141,10 +141,10 @@ class TestDistill:
         out, page = tmp_path / "student", tmp_path / "page.html"
         arguments = ["distill", "--teacher", model, "--student", small, "--data", folder, *QUICK]
         result = run(*arguments, "-o", out, "--report", page)
-        assert "Trained in 4 steps, " in result.stdout
+        assert "Trained for 4 steps, " in result.stdout
         assert "teacher" in result.stdout
         assert f"Report: {page}" in result.stdout
-        assert "How the training went" in page.read_text()
+        assert "Training progress" in page.read_text()
         assert json.loads((out / "network.json").read_text())["factory"] == "../net.py:small"
         run("quantize", f"saved:{out}", folder, "--calibrator", "pytorch-quantization")
 
@@ -171,9 +171,9 @@ class TestDistill:
     ) -> None:
         arguments = ["distill", "--teacher", model, "--data", folder, *QUICK, "--inherit", "--student"]
         result = run(*arguments, model, "-o", tmp_path / "student", "--report", tmp_path / "page.html")
-        assert "Began with the teacher's weights in 5 layers." in result.stdout
+        assert "Initialized 5 layers with the teacher's weights." in result.stdout
         assert json.loads((tmp_path / "student" / "network.json").read_text())["inherited"] == ["0", "1", "3", "4", "8"]
-        assert "layers with the teacher&#39;s first weights" in (tmp_path / "page.html").read_text()
+        assert "layers initialized from the teacher" in (tmp_path / "page.html").read_text()
         assert "and there are none: the teacher has '0' (8, 3, 3, 3)" in run(*arguments, small, code=2).stderr
 
     def test_a_larger_student_is_told(self, model: str, folder: Path) -> None:
@@ -183,10 +183,10 @@ class TestDistill:
 
     def test_without_inputs(self, model: str, small: str) -> None:
         told = run("distill", "--teacher", model, "--student", small, *SPEC, *QUICK, code=2).stderr
-        assert "A student learns on inputs: give data, or the name of a generator" in told
+        assert "Training a student needs inputs: give data, or the name of a generator" in told
 
     def test_slips_are_told_before_anything_is_loaded(self, model: str, small: str, folder: Path) -> None:
         arguments = ["distill", "--teacher", model, "--student", small, "--data", folder]
         assert "Did you mean 'flip'?" in run(*arguments, "-T", "flipp=true", code=2).stderr
-        assert "name it with --generator" in run(*arguments, "-G", "lr=1", code=2).stderr
+        assert "name one with --generator" in run(*arguments, "-G", "lr=1", code=2).stderr
         assert "learning_rate_unit" in run("distill", "--list-training").stdout

@@ -68,9 +68,9 @@ def test_a_broken_plugin_exits_with_8_and_says_what_fails() -> None:
     result = run("greedy", "--check", code=8)
     lines = result.stdout.splitlines()
     where = lines.index("FAILED  no batch is larger than asked for")
-    assert lines[where + 1] == "        Batches hold at most batch_size=4 samples, got [10]."
+    assert lines[where + 1] == "        Batches must have at most batch_size=4 samples, got [10]. Split larger batches."
     assert result.stderr == (
-        "Error: 'greedy' must pass its contract, and fails 1 of its tests. Mend the plugin and check again; "
+        "Error: 'greedy' must pass its contract, but fails 1 of its tests. Fix the plugin and check it again; "
         "dfq_plugins.testing describes each test.\n"
     )
 
@@ -83,12 +83,12 @@ def test_one_name_of_two_kinds_is_checked_as_both() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--check"], 2, "--check takes the NAME of a generator or calibrator: dfq plugins --check NAME."),
-        (["unifrom", "--check"], 3, "is called 'unifrom'. Did you mean 'uniform'? There are uniform, greedy, both"),
-        (["quiet", "--check"], 3, "'quiet' is a listener, and only generators and calibrators have a contract."),
+        (["--check"], 2, "--check needs the NAME of a generator or calibrator: dfq plugins --check NAME."),
+        (["unifrom", "--check"], 3, "is named 'unifrom'. Did you mean 'uniform'? Known: uniform, greedy, both"),
+        (["quiet", "--check"], 3, "'quiet' is a listener, but only generators and calibrators have a contract."),
         (["tpu", "--check"], 3, "Calibrator 'tpu' needs no_tpu, not installed here. Run: pip install \"dfq-tpu\""),
         (["uniform", "--check", "-O", "a=1"], 2, "Unknown option 'a' of generator 'uniform'."),
-        (["uniform", "-O", "a=1"], 2, "--option goes with --check NAME here."),
+        (["uniform", "-O", "a=1"], 2, "Here --option only applies with --check NAME."),
     ],
 )
 def test_what_cannot_be_checked_is_refused(arguments: list[str], code: int, message: str) -> None:
@@ -100,5 +100,5 @@ def test_what_cannot_be_checked_is_refused(arguments: list[str], code: int, mess
 def test_without_pytest_the_line_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "pytest" else find(name))
-    message = 'Contracts run on pytest, not installed here. Run: pip install "dfq-plugins[test]"'
+    message = 'Contract tests need pytest, which is not installed. Run: pip install "dfq-plugins[test]"'
     assert message in run("uniform", "--check", code=3).stderr

@@ -83,14 +83,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_it_trains_exports_and_reports(command: list[str], model: str, folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     result = run(*command, model, folder, *QUICK, "-o", tmp_path / "out", "--report", page)
-    assert "Fine-tuned in 6 steps, " in result.stdout
+    assert "Fine-tuned for 6 steps, " in result.stdout
     assert "Agreement on 2 held-out samples: " in result.stdout
     assert (tmp_path / "out" / "model_qdq.onnx").is_file()
     assert f"Report: {page}" in result.stdout
     html = page.read_text()
-    assert "How the fine-tuning went" in html
+    assert "Fine-tuning progress" in html
     assert "held-out divergence" in html
-    assert "2 synthetic samples that took no part in the training" in html
+    assert "2 synthetic samples that were not used for training" in html
 
 
 def test_json_holds_the_curves(model: str, folder: Path) -> None:
@@ -110,7 +110,7 @@ def test_every_setting_reaches_the_training(model: str, folder: Path, tmp_path: 
     assert asked["training"] == {"steps": "6", "batch_size": "8", "max_seconds": 9.0}
     assert (asked["options"], asked["work"], asked["strict"]) == ({"learned_ranges": "true"}, work, True)
     assert f"Checkpoints are in {work}: run the same command again to resume." in result.stderr
-    assert "would have kept checkpoints" in run("finetune", model, folder, *QUICK, code=130).stderr
+    assert "use --work FOLDER to keep checkpoints" in run("finetune", model, folder, *QUICK, code=130).stderr
 
 
 def test_a_work_folder_keeps_the_training(model: str, folder: Path, tmp_path: Path) -> None:
@@ -124,22 +124,22 @@ def test_a_work_folder_keeps_the_training(model: str, folder: Path, tmp_path: Pa
 
 def test_data_of_another_model(model: str, folder: Path) -> None:
     arguments = ["finetune", model.replace(":network", ":other"), folder, *QUICK]
-    assert "was made from another model: digest " in run(*arguments, "--strict", code=5).stderr
+    assert "was made from another model: its digest is " in run(*arguments, "--strict", code=5).stderr
     (line,) = [line for line in run(*arguments).stderr.splitlines() if "digest" in line]
-    assert line.startswith(f"Warning: The data in {folder} was made from another model: digest ")
+    assert line.startswith(f"Warning: The data in {folder} was made from another model: its digest is ")
 
 
 def test_slips_are_told_before_anything_is_loaded(model: str, folder: Path) -> None:
     arguments = ["finetune", model, folder, *QUICK]
     assert "Did you mean 'flip'?" in run(*arguments, "-T", "flipp=true", code=2).stderr
     assert "cannot be '-1'" in run(*arguments, "-T", "kl_weight=-1", code=2).stderr
-    assert "name it with --generator" in run(*arguments, "-G", "lr=1", code=2).stderr
+    assert "name one with --generator" in run(*arguments, "-G", "lr=1", code=2).stderr
     assert "Unknown generator 'nobody'" in run(*arguments, "--generator", "nobody", code=3).stderr
 
 
 def test_training_settings_without_finetune(model: str, folder: Path) -> None:
     told = run("quantize", model, folder, *QUICK, code=2).stderr
-    assert "--training is about fine-tuning: give --finetune as well" in told
+    assert "--training only applies to fine-tuning: add --finetune" in told
     told = run("quantize", model, folder, *QUICK, "--finetune", "--hold-out", 3, "--report", "x.html", code=2).stderr
     assert "-T validation_fraction=0.1" in told
 
@@ -157,7 +157,7 @@ def test_the_section_of_a_regression_has_no_agreement() -> None:
     )  # fmt: skip
     section = training_section(tuned)
     table = section.blocks[0]
-    assert [row[0] for row in table.rows] == ["after calibration alone", "step 4", "finished model"]  # type: ignore[union-attr]
+    assert [row[0] for row in table.rows] == ["after calibration only", "step 4", "finished model"]  # type: ignore[union-attr]
     assert all(row[3] is None for row in table.rows)  # type: ignore[union-attr]
     assert training_curves(points).series[1][2] == (0.5, 0.25)
     assert "training steps" in render_html(Report("page", (), sections=(section,)))

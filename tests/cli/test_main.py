@@ -73,7 +73,7 @@ def test_found_versions_leaves_out_what_is_not_installed_and_what_is_for_tests()
         (["quantize", "m:f", "data"], "--calibrator"),
         (["quantize", "m:f", "data", "--calibrator", "x", "--recipe", "int8"], "A recipe is w<bits>a<bits>"),
         (["synthesize", "m:f"], "--output"),
-        (["synthesize", "m:f", "-o", "x", "--shape", "3,a"], "'3,a' is not a list of int numbers with commas"),
+        (["synthesize", "m:f", "-o", "x", "--shape", "3,a"], "'3,a' is not a comma-separated list of int numbers"),
         (["synthesize", "m:f", "-o", "x", "-O", "iterations"], "'iterations' is not of the form KEY=VALUE."),
         (
             ["synthesize", "m:f", "-o", "x", "-O", "iterations=0"],
@@ -85,7 +85,7 @@ def test_found_versions_leaves_out_what_is_not_installed_and_what_is_for_tests()
         (["synthesize", "resnet18", "-o", "x"], "A model is torchvision:NAME"),
         (["synthesize", "m:f", "-o", "x", "--threads", "0"], "--threads"),
         (["similarity", "m:f"], "SOURCES"),
-        (["similarity", "m:f", "a", "b", "a"], "Each source counts once, got 'a' more than once."),
+        (["similarity", "m:f", "a", "b", "a"], "Each source may be given only once, got 'a' more than once."),
     ],
 )
 def test_bad_usage_exits_with_2(arguments: list[str], message: str) -> None:
@@ -148,7 +148,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(demo_that: Callable[[BaseEx
     demo_that(KeyboardInterrupt())
     result = CliRunner().invoke(cli, ["demo", "-o", "my-demo"])
     assert result.exit_code == errors.INTERRUPTED_EXIT_CODE == 130
-    assert "Interrupted. What is finished is kept in my-demo: run the same command again." in result.stderr
+    assert "Interrupted. Finished work is kept in my-demo: run the same command again." in result.stderr
 
 
 def test_what_frameworks_print_stays_off_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_a_broken_plugin_in_detail() -> None:
 
 def test_an_unknown_plugin_exits_with_3_and_names_the_nearest() -> None:
     result = run("gam", code=3)
-    assert "Error: No plugin is called 'gam'. Did you mean 'gan'? There are gan, tpu, quiet." in result.stderr
+    assert "Error: No plugin is named 'gam'. Did you mean 'gan'? Known: gan, tpu, quiet." in result.stderr
     assert result.stdout == ""
 
 

@@ -123,7 +123,7 @@ def test_labels_that_are_no_class_numbers_are_refused(model: str, tmp_path: Path
         (["--max-memory", "0.000001"], "and max_memory is 1e-06. With units=channel they take", 2),
         (["--layers", "9"], "it calls none named '9'", 2),
         (["--epsilon", "0"], "Option 'epsilon' of the recording cannot be 0.0", 2),
-        (["--device", "nowhere"], "--device nowhere cannot be used", 2),
+        (["--device", "nowhere"], "--device nowhere is not available", 2),
     ],
 )
 def test_wrong_settings_are_refused(
@@ -147,7 +147,7 @@ def test_the_record_goes_to_a_generator(model: str, samples: Path, tmp_path: Pat
     assert result.exit_code == 0, result.output
     result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "set"), "--extend", "4"])
     assert result.exit_code == 0, result.output
-    assert "8 samples by record-spectral" in result.stdout
+    assert "8 samples from record-spectral" in result.stdout
     result = CliRunner().invoke(
         cli, ["synthesize", model, "-o", str(tmp_path / "b"), "--generator", "record-top", *SPEC]
     )

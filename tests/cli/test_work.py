@@ -90,7 +90,7 @@ def test_synthesize_writes_a_set_and_says_so_in_json(model: str, folder: Path) -
 
 
 def test_synthesize_says_in_a_line_what_was_made(model: str, folder: Path) -> None:
-    assert f"10 samples by gaussian in {folder}, " in synthesize(model, folder, "-n", 10).stdout
+    assert f"10 samples from gaussian in {folder}, " in synthesize(model, folder, "-n", 10).stdout
 
 
 def test_extend_takes_everything_else_from_the_set(model: str, folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_extend_finishes_an_interrupted_set_first(model: str, folder: Path, aske
     _interrupted_set(model, folder)
     result = run("synthesize", model, "-o", folder, "--extend", 5, code=130)
     assert asked["num_samples"] == 10
-    assert "The set was interrupted: finishing its 10 samples, adding none." in result.stderr
+    assert "The set was interrupted: completing its 10 samples without adding any." in result.stderr
 
 
 def _interrupted_set(model: str, folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_what_is_not_given_is_left_to_the_pipeline(model: str, folder: Path, ask
     defaults = inspect.signature(pipeline.synthesize).parameters
     for name in ("generator", "num_samples", "seed", "batch_size"):
         assert asked[name] == defaults[name].default
-    assert f"Interrupted. What is finished is kept in {folder}: run the same command again to resume." in result.stderr
+    assert f"Interrupted. Finished work is kept in {folder}: run the same command again to resume." in result.stderr
 
 
 def test_an_interrupted_synthesis_goes_on_to_the_same_bytes(

@@ -164,7 +164,7 @@ def test_report_shows_table_reasons_coverage_files_and_settings(registry: Regist
             "checked: compared",
         ),
         *("Generator bns", "<dt>seed</dt><dd>5</dd>", "Calibrator eight", "reduce.1"),
-        *("Which sets are good enough", "Verdict", "recorded in training", "Where the noise comes in", "exact"),
+        *("Which sets are good enough", "Verdict", "recorded in training", "Noise by layer", "exact"),
     ):
         assert expected in html
     assert html.count('src="data:image/png;base64,') == 2 * 24
@@ -194,7 +194,7 @@ def test_rerun_over_an_earlier_demo_works_also_with_another_seed(registry: Regis
 
 def test_foreign_folder_is_refused_and_left_as_it_was(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious", encoding="utf-8")
-    with pytest.raises(DataError, match=r"holds 'thesis\.tex', which no demo wrote\. Choose another"):
+    with pytest.raises(DataError, match=r"contains 'thesis\.tex', which no demo wrote\. Choose another"):
         run_demo(tmp_path, registry=registry)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

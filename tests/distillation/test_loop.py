@@ -218,7 +218,7 @@ class TestCompilation:
         train(tiny_network, plain, examples)
         train(tiny_network, fallen, examples, replace(OPTIONS, compile=True))
         assert [record.message for record in caplog.records] == [
-            "Compilation failed (RuntimeError: no kernel); going on uncompiled."
+            "Compilation failed (RuntimeError: no kernel); continuing uncompiled."
         ]
         assert same(plain, fallen)
 
@@ -260,7 +260,7 @@ class TestResume:
 
     def test_another_run_s_folder_is_refused(self, tiny_network: nn.Module, examples: Examples, tmp_path: Path) -> None:
         train(tiny_network, coarse(tiny_network), examples, place=CheckpointDir(tmp_path, "one"))
-        with pytest.raises(DataError, match=r"checkpoint of another run \(digest one there, two asked\)"):
+        with pytest.raises(DataError, match=r"checkpoint of another run \(digest one, this run has two\)"):
             train(tiny_network, coarse(tiny_network), examples, place=CheckpointDir(tmp_path, "two"))
 
     @pytest.mark.parametrize("damage", ["json", "tensors", "missing"])
@@ -273,18 +273,20 @@ class TestResume:
             tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
         else:
             tensors.unlink()
-        with pytest.raises(DataError, match=r"The checkpoint in .* is damaged: .*Delete the folder to train from"):
+        with pytest.raises(
+            DataError, match=r"The checkpoint in .* is damaged: .*Delete the folder to start training over"
+        ):
             read_checkpoint(tmp_path, "id")
 
     def test_a_newer_format_is_refused(self, tiny_network: nn.Module, examples: Examples, tmp_path: Path) -> None:
         train(tiny_network, coarse(tiny_network), examples, place=CheckpointDir(tmp_path, "id"))
         path = tmp_path / CHECKPOINT_FILE
         path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-        with pytest.raises(DataError, match="has format version 2, and this dfq-plugins reads up to 1"):
+        with pytest.raises(DataError, match="has format version 2, but this dfq-plugins reads versions up to 1"):
             read_checkpoint(tmp_path, "id")
 
     def test_the_state_of_another_network_is_refused(self) -> None:
-        with pytest.raises(DataError, match=r"The checkpoint is of another network: 'weight' does not fit"):
+        with pytest.raises(DataError, match=r"The checkpoint belongs to another network: 'weight' does not match"):
             restore(nn.Linear(3, 2), capture(nn.Linear(2, 2)))
 
 
@@ -307,8 +309,8 @@ class TestBadInput:
     ) -> None:
         student = Poisoned(coarse(tiny_network), calls=15)
         told = (
-            r"The training diverged: the loss was nan at step 16 of 24 \(learning rate 0.03, scales 0.0004\). The "
-            r"student was put back to its state after step 12. Its checkpoint is in .*Lower learning_rate"
+            r"Training diverged: the loss was nan at step 16 of 24 \(learning rate 0.03, scales 0.0004\). The "
+            r"student was restored to its state after step 12. Its checkpoint is in .*Lower learning_rate"
         )
         with pytest.raises(DivergedError, match=told):
             train(tiny_network, student, examples, place=CheckpointDir(tmp_path, "id"))
@@ -332,7 +334,7 @@ class TestBadInput:
             train(tiny_network, student, examples)
 
     def test_nothing_to_train(self, tiny_network: nn.Module, examples: Examples) -> None:
-        with pytest.raises(ModelError, match="needs parameters that take gradients, and TinyNetwork has none"):
+        with pytest.raises(ModelError, match="needs trainable parameters, and TinyNetwork has none"):
             train(tiny_network, coarse(tiny_network).requires_grad_(False), examples)
 
     def test_no_term(self, tiny_network: nn.Module) -> None:

@@ -117,7 +117,8 @@ def test_a_dissolved_block_is_found_by_what_it_reads(teacher: nn.Module, inputs:
 def test_a_merged_tap_is_refused(teacher: nn.Module, inputs: Tensor) -> None:
     student = prepared_by("brevitas", teacher, inputs)
     told = (
-        r"The pair 'stage1.bn1' is gone from the quantized network: the framework merged it .* 'conv', 'stage1.conv1'"
+        r"The module 'stage1.bn1' is missing from the quantized network: the framework fused it .* 'conv', "
+        r"'stage1.conv1'"
     )
     with pytest.raises(ModelError, match=told):
         resolve_feature_layers(("stage1.bn1",), teacher, student, inputs)
@@ -133,7 +134,9 @@ def test_a_tap_of_another_shape(teacher: nn.Module, inputs: Tensor) -> None:
     student.pool = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1))
     student.stage1.conv2 = nn.Conv2d(4, 4, 3, 2, 1)
     student.stage1.shortcut = nn.Conv2d(4, 4, 1, 2)
-    told = r"The pair 'stage2.conv1' reads a tensor of shape \(16, 4, 8, 8\) in the teacher and \(16, 4, 4, 4\) in the"
+    told = (
+        r"The module 'stage2.conv1' reads a tensor of shape \(16, 4, 8, 8\) in the teacher and \(16, 4, 4, 4\) in the"
+    )
     with pytest.raises(ModelError, match=told):
         resolve_feature_layers(("stage2.conv1",), teacher, student, inputs)
 
@@ -155,7 +158,9 @@ def test_blocks_in_other_places_are_not_compared(inputs: Tensor) -> None:
 
 def test_a_network_without_stages_asks_for_taps(inputs: Tensor) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
-    with pytest.raises(UsageError, match=r"no module of the network downsamples. Name modules in the option hooks"):
+    with pytest.raises(
+        UsageError, match=r"no module of the network downsamples. Name modules in the option feature_layers"
+    ):
         resolve_feature_layers(("block-ends",), network, network, inputs)
 
 
@@ -212,13 +217,15 @@ class TestDropIn:
         assert not loss.teacher.training
 
     def test_feature_terms_need_the_student(self, teacher: nn.Module) -> None:
-        with pytest.raises(UsageError, match="look into the student: give DistillationLoss"):
+        with pytest.raises(UsageError, match="read the student's features: call DistillationLoss"):
             DistillationLoss(teacher, {"feature_weight": 1.0})
 
     def test_the_student_must_run_first(self, teacher: nn.Module, inputs: Tensor) -> None:
         student = copy.deepcopy(teacher)
         loss = DistillationLoss(teacher, {"feature_weight": 1.0}, student=student, sample=inputs)
-        with pytest.raises(UsageError, match="The student must run before its loss is computed: no feature came from"):
+        with pytest.raises(
+            UsageError, match="The student must run before its loss is computed: no feature was captured at"
+        ):
             loss(teacher(inputs), inputs)
 
     def test_an_evaluation_in_between_leaves_no_old_feature(self, teacher: nn.Module, inputs: Tensor) -> None:
@@ -234,7 +241,8 @@ class TestDropIn:
         options = {"feature_weight": 1.0, "feature_layers": ("linear",)}
         loss = DistillationLoss(teacher, options, student=student, sample=inputs)
         with pytest.raises(
-            UsageError, match="compares channels, or places where channels differ, and no pair has either"
+            UsageError,
+            match="of the same shape, or with spatial positions if the channels differ, and no pair has either",
         ):
             loss(student(inputs), inputs)
 
@@ -243,7 +251,7 @@ class TestDropIn:
         loss = DistillationLoss(
             teacher, {"attention_weight": 1.0, "feature_layers": ("linear",)}, student=student, sample=inputs
         )
-        with pytest.raises(UsageError, match="compares maps over places, and no pair has any"):
+        with pytest.raises(UsageError, match="compares spatial maps, and no pair of features has spatial positions"):
             loss(student(inputs), inputs)
 
     def test_shapes_must_agree(self, teacher: nn.Module, inputs: Tensor) -> None:

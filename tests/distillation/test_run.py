@@ -103,7 +103,7 @@ def test_frozen_parameters_stay_frozen(run: Callable[..., DistillRun]) -> None:
     given[0].weight.requires_grad_(requires_grad=False)  # type: ignore[index, operator, union-attr]
     result = run(given)
     assert torch.equal(result.model[0].weight, given[0].weight)  # type: ignore[index]
-    with pytest.raises(ModelError, match="needs parameters that take gradients"):
+    with pytest.raises(ModelError, match="needs trainable parameters"):
         run(given.requires_grad_(requires_grad=False))
 
 
@@ -155,7 +155,7 @@ class TestInputs:
             run(data=data, spec=None, strict=True)
 
     def test_neither(self, run: Callable[..., DistillRun]) -> None:
-        with pytest.raises(UsageError, match="A student learns on inputs: give data, or the name of a generator"):
+        with pytest.raises(UsageError, match="Training a student needs inputs: give data, or the name of a generator"):
             run(data=None)
 
 
@@ -167,7 +167,7 @@ def test_a_student_larger_than_its_teacher(run: Callable[..., DistillRun]) -> No
 
 
 def test_another_number_of_classes(run: Callable[..., DistillRun]) -> None:
-    with pytest.raises(ModelError, match=r"got \(4,\) values a sample from the teacher and \(3,\) from the student"):
+    with pytest.raises(ModelError, match=r"got \(4,\) values per sample from the teacher and \(3,\) from the student"):
         run(student(classes=3))
 
 
@@ -177,7 +177,7 @@ def test_a_ticket_is_trained_from_its_first_weights(run: Callable[..., DistillRu
     for name, mask in ticket.masks.items():
         assert not result.model.get_parameter(name)[~mask].any()
     assert result.student_cost.nonzero < result.student_cost.parameters
-    with pytest.raises(DataError, match="The ticket is of another model"):
+    with pytest.raises(DataError, match="The ticket belongs to another model"):
         run(tiny_network, ticket=ticket)
 
 

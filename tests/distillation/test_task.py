@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WRONG = [
     ({"generator": "adversarail"}, "Did you mean 'adversarial'"),
     ({"generator": "adversarial", "generator_options": {"iterations": 3}}, "iterations"),
-    ({"data": None}, "A student learns on inputs"),
+    ({"data": None}, "Training a student needs inputs"),
 ]
 
 

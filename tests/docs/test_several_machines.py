@@ -63,7 +63,7 @@ def test_torchrun_on_one_machine_makes_the_set_of_one_process(tmp_path: Path) ->
     started = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
     shared = subprocess.run(started, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert shared.returncode == 0, shared.stderr
-    assert shared.stdout.count("100 samples by bns") == 1  # one process speaks
+    assert shared.stdout.count("100 samples from bns") == 1  # one process speaks
     alone = [sys.executable, "-m", "dfq_plugins", *words[words.index("dfq_plugins") + 1 :], "--output", "alone"]
     subprocess.run(alone, cwd=tmp_path, env=variables, capture_output=True, check=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")

@@ -275,7 +275,7 @@ class TestAdversarial:
 
     def test_no_tap_with_places(self, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
         made = adversarial(tiny_network, tiny_spec, attention_weight=1.0, feature_layers=("linear",))
-        with pytest.raises(UsageError, match="compares maps over places, and no hook has any"):
+        with pytest.raises(UsageError, match="compares spatial maps, and no pair of features has spatial positions"):
             self.rounds(made, coarse(tiny_network), 1)
 
     def test_a_loss_that_is_not_finite_stops_and_puts_the_student_back(
@@ -434,7 +434,7 @@ class TestFinetuning:
         given = ["-T", "steps=6", "-T", "batch_size=16", "--recipe", "w4a4", "--calibrator", "pytorch-quantization"]
         done = CliRunner().invoke(cli, ["finetune", model[0], str(tmp_path), *given, "--generator", generator, *quick])
         assert done.exit_code == 0, done.output
-        assert "Fine-tuned in 6 steps" in done.stdout
+        assert "Fine-tuned for 6 steps" in done.stdout
 
 
 def test_gdfq_on_the_command_line(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_gdfq_on_the_command_line(tmp_path: Path) -> None:
     model = "dfq_plugins.demo.network:digits_network"
     made = CliRunner().invoke(cli, ["synthesize", model, *given, *quick, "--generator", "gdfq"])
     assert made.exit_code == 0, made.output
-    assert "40 samples by gdfq" in made.stdout
+    assert "40 samples from gdfq" in made.stdout
 
 
 def test_adversarial_makes_no_data_set(tmp_path: Path) -> None:

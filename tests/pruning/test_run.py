@@ -113,7 +113,7 @@ class TestGroups:
             ("stem", True), ("norm1", True), ("conv", False), ("conv", True), ("norm2", True), ("linear", False)
         }  # fmt: skip
         assert set(group.norms) == {"norm1", "norm2"}
-        assert groups.left == (("linear", "its filters are the network's answers"),)
+        assert groups.left == (("linear", "its filters are the network's outputs"),)
 
     def test_preactivation_depthwise_and_flattening(self) -> None:
         network = drawn(Preactivated())
@@ -204,7 +204,7 @@ class TestGroups:
 
     def test_layers_to_keep(self) -> None:
         groups = find_groups(drawn(Preactivated()), SAMPLE, keep=("norm2",))
-        assert dict(groups.left)["conv1"] == "asked to keep it"
+        assert dict(groups.left)["conv1"] == "excluded by the option keep"
 
     def test_nothing_to_prune(self) -> None:
         plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
@@ -216,11 +216,11 @@ class TestGroups:
 
 class TestTracing:
     def test_a_cut_graph_is_named_by_the_layer_after_it(self) -> None:
-        with pytest.raises(ModelError, match=r"what enters 'conv' carries no gradient.*detach\(\)"):
+        with pytest.raises(ModelError, match=r"the input of 'conv' has no gradient.*detach\(\)"):
             find_groups(Cut(torch.Tensor.detach), SAMPLE)
 
     def test_an_answer_without_gradient(self) -> None:
-        with pytest.raises(ModelError, match="its answer carries no gradient, because its last operation"):
+        with pytest.raises(ModelError, match="its output has no gradient, because its last operation"):
             find_groups(Cut(nn.Identity(), last=torch.Tensor.detach), SAMPLE)
 
     def test_an_operation_that_fails_is_shown_by_its_line(self) -> None:
@@ -335,7 +335,7 @@ class TestSelection:
             assert float(self.scales[group.name][kept[0]]) >= largest_gone or len(kept) == 1
 
     def test_a_target_that_empties_layers(self) -> None:
-        with pytest.raises(UsageError, match=r"To leave 1% of the MACs, layers would have to be emptied: .*'conv1'"):
+        with pytest.raises(UsageError, match=r"Keeping only 1% of the MACs would empty layers: .*'conv1'"):
             select_by_target(self.groups, self.scales, self.costs, 0.01, 0.1)
 
 
@@ -372,7 +372,7 @@ class TestFilters:
         (layer,) = result.layers
         assert (layer.name, layer.before) == ("stem", 8)
         assert result.model.stem.out_channels == layer.after < 8  # type: ignore[union-attr]
-        assert result.left == (("linear", "its filters are the network's answers"),)
+        assert result.left == (("linear", "its filters are the network's outputs"),)
         assert [event.stage for event in events] == ["sparsify"] * 6 + ["finetune"] * 12
         assert isinstance(result.training, PruneTrainingOptions)
         assert (result.training.kl_weight, result.training.symmetrized_kl_weight) == (0.0, 1.0)
@@ -457,15 +457,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({}, r"Say in one way how much is to go: .* got none"),
+            ({}, r"Give exactly one amount to prune: .* got none"),
             ({"threshold": 0.1, "sparsity": 0.5}, r"got threshold, sparsity"),
             ({"macs": 1.5}, r"macs must be above 0 and below 1, got 1.5"),
             ({"threshold": -0.1}, r"threshold must be above 0 and below inf, got -0.1"),
             ({"macs": 0.7, "rewind_to": {}}, r"rewind_to makes a lottery ticket .* sparsity=0.8"),
             ({"macs": 0.7, "options": {"keep": ("stam",)}}, r"The option keep names 'stam'.*'stem'"),
             ({"macs": 0.7, "data": None}, r"give data, or the name of a generator, e.g. generator='bns'"),
-            ({"macs": 0.7, "generator": "bns"}, r"'bns' makes data sets, and data is given already"),
-            ({"macs": 0.001}, r"layers would have to be emptied: .*'stem'"),
+            ({"macs": 0.7, "generator": "bns"}, r"'bns' makes data sets, but data is given too"),
+            ({"macs": 0.001}, r"of the MACs would empty layers: .*'stem'"),
             ({"threshold": 50.0}, r"The threshold 50 would empty the layer 'stem'"),
         ],
     )
@@ -500,7 +500,7 @@ class TestWeights:
             prune_weights(tiny_network, 0.3)
 
     def test_a_network_without_weights(self) -> None:
-        with pytest.raises(ModelError, match="has no convolution and no linear layer"):
+        with pytest.raises(ModelError, match="has no convolution or linear layer"):
             prune_weights(nn.Sequential(nn.ReLU()), 0.5)
 
 
@@ -551,21 +551,21 @@ class TestTickets:
         digests = (
             rf"digest {ticket.architecture[:12]}, and that of Preactivated is {model_digest(other, weights=False)[:12]}"
         )
-        with pytest.raises(DataError, match=f"The ticket is of another model: its architecture has the {digests}"):
+        with pytest.raises(DataError, match=f"The ticket belongs to another model: its architecture has the {digests}"):
             ticket.rewind(other)
 
     def test_masks_and_values_of_another_network(self, tiny_network: nn.Module, initial: nn.Module) -> None:
         with pytest.raises(
-            ModelError, match=r"The initial values of a ticket .* 'conv1.weight' does not fit TinyNetwork"
+            ModelError, match=r"The initial values of a ticket .* 'conv1.weight' does not match TinyNetwork"
         ):
             Ticket.find(tiny_network, Preactivated(), 0.5)
-        with pytest.raises(ModelError, match="The masks of a ticket belong to the network itself, and 'nothing'"):
+        with pytest.raises(ModelError, match="The masks of a ticket must belong to the given network, but 'nothing'"):
             Ticket.from_masks(tiny_network, {"nothing": torch.ones(2)}, initial)
         with pytest.raises(UsageError, match="The ticket would empty the layer 'stem'"):
             Ticket.from_masks(tiny_network, {"stem.weight": torch.zeros(8, 3, 3, 3)}, initial)
 
     def test_what_is_damaged_is_refused(self, tiny_network: nn.Module, initial: nn.Module, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="holds no sound ticket: FileNotFoundError"):
+        with pytest.raises(DataError, match="does not hold a valid ticket: FileNotFoundError"):
             Ticket.load(tmp_path)
         path = Ticket.find(tiny_network, initial, 0.5).save(tmp_path)
         path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 9'))
@@ -573,7 +573,7 @@ class TestTickets:
             Ticket.load(tmp_path)
         path.write_text(path.read_text().replace('"format_version": 9', '"format_version": 1'))
         (tmp_path / "ticket.safetensors").write_bytes(b"nothing")
-        with pytest.raises(DataError, match="its tensors changed since they were written"):
+        with pytest.raises(DataError, match="its tensors have changed since they were written"):
             Ticket.load(tmp_path)
 
 

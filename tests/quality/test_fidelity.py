@@ -82,9 +82,9 @@ def test_what_cannot_be_compared_is_named_with_the_reason() -> None:
     quantized.forward = lambda inputs: quantized.relu(quantized.first(inputs))  # type: ignore[method-assign]
     found = layer_fidelity(Chain(), quantized, torch.ones(2, 4), coverage("scale", "norm", "relu", "first"))
     assert dict(found.unmatched) == {
-        "scale": "an operation that the framework inserted, or that is no module in the float network",
-        "norm": "no module of this name in the quantized network",
-        "relu": "its output has another shape or order than in the float network, or it is never called",
+        "scale": "an operation that the framework inserted, or that is not a module in the float network",
+        "norm": "no module with this name in the quantized network",
+        "relu": "its output differs in shape or order from the float network, or it is never called",
     }
     assert [layer.name for layer in found.layers] == ["first"]
 

@@ -223,7 +223,8 @@ def test_a_set_of_another_model_is_refused_with_both_digests(tiny_network: nn.Mo
 
     message = (
         f"The set in {data.folder} was made from another model: its digest is {model_digest(tiny_network)}, and the "
-        f"model given has {model_digest(other)}. Give the model, with its weights, that the set was synthesized from."
+        f"given model's is {model_digest(other)}. Give the model that the set was synthesized from, with the same "
+        "weights."
     )
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         inspect(SyntheticDataset.open(data.folder), other)
@@ -266,12 +267,12 @@ def test_without_usable_batch_norm_the_other_figures_are_given_and_the_lack_is_s
     found = inspect(noise(8), network(), spec=SPEC)
     assert (found.divergence, found.range_error, found.score, found.layers) == (None, None, None, ())
     assert found.verdict == "no verdict"
-    assert found.reason == "Without recorded BatchNorm statistics there is nothing to compare the set with."
+    assert found.reason == "Without recorded BatchNorm statistics, there is nothing to compare the set with."
     assert None not in (found.confidence, found.label_balance, found.diversity, found.clamped)
     assert len(found.notes) == 1
     assert found.notes[0].startswith("divergence, ranges, score. ")
     assert cause in found.notes[0]
-    assert f"Not given: {found.notes[0]}" in found.render_text()
+    assert f"Not available: {found.notes[0]}" in found.render_text()
 
 
 def test_what_needs_a_classifier_a_layer_or_a_range_is_said_to_be_missing() -> None:
@@ -283,7 +284,7 @@ def test_what_needs_a_classifier_a_layer_or_a_range_is_said_to_be_missing() -> N
     assert found.notes == (
         "teacher confidence and label balance. The network returns no class logits.",
         "diversity. The network has no linear or convolution module whose input could be read.",
-        "values at the clamp. The valid range of the input is not known; give --value-range.",
+        "values at the clamp. The valid range of the input is unknown; give --value-range.",
     )
     assert found.score is not None
 
@@ -346,24 +347,24 @@ def test_surprise_is_the_divergence_with_the_roles_changed(tiny_network: nn.Modu
             ((0.01, 0.1), (0.02, -0.15)),
             "enough for W4A4",
             (
-                "The score 62 reaches 50: the farthest statistics are at norm2 (0.020 nats), "
-                "the farthest range at norm2 (1.11 times narrower than recorded)."
+                "The score 62 reaches 50: the statistics deviate most at norm2 (0.020 nats), "
+                "the range at norm2 (1.11 times narrower than recorded)."
             ),
         ),
         (
             ((0.12, 0.0), (0.0, 0.4)),
             "enough for W8A8",
             (
-                "The score 40 reaches 25, not 50: the farthest statistics are at norm1 (0.120 nats), "
-                "the farthest range at norm2 (1.32 times wider than recorded)."
+                "The score 40 reaches 25, not 50: the statistics deviate most at norm1 (0.120 nats), "
+                "the range at norm2 (1.32 times wider than recorded)."
             ),
         ),
         (
             ((0.1, 1.0), (0.0, 1.0)),
             "more samples or iterations needed",
             (
-                "The score 17 is below 25: the farthest statistics are at norm1 (0.100 nats), "
-                "the farthest range at norm1 (2.00 times wider than recorded)."
+                "The score 17 is below 25: the statistics deviate most at norm1 (0.100 nats), "
+                "the range at norm1 (2.00 times wider than recorded)."
             ),
         ),
     ],

@@ -122,7 +122,7 @@ def test_models_without_usable_statistics_are_refused(
 
 @pytest.mark.parametrize("batches", [[], [torch.zeros(0, 3, 8, 8)]])
 def test_a_source_without_samples_is_refused(tiny_network: nn.Module, batches: list[torch.Tensor]) -> None:
-    with pytest.raises(DataError, match=r"^empty holds no samples\. Give at least one\.$"):
+    with pytest.raises(DataError, match=r"^empty contains no samples\. Give at least one\.$"):
         rank(tiny_network, SPEC, {"empty": batches})
 
 
@@ -130,7 +130,7 @@ def test_a_source_without_samples_is_refused(tiny_network: nn.Module, batches: l
 def test_a_source_that_is_not_finite_is_refused(tiny_network: nn.Module, value: float) -> None:
     data = noise(8, seed=0)
     data[5, 0, 0, 0] = value
-    with pytest.raises(DataError, match=r"^broken holds NaN or infinity\. Remove those samples\.$"):
+    with pytest.raises(DataError, match=r"^broken contains NaN or infinity\. Remove those samples\.$"):
         rank(tiny_network, SPEC, {"broken": data.split(4)})
 
 
@@ -348,7 +348,7 @@ def test_unusable_archives_are_refused(tmp_path: Path, write: Callable[[Path], o
 
 def test_an_archive_without_samples_is_refused(tmp_path: Path, tiny_network: nn.Module) -> None:
     np.savez(tmp_path / "none.npz", np.zeros((0, 3, 8, 8)))
-    with pytest.raises(DataError, match="none holds no samples"):
+    with pytest.raises(DataError, match="none contains no samples"):
         rank(tiny_network, SPEC, {"none": load_source(tmp_path / "none.npz", SPEC)})
 
 

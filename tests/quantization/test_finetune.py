@@ -197,18 +197,17 @@ class TestOrigin:
             tiny_network.linear.bias.add_(1.0)  # type: ignore[union-attr, operator]
         from dfq_plugins.network.digest import model_digest
 
-        digests = (
-            rf"digest {data.manifest.model_digest[:12]} there, {model_digest(tiny_network)[:12]} of the model given"
-        )
+        theirs, ours = data.manifest.model_digest[:12], model_digest(tiny_network)[:12]
+        digests = rf"its digest is {theirs}, and the given model's is {ours}"
         with pytest.warns(DataOriginWarning, match=digests):
             run(data=data, spec=None)
-        with pytest.raises(DataError, match=rf"{digests}\. Synthesize data from this model, or do without strict"):
+        with pytest.raises(DataError, match=rf"{digests}\. Synthesize data from this model, or turn off strict"):
             run(data=data, spec=None, strict=True)
 
 
 class TestRefusals:
     def test_a_student_without_trainable_parameters(self, run: Callable[..., FinetuneRun]) -> None:
-        with pytest.raises(ModelError, match="needs parameters that take gradients"):
+        with pytest.raises(ModelError, match="needs trainable parameters"):
             run(calibrator="untrainable")
 
     def test_outputs_of_another_shape(self, run: Callable[..., FinetuneRun]) -> None:
@@ -250,7 +249,7 @@ class TestLearningGenerators:
 
     def test_a_short_batch(self, run: Callable[..., FinetuneRun]) -> None:
         with pytest.raises(
-            DataError, match=r"makes the batch that it is asked for, \(8, 3, 8, 8\), got \(7, 3, 8, 8\)"
+            DataError, match=r"must return a batch of the requested shape, \(8, 3, 8, 8\), got \(7, 3, 8, 8\)"
         ):
             run(generator="shortseeker")
 
@@ -259,7 +258,7 @@ class TestLearningGenerators:
             run(generator="idle")
 
     def test_one_that_makes_data_sets(self, run: Callable[..., FinetuneRun]) -> None:
-        with pytest.raises(UsageError, match="'noise' makes data sets, and data is given already"):
+        with pytest.raises(UsageError, match="'noise' makes data sets, but data is given too"):
             run(generator="noise")
 
     def test_one_that_also_makes_data_sets(

@@ -226,7 +226,7 @@ def test_report_that_cannot_be_written_says_so(report: Report, tmp_path: Path) -
     ("build", "message"),
     [
         (lambda: Table(("a", "b"), (("row",),)), r"one cell per column \(2\).*'row'"),
-        (lambda: Table(("a", "b"), (), groups=(("g", 2),)), r"all columns but the first \(1\)"),
+        (lambda: Table(("a", "b"), (), groups=(("g", 2),)), r"all columns except the first \(1\)"),
         (lambda: LayerPlot(("a",), (("bns", ()),), "KL"), r"one value per layer \(1\).*'bns'"),
         (lambda: Samples("x", noise(1, 1, 4, 4), GRAY), r"\(1, 8, 8\) expected, got \(1, 4, 4\)"),
         (lambda: Samples("x", noise(2, 1, 8, 8), GRAY, ("1",)), "2 samples, 1 labels"),

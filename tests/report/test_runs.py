@@ -109,8 +109,8 @@ def test_the_page_of_a_synthesis_has_every_part(made: Path) -> None:
         "Is the set good enough?",
         "What the samples look like",
         "How close it comes to the training data",
-        "How wide the activations are",
-        "How the synthesis went",
+        "Activation ranges",
+        "Synthesis progress",
         "Settings and versions",
     ]
     for expected in (
@@ -121,7 +121,7 @@ def test_the_page_of_a_synthesis_has_every_part(made: Path) -> None:
             "Verdict: ",
             "BatchNorm divergence",
         ),
-        *("loss (log scale, lower is better)", "One line for each shard", "iterations", "25", "model digest", "torch"),
+        *("loss (log scale, lower is better)", "One line per shard", "iterations", "25", "model digest", "torch"),
         *("real samples used", "24", "synthetic samples", "Made by dfq synthesize in"),
     ):
         assert expected in found.text, expected
@@ -132,7 +132,7 @@ def test_a_set_that_was_complete_has_a_page_without_losses(made: Path) -> None:
     options = ["-n", 24, "--batch-size", 16, "-O", "iterations=25", "-O", "compile=never", *SPEC]
     result = run("synthesize", f"{made}/net.py:network", "-o", made / "set", *options, "--report", report, "--json")
     assert json.loads(result.stdout)["report"] == str(report)
-    assert "How the synthesis went" not in page(report).headings
+    assert "Synthesis progress" not in page(report).headings
 
 
 def test_the_page_of_a_quantization_has_every_part(made: Path) -> None:
@@ -143,25 +143,25 @@ def test_the_page_of_a_quantization_has_every_part(made: Path) -> None:
     assert f"Report: {report}" in result.output
     found = page(report)
     assert found.headings == [
-        "How well the quantized network follows",
+        "Agreement with the float network",
         "Files for deployment",
-        "What is not quantized, and what is",
+        "Quantization coverage",
         "Is the set good enough?",
         "What the samples look like",
         "How close it comes to the training data",
-        "How wide the activations are",
+        "Activation ranges",
         "Settings and versions",
     ]
     for expected in (
         *(
             "Quantized by torch-ao W8A8",
-            "3 synthetic samples that took no part in the calibration",
+            "3 synthetic samples that were not used for calibration",
             "Signal to noise (dB)",
         ),
         *("the noisiest first", "model.torchscript.pt", "KiB", "checked: ", "int8", "engine", "noisiest layer: "),
     ):
         assert expected in found.text, expected
-    assert re.search(r"On [0-9.]+ % of the samples the quantized network names the same class", found.text)
+    assert re.search(r"For [0-9.]+% of the samples, the quantized network predicts the same class", found.text)
 
 
 def test_without_held_out_samples_the_page_says_so(made: Path) -> None:
@@ -183,10 +183,13 @@ def test_another_models_set_may_calibrate_and_is_inspected_as_plain_data(made: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hold-out", 2], "--hold-out says what the report measures on: give --report as well, or leave it out."),
+        (["--hold-out", 2], "--hold-out only applies to the report: add --report, or remove --hold-out."),
         (
             ["--report", "page.html", "--hold-out", 24],
-            "Held-out samples do not calibrate, so fewer than all 24 of the set can be held out, got 24. Give e.g. 3.",
+            (
+                "Held-out samples are not used for calibration, so fewer than the 24 samples of the set must be held "
+                "out, got 24. Give e.g. 3."
+            ),
         ),
     ],
 )
@@ -204,7 +207,7 @@ def test_samples_are_held_out_from_the_end(made: Path) -> None:
     assert (held_out_part(data, 3) == data.inputs()[21:]).all()
     assert len(held_out_part(data, 0)) == 24
     assert held_out_samples(7, None) == 0
-    with pytest.raises(UsageError, match="fewer than all 8 of the set"):
+    with pytest.raises(UsageError, match="fewer than the 8 samples of the set"):
         held_out_samples(8, 9)
 
 
@@ -218,8 +221,8 @@ def test_inspect_prints_the_figures_and_writes_the_page(made: Path) -> None:
     assert "Verdict: " in result.stdout
     found = page(report)
     assert "Is set good enough to calibrate on?" in found.text
-    assert "No real data was used." in found.text
-    assert "How wide the activations are" in found.headings
+    assert "without any real data" in found.text
+    assert "Activation ranges" in found.headings
 
 
 def test_inspect_asks_for_no_shape_where_there_is_nothing_to_inspect(made: Path) -> None:
@@ -249,7 +252,7 @@ def test_inspect_without_batch_norm_gives_the_rest(made: Path) -> None:
     np.savez(made / "floats.npz", inputs=np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32))
     result = run("inspect", made / "floats.npz", "-m", f"{made}/net.py:folded", *SPEC, "--report", report)
     assert "Verdict: no verdict." in result.stdout
-    assert "Not given: divergence, ranges, score. " in result.stdout
+    assert "Not available: divergence, ranges, score. " in result.stdout
     assert re.search(r"^teacher confidence +[0-9.]+%", result.stdout, re.MULTILINE)
     assert page(report).headings == ["Is the set good enough?", "What the samples look like", "Settings and versions"]
 
@@ -264,7 +267,7 @@ def test_inspect_refuses_another_models_set_before_it_writes(made: Path) -> None
 def test_a_synthetic_set_brings_its_own_specification(made: Path) -> None:
     arguments = ["--shape", "3,8,8", "--value-range", "0,1"]
     result = run("inspect", made / "set", "-m", f"{made}/net.py:network", *arguments, code=2)
-    message = "A synthetic set brings its own input specification: leave out --shape, --value-range."
+    message = "A synthetic set provides its own input specification: remove --shape, --value-range."
     assert message in result.stderr
 
 
@@ -334,7 +337,7 @@ def test_fidelity_is_shown_with_the_rest_folded_and_exact_layers_named() -> None
     assert rest.rows == (("layer12", 12.0), ("last", "exact"))  # type: ignore[union-attr]
     assert rest.folded  # type: ignore[union-attr]
     assert others.entries == (("add", "no module"),)  # type: ignore[union-attr]
-    assert not any("names the same class" in text for text in section.text)
+    assert not any("predicts the same class" in text for text in section.text)
 
 
 def test_the_noise_of_several_networks_stands_side_by_side() -> None:
@@ -343,7 +346,7 @@ def test_the_noise_of_several_networks_stands_side_by_side() -> None:
     (table,) = noise_section([("one", first), ("two", second)], "digits").blocks
     assert table.columns == ("Layer", "one", "two")  # type: ignore[union-attr]
     assert table.rows == (("a", 30.0, 5.0), ("b", 10.0, None))  # type: ignore[union-attr]
-    assert table.notes == ("two: not comparable are add, cat.",)  # type: ignore[union-attr]
+    assert table.notes == ("two: cannot be compared: add, cat.",)  # type: ignore[union-attr]
 
 
 def test_a_network_without_float_parts_says_so() -> None:

@@ -393,8 +393,8 @@ def test_command_line_counts_from_its_own_beginning(tmp_path: Path) -> None:
     assert SyntheticDataset.open(tmp_path / "out").manifest.max_seconds == 3
     result = CliRunner().invoke(cli, ["synthesize", *arguments, "--device", "abacus"])
     assert result.exit_code == 2
-    assert "--device abacus cannot be used (" in result.stderr
-    assert "Choose cpu, or a GPU that torch sees." in result.stderr
+    assert "--device abacus is not available (" in result.stderr
+    assert "Choose cpu, or a GPU that torch can see." in result.stderr
 
 
 def test_only_the_first_rank_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,13 +116,13 @@ def test_every_test_of_a_contract_has_a_plugin_that_breaks_it(contract: type, br
 
 def test_a_failure_says_rule_value_and_next_step() -> None:
     (reason,) = run_contract("generator", Greedy, only="larger").failed.values()
-    assert reason == "Batches hold at most batch_size=4 samples, got [10]."
+    assert reason == "Batches must have at most batch_size=4 samples, got [10]. Split larger batches."
     (reason,) = run_contract("learning generator", Stubborn, only="it_learns").failed.values()
-    assert reason.startswith("All 12 batches are the same. Learn in feedback() or batch()")
+    assert reason.startswith("Batches must change during training, but all 12 are the same. Learn in feedback()")
     (reason,) = run_contract("calibrator", Anything, only="recipe").failed.values()
     assert reason == (
-        "prepare() for w1a1 must raise a UsageError of dfq_plugins.errors that says what to do instead, "
-        "but was accepted."
+        "prepare() for w1a1 must raise a UsageError from dfq_plugins.errors that says what to do instead, "
+        "but it was accepted."
     )
 
 
