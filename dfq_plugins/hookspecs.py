@@ -59,7 +59,7 @@ def dfq_calibrators() -> Iterable[CalibratorEntry]:  # type: ignore[empty-body]
 
 @hookspec
 def dfq_progress_listeners() -> Iterable[ProgressListenerEntry]:  # type: ignore[empty-body]
-    """Return the progress listeners that this plugin provides. Every ready listener receives the events of every run."""
+    """Return the progress listeners that this plugin provides. Every ready listener sees every run."""
 
 
 @hookspec(firstresult=True)

@@ -758,7 +758,7 @@ def test_an_unknown_calibrator_is_answered_with_the_nearest(quantized: Callable[
 
 def test_a_calibrator_whose_framework_is_missing_says_the_pip_line(quantized: Callable[..., Any]) -> None:
     message = re.escape(
-        "Calibrator 'absent' needs no_such_framework, not installed here. Run: pip install \"dfq-plugins[absent]\""
+        "Calibrator 'absent' needs no_such_framework (not installed). Run: pip install \"dfq-plugins[absent]\""
     )
     with pytest.raises(PluginError, match=message):
         quantized(DATA, calibrator="absent")
