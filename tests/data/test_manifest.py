@@ -145,7 +145,7 @@ def test_future_format_version_asks_for_a_newer_package(tmp_path: Path) -> None:
 
 def test_options_without_json_form_are_refused(tmp_path: Path) -> None:
     generator = GeneratorRecord("bns", "dfq-plugins", "0.1.0", {"network": object()})
-    with pytest.raises(UsageError, match=r"Options are kept in manifest\.json and need values that JSON can hold"):
+    with pytest.raises(UsageError, match=r"Settings are stored as JSON, so every value must have a JSON form"):
         write_manifest(tmp_path, make_manifest(generator=generator))
 
 

@@ -273,7 +273,7 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("precious")
     for folder in (path, path / "below"):
-        with pytest.raises(DataError, match=r"A data set is a folder, but .*out.* is a file or leads through one"):
+        with pytest.raises(DataError, match=r"A data set is a folder, but .*out.* or one of its parents is a file"):
             DatasetWriter.begin(folder, make_plan())
     assert path.read_text() == "precious"
 
@@ -315,7 +315,7 @@ def test_finished_shard_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_second_run_in_the_folder_refuses_until_the_first_ends(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, make_plan()):
-        with pytest.raises(DataError, match=r"Another run is writing into .* two runs never share an output folder"):
+        with pytest.raises(DataError, match=r"Another run is writing into .* two runs cannot share an output folder"):
             DatasetWriter.begin(tmp_path, make_plan())
         assert (tmp_path / LOCK_FILE).exists()
     run(tmp_path)
@@ -344,7 +344,7 @@ def test_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(
                 writer.write(second, *samples(writer, second))
         assert re.search(
             r"The disk is full: .*shard-00001\.safetensors could not be written \(.*; [\d,]+ bytes are free\)\. "
-            r"Make room and run the same command again: finished shards are kept\.",
+            r"Free some space and run the same command again: finished shards are kept\.",
             str(caught.value),
         )
         assert sorted(contents(tmp_path / "b")) == sorted([LOCK_FILE, MANIFEST_FILE, shard_file(0)])
