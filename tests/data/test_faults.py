@@ -244,6 +244,6 @@ def test_cache_folder_is_left_alone_where_it_can_be_written(
 def test_failed_compilation_is_explained_in_one_line(error: Exception, remedy: str) -> None:
     text = explained_failure(error)
     assert text.startswith(f"Compilation failed ({type(error).__name__}: ")
-    assert "); going on uncompiled, more slowly. " in text
+    assert "); continuing uncompiled, more slowly. " in text
     assert remedy in text
     assert "\n" not in text

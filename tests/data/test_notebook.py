@@ -36,7 +36,7 @@ def test_images_and_volumes_are_shown_in_a_grid(shape: tuple[int, ...]) -> None:
     page = synthetic(shape)._repr_html_()
     assert picture(page).size == (8 * TILE, 2 * TILE)
     assert "<th>num_samples</th><td>20</td>" in page
-    assert 'alt="the first 16 images, of the classes ' in page
+    assert 'alt="the first 16 images, with classes ' in page
 
 
 @pytest.mark.parametrize("shape", [(1, 400), (12,)])
@@ -49,9 +49,9 @@ def test_signals_and_features_are_shown_as_lines(shape: tuple[int, ...]) -> None
 
 
 def test_each_class_is_counted() -> None:
-    (text,) = re.findall(r"<p>Samples of each class: (.*?)</p>", synthetic((1, 4, 4))._repr_html_())
+    (text,) = re.findall(r"<p>Samples per class: (.*?)</p>", synthetic((1, 4, 4))._repr_html_())
     assert sum(int(count) for _, count in re.findall(r"(\d+): (\d+)", text)) == 20
-    (text,) = re.findall(r"<p>Samples of each class: (.*?)</p>", synthetic((1, 4, 4), classes=14)._repr_html_())
+    (text,) = re.findall(r"<p>Samples per class: (.*?)</p>", synthetic((1, 4, 4), classes=14)._repr_html_())
     assert len(re.findall(r"\d+: \d+", text)) <= 10
 
 

@@ -203,9 +203,9 @@ def test_rank_waits_for_a_run_that_is_about_to_end(tmp_path: Path, monkeypatch: 
 
 def test_ranks_of_one_run_must_be_given_the_same(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, PLAN, PAIR[0]):
-        with pytest.raises(DataError, match=r"holds a data set of other settings .* seed is 3 there, 4 asked"):
+        with pytest.raises(DataError, match=r"holds a data set with other settings .* seed is 3, requested 4"):
             DatasetWriter.begin(tmp_path, replace(PLAN, seed=4), PAIR[1])
-        with pytest.raises(UsageError, match=r"one was asked for 14 samples and one for 15\. Start all of them with"):
+        with pytest.raises(UsageError, match=r"one requests 14 samples and another 15\. Start all ranks with"):
             DatasetWriter.begin(tmp_path, replace(PLAN, num_samples=15), PAIR[1])
 
 

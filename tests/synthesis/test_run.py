@@ -529,7 +529,7 @@ def test_a_finished_set_is_returned_without_work(run: Callable[..., SyntheticDat
 
 def test_fewer_samples_than_are_there_are_refused(run: Callable[..., SyntheticDataset], tmp_path: Path) -> None:
     run(output=tmp_path)
-    with pytest.raises(UsageError, match=r"holds 8 samples already, and 5 are asked\. A set only grows"):
+    with pytest.raises(UsageError, match=r"already holds 8 samples, but 5 are requested\. A set can only grow"):
         run(num_samples=5, output=tmp_path)
 
 
@@ -540,7 +540,7 @@ def test_another_model_s_folder_is_refused(
     before = files(tmp_path)
     other = copy.deepcopy(tiny_network)
     other.linear.bias.data += 1
-    with pytest.raises(DataError, match="holds the data set of another model: model digest"):
+    with pytest.raises(DataError, match="holds the data set of another model: its model digest is"):
         run(other, output=tmp_path)
     assert files(tmp_path) == before
 
@@ -552,7 +552,7 @@ def test_a_folder_of_other_settings_is_refused(
     run: Callable[..., SyntheticDataset], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     run(output=tmp_path)
-    with pytest.raises(DataError, match="holds a data set of other settings"):
+    with pytest.raises(DataError, match="holds a data set with other settings"):
         run(**settings, output=tmp_path)
 
 
@@ -693,22 +693,22 @@ NAN[3, 0, 0, 0] = math.nan
         (
             DATA[:, :, :4],
             DataError,
-            r"^The network takes samples of shape \(3, 8, 8\), and the data holds \(3, 4, 8\)\. ",
+            r"^The network takes samples of shape \(3, 8, 8\), but the data has \(3, 4, 8\)\. ",
         ),
-        ([DATA, DATA[:, :1]], DataError, r"takes samples of shape \(3, 8, 8\), and the data holds \(1, 8, 8\)"),
-        (NAN, DataError, "^Calibration data must be finite, but holds NaN or infinity. Remove those samples.$"),
+        ([DATA, DATA[:, :1]], DataError, r"takes samples of shape \(3, 8, 8\), but the data has \(1, 8, 8\)"),
+        (NAN, DataError, "^Calibration data must be finite, but contains NaN or infinity. Remove those samples.$"),
         (DATA / 0, DataError, "must be finite"),
-        ((DATA * 9).byte(), DataError, r"floating point, got torch.uint8\. Normalize them first\.$"),
+        ((DATA * 9).byte(), DataError, r"floating-point network inputs, got torch.uint8\. Normalize the data first\.$"),
         (
             DATA[:0],
             DataError,
-            "^Calibration needs at least one sample, got none. Give a data set or batches of inputs.$",
+            "^Calibration needs at least one sample, got none. Provide a data set or batches of inputs.$",
         ),
         ([], DataError, "needs at least one sample"),
         ("folder", UsageError, r"an iterable of batches, got str. Open a folder with SyntheticDataset.open\(folder\)."),
         (7, UsageError, "an iterable of batches, got int"),
-        ([{"x": DATA}], UsageError, "A batch is a tensor, or a tuple that begins with one, got dict."),
-        ([()], UsageError, "A batch is a tensor, or a tuple that begins with one, got tuple."),
+        ([{"x": DATA}], UsageError, "A batch must be a tensor, or a tuple that starts with one, got dict."),
+        ([()], UsageError, "A batch must be a tensor, or a tuple that starts with one, got tuple."),
     ],
 )
 def test_unusable_calibration_data_is_refused(
