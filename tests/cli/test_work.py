@@ -117,7 +117,7 @@ def _interrupted_set(model: str, folder: Path) -> None:
 
 def test_extend_without_a_set_is_a_data_error(model: str, folder: Path) -> None:
     result = run("synthesize", model, "-o", folder, "--extend", 5, code=5)
-    assert f"Error: {folder}is not a data set" in result.stderr
+    assert f"Error: {folder} is not a data set" in result.stderr
 
 
 def test_every_setting_reaches_the_pipeline(model: str, folder: Path, asked: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from dfq_plugins.types import InputSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or give real samples."
+INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or provide real samples."
 
 
 def refusal(message: str) -> str:
@@ -76,8 +76,8 @@ def test_a_model_with_folded_batch_norm_is_refused() -> None:
     network = convolutional()
     folded = nn.Sequential(fuse_conv_bn_eval(network[0], network[1]), *network[2:])  # type: ignore[type-var]
     message = (
-        "Sequential has no BatchNorm layer, and all its convolutions have a bias: BatchNorm seems to have been folded "
-        f"into them. Give the model as it was before folding. {INSTEAD}"
+        "Sequential has no BatchNorm layer, and all its convolutions have a bias: BatchNorm has probably been folded "
+        f"into them. Pass the model from before folding. {INSTEAD}"
     )
     with pytest.raises(ModelError, match=refusal(message)):
         require_batch_norm(folded)
@@ -98,7 +98,7 @@ def test_batch_norm_that_was_never_trained_is_refused() -> None:
 def test_a_negative_variance_is_refused() -> None:
     network = convolutional()
     network[1].running_var[2] = -0.1
-    message = "A variance cannot be negative, but running_var is in ['1']. Load a sound checkpoint."
+    message = "Variances cannot be negative, but running_var is negative in ['1']. Load a valid checkpoint."
     with pytest.raises(ModelError, match=refusal(message)):
         require_batch_norm(network)
 

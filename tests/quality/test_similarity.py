@@ -174,7 +174,7 @@ def test_only_images_of_a_known_range_have_a_border() -> None:
     images = {"a": [torch.rand(8, *spec.shape)]}
     assert rank(network, spec, images)[0].augmentation == "none"
     with pytest.raises(
-        UsageError, match=r"pad-and-crop needs images \(channels, height, width\) of a known value range"
+        UsageError, match=r"pad-and-crop needs images \(channels, height, width\) with a known value range"
     ):
         rank(network, spec, images, augmentation="pad-and-crop")
 

@@ -394,7 +394,7 @@ def uncopyable(network: nn.Module) -> nn.Module:
         (never_trained, "was never trained, or its weights were not loaded"),
         (nan_weights, r"NaN or infinity is in \['conv.weight'\]"),
         (nan_statistics, r"NaN or infinity is in \['norm1.running_var'\]"),
-        (negative_variance, r"running_var is in \['norm1'\]"),
+        (negative_variance, r"running_var is negative in \['norm1'\]"),
         (other_channels, r"does not accept inputs of shape \(3, 8, 8\)"),
         (uncopyable, "The model TinyNetwork cannot be copied"),
     ],
