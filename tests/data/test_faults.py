@@ -61,7 +61,7 @@ def test_batch_that_does_not_fit_is_halved_with_the_statistics_of_the_whole(
     assert not warnings_in(caplog)
     halved = synthesize(Cramped(tiny_network, 24, 48, error), tiny_spec, **settings)
     assert warnings_in(caplog) == [
-        "Memory does not suffice for 48 samples at once: going on with two halves and the statistics of both together."
+        "Out of memory for a batch of 48 samples: continuing with two halves and their combined statistics."
     ]
     torch.testing.assert_close(
         halved.inputs(), whole.inputs(), rtol=1e-3, atol=2e-3
@@ -104,9 +104,7 @@ def test_teacher_that_cannot_see_a_shard_at_once_sees_it_in_halves(
     data = synthesize(Cramped(tiny_network, 99, 16, MemoryError()), tiny_spec, **settings)
     torch.testing.assert_close(data[3].logits, expected[3].logits)
     assert data.manifest.divergence == pytest.approx(expected.manifest.divergence, rel=1e-4)
-    assert [text.partition(":")[0] for text in warnings_in(caplog)] == [
-        "Memory does not suffice for 20 samples at once"
-    ]
+    assert [text.partition(":")[0] for text in warnings_in(caplog)] == ["Out of memory for a batch of 20 samples"]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

@@ -48,7 +48,9 @@ def test_weights_and_statistics_that_are_not_finite_are_refused(name: str, value
     network = convolutional()
     with torch.no_grad():
         network.state_dict()[name].view(-1)[0] = value
-    message = f"Weights and statistics must be finite, but NaN or infinity is in ['{name}']. Load a sound checkpoint."
+    message = (
+        f"Weights and statistics must be finite, but NaN or infinity was found in ['{name}']. Load a valid checkpoint."
+    )
     with pytest.raises(ModelError, match=refusal(message)):
         check_finite(network)
 
@@ -116,7 +118,7 @@ def test_a_negative_variance_is_refused() -> None:
 )
 def test_wrong_shapes_are_refused_with_torch_s_own_reason(shape: tuple[int, ...], reason: str) -> None:
     start = f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
-    end = "Give the shape of one sample as the network takes it."
+    end = "Give the shape of one sample as the network expects it."
     with pytest.raises(ModelError, match=f"^{re.escape(start)}.*{re.escape(reason)}.*{re.escape(end)}$") as caught:
         trial_run(convolutional(), shape)
     assert caught.value.__cause__ is not None
@@ -177,7 +179,7 @@ def test_what_is_given_is_kept() -> None:
 )
 def test_a_size_that_cannot_be_known_is_asked_for(network: Callable[[], nn.Module], wanted: str) -> None:
     message = (
-        f"The spatial size of the input cannot be read off Sequential. Say it: InputSpec(shape=({wanted})), "
+        f"The spatial size of the input cannot be inferred from Sequential. Pass InputSpec(shape=({wanted})), "
         f"or --shape {wanted.replace(', ', ',').upper()} on the command line."
     )
     with pytest.raises(UsageError, match=refusal(message)):

@@ -110,7 +110,7 @@ def not_finite(network: nn.Module) -> nn.Module:
     [
         (no_batch_norm, "has no BatchNorm layer with running statistics"),
         (untrained, "was never trained"),
-        (not_finite, r"NaN or infinity is in \['norm2.running_mean'\]"),
+        (not_finite, r"NaN or infinity was found in \['norm2.running_mean'\]"),
     ],
 )
 def test_models_without_usable_statistics_are_refused(

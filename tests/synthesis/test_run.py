@@ -392,8 +392,8 @@ def uncopyable(network: nn.Module) -> nn.Module:
     [
         (without_batch_norm, "so there is nothing to invert"),
         (never_trained, "was never trained, or its weights were not loaded"),
-        (nan_weights, r"NaN or infinity is in \['conv.weight'\]"),
-        (nan_statistics, r"NaN or infinity is in \['norm1.running_var'\]"),
+        (nan_weights, r"NaN or infinity was found in \['conv.weight'\]"),
+        (nan_statistics, r"NaN or infinity was found in \['norm1.running_var'\]"),
         (negative_variance, r"running_var is negative in \['norm1'\]"),
         (other_channels, r"does not accept inputs of shape \(3, 8, 8\)"),
         (uncopyable, "The model TinyNetwork cannot be copied"),
@@ -418,14 +418,14 @@ def test_an_unusable_model_is_refused_and_nothing_is_written(
 
 
 def test_a_wrong_number_of_classes_is_refused(run: Callable[..., SyntheticDataset], tmp_path: Path) -> None:
-    message = r"num_classes is 7, but the model returns \(4,\) values a sample. Leave num_classes out"
+    message = r"num_classes is 7, but the model returns \(4,\) values per sample. Omit num_classes"
     with pytest.raises(UsageError, match=message):
         run(spec=InputSpec((3, 8, 8), num_classes=7), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_size_that_cannot_be_inferred_is_asked_for(run: Callable[..., SyntheticDataset]) -> None:
-    with pytest.raises(UsageError, match=r"cannot be read off TinyNetwork. Say it: InputSpec\(shape=\(3, height"):
+    with pytest.raises(UsageError, match=r"cannot be inferred from TinyNetwork. Pass InputSpec\(shape=\(3, height"):
         run(spec=None)
 
 
@@ -745,7 +745,7 @@ def test_a_model_that_does_not_fit_the_specification_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=r"does not accept inputs of shape \(3, 8, 8\)"):
         quantized(DATA, model=other_channels(tiny_network))
-    with pytest.raises(ModelError, match="NaN or infinity is in"):
+    with pytest.raises(ModelError, match="NaN or infinity was found in"):
         quantized(DATA, model=nan_weights(tiny_network))
 
 
