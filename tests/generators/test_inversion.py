@@ -601,8 +601,8 @@ def test_a_run_that_diverges_stops_with_the_last_good_inputs(monkeypatch: pytest
     monkeypatch.setattr(optimization, "_snapshot", watched)
     message = (
         r"The synthesis diverged: the loss was nan at iteration 11 of 30 \(learning rate 0.25, precision auto\). The "
-        r"inputs were put back to the last good state and finished shards are kept. Lower the learning rate or the "
-        r"weights of the priors, or choose precision=float32."
+        r"last good inputs were restored, and finished shards are kept. Lower the learning rate or the weights of the "
+        r"priors, or choose precision=float32."
     )
     with pytest.raises(DivergedError, match=message):
         optimize(good_calls=8, iterations=30)

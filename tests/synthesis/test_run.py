@@ -221,13 +221,13 @@ def test_an_unknown_option_is_answered_with_the_nearest(run: Callable[..., Synth
 
 
 def test_a_generator_that_yields_too_few_is_refused(run: Callable[..., SyntheticDataset]) -> None:
-    message = "8 samples were asked of the generator 'short' from module pipeline_plugins, and 7 came back. Report it"
+    message = "The generator 'short' from module pipeline_plugins was asked for 8 samples but yielded 7. Report this"
     with pytest.raises(DataError, match=message):
         run(generator="short")
 
 
 def test_a_generator_that_never_stops_is_stopped(run: Callable[..., SyntheticDataset]) -> None:
-    message = "8 samples were asked of the generator 'endless' from module pipeline_plugins, and at least 16 came back"
+    message = "The generator 'endless' from module pipeline_plugins was asked for 8 samples but yielded at least 16"
     with pytest.raises(DataError, match=message):
         run(generator="endless")
 
