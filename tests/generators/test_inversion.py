@@ -459,7 +459,7 @@ def test_a_failing_compiler_is_noted_once_and_changes_nothing(
         fallen_back = inputs_of(make(registry, "bns", network, 64, batch_size=32, compile="always"))[:32]
     assert [record.getMessage() for record in caplog.records] == [
         (
-            "Compilation failed (RuntimeError: no C++ compiler); going on uncompiled, more slowly. "
+            "Compilation failed (RuntimeError: no C++ compiler); continuing uncompiled, more slowly. "
             "Install a C++ compiler (g++ or clang++), name it in CXX, or set compile=never."
         )
     ]

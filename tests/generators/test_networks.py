@@ -291,7 +291,7 @@ class TestAdversarial:
         source = GeneratorSource(made, frozen_copy(tiny_network), tiny_spec, options)
         loss, held_out = DistillationLoss(tiny_network, options), Examples(tiny_batches[0])
         before = capture(student)
-        with pytest.raises(DivergedError, match="The generator diverged: its loss was nan at its step 2"):
+        with pytest.raises(DivergedError, match="The generator diverged: its loss was nan at generator step 2"):
             train_student(Student(student), loss, source, held_out, options)
         assert same(capture(student), before)
 
@@ -451,5 +451,5 @@ def test_adversarial_makes_no_data_set(tmp_path: Path) -> None:
     given = ["--shape", "1,8,8", "--generator", "adversarial", "-o", str(tmp_path / "set")]
     refused = CliRunner().invoke(cli, ["synthesize", model, *given])
     assert refused.exit_code == 2
-    assert "learns against a student" in refused.output
+    assert "learns from a student" in refused.output
     assert "dfq finetune with --generator adversarial" in refused.output.replace("\n", " ")
