@@ -1,6 +1,6 @@
 """Quantize a trained PyTorch network without its data, inside the framework you already use.
 
-Public names are imported on first use, so that `import dfq_plugins` costs milliseconds and leaves torch alone.
+Public names are imported on first use: `import dfq_plugins` takes milliseconds and does not import torch.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def __getattr__(name: str) -> object:
 
 
 def _version() -> str:
-    import importlib.metadata  # noqa: PLC0415  a third of the time that `import dfq_plugins` may take
+    import importlib.metadata  # noqa: PLC0415  a third of the time allowed for `import dfq_plugins`
 
     try:
         return importlib.metadata.version("dfq-plugins")
-    except importlib.metadata.PackageNotFoundError:  # a checkout on the path that was never installed
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path, never installed
         return "0+uninstalled"

@@ -1,4 +1,4 @@
-"""Every error that the host raises, with the exit code that the command line gives it.
+"""The errors that the host raises, each with its command-line exit code.
 
 A message states the rule, the value that broke it, and the next step.
 """
@@ -13,51 +13,51 @@ if TYPE_CHECKING:
 
 
 class DfqError(Exception):
-    """Base of all errors raised on purpose by dfq-plugins."""
+    """Base class of all errors that dfq-plugins raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
 
 class DfqWarning(UserWarning):
-    """Base of all warnings given on purpose by dfq-plugins."""
+    """Base class of all warnings that dfq-plugins issues."""
 
 
 class UsageError(DfqError, ValueError):
-    """An argument, option, recipe or count that cannot be used as given."""
+    """An argument, option, recipe or count is invalid."""
 
     exit_code = 2
 
 
 class PluginError(DfqError):
-    """A plugin that is unknown, broken, ambiguous, or whose framework is not installed."""
+    """A plugin is unknown, broken or ambiguous, or its framework is not installed."""
 
     exit_code = 3
 
 
 class ModelError(DfqError):
-    """A model that cannot be loaded, inverted, traced or quantized."""
+    """A model cannot be loaded, inverted, traced or quantized."""
 
     exit_code = 4
 
 
 class DataError(DfqError):
-    """A data set or folder that is damaged, foreign, unreadable or unwritable."""
+    """A data set or folder is damaged, unreadable or not writable, or belongs to something else."""
 
     exit_code = 5
 
 
 class DivergedError(DfqError):
-    """An optimization whose loss is no longer finite."""
+    """The loss of an optimization is no longer finite."""
 
     exit_code = 6
 
 
 class ArtifactError(DfqError):
-    """An exported artifact that could not be written, or failed its checks.
+    """An exported artifact could not be written, or failed its checks.
 
     Args:
         message: what is wrong.
-        faults: what differs from the torch model, layer by layer where that can be told.
+        faults: what differs from the torch model, by layer where that is known.
     """
 
     exit_code = 7
@@ -68,17 +68,17 @@ class ArtifactError(DfqError):
 
 
 class ContractError(DfqError):
-    """A plugin that does not keep the contract of its kind."""
+    """A plugin violates the contract of its kind."""
 
     exit_code = 8
 
 
 INTERRUPTED_EXIT_CODE = 130
-"""Exit code after Ctrl-C, as shells expect it (128 + SIGINT)."""
+"""Exit code after Ctrl-C, as shells expect (128 + SIGINT)."""
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error's message, or its type where the message is empty.
+    r"""Return the first line of an error's message, or its type if the message is empty.
 
     >>> first_line(ValueError("no such layer\nmore")), first_line(KeyError())
     ('no such layer', 'KeyError')
@@ -87,7 +87,7 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint naming the known name nearest to `name`, or an empty string.
+    """Return a hint with the known name closest to `name`, or an empty string.
 
     >>> nearest("brevitsa", ["brevitas", "torch-ao"])
     " Did you mean 'brevitas'?"

@@ -1,6 +1,6 @@
-"""The hooks through which every generator, calibrator and listener is found, the built-in ones included.
+"""The hooks that register generators, calibrators and listeners, including the built-in ones.
 
-Hooks only name things: they return small frozen records, and the host calls what stands behind a record by its name.
+Hooks only register: they return small frozen records. The host imports the object that a record names when it is used.
 A complete plugin is a module named by an entry point in the group ``dfq_plugins``::
 
     # pyproject.toml
@@ -59,9 +59,9 @@ def dfq_calibrators() -> Iterable[CalibratorEntry]:  # type: ignore[empty-body]
 
 @hookspec
 def dfq_progress_listeners() -> Iterable[ProgressListenerEntry]:  # type: ignore[empty-body]
-    """Return the progress listeners that this plugin provides. Every ready listener hears every run."""
+    """Return the progress listeners that this plugin provides. Every ready listener sees every run."""
 
 
 @hookspec(firstresult=True)
 def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
-    """Return the input specification of a model that this plugin recognizes, else None."""
+    """Return the input specification of a model if this plugin recognizes it, else None."""

@@ -1,4 +1,4 @@
-"""Guards that leave the caller's model and the process as they came."""
+"""Guards that leave the caller's model and process unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy in eval mode and float32 whose parameters take no gradients.
+    """Return a deep copy in eval mode and float32 whose parameters do not require gradients.
 
     Raises:
         ModelError: the model cannot be copied.
@@ -31,15 +31,16 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model)
     except Exception as error:
         message = (
-            f"The model {type(model).__name__} cannot be copied ({error}). Work happens on a copy, so that yours stays "
-            "as it is: remove what cannot be copied (open files, locks, lambdas with state), or build a fresh model."
+            f"The model {type(model).__name__} cannot be copied ({error}). dfq-plugins works on a copy to leave your "
+            "model unchanged: remove whatever cannot be copied (open files, locks, lambdas with state), or build a "
+            "fresh model."
         )
         raise ModelError(message) from error
     return copied.eval().float().requires_grad_(requires_grad=False)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter or buffer; the processor where it has none.
+    """Return the device of a model's first parameter or buffer; the CPU if it has neither.
 
     >>> device_of(torch.nn.ReLU())
     device(type='cpu')
@@ -49,16 +50,16 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 class ForwardHooks(ABC):
-    """Forward hooks on a network, which are removed when the context closes or `close` is called."""
+    """Forward hooks on a network, removed when the context closes or `close` is called."""
 
     _attached = ExitStack()
 
     @abstractmethod
     def attach(self) -> Iterator[RemovableHandle]:
-        """Register the hooks, yielding the handle of each."""
+        """Register the hooks and yield the handle of each."""
 
     def open(self) -> Self:
-        """Attach the hooks, all or none, until `close`."""
+        """Attach all hooks until `close`, or none if one of them fails."""
         with ExitStack() as attached:
             for handle in self.attach():
                 attached.callback(handle.remove)
@@ -78,13 +79,13 @@ class ForwardHooks(ABC):
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Let gradients pass through a network and none reach its parameters; leave all its values as they were.
+    """Let gradients flow through a network but not into its parameters, and restore all its values.
 
-    A network in training moves its statistics, and a framework its observed ranges, with every forward pass; some
-    change the size of a buffer or put another one in its place.
+    In training mode, every forward pass updates BatchNorm statistics and a framework's observed ranges. Some
+    frameworks also resize or replace buffers.
     """
     parameters = [(value, value.detach().clone(), value.requires_grad) for value in model.parameters()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]  # noqa: SLF001  also those not persistent
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]  # noqa: SLF001  includes non-persistent ones
     kept = {id(value): value.detach().clone() for value in model.buffers()}
     try:
         for value, _, _ in parameters:
@@ -92,26 +93,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for value, former, learned in parameters:
+            for value, former, required_grad in parameters:
                 value.copy_(former)
-                value.requires_grad = learned
+                value.requires_grad = required_grad
             for module, named in buffers:
-                _put_back(module, named, kept)
+                _restore_buffers(module, named, kept)
 
 
-def _put_back(module: nn.Module, named: dict[str, torch.Tensor | None], kept: dict[int, torch.Tensor]) -> None:
+def _restore_buffers(module: nn.Module, named: dict[str, torch.Tensor | None], kept: dict[int, torch.Tensor]) -> None:
     for name, value in named.items():
         former = None if value is None else kept[id(value)]
         if value is not None and former is not None and value.shape == former.shape:
-            former = value.copy_(former)  # the same object, where others may hold it
+            former = value.copy_(former)  # in place: other code may hold this tensor
         module._buffers[name] = former  # noqa: SLF001  as above
 
 
 @contextmanager
 def preserve_global_state() -> Iterator[None]:
-    """Restore random states (Python, NumPy, torch), default dtype and grad mode, also after an error.
+    """Restore random states (Python, NumPy, torch), default dtype and grad mode, even after an error.
 
-    Inside, the default dtype is float32 and gradients are recorded, whatever the caller has set.
+    Inside the context, the default dtype is float32 and gradients are recorded, whatever the caller set.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the global state itself
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
@@ -131,7 +132,7 @@ def preserve_global_state() -> Iterator[None]:
 
 @contextmanager
 def limited_threads(count: int | None) -> Iterator[None]:
-    """Compute with so many processor threads, and with the former number afterwards; None changes nothing.
+    """Limit torch to `count` CPU threads, then restore the previous number; None changes nothing.
 
     >>> with limited_threads(1):
     ...     torch.get_num_threads()

@@ -1,1 +1,1 @@
-"""Data sets of synthetic inputs, their files, and what users hand over as calibration data."""
+"""Data sets of synthetic inputs, their files, and the calibration data that users provide."""

@@ -1,4 +1,4 @@
-"""What users hand over as calibration data, seen as one thing: batches of inputs that can be read again and again."""
+"""Converts the calibration data that users provide to batches of inputs that can be read repeatedly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 CalibrationData: TypeAlias = SyntheticDataset | Tensor | Iterable[Any]
-"""A synthetic data set, a tensor of samples, or batches: tensors, `Batch` records or (inputs, target) pairs."""
+"""A synthetic data set, a tensor of samples, or batches: tensors, `Batch` records or `(inputs, target)` pairs."""
 
 BATCH_SIZE = 64
 
@@ -43,22 +43,22 @@ class InputBatches:
         return tuple(next(iter(self)).shape[1:])
 
     def check(self, spec: InputSpec) -> None:
-        """Make sure that the samples are what the network takes.
+        """Check that the network accepts the samples.
 
         Raises:
-            DataError: another shape, or values that are not finite.
+            DataError: a sample has a different shape, or a value is not finite.
         """
         for batch in self:
             spec.check_batch(batch)
 
     def observed(self, listener: Callable[[int], None]) -> ObservedBatches:
-        """Return the same batches, telling `listener` the number of samples read so far."""
+        """Return the same batches; `listener` is called with the number of samples read so far."""
         return ObservedBatches(self, listener)
 
 
 @dataclass(frozen=True)
 class ObservedBatches:
-    """Batches that report how far they were read; they too can be iterated repeatedly."""
+    """Batches that report how many samples have been read; they can be iterated repeatedly."""
 
     batches: InputBatches
     listener: Callable[[int], None]
@@ -72,40 +72,40 @@ class ObservedBatches:
 
 
 def as_calibration_data(data: CalibrationData, spec: InputSpec | None) -> InputBatches:
-    """Bring calibration data into one form.
+    """Convert calibration data to batches of inputs.
 
     Args:
-        data: see `CalibrationData`; an iterable other than a data set is read once and kept.
-        spec: what an input looks like; overrides that of a data set.
+        data: see `CalibrationData`; an iterable other than a data set is read once and kept in memory.
+        spec: the input specification; overrides that of a data set.
 
     Raises:
-        UsageError: something that is no calibration data.
-        DataError: no samples, or samples of whole numbers.
+        UsageError: the data is not calibration data.
+        DataError: there are no samples, or they are not floating point.
     """
     if isinstance(data, SyntheticDataset):
         return InputBatches(data, spec or data.spec)
-    items = torch.split(data, BATCH_SIZE) if isinstance(data, Tensor) else _iterate(data)
-    batches = [batch for batch in map(_inputs, items) if len(batch)]
+    items = torch.split(data, BATCH_SIZE) if isinstance(data, Tensor) else _require_iterable(data)
+    batches = [batch for batch in map(_inputs_of, items) if len(batch)]
     if not batches:
-        raise DataError("Calibration needs at least one sample, got none. Give a data set or batches of inputs.")
+        raise DataError("Calibration needs at least one sample, got none. Provide a data set or batches of inputs.")
     return InputBatches(batches, spec)
 
 
-def _iterate(data: object) -> Iterable[Any]:
+def _require_iterable(data: object) -> Iterable[Any]:
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         return data
     raise UsageError(
-        f"Calibration data is a SyntheticDataset, a tensor, or an iterable of batches, got {type(data).__name__}. "
+        f"Calibration data must be a SyntheticDataset, a tensor or an iterable of batches, got {type(data).__name__}. "
         "Open a folder with SyntheticDataset.open(folder)."
     )
 
 
-def _inputs(item: object) -> Tensor:
+def _inputs_of(item: object) -> Tensor:
     first = item[0] if isinstance(item, (tuple, list)) and item else item
     if not isinstance(first, torch.Tensor):
-        raise UsageError(f"A batch is a tensor, or a tuple that begins with one, got {type(item).__name__}.")
+        raise UsageError(f"A batch must be a tensor, or a tuple that starts with one, got {type(item).__name__}.")
     if not first.is_floating_point():
         raise DataError(
-            f"Calibration data are network inputs, floating point, got {first.dtype}. Normalize them first."
+            f"Calibration data must be floating-point network inputs, got {first.dtype}. Normalize the data first."
         )
     return first.detach().float()

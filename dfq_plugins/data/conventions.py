@@ -1,4 +1,4 @@
-"""The forms in which calibration tools take their data: a forward loop, a data reader, a representative data set."""
+"""The forms of data that calibration tools accept: a forward loop, a data reader, a representative data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class BatchedInputs(Protocol):
-    """What a calibration tool reads: samples that can be read in batches, again and again."""
+    """Samples that a calibration tool can read in batches repeatedly."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -29,20 +29,20 @@ class BatchedInputs(Protocol):
 def run_forward_loop(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Run `model` on every batch without gradients, so that its observers see the data.
 
-    The batches go to the device of the model's first parameter or buffer; the model's mode stays as it is.
+    Batches are moved to the device of the model's first parameter or buffer; the model's mode does not change.
     """
     import torch  # noqa: PLC0415  heavy
 
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     device = torch.device("cpu") if first is None else first.device
-    # Not inference_mode: observers would keep tensors that training afterwards may not change.
+    # Not inference_mode: observers would keep inference tensors, which later training could not modify.
     with torch.no_grad():
         for batch in batches:
             model(batch.to(device))
 
 
 class CalibrationDataReader:
-    """Implements onnxruntime's `CalibrationDataReader` without importing onnxruntime, which tells it by `get_next`."""
+    """onnxruntime's `CalibrationDataReader`, without importing onnxruntime, which duck-types on `get_next`."""
 
     def __init__(self, data: BatchedInputs, input_name: str, batch_size: int) -> None:
         self._data = data
@@ -55,7 +55,7 @@ class CalibrationDataReader:
         return math.ceil(len(self._data) / self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Return an iterator over the batches that are left."""
+        """Return an iterator over the remaining batches."""
         return iter(self.get_next, None)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -64,16 +64,16 @@ class CalibrationDataReader:
         return None if batch is None else {self._name: batch.numpy()}
 
     def rewind(self) -> None:
-        """Begin again at the first batch."""
+        """Start again at the first batch."""
         self.set_range(0, len(self))
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Go on with the batches from `start_index` up to `end_index`, as onnxruntime's strided calibration asks."""
+        """Continue with batches `start_index` up to `end_index`, for onnxruntime's strided calibration."""
         self._batches = itertools.islice(self._data.batches(self._batch_size), start_index, end_index)
 
 
 def representative_dataset(data: BatchedInputs, batch_size: int) -> Callable[[], Iterator[list[np.ndarray]]]:
-    """Return a function whose every call yields all inputs of `data`, each batch as a list of one array."""
+    """Return a function that yields all inputs of `data` on every call, each batch as a list of one array."""
 
     def batches() -> Iterator[list[np.ndarray]]:
         for batch in data.batches(batch_size):

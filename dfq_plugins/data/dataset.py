@@ -1,4 +1,4 @@
-"""`SyntheticDataset`: the samples of a finished run as a torch Dataset, and in every framework's calibration form."""
+"""`SyntheticDataset`: the samples of a finished run as a torch Dataset, and as calibration data for every framework."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class SyntheticDataset(Dataset[Batch]):
-    """Synthesized samples in a folder; the tensors stay on disk until they are asked for.
+    """Synthesized samples in a folder; tensors stay on disk until they are used.
 
-    `data[i]` is one sample: a `Batch` of an input `(*shape)`, its label and its teacher logits `(classes,)`, the latter
-    two None where the set has none. It can be pickled, and used by the workers of a `torch.utils.data.DataLoader`.
-    Open one with `SyntheticDataset.open(folder)`.
+    `data[i]` is one sample: a `Batch` of an input `(*shape)`, its label and its teacher logits `(classes,)`. Label and
+    logits are None if the set has none. A data set can be pickled, and works with the workers of a
+    `torch.utils.data.DataLoader`. Open one with `SyntheticDataset.open(folder)`.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class SyntheticDataset(Dataset[Batch]):
         self.folder = folder
         self.manifest = manifest
         self._shards = ShardCache(folder, manifest.shards, manifest.input_spec)
-        self._starts = _starts([shard.num_samples for shard in manifest.shards])
+        self._first_indices = _first_indices([shard.num_samples for shard in manifest.shards])
         if owner is not None:
-            # The finalizer keeps the directory alive as long as this object, and removes it without a warning.
+            # The finalizer keeps the directory until this object is garbage collected, then removes it without warning.
             weakref.finalize(self, owner.cleanup)
 
     @classmethod
@@ -55,10 +55,10 @@ class SyntheticDataset(Dataset[Batch]):
 
         Args:
             folder: the output folder of a synthesis.
-            owner: the temporary directory that `folder` lies in; removed when this object is no longer used.
+            owner: the temporary directory that contains `folder`; removed when this object is no longer used.
 
         Raises:
-            DataError: there is no data set, its manifest is invalid or newer, or its run is unfinished.
+            DataError: there is no data set, its manifest is invalid or has a newer format, or its run is unfinished.
         """
         folder = Path(folder).absolute()
         manifest = read_manifest(folder)
@@ -66,13 +66,13 @@ class SyntheticDataset(Dataset[Batch]):
             done = sum((folder / shard.file).is_file() for shard in manifest.shards)
             raise DataError(
                 f"{folder} holds an unfinished run: {done} of {len(manifest.shards)} shards are there. Resume it with "
-                f"the command that began it (dfq synthesize ... --output {folder}), which makes only what is missing."
+                f"the command that started it (dfq synthesize ... --output {folder}); it makes only the missing shards."
             )
         return cls(folder, manifest, owner=owner)
 
     @property
     def spec(self) -> InputSpec:
-        """What one sample looks like."""
+        """The specification of one sample."""
         return self.manifest.input_spec
 
     def __len__(self) -> int:
@@ -82,15 +82,15 @@ class SyntheticDataset(Dataset[Batch]):
         """Return one sample; a negative index counts from the end.
 
         Raises:
-            IndexError: there is no sample of that index.
+            IndexError: there is no sample at that index.
             DataError: its shard is missing or damaged.
         """
-        shard, row = self._place(index)
+        shard, row = self._locate(index)
         return Batch(*(None if tensor is None else tensor[row].clone() for tensor in self._shards[shard]))  # type: ignore[arg-type]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
-        """Return several samples in the order asked, as a DataLoader fetches them, loading each shard once."""
-        places = [self._place(index) for index in indices]
+        """Return several samples in the given order, for a DataLoader; each shard is loaded once."""
+        places = [self._locate(index) for index in indices]
         by_shard = sorted(range(len(places)), key=lambda position: places[position][0])
         samples = {position: self[indices[position]] for position in by_shard}
         return [samples[position] for position in range(len(places))]
@@ -101,19 +101,19 @@ class SyntheticDataset(Dataset[Batch]):
         """Return a DataLoader of `Batch`: inputs `(batch, *shape)`, labels `(batch,)`, logits `(batch, classes)`.
 
         Args:
-            batch_size: the most samples in a batch.
-            shuffle: whether to draw a new order at each pass.
-            seed: seed of these orders; the data set's own seed where None. The global generator is never used.
-            drop_last: whether to leave out a last batch that is smaller.
+            batch_size: maximum number of samples per batch.
+            shuffle: whether to draw a new order for each pass.
+            seed: seed of these orders; None uses the data set's seed. The global generator is never used.
+            drop_last: whether to drop a smaller last batch.
 
         Raises:
             UsageError: the batch size is not positive.
         """
-        # A generator of its own even without shuffling: a DataLoader draws a base seed at each pass.
+        # A separate generator even without shuffling: a DataLoader draws a base seed for each pass.
         rng = torch.Generator().manual_seed((self.manifest.seed if seed is None else seed) % 2**63)
         return DataLoader(
             self,
-            batch_size=_positive(batch_size),
+            batch_size=_require_positive(batch_size),
             shuffle=shuffle,
             drop_last=drop_last,
             generator=rng,
@@ -126,7 +126,7 @@ class SyntheticDataset(Dataset[Batch]):
         Raises:
             UsageError: the batch size is not positive.
         """
-        return self._batches(_positive(batch_size))
+        return self._batches(_require_positive(batch_size))
 
     def inputs(self, limit: int | None = None) -> torch.Tensor:
         """Return the first `limit` inputs, or all, as one tensor `(samples, *shape)`.
@@ -134,30 +134,30 @@ class SyntheticDataset(Dataset[Batch]):
         Raises:
             UsageError: the limit is not positive.
         """
-        return self._range(0, len(self) if limit is None else min(len(self), _positive(limit, "limit")))
+        return self._range(0, len(self) if limit is None else min(len(self), _require_positive(limit, "limit")))
 
     def forward_loop(self, model: nn.Module, batch_size: int = 64) -> None:
-        """Run `model` on every sample without gradients, on the model's own device and in its own mode.
+        """Run `model` on every sample without gradients, on the model's device and in its current mode.
 
         This is the calibration loop of torch.ao, torchao, pytorch-quantization, ModelOpt and Brevitas.
         """
         run_forward_loop(model, self.batches(batch_size))
 
     def calibration_data_reader(self, input_name: str | None = None, batch_size: int = 1) -> CalibrationDataReader:
-        """Return the samples in the form that `onnxruntime.quantization` calibrates with.
+        """Return a reader of the samples for calibration with `onnxruntime.quantization`.
 
         Args:
-            input_name: name of the ONNX graph's input; "input" where None.
-            batch_size: samples in one run, which a graph of a fixed batch size prescribes.
+            input_name: name of the ONNX graph's input; None means "input".
+            batch_size: samples per run; must match the graph if its batch size is fixed.
         """
-        return CalibrationDataReader(self, input_name or "input", _positive(batch_size))
+        return CalibrationDataReader(self, input_name or "input", _require_positive(batch_size))
 
     def representative_dataset(self, batch_size: int = 1) -> Callable[[], Iterator[list[np.ndarray]]]:
-        """Return a function whose every call yields all samples anew, each batch as a list of one float32 array.
+        """Return a function that yields all samples on every call, each batch as a list of one float32 array.
 
-        The form that TFLite style converters and Sony's Model Compression Toolkit calibrate with. Channels come first.
+        TFLite-style converters and Sony's Model Compression Toolkit calibrate with this form. Channels come first.
         """
-        return representative_dataset(self, _positive(batch_size))
+        return representative_dataset(self, _require_positive(batch_size))
 
     def verify(self) -> None:
         """Check the file of every shard against the manifest.
@@ -177,7 +177,7 @@ class SyntheticDataset(Dataset[Batch]):
         try:
             samples = [self[index] for index in range(min(notebook.SHOWN, len(self)))]
             counts = "" if self.manifest.labels == "none" else notebook.class_counts_html(self._labels())
-        except DataError as error:  # damaged shards: say so in place of the samples
+        except DataError as error:  # damaged shards: show the message instead of the samples
             return notebook.dataset_html(self._summary(), f"<p>{html.escape(str(error))}</p>")
         return notebook.dataset_html(self._summary(), counts + notebook.samples_html(samples, self.spec))
 
@@ -196,14 +196,14 @@ class SyntheticDataset(Dataset[Batch]):
             "folder": str(self.folder),
         }
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """Return the shard and the row in it of a sample."""
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return a sample's shard and its row in that shard."""
         position = operator.index(index)
         if not -len(self) <= position < len(self):
-            raise IndexError(f"The data set has {len(self)} samples, so there is none of index {position}.")
+            raise IndexError(f"The data set has {len(self)} samples, so index {position} is out of range.")
         position %= len(self)
-        shard = bisect.bisect_right(self._starts, position) - 1
-        return shard, position - self._starts[shard]
+        shard = bisect.bisect_right(self._first_indices, position) - 1
+        return shard, position - self._first_indices[shard]
 
     def _batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         for start in range(0, len(self), batch_size):
@@ -212,31 +212,31 @@ class SyntheticDataset(Dataset[Batch]):
     def _range(self, start: int, stop: int) -> torch.Tensor:
         """Return a copy of the inputs from `start` up to `stop`."""
         parts = []
-        for shard in range(self._place(start)[0], self._place(stop - 1)[0] + 1):
-            first = self._starts[shard]
+        for shard in range(self._locate(start)[0], self._locate(stop - 1)[0] + 1):
+            first = self._first_indices[shard]
             parts.append(self._shards[shard].inputs[max(0, start - first) : stop - first])
         return torch.cat(parts)
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
-    """Stack samples into a batch; what the data set does not have stays None.
+    """Stack samples into a batch; fields that the data set does not have stay None.
 
-    For a DataLoader of one's own on a data set without labels or logits, which torch's default cannot collate.
+    Use it in your own DataLoader for a data set without labels or logits, which torch's default cannot collate.
     """
     columns = zip(*samples, strict=True)
     return Batch(*(None if column[0] is None else torch.stack(column) for column in columns))  # type: ignore[arg-type]
 
 
-def _starts(sizes: list[int]) -> list[int]:
+def _first_indices(sizes: list[int]) -> list[int]:
     """Return the index of the first sample of each shard.
 
-    >>> _starts([3, 3, 2])
+    >>> _first_indices([3, 3, 2])
     [0, 3, 6]
     """
     return [0, *itertools.accumulate(sizes)][:-1]
 
 
-def _positive(value: int, name: str = "batch_size") -> int:
+def _require_positive(value: int, name: str = "batch_size") -> int:
     if value < 1:
         raise UsageError(f"{name} must be at least 1, got {value}.")
     return value

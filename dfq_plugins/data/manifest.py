@@ -1,6 +1,6 @@
-"""The records of `manifest.json`, which says what a data set is, and their JSON. Imports neither torch nor pydantic.
+"""The records of `manifest.json`, which describes a data set, and their JSON. Imports neither torch nor pydantic.
 
-See docs/file-formats.md for the format. The bytes are a function of the records: sorted keys, no time stamps.
+See docs/file-formats.md for the format. The bytes depend only on the records: sorted keys, no timestamps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dfq_plugins.errors import DataError
 from dfq_plugins.storage.canonical_json import jsonable, sha256_of
 from dfq_plugins.storage.files import write_atomically
 
-# pydantic resolves the annotations below at run time, so that this cannot move into the TYPE_CHECKING block.
+# pydantic resolves the annotations below at run time, so this import cannot move into the TYPE_CHECKING block.
 from dfq_plugins.types import InputSpec  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ FORMAT_VERSION = 1
 
 
 def shard_file(index: int) -> str:
-    """Return the name of the file of shard `index`.
+    """Return the file name of shard `index`.
 
     >>> shard_file(3)
     'shard-00003.safetensors'
@@ -38,9 +38,9 @@ def shard_file(index: int) -> str:
 
 @dataclass(frozen=True)
 class GeneratorRecord:
-    """Which generator made the samples: its name, the distribution and version that it came from, and its options.
+    """The generator that made the samples: its name, its distribution and version, and its options.
 
-    The options are values that JSON can hold; a tuple equals a list.
+    The options are values with a JSON form; a tuple equals a list.
     """
 
     name: str
@@ -51,7 +51,7 @@ class GeneratorRecord:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that the bytes of a shard depend on, besides its index and size."""
+    """All settings that the bytes of a shard depend on, in addition to its index and size."""
 
     model_digest: str
     generator: GeneratorRecord
@@ -66,25 +66,25 @@ class Settings:
         return sha256_of(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings in JSON's types, the same for `(0, 1)` and `[0.0, 1.0]`."""
+        """Return the settings as JSON types, the same for `(0, 1)` and `[0.0, 1.0]`."""
         settings = _canonical(_adapter(Settings), self)
-        # Absent without a budget: sets from before there were budgets keep their digests.
+        # Omitted without a budget, so that sets from before budgets existed keep their digests.
         return settings if self.budgeted else {key: value for key, value in settings.items() if key != "budgeted"}
 
     def identity(self, index: int, num_samples: int) -> str:
-        """Return the digest that a shard of these settings carries, in hexadecimal."""
+        """Return the digest that identifies a shard with these settings, in hexadecimal."""
         return sha256_of([self.digest, index, num_samples])
 
     def shard_seed(self, index: int) -> int:
-        """Return the seed of shard `index`: 63 bits, independent of every other shard's."""
+        """Return the seed of shard `index`: 63 bits, independent of the seeds of other shards."""
         return int(sha256_of([self.digest, "seed", index])[:16], 16) >> 1
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard of the plan: its place, size and file, and once it is finished the file's SHA-256.
+    """One shard of the plan: its index, size and file, and the file's SHA-256 once it is finished.
 
-    `iterations` says what a budget of time came to; it is None where the options say how many there were.
+    `iterations` is the number of iterations that a time budget allowed; None if the options set the number.
     """
 
     index: int
@@ -96,24 +96,24 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds: the plan of a run from its start, the proof of a data set from its end.
+    """The contents of `manifest.json`: the plan of a run when it starts, the checksums of a data set when it ends.
 
     Args:
         state: "incomplete" until every shard is written and checked.
-        model_digest: digest of the network that the samples were made from.
-        generator: what made them.
-        seed: the seed of the whole set.
-        input_spec: what one sample looks like.
-        labels: where the labels come from, e.g. "conditional" or "teacher".
-        num_samples: how many samples the shards hold in all.
+        model_digest: digest of the network that the samples were synthesized from.
+        generator: the generator of the samples.
+        seed: seed of the whole set.
+        input_spec: the input specification.
+        labels: source of the labels: "conditional", "teacher" or "none".
+        num_samples: total number of samples in the shards.
         shards: the shards in order.
-        versions: the versions of Python and the libraries that the run was finished with.
-        divergence: divergence of each layer's statistics, by layer name; empty until complete.
-        max_seconds: the budget of the run that finished the set; None where there was none.
-        format_version: the version of this format.
+        versions: versions of Python and the libraries that finished the run.
+        divergence: divergence of each layer's statistics, by layer name; empty until the set is complete.
+        max_seconds: time budget of the run that finished the set; None without a budget.
+        format_version: version of this format.
 
     Raises:
-        ValueError: the shards do not add up, or a complete set lacks a checksum.
+        ValueError: the shards are inconsistent, or a complete set lacks a checksum.
     """
 
     state: Literal["incomplete", "complete"]
@@ -131,7 +131,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         for position, shard in enumerate(self.shards):
-            # The name is fixed, so that no manifest can point at a file outside its folder.
+            # Fixed names ensure that a manifest cannot point to a file outside its folder.
             if shard.index != position or shard.file != shard_file(position) or shard.num_samples < 1:
                 raise ValueError(f"shard {position} of the plan is {shard}")
             if self.state == "complete" and shard.sha256 is None:
@@ -142,7 +142,7 @@ class Manifest:
 
     @property
     def settings(self) -> Settings:
-        """What the bytes of the shards depend on."""
+        """The settings that the bytes of the shards depend on."""
         budgeted = self.max_seconds is not None
         return Settings(self.model_digest, self.generator, self.seed, self.input_spec, self.labels, budgeted)
 
@@ -151,17 +151,17 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of the data set in `folder`, complete or not.
 
     Raises:
-        DataError: there is none, it is no valid JSON or no valid manifest, or a newer version wrote it.
+        DataError: there is none, it is not valid JSON or not a valid manifest, or a newer version wrote it.
     """
     path = folder / MANIFEST_FILE
     try:
         return _parse(json.loads(path.read_bytes()), path)
     except FileNotFoundError:
         raise DataError(
-            f"{folder} is no data set: it holds no {MANIFEST_FILE}. Give the folder that a synthesis wrote."
+            f"{folder} is not a data set: it has no {MANIFEST_FILE}. Give the folder of a synthesis."
         ) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Give the folder that a synthesis wrote.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}). Give the folder of a synthesis.") from error
     except ValueError as error:
         raise DataError(
             f"{path} is not a valid manifest: {_first_line(error)}. "
@@ -172,10 +172,10 @@ def read_manifest(folder: Path) -> Manifest:
 def _parse(data: object, path: Path) -> Manifest:
     version = data.get("format_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
-        raise ValueError("it states no format_version")  # noqa: TRY004 - wrong content of a file, not a wrong argument
+        raise ValueError("it has no format_version")  # noqa: TRY004 - wrong file content, not a wrong argument type
     if version > FORMAT_VERSION:
         raise DataError(
-            f"{path} has format version {version}, and this dfq-plugins reads up to {FORMAT_VERSION}. "
+            f"{path} has format version {version}, but this dfq-plugins reads versions up to {FORMAT_VERSION}. "
             "Install a newer dfq-plugins."
         )
     manifest: Manifest = _adapter(Manifest).validate_python(data)
@@ -189,14 +189,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         DataError: the folder cannot be written.
     """
     data = _without_budget(_canonical(_adapter(Manifest), manifest))
-    # Sorted, so that no mapping's order changes the bytes; but layers stay in the network's own order.
+    # Sorted, so that the order of mappings does not change the bytes; layers keep the network's order.
     ordered = {**json.loads(json.dumps(data, sort_keys=True)), "divergence": data["divergence"]}
     text = json.dumps(ordered, indent=2, allow_nan=False)
     write_atomically(folder / MANIFEST_FILE, f"{text}\n".encode())
 
 
 def _without_budget(data: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the fields of a budget where there is none."""
+    """Omit the budget fields if there is no budget."""
     if data["max_seconds"] is not None:
         return data
     shards = [{key: value for key, value in shard.items() if key != "iterations"} for shard in data["shards"]]
@@ -204,8 +204,8 @@ def _without_budget(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _canonical(adapter: TypeAdapter[Any], record: Settings | Manifest) -> dict[str, Any]:
-    """Return a record in JSON's types, the same before it was written and after it was read."""
-    # Through the validated record and back: 1 and 1.0 in a field of floats are then one and the same.
+    """Return a record as JSON types, the same before writing as after reading."""
+    # Round trip through the validated record: 1 and 1.0 in a float field become the same value.
     return dict(jsonable(adapter.validate_python(jsonable(record))))
 
 
@@ -217,7 +217,7 @@ def _adapter(record: type[Any]) -> TypeAdapter[Any]:
 
 
 def _first_line(error: ValueError) -> str:
-    """Return what is wrong and where, of pydantic's list of errors the first."""
+    """Return the field and message of the first error in pydantic's list."""
     from pydantic import ValidationError  # noqa: PLC0415  heavy
 
     if not isinstance(error, ValidationError):

@@ -1,4 +1,4 @@
-"""How a data set shows itself in a notebook: what it is, a few samples, and how many there are of each class."""
+"""The notebook view of a data set: its summary, a few samples, and the number of samples per class."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 SHOWN = 16
 COLUMNS = 8
 TILE = 64
-"""Side of one picture in pixels."""
+"""Side of one image in pixels."""
 
 POINTS = 200
-"""Most points of a signal's line."""
+"""Maximum number of points in a signal's line."""
 
 COLORS = 3
 
 
 def dataset_html(summary: Mapping[str, object], body: str) -> str:
-    """Return a data set as HTML that works without a connection: the rows of its table, then `body`."""
+    """Return a data set as self-contained HTML: a table of its summary, then `body`."""
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(v))}</td></tr>" for name, v in summary.items()
     )
@@ -38,18 +38,18 @@ def dataset_html(summary: Mapping[str, object], body: str) -> str:
 
 
 def samples_html(samples: list[Batch], spec: InputSpec) -> str:
-    """Return samples as one picture where they are images or volumes, else as lines."""
+    """Return samples as one image if they are images or volumes, else as line plots."""
     inputs = torch.stack([sample.inputs for sample in samples])
     raw = torch.from_numpy(raw_values(inputs.numpy(), spec)).float()
     labels = [None if sample.labels is None else int(sample.labels) for sample in samples]
     if len(spec.shape) in {3, 4}:
         planes = raw if raw.ndim == 4 else raw[:, :, raw.shape[2] // 2]  # noqa: PLR2004  the middle slice of a volume
-        return _picture(planes, labels)
-    return _lines(raw.flatten(1) if raw.ndim == 2 else raw[:, 0], labels)  # noqa: PLR2004  (samples, features)
+        return _image_grid(planes, labels)
+    return _line_plots(raw.flatten(1) if raw.ndim == 2 else raw[:, 0], labels)  # noqa: PLR2004  (samples, features)
 
 
 def raw_values(inputs: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Return inputs `(samples, *shape)` as raw values scaled to 0..1, by the valid range where it is known.
+    """Denormalize inputs `(samples, *shape)` and scale them to 0..1, by the valid range if it is known.
 
     >>> from dfq_plugins.types import InputSpec
     >>> raw_values(np.zeros((1, 1, 2), np.float32), InputSpec((1, 2), (64.0,), (32.0,), (0.0, 256.0)))
@@ -63,8 +63,8 @@ def raw_values(inputs: np.ndarray, spec: InputSpec) -> np.ndarray:
     return np.asarray((raw - low) / (high - low or 1.0)).clip(0.0, 1.0)
 
 
-def _picture(planes: Tensor, labels: list[int | None]) -> str:
-    """Return images `(samples, channels, height, width)` of 0 to 1 as a grid in one PNG."""
+def _image_grid(planes: Tensor, labels: list[int | None]) -> str:
+    """Return images `(samples, channels, height, width)` with values 0 to 1 as a grid in one PNG."""
     columns = min(COLUMNS, len(planes))
     grid = Image.new("RGB", (columns * TILE, -(-len(planes) // columns) * TILE), "white")
     for number, plane in enumerate(planes):
@@ -75,11 +75,11 @@ def _picture(planes: Tensor, labels: list[int | None]) -> str:
     buffer = io.BytesIO()
     grid.save(buffer, format="PNG")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="{_named("images", labels)}" style="max-width:100%" src="data:image/png;base64,{data}">'
+    return f'<img alt="{_caption("images", labels)}" style="max-width:100%" src="data:image/png;base64,{data}">'
 
 
-def _lines(signals: Tensor, labels: list[int | None]) -> str:
-    """Return signals `(samples, length)` of 0 to 1 as small line plots."""
+def _line_plots(signals: Tensor, labels: list[int | None]) -> str:
+    """Return signals `(samples, length)` with values 0 to 1 as small line plots."""
     width, height = 2 * TILE, TILE // 2
     plots = []
     for signal in signals:
@@ -90,16 +90,16 @@ def _lines(signals: Tensor, labels: list[int | None]) -> str:
             f'<svg width="{width}" height="{height}" style="margin:2px"><polyline points="{points}" fill="none" '
             'stroke="currentColor"/></svg>'
         )
-    return f'<div role="img" aria-label="{_named("signals", labels)}">{"".join(plots)}</div>'
+    return f'<div role="img" aria-label="{_caption("signals", labels)}">{"".join(plots)}</div>'
 
 
-def _named(kind: str, labels: list[int | None]) -> str:
+def _caption(kind: str, labels: list[int | None]) -> str:
     known = [str(label) for label in labels if label is not None]
-    return f"the first {len(labels)} {kind}" + (f", of the classes {', '.join(known)}" if known else "")
+    return f"the first {len(labels)} {kind}" + (f", with classes {', '.join(known)}" if known else "")
 
 
 def class_counts_html(labels: Tensor) -> str:
-    """Return how many samples each class has, the most frequent first."""
+    """Return the number of samples per class as HTML, the most frequent class first."""
     counts = sorted(enumerate(labels.bincount().tolist()), key=lambda pair: -pair[1])
     named = ", ".join(f"{label}: {count}" for label, count in counts[:10] if count)
     more = sum(1 for _, count in counts[10:] if count)

@@ -1,4 +1,4 @@
-"""The plan of a data set: which shards a run writes, with which seed, and whether a folder's shards are the same."""
+"""The plan of a data set: the shards that a run writes, their seed, and the check that a folder matches it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN_DIFFERENCES = 4
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A unit of work: the shard `index`, of `num_samples` samples."""
+    """A unit of work: shard `index` with `num_samples` samples."""
 
     index: int
     num_samples: int
@@ -29,18 +29,18 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """What a run is asked to synthesize.
+    """The data set that a run is to synthesize.
 
     Args:
-        model_digest: digest of the network, so that no folder mixes the samples of two.
+        model_digest: digest of the network, so that no folder mixes the samples of two networks.
         generator: the generator with all its options.
-        seed: any integer; same seed, same samples.
-        spec: what one sample looks like.
-        num_samples: how many samples in all.
-        shard_size: the most samples in one shard. Shards that are in the folder already keep their sizes.
-        labels: where the labels come from: "conditional" (asked of the generator), "teacher" (the network's own) or
+        seed: any integer; the same seed gives the same samples.
+        spec: the input specification.
+        num_samples: total number of samples.
+        shard_size: maximum number of samples per shard. Shards that already exist in the folder keep their sizes.
+        labels: source of the labels: "conditional" (the generator's classes), "teacher" (the network's predictions) or
             "none".
-        max_seconds: the budget of the run, if there is one; its length may change when the run is resumed.
+        max_seconds: the time budget of the run, if any; it may change when the run is resumed.
 
     Raises:
         UsageError: num_samples or shard_size is not positive.
@@ -62,12 +62,12 @@ class DatasetPlan:
 
     @property
     def settings(self) -> Settings:
-        """What the bytes of a shard depend on, besides its index and size."""
+        """The settings that the bytes of a shard depend on, in addition to its index and size."""
         budgeted = self.max_seconds is not None
         return Settings(self.model_digest, self.generator, self.seed, self.spec, self.labels, budgeted)
 
     def manifest(self, kept: tuple[ShardRecord, ...] = ()) -> Manifest:
-        """Return the manifest of an unfinished run: the shards `kept`, then new ones up to the samples asked for.
+        """Return the manifest of an unfinished run: the `kept` shards, then new ones up to `num_samples`.
 
         >>> from dfq_plugins.types import InputSpec
         >>> plan = DatasetPlan("digest", GeneratorRecord("uniform", "dfq-x", "1.0"), 0, InputSpec((3,)), 300, 128)
@@ -94,37 +94,37 @@ class DatasetPlan:
             yield ShardRecord(index, min(self.shard_size, num_samples - first), shard_file(index))
 
 
-def check_same_settings(folder: Path, present: Settings, asked: Settings) -> None:
-    """Make sure that the data set in `folder` is of the settings that are asked for.
+def check_same_settings(folder: Path, present: Settings, requested: Settings) -> None:
+    """Check that the data set in `folder` has the requested settings.
 
     Raises:
-        DataError: it is of another model or of other settings; the message names both and what differs.
+        DataError: it belongs to another model or has other settings; the message shows both and the differences.
     """
-    if present.model_digest != asked.model_digest:
+    if present.model_digest != requested.model_digest:
         raise DataError(
-            f"{folder} holds the data set of another model: model digest {short_digest(present.model_digest)} there, "
-            f"{short_digest(asked.model_digest)} asked. Choose another output folder."
+            f"{folder} holds the data set of another model: its model digest is {short_digest(present.model_digest)}, "
+            f"this model's is {short_digest(requested.model_digest)}. Choose another output folder."
         )
-    if present.digest != asked.digest:
+    if present.digest != requested.digest:
         raise DataError(
-            f"{folder} holds a data set of other settings (digest {short_digest(present.digest)} there, "
-            f"{short_digest(asked.digest)} asked): {_differences(present.as_json(), asked.as_json())}. "
-            "Give the same settings to resume or extend it, or choose another output folder."
+            f"{folder} holds a data set with other settings (digest {short_digest(present.digest)}, requested "
+            f"{short_digest(requested.digest)}): {_differences(present.as_json(), requested.as_json())}. "
+            "Use the same settings to resume or extend it, or choose another output folder."
         )
 
 
-def _differences(present: dict[str, Any], asked: dict[str, Any]) -> str:
-    there, here = dict(_flat(present)), dict(_flat(asked))
-    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    shown = [f"{name} is {there.get(name)!r} there, {here.get(name)!r} asked" for name in names[:_SHOWN_DIFFERENCES]]
+def _differences(present: dict[str, Any], requested: dict[str, Any]) -> str:
+    old, new = dict(_flattened(present)), dict(_flattened(requested))
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    shown = [f"{name} is {old.get(name)!r}, requested {new.get(name)!r}" for name in names[:_SHOWN_DIFFERENCES]]
     more = len(names) - len(shown)
     return "; ".join([*shown, f"and {more} more"] if more else shown)
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flattened(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of nested mappings under dotted names."""
     for name, item in value.items():
         if isinstance(item, dict):
-            yield from _flat(item, f"{prefix}{name}.")
+            yield from _flattened(item, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", item

@@ -1,4 +1,4 @@
-"""Reads images, arrays and data sets of any origin as batches of network inputs."""
+"""Reads images, arrays and data sets as batches of network inputs."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ BATCH_SIZE = 64
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 ARRAY_NAMES = ("inputs", "images", "x", "x_test", "data")
-"""Names under which an .npz file is searched for samples, in this order; else its only array is taken."""
+"""Names of the samples in an .npz file, tried in this order; if none is there, its only array is used."""
 
 
 def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
     """Open a synthetic data set, a folder of images (searched recursively) or an .npz file as batches of inputs.
 
-    Images are resized to the network's size and brought to its channels; unsigned bytes become the specification's
-    value range; then the normalization is applied. Floating-point arrays are taken as the network's own inputs.
+    Images are resized and their channels converted to match the network; unsigned bytes are scaled to the
+    specification's value range and normalized. Floating-point arrays are used as network inputs without change.
 
     Raises:
-        DataError: the path holds none of these, or samples that do not fit.
+        DataError: the path holds none of these, or the samples do not match the network.
     """
     if (path / MANIFEST_FILE).is_file():
         data = SyntheticDataset.open(path)
@@ -45,48 +45,48 @@ def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
         return data.batches(BATCH_SIZE)
     if _is_array(path):
         return _array_batches(_read_array(path), spec, path)
-    if files := sorted(_images_in(path)):
+    if files := sorted(_image_files(path)):
         return _image_batches(files, spec)
-    raise _no_source(path)
+    raise _unknown_source(path)
 
 
 def require_source(path: Path) -> None:
-    """Make sure that a path holds something that `load_source` can open.
+    """Check that a path holds something that `load_source` can open.
 
     Raises:
-        DataError: the path holds none of the kinds.
+        DataError: it does not.
     """
-    if not ((path / MANIFEST_FILE).is_file() or _is_array(path) or any(_images_in(path))):
-        raise _no_source(path)
+    if not ((path / MANIFEST_FILE).is_file() or _is_array(path) or any(_image_files(path))):
+        raise _unknown_source(path)
 
 
 def _is_array(path: Path) -> bool:
     return path.suffix == ".npz" and path.is_file()
 
 
-def _images_in(path: Path) -> Iterator[Path]:
-    """Find the images of a folder one by one; there are none in what is no folder."""
+def _image_files(path: Path) -> Iterator[Path]:
+    """Find the images in a folder lazily; a path that is not a folder has none."""
     return (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _no_source(path: Path) -> DataError:
-    kinds = f"no synthetic data set, no .npz file and no folder of images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-    return DataError(f"{path} is {kinds}. Give one of these.")
+def _unknown_source(path: Path) -> DataError:
+    kinds = f"a synthetic data set, an .npz file or a folder of images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+    return DataError(f"{path} is not {kinds}. Give one of these.")
 
 
 def _read_array(path: Path) -> np.ndarray:
-    """Return the samples of an .npz file: bytes or floating point, the first axis over samples."""
+    """Return the samples of an .npz file as bytes or floating point; the first axis is the sample axis."""
     try:
-        with path.open("rb") as file:  # numpy leaves a file open that it finds damaged
+        with path.open("rb") as file:  # numpy leaves a damaged file open
             loaded = np.load(file, allow_pickle=False)
-            single = isinstance(loaded, np.ndarray)  # an array by itself, under an archive's name
+            single = isinstance(loaded, np.ndarray)  # a bare array with an archive's suffix
             array = loaded if single else np.asarray(loaded[_array_name(loaded.files, path)])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file without pickled objects: {error}.") from error
     if array.ndim == 0 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
         raise DataError(
             f"{path} holds {array.dtype} of shape {array.shape}. "
-            "Give images as uint8, or the network's own inputs as floating point."
+            "Provide images as uint8, or network inputs as floating point."
         )
     return array
 
@@ -95,7 +95,7 @@ def _array_name(names: list[str], path: Path) -> str:
     known = [name for name in ARRAY_NAMES if name in names]
     if known or len(names) == 1:
         return (known or names)[0]
-    raise DataError(f"{path} holds the arrays {names}. Name the one of the samples {' or '.join(ARRAY_NAMES)}.")
+    raise DataError(f"{path} holds the arrays {names}. Name the array of samples {' or '.join(ARRAY_NAMES)}.")
 
 
 def _array_batches(array: np.ndarray, spec: InputSpec, path: Path) -> Iterator[Tensor]:
@@ -109,8 +109,8 @@ def _array_batches(array: np.ndarray, spec: InputSpec, path: Path) -> Iterator[T
 def _check_shape(shape: tuple[int, ...], spec: InputSpec, path: Path) -> None:
     if shape != spec.shape:
         raise DataError(
-            f"{path} holds samples of shape {shape}, and the network takes {spec.shape}. "
-            "Give samples as the network takes them, channels first."
+            f"{path} holds samples of shape {shape}, but the network takes {spec.shape}. "
+            "Provide samples in the network's shape, channels first."
         )
 
 
@@ -123,8 +123,8 @@ def _channels_first(images: Tensor, spec: InputSpec, path: Path) -> Tensor:
         images = images.permute(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in {1, spec.channels} or len(spec.shape) != 3:  # noqa: PLR2004
         raise DataError(
-            f"{path} holds bytes of shape {shape}, which are no images for a network that takes {spec.shape}. "
-            "Give (images, height, width), with channels first or last."
+            f"{path} holds bytes of shape {shape}, which are not images for a network that takes {spec.shape}. "
+            "Provide (images, height, width), with channels first or last."
         )
     images = images.expand(-1, spec.channels, -1, -1)
     resized = torch.nn.functional.interpolate(images.float(), size=spec.shape[1:], mode="bilinear", antialias=True)
@@ -139,18 +139,20 @@ def _image_batches(files: list[Path], spec: InputSpec) -> Iterator[Tensor]:
 def _read_image(file: Path, spec: InputSpec) -> Tensor:
     mode = {1: "L", 3: "RGB"}.get(spec.channels)
     if mode is None or len(spec.shape) != 3:  # noqa: PLR2004  (channels, height, width)
-        raise DataError(f"Images have 1 or 3 channels, the network takes {spec.shape}. Give an .npz file of inputs.")
+        raise DataError(
+            f"Images have 1 or 3 channels, but the network takes {spec.shape}. Provide an .npz file of inputs."
+        )
     try:
         with Image.open(file) as image:
             resized = image.convert(mode).resize((spec.shape[2], spec.shape[1]), Image.Resampling.BILINEAR)
             pixels = np.array(resized, dtype=np.float32)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read as an image: {error}. Mend or remove it.") from error
+        raise DataError(f"{file} cannot be read as an image: {error}. Fix or remove it.") from error
     return torch.from_numpy(pixels.reshape(*spec.shape[1:], spec.channels)).permute(2, 0, 1)
 
 
 def normalize(pixels: Tensor, spec: InputSpec) -> Tensor:
-    """Turn pixels 0..255, `(batch, channels, height, width)`, into network inputs.
+    """Convert pixels 0..255, `(batch, channels, height, width)`, to network inputs.
 
     >>> from dfq_plugins.types import InputSpec
     >>> normalize(torch.full((1, 1, 1, 1), 255.0), InputSpec((1, 1, 1), (0.5,), (0.5,), (0.0, 1.0))).item()

@@ -1,4 +1,4 @@
-"""Checks that a generator's samples are what the plan asks for, before they are written."""
+"""Checks a generator's samples against the plan before they are written."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def checked_batch(
     """Return the tensors as a shard stores them: on the CPU, contiguous, float32 and int64.
 
     Raises:
-        DataError: a count, shape or type is not as planned, or a value is not finite.
+        DataError: a count, shape or type does not match the plan, or a value is not finite.
     """
     _check_shape(shard, "inputs", inputs, (shard.num_samples, *spec.shape))
     if labels is not None:
         _check_shape(shard, "labels", labels, (shard.num_samples,))
         if labels.is_floating_point():
-            raise DataError(f"Shard {shard.index} needs whole numbers as labels, got {labels.dtype}.")
+            raise DataError(f"Shard {shard.index} needs integer labels, got {labels.dtype}. Yield class numbers.")
     if logits is not None:
-        # Without known classes, any width will do as long as the logits are a matrix.
+        # If the number of classes is unknown, any width is fine as long as the logits are a matrix.
         classes = spec.num_classes or (logits.shape[-1] if logits.dim() else 0)
         _check_shape(shard, "logits", logits, (shard.num_samples, classes))
     return Batch(
-        _finite(shard, "inputs", inputs),
-        None if labels is None else _stored(labels.long()),
-        None if logits is None else _finite(shard, "logits", logits),
+        _finite_storage(shard, "inputs", inputs),
+        None if labels is None else _to_storage(labels.long()),
+        None if logits is None else _finite_storage(shard, "logits", logits),
     )
 
 
@@ -57,16 +57,16 @@ def _check_shape(shard: ShardPlan, name: str, tensor: torch.Tensor, expected: tu
         )
 
 
-def _finite(shard: ShardPlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    stored = _stored(tensor.float())
+def _finite_storage(shard: ShardPlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    stored = _to_storage(tensor.float())
     broken = int((~stored.isfinite()).flatten(1).any(1).sum())
     if broken:
         raise DataError(
-            f"Shard {shard.index} needs finite {name}, but {broken} of {shard.num_samples} samples hold NaN or "
-            "infinity. Nothing was written; lower the learning rate, or look for NaN in the model."
+            f"Shard {shard.index} needs finite {name}, but {broken} of {shard.num_samples} samples contain NaN or "
+            "infinity. Nothing was written. Lower the learning rate, or check the model for NaN."
         )
     return stored
 
 
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
+def _to_storage(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()

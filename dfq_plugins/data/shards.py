@@ -1,4 +1,4 @@
-"""One shard: a safetensors file that proves by itself which samples it holds and that none of them changed."""
+"""One shard: a safetensors file that identifies its samples and carries a checksum of them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 METADATA_KEY = "dfq"
-"""The one key of the safetensors metadata: the library writes several keys in random order, one is deterministic."""
+"""The only key of the safetensors metadata: the library writes several keys in random order."""
 
 CACHE_BYTES = 32 * 2**20
-"""How many bytes of loaded shards a data set keeps, whatever its size; at least the latest shard stays."""
+"""Bytes of loaded shards that a data set caches, whatever its size; the latest shard always stays."""
 
 _FIELDS = ("inputs", "labels", "logits")
 
 
 @dataclass(frozen=True)
 class ShardProof:
-    """What a shard says of itself: its place, its size, the identity of its settings, and its tensors' SHA-256.
+    """The metadata of a shard: its index, its size, the identity of its settings, and its tensors' SHA-256.
 
-    With a budget of time also how many iterations it took.
+    With a time budget, also the number of iterations.
     """
 
     index: int
@@ -48,7 +48,7 @@ class ShardProof:
 
 @dataclass(frozen=True)
 class ShardContents:
-    """What was found in a sound shard file: its proof, the SHA-256 of the whole file, and its tensors' row shapes."""
+    """The contents of a valid shard file: its proof, the SHA-256 of the whole file, and its tensors' row shapes."""
 
     proof: ShardProof
     file_sha256: str
@@ -59,7 +59,7 @@ def write_shard(path: Path, batch: Batch, *, index: int, identity: str, iteratio
     """Write `batch` atomically: inputs `(N, *shape)` float32, labels `(N,)` int64 and logits `(N, classes)` float32.
 
     Raises:
-        DataError: the file cannot be written; nothing is left of it.
+        DataError: the file cannot be written; no partial file is left.
     """
     tensors = {name: tensor for name in _FIELDS if (tensor := getattr(batch, name)) is not None}
     proof = asdict(ShardProof(index, len(batch.inputs), identity, _tensor_digest(tensors), iterations))
@@ -70,55 +70,55 @@ def write_shard(path: Path, batch: Batch, *, index: int, identity: str, iteratio
 
 
 def inspect_shard(path: Path, sha256: str | None = None) -> ShardContents:
-    """Read a shard whole and check it against its own proof, and its file against `sha256` where that is given.
+    """Read a shard, check its tensors against its proof, and check its file against `sha256` if given.
 
     Raises:
-        DataError: the file is missing, unreadable, or its tensors are not those that it was written with.
+        DataError: the file is missing or unreadable, or its tensors have changed since it was written.
     """
     data = _read(path, sha256)
     tensors, proof = _decode(path, data)
     found = _tensor_digest(tensors)
     if found != proof.sha256:
-        raise DataError(_damaged(path, proof.sha256, found))
+        raise DataError(_damage_message(path, proof.sha256, found))
     rows = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
     return ShardContents(proof, hashlib.sha256(data).hexdigest(), rows)
 
 
 def check_alike(shards: Sequence[ShardRecord], found: Sequence[ShardContents]) -> None:
-    """Make sure that all shards hold the same tensors for each sample.
+    """Check that all shards hold the same tensors per sample.
 
     Raises:
-        DataError: one differs from the first.
+        DataError: a shard differs from the first.
     """
     for shard, inspection in zip(shards, found, strict=True):
         if inspection.rows != found[0].rows:
             raise DataError(
-                f"{shard.file} holds {inspection.rows} in each sample, and the first shard {found[0].rows}. "
-                "A generator must give the same tensors for every shard."
+                f"{shard.file} holds {inspection.rows} per sample, but the first shard holds {found[0].rows}. "
+                "A generator must yield the same tensors for every shard."
             )
 
 
 def load_shard(path: Path, sha256: str | None = None) -> Batch:
-    """Load the samples of a shard, after checking that its file has the checksum `sha256` where one is given.
+    """Load the samples of a shard, after checking its file against `sha256` if given.
 
     Raises:
-        DataError: the file is missing, unreadable or of another checksum.
+        DataError: the file is missing or unreadable, or its checksum differs.
     """
     tensors, _ = _decode(path, _read(path, sha256))
     return Batch(*(tensors.get(name) for name in _FIELDS))  # type: ignore[arg-type]  # _decode makes sure of inputs
 
 
-def _damaged(path: Path, expected: str, found: str) -> str:
+def _damage_message(path: Path, expected: str, found: str) -> str:
     return f"{path} is damaged: its SHA-256 should be {expected}, but is {found}. {_next_step(path)}"
 
 
 def _next_step(path: Path) -> str:
-    again = f"run the same synthesis into {path.parent} again: it makes only what is missing"
+    again = f"run the same synthesis into {path.parent} again: it makes only the missing shards"
     return f"Restore the file from a copy, or delete it and {again}."
 
 
 def _read(path: Path, sha256: str | None) -> bytes:
-    """Return the bytes of a shard file; the library's memory map would crash on a file that is cut short meanwhile."""
+    """Return the bytes of a shard file; the library's memory map would crash if the file were truncated meanwhile."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -126,27 +126,27 @@ def _read(path: Path, sha256: str | None) -> bytes:
     except OSError as error:
         raise DataError(f"The shard {path} cannot be read ({error.strerror}). {_next_step(path)}") from error
     if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise DataError(_damaged(path, sha256, found))
+        raise DataError(_damage_message(path, sha256, found))
     return data
 
 
 def _decode(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor], ShardProof]:
     try:
         tensors = safetensors.torch.load(data)
-        # The library checked the header but hands out no metadata of bytes: length, then JSON, says the format.
+        # The library checks the header but does not return the metadata of bytes. The format: length, then JSON.
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         proof = ShardProof(**json.loads(header["__metadata__"][METADATA_KEY]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: it is no readable shard ({error}). {_next_step(path)}") from error
+        raise DataError(f"{path} is damaged: it is not a readable shard ({error}). {_next_step(path)}") from error
     if "inputs" not in tensors or len(tensors["inputs"]) != proof.num_samples:
         raise DataError(
-            f"{path} is damaged: it does not hold the {proof.num_samples} inputs that it claims. {_next_step(path)}"
+            f"{path} is damaged: it does not hold the {proof.num_samples} inputs that it declares. {_next_step(path)}"
         )
     return tensors, proof
 
 
 def _tensor_digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of names, types, shapes and values of contiguous tensors, independent of their order."""
+    """Return the SHA-256 of the names, types, shapes and values of contiguous tensors, in any order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -155,7 +155,7 @@ def _tensor_digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 class ShardCache:
-    """Loads shards when they are asked for, checks each once, and keeps the latest within a fixed number of bytes."""
+    """Loads shards on demand, checks each once, and caches the latest ones within a fixed number of bytes."""
 
     def __init__(self, folder: Path, shards: Sequence[ShardRecord], spec: InputSpec, limit: int | None = None) -> None:
         self._folder = folder
@@ -166,11 +166,11 @@ class ShardCache:
         self._loaded: dict[int, Batch] = {}  # oldest use first
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process loads for itself what it needs, instead of receiving tensors.
+        # A worker process loads the shards that it needs instead of receiving tensors.
         return {**self.__dict__, "_loaded": {}}
 
     def __getitem__(self, index: int) -> Batch:
-        """Return the samples of shard `index`; not to be changed, for the next reader gets the same tensors."""
+        """Return the samples of shard `index`; do not modify them, since the next reader gets the same tensors."""
         batch = self._loaded.pop(index, None)
         if batch is None:
             batch = self._load(index)
@@ -180,14 +180,14 @@ class ShardCache:
 
     @property
     def loaded_bytes(self) -> int:
-        """How many bytes of tensors are kept."""
-        return sum(_size(batch) for batch in self._loaded.values())
+        """Bytes of cached tensors."""
+        return sum(_num_bytes(batch) for batch in self._loaded.values())
 
     def check(self, index: int) -> None:
-        """Check the file of shard `index` again, whatever is loaded.
+        """Check the file of shard `index` again, even if it is cached.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: the file is missing or damaged.
         """
         self._checked.discard(index)
         self._load(index)
@@ -199,7 +199,7 @@ class ShardCache:
         expected = (record.num_samples, *self._shape)
         if tuple(batch.inputs.shape) != expected:
             raise DataError(
-                f"{path} does not fit its manifest: its inputs have the shape {tuple(batch.inputs.shape)}, "
+                f"{path} does not match its manifest: its inputs have shape {tuple(batch.inputs.shape)}, "
                 f"not {expected}. {_next_step(path)}"
             )
         self._checked.add(index)
@@ -210,5 +210,5 @@ class ShardCache:
             del self._loaded[next(iter(self._loaded))]
 
 
-def _size(batch: Batch) -> int:
+def _num_bytes(batch: Batch) -> int:
     return sum(tensor.nbytes for tensor in batch if tensor is not None)

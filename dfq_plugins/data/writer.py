@@ -1,4 +1,4 @@
-"""Writes a data set shard by shard, so that a run can stop at any moment and go on later to the same bytes."""
+"""Writes a data set shard by shard, so that a run can stop at any time and resume to the same bytes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 class DatasetWriter:
-    """One run that writes into one folder, alone or as one of its ranks: begin it, write its shares, finish it.
+    """One run, or one rank of it, that writes into a folder: begin it, write its shards, finish it.
 
-    A context manager that gives the folder back at the end, also after an exception. What was written stays::
+    A context manager that releases the folder lock at the end, even after an exception. Written shards are kept::
 
         with DatasetWriter.begin(folder, plan) as writer:
             for shard in writer.shares():
@@ -47,27 +47,27 @@ class DatasetWriter:
         self.folder = folder
         self.manifest = manifest
         self._lock = lock
-        self._alone = alone
+        self._single_process = alone
         self._written: set[int] = set()
-        self._left = manifest.num_samples
+        self._samples_left = manifest.num_samples
         self._closed = False
 
     @classmethod
     def begin(cls, folder: Path | str, plan: DatasetPlan, rank: Rank | None = None) -> Self:
-        """Take the folder for this run: a new one, one to resume, or a finished set to extend.
+        """Lock the folder for this run: a new folder, a run to resume, or a finished set to extend.
 
-        A folder with an unfinished run of the same settings goes on where that stopped. A set with fewer samples than
-        `plan` asks for gets new shards after its own, which keep every byte.
+        An unfinished run with the same settings resumes where it left off. A set with fewer samples than `plan`
+        requests gets additional shards; its existing shards do not change.
 
         Args:
-            folder: where the data set lies.
-            plan: what it is to hold.
-            rank: which process of a distributed run this is. The first to come writes the plan, the others go by it.
+            folder: folder of the data set.
+            plan: the data set to write.
+            rank: this process's rank in a distributed run. The first rank writes the plan; the rest follow it.
 
         Raises:
-            DataError: the folder holds another model's data set, one of other settings, or files of something else;
-                another run is writing into it; or it cannot be written.
-            UsageError: it holds more samples than are asked for.
+            DataError: the folder holds another model's data set, one with other settings, or unrelated files; another
+                run is writing into it; or it is not writable.
+            UsageError: it holds more samples than requested.
         """
         folder = Path(folder).absolute()
         refuse_foreign_files(folder)
@@ -95,29 +95,29 @@ class DatasetWriter:
         self.close()
 
     def close(self) -> None:
-        """Give the folder back to other runs; the shards that are written stay."""
+        """Release the folder lock; written shards are kept."""
         self._closed = True
         self._lock.release()
 
     def pending(self) -> list[ShardPlan]:
-        """Return the shards that are still to be written: missing, or cut short in an unfinished run.
+        """Return the shards that remain to be written: missing, or truncated in an unfinished run.
 
         Raises:
-            DataError: a shard that was finished before is damaged; it is not overwritten unasked.
+            DataError: a shard that was finished earlier is damaged; it is never overwritten automatically.
         """
-        missing = [shard for shard in self.manifest.shards if self._examine(shard) is None]
-        self._left = sum(shard.num_samples for shard in missing)
+        missing = [shard for shard in self.manifest.shards if self._inspect(shard) is None]
+        self._samples_left = sum(shard.num_samples for shard in missing)
         return [ShardPlan(shard.index, shard.num_samples) for shard in missing]
 
     @property
     def samples_left(self) -> int:
-        """How many samples were still to be written when this process last looked, on all ranks together."""
-        return self._left
+        """How many samples remained to be written by all ranks at this process's last check."""
+        return self._samples_left
 
     def samples_ahead(self, shard: ShardPlan) -> int:
-        """Return how many samples nobody has written or claimed yet, with those of `shard`, which this process has."""
-        if self._alone:
-            return self._left
+        """Return how many samples are neither written nor claimed by others, including this process's `shard`."""
+        if self._single_process:
+            return self._samples_left
         waiting = (
             record.num_samples
             for record in self.manifest.shards
@@ -126,18 +126,18 @@ class DatasetWriter:
         return shard.num_samples + sum(waiting)
 
     def shares(self) -> Iterator[ShardPlan]:
-        """Yield the shards that this process is to write, until every shard is written, by it or by another rank.
+        """Yield the shards that this process is to write, until all shards are written by this or another rank.
 
-        A shard that another rank has claimed is waited for, and falls to this one if that rank dies. Write each before
-        asking for the next.
+        Waits for shards that other ranks have claimed, and takes them over if those ranks die. Write each shard before
+        requesting the next.
 
         Raises:
-            DataError: a shard that was finished before is damaged; it is not overwritten unasked.
+            DataError: a shard that was finished earlier is damaged; it is never overwritten automatically.
         """
         waiting = self.pending()
-        if self._alone:
+        if self._single_process:
             yield from waiting
-        while waiting and not self._alone:
+        while waiting and not self._single_process:
             claimed_by_others = []
             for shard in waiting:
                 claim = self._lock.claim(self._record(shard).file)
@@ -145,28 +145,28 @@ class DatasetWriter:
                     claimed_by_others.append(shard)
                     continue
                 with claim:
-                    if self._examine(self._record(shard)) is None:
+                    if self._inspect(self._record(shard)) is None:
                         yield shard
                     else:
-                        self._left -= shard.num_samples
+                        self._samples_left -= shard.num_samples
             if len(claimed_by_others) == len(waiting):
                 time.sleep(POLL_SECONDS)
             waiting = claimed_by_others
 
     def await_turn_to_finish(self) -> None:
-        """Wait until no other rank is finishing the set; where one has done it, `is_complete` is true afterwards.
+        """Wait until no other rank is finishing the set; if one has finished it, `is_complete` is true afterwards.
 
         Raises:
             DataError: the manifest that another rank wrote cannot be read.
         """
-        while not self._alone and self._lock.claim("finish") is None:
+        while not self._single_process and self._lock.claim("finish") is None:
             time.sleep(POLL_SECONDS)
-        if not self._alone and (present := read_manifest(self.folder)).state == "complete":
+        if not self._single_process and (present := read_manifest(self.folder)).state == "complete":
             self.manifest = present
-            self._written.clear()  # all of it is in that manifest
+            self._written.clear()  # these shards are part of that manifest
 
     def shard_seed(self, shard: ShardPlan) -> int:
-        """Return the 63-bit seed of a shard, which depends on model, settings, seed and index alone."""
+        """Return the 63-bit seed of a shard, which depends only on the model, settings, seed and index."""
         return self.manifest.settings.shard_seed(shard.index)
 
     def write(
@@ -182,14 +182,14 @@ class DatasetWriter:
 
         Args:
             shard: one of `pending()`.
-            inputs: `(shard.num_samples, *spec.shape)`, finite; any device and floating type, kept as float32.
+            inputs: `(shard.num_samples, *spec.shape)`, finite; any device and floating-point type, stored as float32.
             labels: `(shard.num_samples,)` classes, or None.
-            logits: `(shard.num_samples, classes)`, finite, or None where the network gives no class logits.
-            iterations: how many iterations a budget of time came to; None without one.
+            logits: `(shard.num_samples, classes)`, finite, or None if the network does not return class logits.
+            iterations: number of iterations that a time budget allowed; None without a budget.
 
         Raises:
             UsageError: the shard is not in the plan, or the writer is closed.
-            DataError: the tensors do not fit the plan, or the file cannot be written; nothing is left of it.
+            DataError: the tensors do not match the plan, or the file cannot be written; no partial file is left.
         """
         self._require_open()
         record = self._record(shard)
@@ -197,13 +197,13 @@ class DatasetWriter:
         identity = self.manifest.settings.identity(record.index, record.num_samples)
         write_shard(self.folder / record.file, batch, index=record.index, identity=identity, iterations=iterations)
         self._written.add(record.index)
-        self._left -= record.num_samples
+        self._samples_left -= record.num_samples
 
     def written_inputs(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
         """Yield the inputs of every written shard in order, `(at most batch_size, *shape)`, for whole-set statistics.
 
-        Reads them from disk, one shard at a time, so that what is computed from them is the same after any
-        interruption. No batch crosses from one shard to the next.
+        Inputs are read from disk, one shard at a time, so that statistics are the same after any interruption. No batch
+        spans two shards.
 
         Raises:
             DataError: a shard is unreadable.
@@ -215,7 +215,7 @@ class DatasetWriter:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the folder holds the complete set without this process, so that `finish()` keeps its manifest."""
+        """Whether the set was complete without any shard of this process, so that `finish()` keeps its manifest."""
         return self.manifest.state == "complete" and not self._written
 
     def finish(
@@ -225,18 +225,18 @@ class DatasetWriter:
         versions: Mapping[str, str] | None = None,
         owner: tempfile.TemporaryDirectory[str] | None = None,
     ) -> SyntheticDataset:
-        """Check every shard, write the complete manifest, give the folder back, and open the data set.
+        """Check every shard, write the complete manifest, release the folder lock, and open the data set.
 
-        Where the set was complete already and nothing was written, the manifest stays as it is.
+        If the set was already complete and nothing was written, the manifest does not change.
 
         Args:
             divergence: divergence of each layer's statistics, by layer name.
-            versions: more versions to record, besides those of Python, torch and this package.
-            owner: the temporary directory that `folder` is, removed when the data set is no longer used.
+            versions: more versions to record, in addition to those of Python, torch and this package.
+            owner: the temporary directory, if `folder` is one; removed when the data set is no longer used.
 
         Raises:
             UsageError: shards are still pending, or the writer is closed.
-            DataError: a shard is damaged or unlike the others, or the manifest cannot be written.
+            DataError: a shard is damaged or differs from the others, or the manifest cannot be written.
         """
         self._require_open()
         if not self.is_complete:
@@ -257,25 +257,28 @@ class DatasetWriter:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise UsageError(f"The run in {self.folder} is closed. Begin it again with DatasetWriter.begin().")
+            raise UsageError(f"The run in {self.folder} is closed. Start it again with DatasetWriter.begin().")
 
     def _record(self, shard: ShardPlan) -> ShardRecord:
         if not 0 <= shard.index < len(self.manifest.shards):
-            raise UsageError(f"The plan has {len(self.manifest.shards)} shards, so none of index {shard.index}.")
+            raise UsageError(
+                f"The plan has {len(self.manifest.shards)} shards, so index {shard.index} is out of range. "
+                "Take the shards from pending()."
+            )
         record = self.manifest.shards[shard.index]
         if shard.num_samples != record.num_samples:
             raise UsageError(
-                f"Shard {shard.index} holds {record.num_samples} samples in the plan, not {shard.num_samples}. "
+                f"Shard {shard.index} has {record.num_samples} samples in the plan, not {shard.num_samples}. "
                 "Take the shards from pending()."
             )
         return record
 
-    def _examine(self, shard: ShardRecord) -> ShardContents | None:
-        """Return what is in a shard's file, or None where it is still to be written."""
+    def _inspect(self, shard: ShardRecord) -> ShardContents | None:
+        """Return the contents of a shard's file, or None if the shard remains to be written."""
         path = self.folder / shard.file
         if not path.is_file():
             return None
-        # A checksum in the manifest says that the shard was finished: damage since then is not repaired unasked.
+        # A checksum in the manifest means that the shard was finished; later damage is not repaired automatically.
         finished = None if shard.index in self._written else shard.sha256
         try:
             found = inspect_shard(path, finished)
@@ -287,18 +290,18 @@ class DatasetWriter:
             return found
         if finished is not None:
             raise DataError(
-                f"{path} is not of the run that {MANIFEST_FILE} describes: one of the two was changed. "
+                f"{path} does not belong to the run that {MANIFEST_FILE} describes: one of them has changed. "
                 "Restore both from a copy, or choose another output folder."
             )
         return None
 
     def _inspect_all(self) -> list[ShardContents]:
-        inspections = [self._examine(shard) for shard in self.manifest.shards]
+        inspections = [self._inspect(shard) for shard in self.manifest.shards]
         pending = [shard.file for shard, found in zip(self.manifest.shards, inspections, strict=True) if found is None]
         if pending:
             raise UsageError(
-                f"{len(pending)} of {len(inspections)} shards in {self.folder} are not written yet, from {pending[0]} "
-                "on. Write every shard of pending() before finish()."
+                f"{len(pending)} of {len(inspections)} shards in {self.folder} are not written yet, starting with "
+                f"{pending[0]}. Write every shard of pending() before finish()."
             )
         found = [inspection for inspection in inspections if inspection is not None]
         check_alike(self.manifest.shards, found)

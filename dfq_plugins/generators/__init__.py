@@ -1,3 +1,3 @@
-"""Built-in data generators, one file each."""
+"""The built-in data generators."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adversarial images: a network learns to make what teacher and student disagree on."""
+"""Adversarial images: a network learns to generate images on which teacher and student disagree."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class AdversarialGenerator(NetworkGenerator):
-    """Raises the distance between teacher and student, which the student lowers on the same images.
+    """Maximizes the distance between teacher and student, which the student minimizes on the same images.
 
     `min_student max_generator E_z[D(T(G(z)), S(G(z))) + R_a]`, minus `batch_norm_weight` times the divergence of the
-    BatchNorm statistics for the generator. Source: Zhu et al. 2020 (arXiv 2010.07334), section 3; statistics beside a
-    disagreement as in GDFQ (Xu et al. 2020) and ZAQ (Liu et al. 2021).
+    BatchNorm statistics for the generator. Source: Zhu et al. 2020 (arXiv 2010.07334), section 3; statistics combined
+    with a disagreement as in GDFQ (Xu et al. 2020) and ZAQ (Liu et al. 2021).
     """
 
     options: AdversarialOptions
@@ -35,39 +35,39 @@ class AdversarialGenerator(NetworkGenerator):
         super().__init__(options)
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
-        """Refuse what the generator cannot work on; see `NetworkGenerator`."""
+        """Reject an unsupported model or specification; see `NetworkGenerator`."""
         super().check_supported(model, spec)
         if self.options.distance != "logit" and spec.num_classes is None:
             raise UsageError(
-                f"The distance {self.options.distance} compares class probabilities, and the network is no classifier. "
-                "Choose distance=logit."
+                f"The distance {self.options.distance} compares class probabilities, but the network is not a "
+                "classifier. Choose distance=logit."
             )
 
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
         """Build a fresh network."""
         super().begin(teacher, spec, rng)
-        self._feature_hooks: tuple[FeaturePair, ...] | None = None
+        self._feature_pairs: tuple[FeaturePair, ...] | None = None
 
     @property
     def learns_alone(self) -> bool:
-        """Whether there are statistics to learn before the student is looked at."""
+        """Whether there are statistics to learn without a student."""
         return self.teacher.matches
 
     def renew(self, size: int) -> None:
-        """Take one step, and keep the images that it was taken on."""
+        """Take one step and keep its images."""
         if self._student is None:
             raise UsageError(
-                "The adversarial generator learns from a student: call feedback(student) before each batch(size)."
+                "The adversarial generator needs a student: call feedback(student) before each batch(size)."
             )
         super().renew(size)
 
     def step(self, size: int, student: nn.Module | None) -> tuple[Tensor, Tensor]:
-        """Take one step against the student as it is now, which stays so."""
+        """Take one step against the current student, which is not changed."""
         with nullcontext() if student is None else untouched(student):
             return super().step(size, student)
 
     def loss(self, images: Tensor, labels: Tensor, student: nn.Module | None) -> Tensor:  # noqa: ARG002  no classes
-        """Return the negative distance of both networks' answers, with the terms beside it; without a student these."""
+        """Return the weighted divergence minus the distance of the outputs; without a student, only the divergence."""
         distance = images.new_zeros(()) if student is None else self._distance(images, student)
         if not self.teacher.matches:
             return -distance
@@ -77,13 +77,13 @@ class AdversarialGenerator(NetworkGenerator):
     def _distance(self, images: Tensor, student: nn.Module) -> Tensor:
         if not self.options.attention_weight:
             return self._disagreement(student(images).float(), self.teacher.answer(images))
-        if self._feature_hooks is None:
-            self._feature_hooks = resolve_feature_layers(
+        if self._feature_pairs is None:
+            self._feature_pairs = resolve_feature_layers(
                 self.options.feature_layers, self.teacher.model, student, images.detach()
             )
         with (
-            FeatureHooks(self.teacher.model, [pair.teacher for pair in self._feature_hooks]) as theirs,
-            FeatureHooks(student, [pair.student for pair in self._feature_hooks]) as ours,
+            FeatureHooks(self.teacher.model, [pair.teacher for pair in self._feature_pairs]) as theirs,
+            FeatureHooks(student, [pair.student for pair in self._feature_pairs]) as ours,
         ):
             distance = self._disagreement(student(images).float(), self.teacher.answer(images))
             attention = attention_over(ours.collect(), theirs.collect())

@@ -1,4 +1,4 @@
-"""Gaussian noise: the baseline that costs nothing, and the only scheme that needs nothing of the network."""
+"""Gaussian noise: a baseline without cost, and the only scheme that does not use the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of given classes, by a network that learns from the teacher alone."""
+"""Images of given classes, from a network that learns only from the teacher."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class GdfqGenerator(NetworkGenerator, DataGenerator):
-    """Learns to make images that the teacher sees the wanted class in, and whose statistics are the stored ones.
+    """Learns to make images that the teacher assigns to the target class and that match the stored statistics.
 
-    `class_weight * CE(T(G(z | y)), y) + batch_norm_weight * BNS`. It learns for itself first, and then beside the
-    student. Source: Xu et al. 2020, "Generative Low-bitwidth Data Free Quantization" (GDFQ), section 3.
+    `class_weight * CE(T(G(z | y)), y) + batch_norm_weight * BNS`. It trains alone first, then alongside the student.
+    Source: Xu et al. 2020, "Generative Low-bitwidth Data Free Quantization" (GDFQ), section 3.
     """
 
     options: GdfqOptions
@@ -35,8 +35,8 @@ class GdfqGenerator(NetworkGenerator, DataGenerator):
         super().__init__(options)
         self._trained: WeakKeyDictionary[nn.Module, Mapping[str, Tensor]] = WeakKeyDictionary()
 
-    def loss(self, images: Tensor, labels: Tensor, student: nn.Module | None) -> Tensor:  # noqa: ARG002  not asked
-        """Return the cross-entropy of the wanted classes and the divergence of the statistics, weighted."""
+    def loss(self, images: Tensor, labels: Tensor, student: nn.Module | None) -> Tensor:  # noqa: ARG002  does not depend on the student
+        """Return the weighted sum of the target classes' cross-entropy and the statistics' divergence."""
         answers, divergence = self.teacher.answer_as_trained(images, self.rng)
         loss = self.options.batch_norm_weight * divergence
         return loss + self.options.class_weight * class_cross_entropy(answers, labels)
@@ -50,16 +50,16 @@ class GdfqGenerator(NetworkGenerator, DataGenerator):
         batch_size: int,
         rng: torch.Generator,
         report: Callable[[ProgressEvent], None],
-        budget: TimeBudget | None = None,  # noqa: ARG002  it keeps to no time
+        budget: TimeBudget | None = None,  # noqa: ARG002  does not support a budget
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` images with their classes; the network is trained once for all shards.
 
         Raises:
-            UsageError: inputs that are no images, or no classifier.
-            ModelError: statistics are to be matched, and the network has none.
+            UsageError: the inputs are not images, or the network is not a classifier.
+            ModelError: statistics are to be matched, but the network has none.
             DivergedError: the loss is not finite.
         """
-        self._learn_alone(model, spec, report)
+        self._pretrain(model, spec, report)
         self.rng = rng
         labels = balanced_labels(num_samples, spec.num_classes, rng)
         total = self.options.iterations
@@ -69,10 +69,10 @@ class GdfqGenerator(NetworkGenerator, DataGenerator):
             yield Batch(images, wanted.to(images.device))
         report(ProgressEvent("synthesize", total, total))
 
-    def _learn_alone(self, model: nn.Module, spec: InputSpec, report: Callable[[ProgressEvent], None]) -> None:
-        """Train the network against the teacher, or bring back what an earlier shard left.
+    def _pretrain(self, model: nn.Module, spec: InputSpec, report: Callable[[ProgressEvent], None]) -> None:
+        """Train the network against the teacher, or restore the one trained for an earlier shard.
 
-        It depends on the model and the options alone: each shard stands by itself.
+        The network depends only on the model and the options, so shards are independent of each other.
         """
         self.begin(model, spec, torch.Generator().manual_seed(self.options.network_seed))
         total = self.options.iterations

@@ -1,4 +1,4 @@
-"""The network that turns random numbers into images, of any size and number of channels."""
+"""A network that generates images of any size and number of channels from random numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
+import torch.nn.functional as F  # noqa: N812  the usual name in torch code
 from torch import Tensor, nn
 
 from dfq_plugins.errors import UsageError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 FIRST_SIDE = 8
-"""The network begins at about this side, as the paper's does for 32 pixels."""
+"""Approximate side of the first feature map, as in the paper for 32 pixels."""
 
 FEWEST_STAGES = 2
 _IMAGE_AXES = 3
@@ -27,20 +27,18 @@ class ImageNetwork(nn.Module):
     """A few stages of upsampling and convolution from a vector to an image.
 
     `Linear(latent -> width x h x w), BatchNorm, then in each stage: upsample to twice the side, convolve, BatchNorm,
-    LeakyReLU 0.2; last convolve to the image's channels, BatchNorm`. At 32 pixels that is the generator of Zhu et al.
-    2020 (arXiv 2010.07334): from 8 pixels by two stages of 128 and 64 channels. Larger images take more stages.
+    LeakyReLU 0.2; last convolve to the image's channels, BatchNorm`. At 32 pixels this is the generator of Zhu et al.
+    2020 (arXiv 2010.07334): two stages of 128 and 64 channels, starting at 8 pixels. Larger images need more stages.
 
-    For given classes, the random numbers are multiplied by a learned vector of the class (Xu et al. 2020, GDFQ).
+    To generate images of given classes, the random numbers are multiplied by a learned vector per class (Xu et al.
+    2020, GDFQ).
 
     Args:
-        spec: the images to make.
-        latent: random numbers an image.
-        width: channels of all stages but the last, which has half.
-        bounded: squeeze the last BatchNorm's output into the valid range of each channel, where one is known.
-        num_classes: classes to make images for; None makes them for none.
-
-    Raises:
-        UsageError: the specification is not of images.
+        spec: the specification of the images.
+        latent: size of the latent vector.
+        width: channels of all stages but the last, which has half as many.
+        bounded: squash the output of the last BatchNorm into the valid range of each channel, if it is known.
+        num_classes: number of classes to generate images for; None generates images without a class.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class ImageNetwork(nn.Module):
 
         Args:
             latent: `(batch, latent)`, drawn from a standard normal distribution.
-            labels: classes `(batch,)`, where the network was built for classes.
+            labels: classes `(batch,)`, if the network was built with classes.
         """
         if self.classes is not None:
             latent = latent * self.classes(labels)
@@ -83,20 +81,20 @@ class ImageNetwork(nn.Module):
 
 
 def require_images(spec: InputSpec) -> None:
-    """Refuse inputs that are no images.
+    """Reject inputs that are not images.
 
     Raises:
-        UsageError: names the shape and what to use instead.
+        UsageError: the inputs are not images; the message names the shape and an alternative.
     """
     if len(spec.shape) != _IMAGE_AXES:
         raise UsageError(
             f"A generator network makes images (channels, height, width), got the input shape {spec.shape}. Use a "
-            "generator that takes any shape, such as 'bns', and train on its data set."
+            "generator that supports any shape, such as 'bns', and train on its data set."
         )
 
 
 def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Return the sizes from the network's first feature map to the image, each about twice the one before.
+    """Return the sizes from the first feature map to the image, each about twice the previous one.
 
     >>> stage_sizes(32, 32)
     [(8, 8), (16, 16), (32, 32)]

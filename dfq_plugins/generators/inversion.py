@@ -1,4 +1,4 @@
-"""The run that all inversion generators share; each generator's own file says what it optimizes."""
+"""The generators that optimize inputs against the network; they differ in the defaults of their options."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec, TimeBudget
 
 SMALLEST_BATCH = 32
-"""Fewer samples have no statistics to match: smaller requests are optimized at this size and cut."""
+"""Smaller batches have no meaningful statistics, so smaller requests are optimized at this size and truncated."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What all shards of one model share.
+    """The state that all shards of one model share.
 
     Args:
-        objective: what is lowered.
-        noise: what the inputs start from.
+        objective: the objective being minimized.
+        noise: the distribution of the initial inputs.
         work: MACs of one sample in one step.
     """
 
@@ -51,7 +51,7 @@ class Preparation:
 
 
 class InversionGenerator(DataGenerator):
-    """Optimizes noise until the network's own records fit it.
+    """Optimizes noise until its statistics match those that the network stores.
 
     Args:
         options: weights of the objective's terms, schedule, augmentation and precision.
@@ -77,25 +77,25 @@ class InversionGenerator(DataGenerator):
     ) -> Iterator[Batch]:
         """Yield exactly `num_samples` optimized inputs in batches of near-equal size.
 
-        With a budget of time the number of iterations is chosen to fit it, and written into it.
+        With a time budget, the number of iterations is chosen to fit it, and is stored in the budget.
 
         Raises:
-            ModelError: the objective matches BatchNorm statistics and the network has none that are usable.
-            UsageError: the objective has a class term and the network is no classifier.
+            ModelError: the objective matches BatchNorm statistics, but the network has no usable ones.
+            UsageError: the objective has a class term, but the network is not a classifier.
             DivergedError: the loss is not finite.
         """
         began = time.monotonic()
         self.check_supported(model, spec)
-        ready = self._prepared(model, spec)
+        ready = self._prepare(model, spec)
         sizes = even_split(num_samples, min(batch_size, self.options.step_samples or batch_size))
-        padded = [max(size, self._fewest(len(sizes))) for size in sizes]
+        padded = [max(size, self._min_step_samples(len(sizes))) for size in sizes]
         device = device_of(model)
         batches = [draw_noise(spec, size, ready.noise, rng, device) for size in padded]
         labels = [part.to(device) for part in _split_labels(sizes, padded, spec.num_classes, rng)]
         end = self._choose_step(ready, spec, batches[0], labels[0], sum(padded), budget, began)
         groups = [list(range(len(batches)))] if self.options.statistics == "set" else [[i] for i in range(len(batches))]
         for number, group in enumerate(groups):
-            pace = self._pace((end - time.monotonic()) / (len(groups) - number))
+            pace = self._schedule((end - time.monotonic()) / (len(groups) - number))
             optimize_inputs(
                 [batches[i] for i in group],
                 [labels[i] for i in group],
@@ -113,11 +113,11 @@ class InversionGenerator(DataGenerator):
             yield Batch(batch[:size].detach(), wanted[:size] if self.conditional else None)
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
-        """Refuse a model or specification that the objective cannot work on, before anything is written.
+        """Reject a model or specification that the objective does not support, before anything is written.
 
         Raises:
-            ModelError: the objective matches BatchNorm statistics and the network has none that are usable.
-            UsageError: a class term without a classifier, or no term at all.
+            ModelError: the objective matches BatchNorm statistics, but the network has no usable ones.
+            UsageError: there is a class term without a classifier, or no term at all.
         """
         options = self.options
         weights = (options.batch_norm_weight, options.class_weight, options.blur_weight, options.total_variation_weight)
@@ -130,10 +130,10 @@ class InversionGenerator(DataGenerator):
                 "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
             )
 
-    def _pace(self, seconds: float) -> StepSchedule:
-        """Return the number of iterations of the options, or what fits of them into a finite number of seconds.
+    def _schedule(self, seconds: float) -> StepSchedule:
+        """Return a schedule of the options' iterations, or of as many as fit into a finite number of seconds.
 
-        A budget buys no more: beyond the default the divergence still falls, but what is calibrated gains nothing.
+        A budget never adds iterations: beyond the default the divergence still falls, but calibration does not improve.
         """
         most = self.options.iterations
         return pace_within(seconds, most, usual=min(type(self.options)().iterations, most))
@@ -148,9 +148,9 @@ class InversionGenerator(DataGenerator):
         budget: TimeBudget | None,
         began: float,
     ) -> float:
-        """Choose between the plain and the compiled step; return the moment at which the shard is to be done.
+        """Choose between the plain and the compiled step; return the time at which the shard must be done.
 
-        What happens once for all shards (starting noise, compilation, kernels) is charged to the whole budget.
+        One-time work for all shards (initial noise, compilation, kernel selection) is charged to the whole budget.
         """
         objective, options = ready.objective, self.options
         if budget is None:
@@ -166,8 +166,8 @@ class InversionGenerator(DataGenerator):
         now = time.monotonic()
         return now + budget.after(now - began)
 
-    def _prepared(self, model: nn.Module, spec: InputSpec) -> Preparation:
-        """Return what all shards share, made once: it depends on the model and the options, and on no shard's seed."""
+    def _prepare(self, model: nn.Module, spec: InputSpec) -> Preparation:
+        """Return the shared state, built once: it depends on the model and the options, but on no shard's seed."""
         if model not in self._preparations:
             objective = InversionObjective(model, spec, self.options)
             fitted = self.options.start == "fitted" and self.options.batch_norm_weight > 0
@@ -175,13 +175,13 @@ class InversionGenerator(DataGenerator):
             self._preparations[model] = Preparation(objective, noise, step_work(model, spec))
         return self._preparations[model]
 
-    def _fewest(self, parts: int) -> int:
-        """Return the fewest samples of a step whose statistics are worth matching."""
+    def _min_step_samples(self, parts: int) -> int:
+        """Return the minimum number of samples in a step with meaningful statistics."""
         return math.ceil(SMALLEST_BATCH / parts) if self.options.statistics == "set" else SMALLEST_BATCH
 
 
 def even_split(total: int, largest: int) -> list[int]:
-    """Split `total` into the fewest parts of at most `largest`, as equal as can be.
+    """Split `total` into the fewest parts of at most `largest`, as equal as possible.
 
     >>> even_split(1000, 256)
     [250, 250, 250, 250]
@@ -194,7 +194,7 @@ def even_split(total: int, largest: int) -> list[int]:
 
 
 def balanced_labels(count: int, num_classes: int | None, rng: torch.Generator) -> Tensor:
-    """Return `count` labels in random order, every class as often as any other (give or take one).
+    """Return `count` labels in random order, with equal class counts (give or take one).
 
     >>> balanced_labels(6, 3, torch.Generator().manual_seed(0)).bincount().tolist()
     [2, 2, 2]
@@ -205,7 +205,7 @@ def balanced_labels(count: int, num_classes: int | None, rng: torch.Generator) -
 
 
 def _split_labels(sizes: list[int], padded: list[int], num_classes: int | None, rng: torch.Generator) -> list[Tensor]:
-    """Return balanced labels for the samples that are kept, part by part, and others for those that are cut off."""
+    """Return balanced labels for the samples of each part, and additional ones for its padding."""
     kept = torch.split(balanced_labels(sum(sizes), num_classes, rng), sizes)
     return [
         torch.cat([part, balanced_labels(size - len(part), num_classes, rng)])
@@ -214,7 +214,7 @@ def _split_labels(sizes: list[int], padded: list[int], num_classes: int | None, 
 
 
 def within(report: Callable[[ProgressEvent], None], part: int, parts: int) -> Callable[[ProgressEvent], None]:
-    """Report the progress of one of several equal parts as progress of the whole."""
+    """Return a listener that reports the progress of one of several equal parts as progress of the whole."""
 
     def whole(event: ProgressEvent) -> None:
         report(replace(event, completed=part * event.total + event.completed, total=parts * event.total))
@@ -223,21 +223,21 @@ def within(report: Callable[[ProgressEvent], None], part: int, parts: int) -> Ca
 
 
 class BatchNormGenerator(InversionGenerator):
-    """Matches every BatchNorm layer's stored mean and variance at its input, and the input's own where known.
+    """Matches the stored mean and variance at every BatchNorm layer's input, and those of the network input if known.
 
     Source: Haroush et al. 2020, BN-Statistics (BNS) scheme.
     """
 
 
 class BatchNormInceptionGenerator(InversionGenerator):
-    """Matches the stored statistics while raising the wanted class, so that the inputs carry labels.
+    """Matches the stored statistics while maximizing the target class, so that the inputs have labels.
 
     Source: Haroush et al. 2020, BNS+I scheme.
     """
 
 
 class InceptionGenerator(InversionGenerator):
-    """Raises the wanted class under a smoothness prior and random augmentation; works without BatchNorm.
+    """Maximizes the target class with a smoothness prior and random augmentation; works without BatchNorm.
 
     Source: Haroush et al. 2020, Inception scheme.
     """

@@ -1,4 +1,4 @@
-"""What generators that are networks share: they learn once in so many steps of the student, and can be resumed."""
+"""Base class of generators that are networks: they learn every few steps of the student, and can be resumed."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _NETWORK, _OPTIMIZER = "network.", "optimizer."
 
 
 class NetworkGenerator(LearningGenerator):
-    """A `LearningGenerator` that draws random numbers, makes images of them, and learns by a loss on these images.
+    """A `LearningGenerator` that generates images from random numbers and learns from a loss on these images.
 
-    The student takes `student_steps` steps on the images of one step of the generator, as they were before that step.
-    Subclasses say what the loss is.
+    The student takes `student_steps` steps on the images of one generator step, as they were before that step.
+    Subclasses define the loss.
 
     Args:
-        options: the network, its optimizer, and how often it learns.
+        options: options of the network, its optimizer, and the frequency of its steps.
     """
 
     conditional = False
 
     @property
     def learns_alone(self) -> bool:
-        """Whether the loss says anything without a student."""
+        """Whether the network can learn without a student."""
         return True
 
     def __init__(self, options: NetworkOptions) -> None:
@@ -50,15 +50,15 @@ class NetworkGenerator(LearningGenerator):
         self._report: Callable[[ProgressEvent], None] = lambda _: None
 
     def listen(self, report: Callable[[ProgressEvent], None]) -> None:
-        """Report the steps of the warm-up."""
+        """Register a listener for the warm-up steps."""
         self._report = report
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
-        """Refuse what the generator cannot work on, before anything is trained.
+        """Reject an unsupported model or specification, before anything is trained.
 
         Raises:
-            UsageError: inputs that are no images, or no classifier where classes are needed.
-            ModelError: statistics are to be matched, and the network has none.
+            UsageError: the inputs are not images, or classes are needed but the network is not a classifier.
+            ModelError: statistics are to be matched, but the network has none.
         """
         require_images(spec)
         if self.conditional and spec.num_classes is None:
@@ -69,11 +69,11 @@ class NetworkGenerator(LearningGenerator):
         ObservedTeacher(model, spec, self.options)
 
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
-        """Build a fresh network, its weights drawn from `rng`."""
+        """Build a new network with weights drawn from `rng`."""
         self.check_supported(teacher, spec)
         self.spec, self.rng = spec, rng
         self.teacher = ObservedTeacher(teacher, spec, self.options)
-        with torch.random.fork_rng(devices=[]):  # torch initializes layers from the global state alone
+        with torch.random.fork_rng(devices=[]):  # torch initializes layers only from the global state
             torch.manual_seed(int(torch.randint(_SEEDS, (), generator=rng)))
             classes = spec.num_classes if self.conditional else None
             bounded = self.options.output == "bounded"
@@ -88,15 +88,15 @@ class NetworkGenerator(LearningGenerator):
         self._labels = torch.empty(0, dtype=torch.long)
 
     def progress(self, share: float) -> None:
-        """Hear which share of the training is done, 0 to 1: the learning rate falls with it."""
+        """Set the fraction of the training that is done, 0 to 1, which determines the learning rate."""
         self._share = share
 
     def feedback(self, student: nn.Module) -> None:
-        """Take note of the student; the next `batch` learns from it where it is time."""
+        """Set the student that the next generator step learns from."""
         self._student = student
 
     def batch(self, size: int) -> Batch:
-        """Return the images of the student's next step `(size, *shape)`, with their classes where they have any."""
+        """Return the images of the student's next step `(size, *shape)`, with their classes if they have any."""
         if self._used % self.options.student_steps == 0 or len(self._images) != size:
             self._used = 0
             self.renew(size)
@@ -105,7 +105,7 @@ class NetworkGenerator(LearningGenerator):
         return Batch(self._images.clone(), self._labels.clone() if self.conditional else None)
 
     def renew(self, size: int) -> None:
-        """Take one step, and keep the images that it was taken on; the very first follows the warm-up."""
+        """Take one step and keep its images; the first step follows the warm-up."""
         if self._learned == 0 and self.learns_alone:
             for done in range(self.options.warm_up):
                 self.step(size, None)
@@ -113,7 +113,7 @@ class NetworkGenerator(LearningGenerator):
         self._images, self._labels = self.step(size, self._student)
 
     def step(self, size: int, student: nn.Module | None) -> tuple[Tensor, Tensor]:
-        """Take one step of the network; return the images that it was taken on, and the classes asked for.
+        """Take one step of the network; return its images and their target classes.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -126,7 +126,7 @@ class NetworkGenerator(LearningGenerator):
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DivergedError(
-                f"The generator diverged: its loss was {value} at its step {self._learned + 1} (learning rate "
+                f"The generator diverged: its loss was {value} at generator step {self._learned + 1} (learning rate "
                 f"{self.options.learning_rate}). Lower its learning_rate, or set its gradient_clip."
             )
         self._descend(gradients)
@@ -134,7 +134,7 @@ class NetworkGenerator(LearningGenerator):
         return images.detach(), labels
 
     def draw(self, labels: Tensor) -> Tensor:
-        """Return images `(batch, *shape)` of new random numbers, for the classes `(batch,)` where it knows classes."""
+        """Return images `(batch, *shape)` from new random numbers, for the classes `(batch,)` if conditional."""
         latent = torch.randn(len(labels), self.options.latent, generator=self.rng).to(self.teacher.device)
         half = use_bfloat16(self.options.precision, self.teacher.device)
         with torch.autocast(self.teacher.device.type, dtype=torch.bfloat16, enabled=half):
@@ -142,12 +142,12 @@ class NetworkGenerator(LearningGenerator):
         return images
 
     def loss(self, images: Tensor, labels: Tensor, student: nn.Module | None) -> Tensor:
-        """Return what the network lowers, a scalar.
+        """Return the loss that the network minimizes, a scalar.
 
         Args:
             images: `(batch, *shape)`, with gradients.
-            labels: classes that they were asked for, `(batch,)`; 0 where there are no classes.
-            student: the student as it is now; None where there is none yet.
+            labels: target classes `(batch,)`; 0 if there are no classes.
+            student: the current student; None if there is none yet.
         """
         raise NotImplementedError
 
@@ -163,14 +163,14 @@ class NetworkGenerator(LearningGenerator):
         self.optimizer.zero_grad()
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the network, its optimizer, and the images in use with how often they were used."""
+        """Return the network, its optimizer, and the current images with their number of uses."""
         network = {f"{_NETWORK}{name}": value for name, value in self.network.state_dict().items()}
         moments = {f"{_OPTIMIZER}{name}": value for name, value in capture_optimizer(self.optimizer).items()}
         counts = torch.tensor([self._used, self._learned])
         return {**network, **moments, "images": self._images, "labels": self._labels, "counts": counts}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from the result of `state`."""
         parts = {
             prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             for prefix in (_NETWORK, _OPTIMIZER)

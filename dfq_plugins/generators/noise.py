@@ -1,7 +1,7 @@
-"""Gaussian noise of a given color: how its power falls with frequency, and how much the channels have in common.
+"""Gaussian noise with a given color: the falloff of its spectrum, and the correlation of its channels.
 
-White noise is far from anything that networks were trained on. The power of natural images falls with the square of the
-frequency, and their channels move together (Field 1987, Relations between the statistics of natural images).
+White noise is far from any training data. The power of natural images falls with the square of the frequency, and their
+channels are correlated (Field 1987, Relations between the statistics of natural images).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Noise:
     Args:
         center: mean.
         scale: standard deviation, and the unit of the learning rate.
-        exponent: amplitude falls with the spatial frequency to this power; 0 is white.
+        exponent: the amplitude falls with the spatial frequency to this power; 0 is white.
         correlation: correlation of any two channels, 0 to 1.
     """
 
@@ -37,7 +37,7 @@ class Noise:
 
 
 def draw_noise(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, device: torch.device) -> Tensor:
-    """Draw inputs `(count, *shape)`, clamped to the valid range; images come in channels-last.
+    """Draw inputs `(count, *shape)`, clamped to the valid range; images are in channels-last format.
 
     >>> from dfq_plugins.types import InputSpec
     >>> drawn = draw_noise(InputSpec((3, 8, 8)), 4, Noise(), torch.Generator().manual_seed(0), torch.device("cpu"))
@@ -46,8 +46,8 @@ def draw_noise(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, 
     """
     drawn = torch.randn(count, *spec.shape, generator=rng)
     if noise.correlation:
-        common = torch.randn(count, 1, *spec.shape[1:], generator=rng)
-        drawn = (1 - noise.correlation) ** 0.5 * drawn + noise.correlation**0.5 * common
+        shared = torch.randn(count, 1, *spec.shape[1:], generator=rng)
+        drawn = (1 - noise.correlation) ** 0.5 * drawn + noise.correlation**0.5 * shared
     drawn = colored(drawn, noise.exponent).mul_(noise.scale).add_(noise.center).to(device)
     if drawn.ndim == 4:  # noqa: PLR2004  images
         drawn = drawn.contiguous(memory_format=torch.channels_last)
@@ -55,7 +55,7 @@ def draw_noise(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, 
 
 
 def colored(white: Tensor, exponent: float) -> Tensor:
-    """Shape the spectrum of white noise `(batch, channels, *spatial)`; its variance stays what it was.
+    """Shape the spectrum of white noise `(batch, channels, *spatial)`; its variance does not change.
 
     >>> smooth = colored(torch.randn(8, 1, 64, generator=torch.Generator().manual_seed(0)), 2.0)
     >>> bool(smooth.diff(dim=-1).square().mean() < 0.1 * smooth.square().mean())
@@ -71,10 +71,10 @@ def colored(white: Tensor, exponent: float) -> Tensor:
 
 
 def _gain(sizes: torch.Size, exponent: float) -> Tensor:
-    """Return the gain at each frequency of `rfftn`, of mean square 1 over all frequencies."""
+    """Return the gain at each frequency of `rfftn`, with mean square 1 over all frequencies."""
     grids = torch.meshgrid(*(torch.fft.fftfreq(size) for size in sizes), indexing="ij")
     frequency = torch.stack(grids).square().sum(0).sqrt()
-    # The mean of a sample has no frequency: it varies like the slowest wave.
+    # The mean of a sample has frequency 0; it gets the gain of the lowest frequency.
     frequency[(0,) * len(sizes)] = frequency[frequency > 0].min()
     gain = frequency.pow(-exponent)
     return (gain / gain.square().mean().sqrt())[..., : sizes[-1] // 2 + 1]

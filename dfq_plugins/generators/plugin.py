@@ -1,4 +1,4 @@
-"""Registers the built-in generators, through the same hooks as everybody's."""
+"""Registers the built-in generators through the public hooks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _HERE = "dfq_plugins.generators"
 
 @hookimpl
 def dfq_generators() -> Iterable[GeneratorEntry]:
-    """Name the generators of this package."""
+    """Return the generators of this package."""
     return (
         GeneratorEntry(
             "gaussian",
-            "noise with the mean and deviation of the input normalization",
+            "noise with the mean and standard deviation of the input normalization",
             f"{_HERE}.gaussian:GaussianGenerator",
             options=options.GaussianOptions,
         ),
         GeneratorEntry(
             "inception",
-            "class logits raised from noise under a smoothness prior",
+            "inputs optimized from noise for high class logits, with a smoothness prior",
             f"{_HERE}.inversion:InceptionGenerator",
             options=options.InceptionOptions,
         ),
@@ -38,13 +38,13 @@ def dfq_generators() -> Iterable[GeneratorEntry]:
         ),
         GeneratorEntry(
             "bns+inception",
-            "BatchNorm statistics matched and class logits raised together",
+            "inputs that match the stored BatchNorm statistics and have high class logits",
             f"{_HERE}.inversion:BatchNormInceptionGenerator",
             options=options.BatchNormInceptionOptions,
         ),
         GeneratorEntry(
             "gdfq",
-            "images of given classes with the stored statistics, made by a network that learns from the teacher",
+            "images of given classes that match the stored statistics, from a network trained on the teacher",
             f"{_HERE}.gdfq:GdfqGenerator",
             options=options.GdfqOptions,
         ),
@@ -53,7 +53,7 @@ def dfq_generators() -> Iterable[GeneratorEntry]:
 
 @hookimpl
 def dfq_learning_generators() -> Iterable[LearningGeneratorEntry]:
-    """Name the generators of this package that learn from a student."""
+    """Return the generators of this package that learn from a student."""
     return (
         LearningGeneratorEntry(
             "adversarial",
@@ -63,7 +63,7 @@ def dfq_learning_generators() -> Iterable[LearningGeneratorEntry]:
         ),
         LearningGeneratorEntry(
             "gdfq",
-            "for finetune: the generator gdfq, which keeps learning next to the student",
+            "for finetune: the gdfq generator, which keeps training alongside the student",
             f"{_HERE}.gdfq:GdfqGenerator",
             options=options.GdfqOptions,
         ),

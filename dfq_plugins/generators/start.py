@@ -1,4 +1,4 @@
-"""Where inputs start: noise with the statistics that are known, fitted to the network where they are not."""
+"""Initial inputs: noise with the known statistics, or fitted to the network if they are unknown."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 FIT_SAMPLES = 16
 FIT_SEED = 0
-CENTERS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # as shares of the valid range
+CENTERS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # as fractions of the valid range
 SPREADS = tuple(2.0**power for power in range(-6, 0))  # likewise
-UNBOUNDED_SPREADS = tuple(2.0**power for power in range(-4, 9))  # where no range is known
+UNBOUNDED_SPREADS = tuple(2.0**power for power in range(-4, 9))  # if no range is known
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 CORRELATIONS = (0.0, 0.5, 0.9)
 
 
 def known_noise(spec: InputSpec) -> Noise:
-    """Return white noise with the mean and standard deviation of the input, as far as the specification tells.
+    """Return white noise with the mean and standard deviation of the input, as far as the specification defines them.
 
-    Standardized inputs have 0 and 1; of others with a valid range the middle and a quarter of it are assumed.
+    Standardized inputs have 0 and 1; for other inputs with a valid range, its middle and a quarter of it are assumed.
 
     >>> from dfq_plugins.types import InputSpec
     >>> known_noise(InputSpec((1, 8), value_range=(0.0, 8.0))).scale
@@ -44,25 +44,25 @@ def known_noise(spec: InputSpec) -> Noise:
 
 
 def fitted_noise(objective: InversionObjective, spec: InputSpec) -> Noise:
-    """Return the noise that fits the network's statistics best, from a grid: its color, and its scale where unknown.
+    """Return the noise that fits the network's statistics best, from a grid of colors, and of scales if unknown.
 
-    The nearer the start, the fewer iterations: on a MobileNet at 224 pixels, noise with the right color begins at a
-    sixth of the divergence of white noise. For inputs of unknown normalization (audio features, raw sensor values) a
-    search that starts orders of magnitude away from the right scale would not arrive at all.
+    A better start takes fewer iterations: on a MobileNet at 224 pixels, noise with the right color starts at a sixth of
+    the divergence of white noise. For inputs with unknown normalization (audio features, raw sensor values), an
+    optimization that starts orders of magnitude away from the right scale would not converge at all.
     """
     noise = known_noise(spec)
     if not spec.standardized:
-        noise = _best(objective, spec, scale_candidates(spec, noise))
-    noise = _best(objective, spec, color_candidates(spec, noise))
+        noise = _best_noise(objective, spec, scale_candidates(spec, noise))
+    noise = _best_noise(objective, spec, color_candidates(spec, noise))
     if not spec.standardized and noise.exponent:
-        noise = _best(objective, spec, scale_candidates(spec, noise))
+        noise = _best_noise(objective, spec, scale_candidates(spec, noise))
     return noise
 
 
 def scale_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
-    """Return noises of one color whose means and standard deviations are to be tried.
+    """Return candidates with the color of `noise` and different means and standard deviations.
 
-    Zero is a mean of its own wherever it is a valid input: features often pile up there.
+    If zero is a valid input it is also tried as a mean, because features often accumulate there.
 
     >>> from dfq_plugins.types import InputSpec
     >>> [tried.scale for tried in scale_candidates(InputSpec((1, 8)), Noise())][:2]
@@ -81,7 +81,7 @@ def scale_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
 
 
 def color_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
-    """Return noises of one scale whose colors are to be tried: for inputs with spatial axes and several channels.
+    """Return candidates with the scale of `noise` and different colors, for spatial axes and several channels.
 
     >>> from dfq_plugins.types import InputSpec
     >>> len(color_candidates(InputSpec((8,)), Noise())), len(color_candidates(InputSpec((3, 8, 8)), Noise()))
@@ -94,15 +94,15 @@ def color_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
 
 
 @torch.no_grad()
-def _best(objective: InversionObjective, spec: InputSpec, candidates: Iterable[Noise]) -> Noise:
+def _best_noise(objective: InversionObjective, spec: InputSpec, candidates: Iterable[Noise]) -> Noise:
     labels = torch.zeros(FIT_SAMPLES, dtype=torch.long, device=objective.device)
-    shown = augmentation_of(objective.options, spec)  # as it will be during the optimization
+    augmentation = augmentation_of(objective.options, spec)  # as during the optimization
 
     def misfit(noise: Noise) -> float:
-        # Every candidate gets the same draw, and the draw depends on nothing but this module.
+        # Every candidate gets the same draw, which depends only on this module.
         rng = torch.Generator().manual_seed(FIT_SEED)
         drawn = draw_noise(spec, FIT_SAMPLES, noise, rng, objective.device)
-        maps = draw_maps(shown, tuple(drawn.shape), rng, drawn.device)
+        maps = draw_maps(augmentation, tuple(drawn.shape), rng, drawn.device)
         loss = float(objective.evaluate_once(drawn, labels, maps))
         return loss if math.isfinite(loss) else math.inf
 

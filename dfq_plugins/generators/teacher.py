@@ -1,4 +1,4 @@
-"""The teacher as generator networks look at it: its answers, with gradients, and how far its statistics are off."""
+"""The teacher of a generator network: its outputs, with gradients, and the divergence of its statistics."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class ObservedTeacher:
-    """A frozen network that is run on generated images.
+    """A frozen network that is evaluated on generated images.
 
     Args:
-        model: the network, in eval mode; hooks are on it only while it runs.
-        spec: the images.
-        options: whether BatchNorm statistics are matched, by which divergence, over which border; precision.
+        model: the network, in eval mode; hooks are attached only while it runs.
+        spec: the specification of the images.
+        options: whether to match BatchNorm statistics, the divergence, the padding, and the precision.
 
     Raises:
-        ModelError: statistics are to be matched, and the network has none that are trained and reached.
+        ModelError: statistics are to be matched, but the network has no trained statistics that a forward pass reaches.
     """
 
     def __init__(self, model: nn.Module, spec: InputSpec, options: NetworkOptions) -> None:
@@ -37,8 +37,8 @@ class ObservedTeacher:
         self._spec, self._half = spec, use_bfloat16(options.precision, self.device)
         self._distance = DIVERGENCES[options.divergence]
         self.matches = options.batch_norm_weight > 0
-        border = padding_of(spec) if options.padding is None else options.padding
-        self._shown = Augmentation(flip=border > 0, padding=border)
+        padding = padding_of(spec) if options.padding is None else options.padding
+        self._augmentation = Augmentation(flip=padding > 0, padding=padding)
         self._fill = torch.tensor(spec.pad_value, device=self.device)
         if self.matches:
             require_batch_norm(model)
@@ -46,23 +46,23 @@ class ObservedTeacher:
             self._stored = stored_statistics(model, spec, self._names)
 
     def answer(self, images: Tensor) -> Tensor:
-        """Return the network's outputs `(batch, ...)` to images `(batch, *shape)`, in float32."""
+        """Return the network's outputs `(batch, ...)` for images `(batch, *shape)`, in float32."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half):
             outputs: Tensor = self.model(images)
         return outputs.float()
 
     def answer_as_trained(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Show the images as training did, shifted over a border; return the outputs and the BatchNorm divergence.
+        """Augment the images as in training, with pad-and-crop; return the outputs and the BatchNorm divergence.
 
-        The divergence, a mean over channels and then over layers, is 0 where no statistics are matched.
+        The divergence, a mean over channels and then over layers, is 0 if no statistics are matched.
         """
-        maps = draw_maps(self._shown, tuple(images.shape), rng, images.device)
-        shown = apply_maps(images, maps, self._fill)
+        maps = draw_maps(self._augmentation, tuple(images.shape), rng, images.device)
+        augmented = apply_maps(images, maps, self._fill)
         if not self.matches:
-            return self.answer(shown), images.new_zeros(())
+            return self.answer(augmented), images.new_zeros(())
         with StatisticsHooks(self.model, self._spec, self._names) as hooks:
-            outputs = self.answer(shown)
-            found = hooks.collect(shown)
+            outputs = self.answer(augmented)
+            found = hooks.collect(augmented)
         stored = self._stored
         distance = self._distance(stored.mean, stored.var + stored.eps, found.mean, found.var + stored.eps)
         return outputs, (stored.weight * distance).sum()

@@ -1,4 +1,4 @@
-"""Passes every progress event of a run to all its listeners."""
+"""Sends every progress event of a run to all listeners."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ logger = logging.getLogger(__name__)
 
 
 class Broadcast:
-    """Calls each listener with each event; one that raises is logged once, dropped, and the run goes on.
+    """Calls each listener with each event; one that raises is logged once and dropped, and the run continues.
 
     Args:
         listeners: the caller's own listeners.
-        registry: every ready listener in it hears the run as well.
+        registry: its ready listeners receive the events as well.
 
     >>> from dfq_plugins.types import ProgressEvent
-    >>> heard = []
-    >>> broadcast = Broadcast([heard.append])
+    >>> received = []
+    >>> broadcast = Broadcast([received.append])
     >>> broadcast(ProgressEvent("synthesize", 1, 2))
-    >>> heard[0].completed
+    >>> received[0].completed
     1
     """
 
@@ -38,11 +38,11 @@ class Broadcast:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The listeners that are still called."""
+        """The listeners that have not been dropped."""
         return tuple(name for name, _ in self._listeners)
 
     def __call__(self, event: ProgressEvent) -> None:
-        """Pass one event on."""
+        """Send one event to all listeners."""
         for pair in tuple(self._listeners):
             name, listener = pair
             try:
@@ -53,19 +53,19 @@ class Broadcast:
 
 
 def _create_all(registry: Registry) -> list[tuple[str, Callable[[ProgressEvent], None]]]:
-    """Build every ready listener; one that cannot be built is dropped like one that raises."""
+    """Build every ready listener; one that cannot be built is logged and dropped."""
     created = []
-    for name, provided in registry.listeners.items():
-        if provided.state == "ready":
+    for name, info in registry.listeners.items():
+        if info.state == "ready":
             try:
-                created.append((str(provided), registry.create("listener", name)))
+                created.append((str(info), registry.create("listener", name)))
             except Exception as error:  # noqa: BLE001  a plugin's code may raise anything
-                _log_dropped(str(provided), error)
+                _log_dropped(str(info), error)
     return created
 
 
 def _log_dropped(name: str, error: Exception) -> None:
-    logger.error("Dropped the %s because it raised; the run goes on.", name, exc_info=error)
+    logger.error("Dropped the %s because it raised an error; the run continues.", name, exc_info=error)
 
 
 def _name_of(listener: object) -> str:

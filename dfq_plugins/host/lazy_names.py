@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use, so that importing the package leaves torch alone."""
+"""Imports the public names of a package on first use, so that importing the package does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
     """Return a package's `__getattr__` and `__dir__` (PEP 562).
 
     Args:
-        package: name of the package.
+        package: full name of the package.
         homes: the module that defines each public name, relative to the package.
     """
 

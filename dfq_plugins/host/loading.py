@@ -1,7 +1,7 @@
 """Loads plugins from the entry-point group `dfq_plugins` and calls their hooks, one plugin at a time.
 
-A plugin that cannot be imported, or whose hook fails, is set aside and never stops the others. A plugin whose hooks
-do not fit the specifications is an error, because it would otherwise be silently ignored.
+A plugin that cannot be imported, or whose hook fails, is set aside and never stops the others. A plugin whose hooks do
+not match the hook specifications is an error, because it would otherwise be ignored silently.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 STRICT_VARIABLE = "DFQ_STRICT_PLUGINS"
-"""Environment variable: 1 turns every broken plugin into an error, for plugin authors and their CI."""
+"""Environment variable for plugin authors and their CI: 1 turns every broken plugin into an error."""
 
 OWN_DISTRIBUTION = "dfq-plugins"
 
@@ -33,7 +33,7 @@ class PluginWarning(DfqWarning):
 
 @dataclass(frozen=True)
 class PluginSource:
-    """Where a plugin comes from.
+    """The entry point and distribution that provide a plugin.
 
     >>> str(PluginSource("gan", "dfq-gan", "0.2"))
     'dfq-gan 0.2'
@@ -45,17 +45,17 @@ class PluginSource:
 
     @classmethod
     def of(cls, entry_point: EntryPoint) -> PluginSource:
-        """Read name and version from the metadata of the distribution that the entry point belongs to."""
+        """Read the name and version from the metadata of the entry point's distribution."""
         if entry_point.dist is None:
             return cls(entry_point.name, f"module {entry_point.value}", "")
         metadata = entry_point.dist.metadata
-        # get_all, because reading a missing key is None, a warning or an error, by the version of Python.
+        # get_all: depending on the Python version, reading a missing key returns None, warns or raises.
         name = metadata.get_all("Name") or [f"module {entry_point.value}"]
         return cls(entry_point.name, name[0], (metadata.get_all("Version") or [""])[0])
 
     @property
     def key(self) -> str:
-        """The name to register under: two distributions may well use equal entry-point names."""
+        """The name to register under; two distributions may use the same entry-point name."""
         return f"{self.distribution}:{self.entry_point}"
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class PluginSource:
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that was set aside, and why."""
+    """A plugin that was set aside, with the reason."""
 
     source: PluginSource
     error: str
@@ -89,15 +89,15 @@ class BrokenPlugin:
 
 
 class PluginHost:
-    """The plugins of one pluggy manager, with their sources and those that were set aside.
+    """The plugins of one pluggy manager with their sources, and the plugins that were set aside.
 
     Args:
         entry_points: what to load; None loads every installed entry point of the group.
         strict: raise for a broken plugin; None reads the environment variable `DFQ_STRICT_PLUGINS`.
 
     Raises:
-        PluginError: a hook is misspelt or takes arguments that its specification lacks, two entry points name one
-            module, or, if strict, any plugin is broken.
+        PluginError: a hook is misspelled or takes arguments that its specification lacks, two entry points name one
+            module, or a plugin is broken and the host is strict.
     """
 
     def __init__(self, entry_points: Iterable[EntryPoint] | None = None, *, strict: bool | None = None) -> None:
@@ -111,10 +111,10 @@ class PluginHost:
         self._check_hook_names()
 
     def call(self, hook: str, consume: Callable[[Any], Any], **arguments: Any) -> Iterator[tuple[PluginSource, Any]]:
-        """Call one hook plugin by plugin and yield each source with what `consume` makes of the hook's result.
+        """Call one hook plugin by plugin; yield each source with `consume(result)`.
 
-        A hook, or an iterator that it returned, that raises breaks its own plugin alone. Plugins outside this
-        distribution come first, as pluggy calls the last registered first.
+        If a hook or the iterator that it returns raises, only that plugin is set aside. Plugins from other
+        distributions come first, because pluggy calls the last registered plugin first.
         """
         plugins = self._manager.get_plugins()
         for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
@@ -128,17 +128,17 @@ class PluginHost:
                 yield source, result
 
     def set_aside(self, source: PluginSource, reason: str, cause: BaseException | None = None) -> None:
-        """Record a broken plugin and warn, once per plugin and reason.
+        """Record a broken plugin and warn about it, once per plugin and reason.
 
         Raises:
             PluginError: the host is strict.
         """
         broken = BrokenPlugin(source, reason)
         if self.strict:
-            raise PluginError(f"Broken {broken}. Mend or uninstall it, or unset {STRICT_VARIABLE}.") from cause
+            raise PluginError(f"Broken {broken}. Fix or uninstall it, or unset {STRICT_VARIABLE}.") from cause
         if broken not in self.broken:
             self.broken.append(broken)
-            warnings.warn(f"Set aside the broken {broken}. `dfq plugins` lists it.", PluginWarning, stacklevel=3)
+            warnings.warn(f"Set aside the broken {broken}. Run `dfq plugins` for details.", PluginWarning, stacklevel=3)
 
     def _load(self, entry_point: EntryPoint) -> None:
         source = PluginSource.of(entry_point)
@@ -155,13 +155,15 @@ class PluginHost:
             raise _invalid_hook(source, error) from error
         self._origins[source.key] = source
         if not self._manager.get_hookcallers(plugin):
-            self.set_aside(source, f"{entry_point.value} has no hook. Decorate its functions with dfq_plugins.hookimpl")
+            self.set_aside(
+                source, f"{entry_point.value} has no hooks. Decorate its functions with dfq_plugins.hookimpl"
+            )
 
     def _refuse_second_registration(self, plugin: object, source: PluginSource) -> None:
         first = self._manager.get_name(plugin) or (source.key if self._manager.has_plugin(source.key) else None)
         if first is not None:
             both = [f"{which} (entry point {which.entry_point!r})" for which in (self._origins[first], source)]
-            raise PluginError(f"Two entry points name one plugin: {both[0]} and {both[1]}. Uninstall one of the two.")
+            raise PluginError(f"Two entry points name the same plugin: {both[0]} and {both[1]}. Uninstall one of them.")
 
     def _check_hook_names(self) -> None:
         try:
@@ -177,7 +179,7 @@ def installed_entry_points() -> tuple[EntryPoint, ...]:
 
 
 def _in_order(entry_points: Iterable[EntryPoint]) -> list[EntryPoint]:
-    """Sort, so that what is installed and not the order on disk decides; ours come first, to be called last."""
+    """Sort the entry points, so that their order on disk does not matter; ours come first and are called last."""
 
     def rank(entry_point: EntryPoint) -> tuple[bool, str]:
         source = PluginSource.of(entry_point)
@@ -191,7 +193,7 @@ def _invalid_hook(source: PluginSource, error: pluggy.PluginValidationError) -> 
     known = ", ".join(name for name in dir(hookspecs) if name.startswith("dfq_"))
     return PluginError(
         f"Plugin {source.entry_point!r} of {source} has an invalid hook: {reason}. "
-        f"The hooks are {known}; mend the plugin or uninstall {source.distribution}."
+        f"Valid hooks are {known}. Fix the plugin or uninstall {source.distribution}."
     )
 
 

@@ -1,9 +1,9 @@
-"""Options of plugins: frozen dataclasses, checked against their own annotations.
+"""Plugin options: frozen dataclasses, checked against their annotations.
 
-Values come from Python or, as text, from the command line: "300" becomes an int, "none" None, "1,2" a tuple.
+Values come from Python or, as text, from the command line: "300" becomes an int, "none" becomes None, "1,2" a tuple.
 
-A record whose class has `PRESETS`, a mapping of names to values of its fields, takes one option more: `preset`. A
-preset only stands for values: the record holds these, and what is given beside it wins.
+A record whose class defines `PRESETS`, a mapping of names to field values, also accepts the option `preset`. A preset
+only fills in values: the record holds those, and options given explicitly override it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRESET = "preset"
 
 @dataclasses.dataclass(frozen=True)
 class OptionRow:
-    """One option as listings show it, all in words."""
+    """One option as listings show it, all as text."""
 
     name: str
     type: str
@@ -41,12 +41,12 @@ def parse_options(options_type: type[Record], options: object = None, *, owner: 
     """Return a checked options record.
 
     Args:
-        options_type: the frozen dataclass of the plugin's settings.
+        options_type: the frozen dataclass of the plugin's options.
         options: None for the defaults, a mapping of option names to values or text, or a record of that type.
-        owner: whose options these are, for messages: "generator 'bns'".
+        owner: the owner of the options, for error messages: "generator 'bns'".
 
     Raises:
-        UsageError: an option is unknown, a value breaks its rule, or `options` is a record of another type.
+        UsageError: an option is unknown, a value is invalid, or `options` is a record of another type.
 
     >>> from dfq_plugins.listeners.log import LogOptions
     >>> parse_options(LogOptions, {"interval": "2.5"})
@@ -58,18 +58,18 @@ def parse_options(options_type: type[Record], options: object = None, *, owner: 
     known = _fields(options_type)
     for name in given:
         if name not in known:
-            raise UsageError(_unknown(name, known, whose))
+            raise UsageError(_unknown_option_message(name, known, whose))
     values = {name: _parse(known[name], hints[name], value, whose) for name, value in given.items()}
     try:
         return options_type(**values)
     except DfqError:
         raise
     except (TypeError, ValueError) as error:
-        raise UsageError(f"The options{whose} do not fit together: {error}.") from error
+        raise UsageError(f"The options{whose} are inconsistent: {error}. Change one of them.") from error
 
 
 def describe_options(options_type: type[Any]) -> tuple[OptionRow, ...]:
-    """Return name, type with its limits, default and help text of every option.
+    """Return the name, type with limits, default and help text of every option.
 
     >>> from dfq_plugins.listeners.log import LogOptions
     >>> describe_options(LogOptions)[1]
@@ -82,19 +82,19 @@ def describe_options(options_type: type[Any]) -> tuple[OptionRow, ...]:
     ]
     presets = presets_of(options_type)
     if presets:
-        help_text = "values of several options under one name; what is given beside it wins"
+        help_text = "named values for several options; options given explicitly override it"
         rows.insert(0, OptionRow(PRESET, " or ".join(presets), "none", help_text))
     return tuple(rows)
 
 
 def presets_of(options_type: type[Any]) -> Mapping[str, Mapping[str, object]]:
-    """Return the presets of an options record by name: values of some of its fields."""
+    """Return the presets of an options record by name, each with the values of some of its fields."""
     presets: Mapping[str, Mapping[str, object]] = getattr(options_type, "PRESETS", {})
     return presets
 
 
 def type_text(hint: Any) -> str:
-    """Say a type annotation in a few words.
+    """Describe a type annotation in a few words.
 
     >>> from annotated_types import Gt
     >>> type_text(Annotated[float, Gt(0)] | None)
@@ -124,12 +124,12 @@ def _as_mapping(options_type: type[Any], options: object, whose: str) -> Mapping
     if isinstance(options, options_type):
         return {name: getattr(options, name) for name in _fields(options_type)}
     raise UsageError(
-        f"The options{whose} are a mapping or a {options_type.__name__}, got {type(options).__name__}: {options!r}."
+        f"The options{whose} must be a mapping or a {options_type.__name__}, got {type(options).__name__}: {options!r}."
     )
 
 
 def _with_preset(options_type: type[Any], given: Mapping[str, Any], whose: str) -> Mapping[str, Any]:
-    """Put the values of the preset that is asked for below those that are given."""
+    """Return the values of the requested preset, overridden by the given options."""
     presets = presets_of(options_type)
     if not presets or PRESET not in given:
         return given
@@ -138,7 +138,7 @@ def _with_preset(options_type: type[Any], given: Mapping[str, Any], whose: str) 
         return others
     if name not in presets:
         raise UsageError(
-            f"Unknown preset {name!r}{whose}.{nearest(str(name), presets)} There are {', '.join(presets)}; none takes "
+            f"Unknown preset {name!r}{whose}.{nearest(str(name), presets)} Choose {' or '.join(presets)}, or none for "
             "the defaults."
         )
     return {**presets[name], **others}
@@ -148,16 +148,16 @@ def _fields(options_type: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(options_type) if field.init}
 
 
-def _unknown(name: str, known: Mapping[str, object], whose: str) -> str:
+def _unknown_option_message(name: str, known: Mapping[str, object], whose: str) -> str:
     listed = f"Valid options: {', '.join(known)}." if known else "It has no options."
     return f"Unknown option {name!r}{whose}.{nearest(str(name), known)} {listed}"
 
 
 def _parse(field: dataclasses.Field[Any], hint: Any, value: object, whose: str) -> object:
-    """Check one value against its annotation, with pydantic's conversion from text."""
+    """Check one value against its annotation; pydantic converts it from text."""
     import pydantic
 
-    # Field by field: the record's own __post_init__ then raises its own errors, and infinity can be refused.
+    # Field by field, so that the record's __post_init__ raises its own errors and infinity can be rejected.
     adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
     try:
         return adapter.validate_python(_from_text(value, hint) if isinstance(value, str) else value)
@@ -170,7 +170,7 @@ def _parse(field: dataclasses.Field[Any], hint: Any, value: object, whose: str) 
 
 
 def _from_text(text: str, hint: Any) -> object:
-    """Turn text from a command line into what pydantic does not read from text by itself: None and sequences."""
+    """Convert text from the command line to the types that pydantic does not parse itself: None and sequences."""
     kinds = set(_alternatives(hint))
     if type(None) in kinds and text.strip().lower() in {"none", "null"}:
         return None
@@ -208,7 +208,7 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
 
 
 def _value_text(value: object) -> str:
-    """Write a value as the command line takes it.
+    """Format a value as it is written on the command line.
 
     >>> _value_text((1, 2)), _value_text(None), _value_text(True)
     ('1,2', 'none', 'true')

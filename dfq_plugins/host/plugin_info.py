@@ -1,4 +1,4 @@
-"""What plugins provide: the kinds there are, the record of one info thing, and attribution of its errors."""
+"""The kinds of plugins, the record of one registered plugin, and the attribution of errors to plugins."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ KINDS: Mapping[Kind, PluginKind] = MappingProxyType(
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """One generator, calibrator or listener and who provides it.
+    """One generator, calibrator or listener and its source.
 
     Args:
-        kind: what it is.
-        entry: what the plugin registered.
-        source: the distribution and entry point that it came from.
-        missing: import names that it requires and that are not installed.
+        kind: its kind.
+        entry: the entry that its hook returned.
+        source: the distribution and entry point that provide it.
+        missing: required import names that are not installed.
     """
 
     kind: Kind
@@ -74,12 +74,12 @@ class PluginInfo:
 
     @property
     def state(self) -> Literal["ready", "unavailable"]:
-        """Whether everything that it requires is installed."""
+        """Whether all its requirements are installed."""
         return "unavailable" if self.missing else "ready"
 
     @property
     def install_line(self) -> str:
-        """The command that installs what is missing; empty if nothing is."""
+        """The command that installs the missing requirements; empty if there are none."""
         if not self.missing:
             return ""
         return f'pip install "{self.entry.install}"' if self.entry.install else f"pip install {' '.join(self.missing)}"
@@ -90,7 +90,7 @@ class PluginInfo:
 
 @contextmanager
 def attributed(info: PluginInfo) -> Iterator[None]:
-    """Add a note to an exception that leaves the block: `in generator 'gan' from dfq-gan 0.2`."""
+    """Add a note such as `in generator 'gan' from dfq-gan 0.2` to an exception that leaves the block."""
     try:
         yield
     except Exception as error:
@@ -101,7 +101,7 @@ def attributed(info: PluginInfo) -> Iterator[None]:
 
 
 def attributed_iterator(items: Iterable[Item], info: PluginInfo) -> Iterator[Item]:
-    """Yield the items of a plugin's iterator, and attribute what it raises, but not what the consumer raises."""
+    """Yield the items of a plugin's iterator; attribute errors that it raises, but not those of the consumer."""
     iterator = iter(items)
     try:
         while True:

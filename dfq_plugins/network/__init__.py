@@ -1,1 +1,1 @@
-"""What is asked of a network that somebody brings: loading, specification, digest, cost and memory."""
+"""Working with the user's network: loading, input specification, digest, cost and memory."""

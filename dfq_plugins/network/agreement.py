@@ -1,4 +1,4 @@
-"""How often two networks name the same class: what can be said of a network without labels."""
+"""How often two networks predict the same class: a measure that needs no labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def top1_agreement(reference: nn.Module, other: nn.Module, batches: Iterable[Tensor], limit: int) -> float:
-    """Return the share of inputs, up to `limit`, to which both models give the same class; NaN for no classifiers."""
+    """Return the fraction of up to `limit` inputs for which both predict the same class; NaN if not classifiers."""
     same = seen = 0
     for batch in batches:
         expected, found = (model(batch.to(device_of(model))).cpu() for model in (reference, other))

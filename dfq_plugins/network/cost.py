@@ -1,4 +1,4 @@
-"""What a network costs: its parameters, and the MACs of one input, as torch's own counter sees them."""
+"""The cost of a network: its parameters, and its MACs per input as counted by torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPERATIONS = 2
-"""Torch counts a multiplication and the addition after it as two floating-point operations."""
+"""Torch counts a multiply-accumulate as two floating-point operations."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """The cost of a network.
 
     Args:
-        parameters: how many it has.
-        nonzero: how many of them are not zero.
-        macs: of convolutions and linear layers, for one input.
+        parameters: number of parameters.
+        nonzero: number of nonzero parameters.
+        macs: MACs of convolutions and linear layers for one input.
     """
 
     parameters: int
@@ -46,7 +46,7 @@ def measure_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
 
 
 def layer_multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the MACs of every module for one input, those of its parts included.
+    """Return the MACs of every module for one input, including its submodules.
 
     >>> layer_multiply_adds(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()), (4,))
     {'0': 8}

@@ -1,4 +1,4 @@
-"""A model's digest: the same for equal weights and structure, on any device, in any mode."""
+"""Digest of a model: equal for equal weights and structure, on any device and in any mode."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def model_digest(model: nn.Module, *, weights: bool = True) -> str:
-    """Return the SHA-256 over the names, shapes, types and bytes of the state dictionary, and the module structure.
+    """Return the SHA-256 of the names, shapes, types and bytes of the state dict, and of the module structure.
 
-    Without `weights` the bytes are left out: the digest is then that of the architecture.
+    Without `weights`, the bytes are omitted and the digest is that of the architecture.
 
-    The settings that torch's own modules print (stride, padding, eps) count as structure. `num_batches_tracked`
-    counters are left out: they do not change what the network computes.
+    The settings that torch's own modules print (stride, padding, eps) are part of the structure. The
+    `num_batches_tracked` counters are omitted: they do not affect the output of the network.
 
     >>> first, second = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     >>> _ = second.load_state_dict(first.state_dict())
@@ -26,7 +26,7 @@ def model_digest(model: nn.Module, *, weights: bool = True) -> str:
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        own = type(module).__module__.startswith("torch.nn.")  # others may print what changes from run to run
+        own = type(module).__module__.startswith("torch.nn.")  # the output of other modules may differ from run to run
         settings = module.extra_repr() if own else ""
         digest.update(f"{name}:{type(module).__qualname__}({settings});".encode())
     for name, value in sorted(model.state_dict().items()):

@@ -1,4 +1,4 @@
-"""Loads a model from what a user types: a torchvision name, or a factory in a package or a file."""
+"""Loads a model from a reference on the command line: a torchvision name, or a factory in a package or file."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ if TYPE_CHECKING:
     from torch import nn
 
 SAVED = "saved:"
-"""Begins a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
+"""Prefix of a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
 
 _counter = itertools.count(1)
 
 
 def load_model(reference: str, weights: Path | None = None) -> nn.Module:
-    """Build a model and load its weights; the global random state stays as it was.
+    """Build a model and load its weights; the global random state is preserved.
 
     Args:
         reference: `torchvision:resnet18`, `package.module:factory` or `path/to/file.py:factory`; a factory takes no
-            arguments and returns the model. `saved:folder` is a network that was pruned or distilled.
-        weights: state dict as .safetensors, or as .pth or .pt read with `weights_only=True`; None keeps what the
-            factory returned.
+            arguments and returns the model. `saved:folder` is a pruned or distilled network.
+        weights: state dict as .safetensors, or as .pth or .pt read with `weights_only=True`; None keeps the factory's
+            weights.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        UsageError: the reference or the suffix of the weights file has another form.
-        ModelError: the factory cannot be found or fails, or the weights do not fit or hold code.
+        UsageError: the reference or the suffix of the weights file is invalid.
+        ModelError: the factory is not found or fails, or the weights do not match or contain code.
     """
     from dfq_plugins.model_state import preserve_global_state  # noqa: PLC0415  imports torch
 
     source, separator, name = reference.rpartition(":")
     if not (separator and source and name):
         raise UsageError(
-            "A model is torchvision:NAME, package.module:factory or file.py:factory, or saved:FOLDER, got "
-            f"{reference!r}. Give e.g. torchvision:resnet18."
+            "A model must be torchvision:NAME, package.module:factory, file.py:factory or saved:FOLDER, got "
+            f"{reference!r}. Try e.g. torchvision:resnet18."
         )
     if reference.startswith(SAVED):
-        return _saved(reference, weights)
+        return _load_saved(reference, weights)
     with preserve_global_state():
         model = _build(source, name, reference)
     if weights is not None:
@@ -62,9 +62,9 @@ def load_model(reference: str, weights: Path | None = None) -> nn.Module:
     return model.eval()
 
 
-def _saved(reference: str, weights: Path | None) -> nn.Module:
+def _load_saved(reference: str, weights: Path | None) -> nn.Module:
     if weights is not None:
-        raise UsageError(f"{reference} brings its own weights: leave {weights} out.")
+        raise UsageError(f"{reference} includes its weights, so {weights} cannot be loaded. Omit it.")
     return load_network(reference.removeprefix(SAVED))
 
 
@@ -74,10 +74,10 @@ def _build(source: str, name: str, reference: str) -> nn.Module:
     if source == "torchvision":
         return _from_torchvision(name)
     is_file = source.endswith(".py")
-    with _importable(Path(source).parent if is_file else Path.cwd()):
+    with _on_module_path(Path(source).parent if is_file else Path.cwd()):
         module = _module_from_file(Path(source)) if is_file else _import_module(source)
         try:
-            model = _factory(module, name, source)()
+            model = _find_factory(module, name, source)()
         except ModelError:
             raise
         except Exception as error:
@@ -85,7 +85,7 @@ def _build(source: str, name: str, reference: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"The factory {reference} must return a torch.nn.Module, got {type(model).__name__}. "
-            "A checkpoint goes into --weights."
+            "Pass a checkpoint with --weights."
         )
     return model
 
@@ -97,23 +97,23 @@ def _from_torchvision(name: str) -> nn.Module:
     if name not in known:
         raise ModelError(
             f"torchvision has no model {name!r}.{nearest(name, known)} "
-            f"torchvision.models.list_models() names all {len(known)}."
+            f"torchvision.models.list_models() lists all {len(known)}."
         )
     return torchvision.models.get_model(name, weights=None)  # type: ignore[no-any-return]  # torchvision has no types
 
 
-def _factory(module: ModuleType, name: str, source: str) -> Callable[[], Any]:
+def _find_factory(module: ModuleType, name: str, source: str) -> Callable[[], Any]:
     factory = getattr(module, name, None)
     if factory is None:
         public = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
         own = [key for key, value in public.items() if getattr(value, "__module__", None) == module.__name__]
         raise ModelError(
             f"{source} has no factory {name!r}.{nearest(name, public)} It has {', '.join(own) or 'none'}. "
-            "Name a function or class that returns the network."
+            "Give a function or class that returns the network."
         )
     if not callable(factory):
         raise ModelError(
-            f"{source}:{name} must be a function or class without arguments, got {type(factory).__name__}."
+            f"{source}:{name} must be a function or class that takes no arguments, got {type(factory).__name__}."
         )
     return factory  # type: ignore[no-any-return]  # whatever the user's file defines
 
@@ -129,7 +129,7 @@ def _import_module(source: str) -> ModuleType:
 
 
 def _module_from_file(path: Path) -> ModuleType:
-    """Run a file as a module of a name that nobody else has."""
+    """Run a file as a module with a unique name."""
     if not path.is_file():
         raise ModelError(f"The model file {path} does not exist. Give its path, relative to this folder or absolute.")
     name = f"_dfq_model_{next(_counter)}_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}"
@@ -146,8 +146,8 @@ def _module_from_file(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Put `folder` on the module search path; when the block fails, drop what was imported from it."""
+def _on_module_path(folder: Path) -> Iterator[None]:
+    """Put `folder` on the module search path; if the block fails, discard the modules imported from it."""
     place = str(folder.resolve())
     before = set(sys.modules)
     sys.path.insert(0, place)
@@ -164,15 +164,15 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def load_network(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """Return the network in a folder that `distill` or `prune` wrote, in eval mode.
+    """Return the network from a folder that `distill` or `prune` wrote, in eval mode.
 
     Args:
-        folder: of `network.json`.
-        model: the network before any pruning, with any weights; stays as it is. None builds it with the factory that
-            the JSON names, which is Python code: load only folders whose code you would run.
+        folder: folder of `network.json`.
+        model: the unpruned network, with any weights; it is not modified. None builds it with the factory that the
+            JSON names, which is Python code: load only folders whose code you would run.
 
     Raises:
-        DataError: the folder holds no such network, or a damaged one.
+        DataError: the folder does not hold a saved network, or it is damaged.
         ModelError: no factory is named, it fails, or it builds another network.
     """
     from dfq_plugins.model_state import frozen_copy  # noqa: PLC0415  imports torch
@@ -189,32 +189,32 @@ def load_network(folder: Path | str, model: nn.Module | None = None) -> nn.Modul
 
 _SHOWN_KEYS = 5
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in a checkpoint
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts store the weights in a checkpoint
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict into `model`, in place; BatchNorm's `num_batches_tracked` may be missing.
 
     Args:
-        model: what the weights belong to.
+        model: the model to load into.
         path: .safetensors, or .pth or .pt read with `weights_only=True`; a checkpoint that holds the state dict under
             `state_dict`, `model_state_dict` or `model` is unwrapped.
 
     Raises:
         UsageError: the file has another suffix.
-        ModelError: the file is missing, unreadable or holds code, or its weights do not fit.
+        ModelError: the file is missing, unreadable or contains code, or its weights do not match.
     """
     state = _unwrap(_read_state(path), path)
     try:
         report = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        raise ModelError(f"The weights {path} do not fit the model: {_some(reasons)}") from error
+        raise ModelError(f"The weights {path} do not match the model: {_shorten(reasons)}") from error
     missing = [key for key in report.missing_keys if not key.endswith("num_batches_tracked")]
     if missing or report.unexpected_keys:
         raise ModelError(
-            f"The weights {path} do not fit the model. Missing: {_some(missing)}. "
-            f"Unexpected: {_some(report.unexpected_keys)}. Give the factory that these weights were saved from."
+            f"The weights {path} do not match the model. Missing: {_shorten(missing)}. "
+            f"Unexpected: {_shorten(report.unexpected_keys)}. Use the factory they were saved from."
         )
 
 
@@ -225,7 +225,8 @@ def _read_state(path: Path) -> Any:
         raise ModelError(f"The weights file {path} does not exist. Give its path, relative to this folder or absolute.")
     if path.suffix not in {".safetensors", ".pth", ".pt"}:
         raise UsageError(
-            f"A weights file ends in .safetensors, .pth or .pt, got {path.name!r}. Give a state dict in one of these."
+            f"A weights file must end in .safetensors, .pth or .pt, got {path.name!r}. Save the state dict as one of "
+            "these."
         )
     try:
         if path.suffix == ".safetensors":
@@ -233,13 +234,13 @@ def _read_state(path: Path) -> Any:
 
             return load_file(path)
         with warnings.catch_warnings():
-            # Other pickle protocols are read or refused as well; the caller can do nothing about them.
+            # Other pickle protocols are also read or rejected; the caller cannot do anything about this warning.
             warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"The weights file {path} holds pickled code or is damaged, and is refused: tensors alone are loaded. "
-            "Save the state dict alone, best with safetensors.torch.save_file(model.state_dict(), ...)."
+            f"The weights file {path} contains pickled code or is damaged, and is rejected: only tensors are loaded. "
+            "Save only the state dict, preferably with safetensors.torch.save_file(model.state_dict(), ...)."
         ) from error
     except Exception as error:
         raise ModelError(
@@ -256,11 +257,11 @@ def _unwrap(state: Any, path: Path) -> dict[str, torch.Tensor]:
     )
     state = state if wrapper is None else state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"The weights file {path} holds no state dict, a mapping of names to tensors.")
+        raise ModelError(f"The weights file {path} does not hold a state dict, a mapping of names to tensors.")
     prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def _some(items: list[str]) -> str:
+def _shorten(items: list[str]) -> str:
     more = f" and {len(items) - _SHOWN_KEYS} more" if len(items) > _SHOWN_KEYS else ""
     return (", ".join(items[:_SHOWN_KEYS]) or "none") + more

@@ -1,4 +1,4 @@
-"""Masks of single weights, as `torch.nn.utils.prune` attaches them."""
+"""Masks of individual weights, as `torch.nn.utils.prune` attaches them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the masks that `torch.nn.utils.prune` attached, by the name of the weight: `layer.weight`."""
-    end = "_mask"
-    return {name.removesuffix(end): mask for name, mask in model.named_buffers() if name.endswith(f"weight{end}")}
+    suffix = "_mask"
+    return {name.removesuffix(suffix): mask for name, mask in model.named_buffers() if name.endswith(f"weight{suffix}")}
 
 
 def attach_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -26,7 +26,7 @@ def attach_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def bake(model: nn.Module) -> None:
-    """Set masked weights to zero for good, in place; the network is then one of plain layers again."""
+    """Set masked weights to zero permanently and remove the masks, in place; only plain layers remain."""
     for name in list(masks_of(model)):
         layer, _, parameter = name.rpartition(".")
         prune.remove(model.get_submodule(layer), parameter)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What to do when memory runs out: the same in two halves, once."""
+"""Recovery from out-of-memory errors: retry once in two halves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CPU_ALLOCATOR = "can't allocate memory"
-"""What torch's allocator on the processor says, in an error that has no class of its own."""
+"""Message of torch's CPU allocator, whose error has no dedicated class."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that the memory of the GPU or of the computer does not suffice.
+    """Return whether an error means that the GPU or the computer ran out of memory.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
     (True, False)
@@ -28,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halves(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split tensors of equal length into two parts each, the first the larger by at most one.
+    """Split tensors of equal length into two parts each; the first is larger by at most one.
 
     >>> [len(part) for (part,) in halves(torch.zeros(5))]
     [3, 2]
@@ -38,22 +38,22 @@ def halves(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def forward(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Return `model(inputs)`, half by half where it does not fit into memory at once; samples do not mix in it."""
+    """Return `model(inputs)`, in two halves if it does not fit into memory; samples must not affect each other."""
     try:
         return model(inputs)
     except Exception as error:
         if not is_out_of_memory(error) or len(inputs) < 2:  # noqa: PLR2004  one sample has no halves
             raise
-    # Here the failed pass is gone: while its error is handled, the traceback keeps the tensors alive.
+    # Outside the handler, so that the failed pass is freed: until then the traceback keeps its tensors alive.
     note_halving(len(inputs))
     return torch.cat([model(part) for (part,) in halves(inputs)])
 
 
 def note_halving(samples: int) -> None:
-    """Free what can be freed, and say what happens."""
+    """Free cached GPU memory and log that the batch is halved."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     logger.warning(
-        "Memory does not suffice for %d samples at once: going on with two halves and the statistics of both together.",
+        "Out of memory for a batch of %d samples: continuing with two halves and their combined statistics.",
         samples,
     )

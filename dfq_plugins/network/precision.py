@@ -1,4 +1,4 @@
-"""Which arithmetic a device is fastest in."""
+"""The fastest precision of a device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Tell whether to compute in bfloat16: where asked for, or where the hardware has instructions for it."""
+    """Return whether to compute in bfloat16: if requested, or if `auto` and the hardware has instructions for it."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":

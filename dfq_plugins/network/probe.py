@@ -1,4 +1,4 @@
-"""Finds out, by running a network once, what enters each of its modules, and where its stages end."""
+"""Runs a network once to find the input of each module and the ends of its stages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _DOWNSAMPLING = (_ConvNd, _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
 _SPATIAL = 3
-"""Axes of a feature with at least one spatial axis: batch, channels, places."""
+"""Axes of a feature map with at least one spatial axis: batch, channels, positions."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a module: its name, the module, what entered it and the shape of what came out."""
+    """One call of a module: its name, the module, its input and the shape of its output."""
 
     name: str
     module: nn.Module
@@ -31,14 +31,14 @@ class Call:
 
 
 def plain(value: Any) -> Tensor | None:
-    """Return the tensor in what a module is called with, also where a framework wraps it in a record; else None."""
+    """Return the tensor in a module's argument, including one that a framework wraps in a record, else None."""
     inner = value if isinstance(value, Tensor) else getattr(value, "value", None)
     return inner if isinstance(inner, Tensor) else None
 
 
 @torch.no_grad()
 def record_calls(model: nn.Module, sample: Tensor) -> list[Call]:
-    """Run `model` once and return the first call of each module, in order; its mode and hooks stay as they are."""
+    """Run `model` once and return the first call of each module, in order; its mode and hooks do not change."""
     calls: dict[str, Call] = {}
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -59,14 +59,14 @@ def record_calls(model: nn.Module, sample: Tensor) -> list[Call]:
 
 
 def block_ends(calls: Sequence[Call], sample: Tensor) -> tuple[str, ...]:
-    """Return the modules that the stages of a network end before: each that downsamples, and the classifier.
+    """Return the modules at which the stages of a network end: those that downsample, and the classifier.
 
-    What enters them is what Zhu et al. (2020) compare: features before each downsampling. Several modules that read
-    the same tensor, as a block and its shortcut do, count once; those that read the network's input do not count.
+    Zhu et al. (2020) compare the inputs of these modules: the features before each downsampling. Modules that read the
+    same tensor, such as a block and its shortcut, count once; modules that read the network's input do not count.
 
     Args:
-        calls: of the float network.
-        sample: what the network was run on, `(batch, *shape)`.
+        calls: the calls of the float network.
+        sample: the input that the network was run on, `(batch, *shape)`.
     """
     found: list[Call] = []
     for call in calls:
@@ -85,7 +85,7 @@ def _ends_stage(call: Call) -> bool:
 
 
 def places(shape: Sequence[int]) -> int:
-    """Return the number of places of a feature `(batch, channels, *spatial)`.
+    """Return the number of spatial positions of a feature map `(batch, channels, *spatial)`.
 
     >>> places((2, 16, 8, 8))
     64

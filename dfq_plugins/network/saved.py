@@ -1,7 +1,7 @@
-"""Networks in a folder: weights as safetensors, and JSON that says what they are and which factory builds the network.
+"""Networks saved in a folder: the weights as safetensors, and JSON that describes them and names the network's factory.
 
-A pruned network has fewer filters than what its factory builds. The JSON therefore holds the sizes of all layers, which
-are given to the factory's network before the weights are loaded. No pickle is involved.
+A pruned network has fewer filters than the network that its factory builds. The JSON therefore holds the sizes of all
+layers, which are set on the factory's network before the weights are loaded. No pickle is involved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAVED = "saved:"
-"""Begins a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
+"""Prefix of a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
 
 NETWORK_FILE, WEIGHTS_FILE = "network.json", "network.safetensors"
 
@@ -46,24 +46,24 @@ SIZES = (
     "num_parameters",
     "normalized_shape",
 )
-"""Attributes by which torch's layers know how wide they are; no others are ever set from a file."""
+"""Attributes of torch's layers that store their width; only these are ever set from a file."""
 
 
 def save_network(model: nn.Module, folder: Path, *, factory: str | None, about: Mapping[str, object]) -> Path:
-    """Write a network into a folder, the JSON last, so that it always names weights that are whole.
+    """Write a network into a folder; the JSON is written last, so that it always refers to complete weights.
 
     Args:
-        model: what to write.
-        folder: created where it is missing.
-        factory: how the command line builds the network before any pruning, `file.py:factory` or the like; None where
-            that is not known, and then the network must be given to `load_network`.
-        about: what else the JSON is to hold, in values that JSON knows.
+        model: the network to write.
+        folder: the folder; created if missing.
+        factory: how the command line builds the unpruned network, such as `file.py:factory`; None if unknown, in which
+            case the network must be passed to `load_network`.
+        about: additional entries of the JSON, with values that have a JSON form.
 
     Returns:
         The path of the JSON file.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder is not writable.
     """
     create_folder(folder)
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
@@ -71,7 +71,7 @@ def save_network(model: nn.Module, folder: Path, *, factory: str | None, about: 
     record = {
         **about,
         "format_version": FORMAT_VERSION,
-        "factory": None if factory is None else _seen_from(folder, factory),
+        "factory": None if factory is None else _relative_factory(folder, factory),
         "weights": WEIGHTS_FILE,
         "sha256": hashlib.sha256(data).hexdigest(),
         "digest": model_digest(model),
@@ -84,7 +84,7 @@ def save_network(model: nn.Module, folder: Path, *, factory: str | None, about: 
 
 
 def layer_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return the width of every layer of torch, by its name.
+    """Return the width attributes of every torch layer, by layer name.
 
     >>> layer_sizes(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
     {'0': {'in_features': 2, 'out_features': 3}}
@@ -99,56 +99,56 @@ def layer_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def restore_network(built: nn.Module, folder: Path, record: Mapping[str, Any], *, origin: str) -> nn.Module:
-    """Give a network that was just built the sizes and weights in the folder, in place, and return it in eval mode.
+    """Set the saved sizes and weights on a newly built network, in place; return it in eval mode.
 
     Args:
-        built: the network before any pruning, with any weights.
-        folder: of `network.json`.
-        record: what `network.json` says.
-        origin: what built it, for messages.
+        built: the unpruned network, with any weights.
+        folder: folder of `network.json`.
+        record: the contents of `network.json`.
+        origin: what built the network, for error messages.
 
     Raises:
         DataError: the weights are damaged.
-        ModelError: the network is not the one that was saved.
+        ModelError: the network differs from the one that was saved.
     """
     state = _read_weights(folder, record)
     try:
-        _give_sizes(built, record["sizes"])
-        _give_weights(built, state)
+        _set_sizes(built, record["sizes"])
+        _set_weights(built, state)
     except (AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ModelError(
-            f"The network in {folder} does not fit what {origin} builds: {reason}. Give the network that it was made "
-            "from."
+            f"The network in {folder} does not match the one that {origin} builds: {reason}. Provide the network that "
+            "it was made from."
         ) from error
     if (found := model_digest(built)) != record["digest"]:
         raise ModelError(
-            f"The network in {folder} has the digest {short_digest(record['digest'])}, and with what {origin} builds "
-            f"now it would be {short_digest(found)}: that network was changed since. Give it as it was."
+            f"The network in {folder} has the digest {short_digest(record['digest'])}, but with the network that "
+            f"{origin} builds now the digest is {short_digest(found)}: that network has changed. Restore it."
         )
     return built.eval()
 
 
 def factory_of(folder: Path, record: Mapping[str, Any]) -> str:
-    """Return the factory that `network.json` names, as it is seen from anywhere.
+    """Return the factory that `network.json` names, with an absolute path.
 
     Raises:
-        ModelError: it names none.
+        ModelError: it names no factory.
     """
     factory = record["factory"]
     if factory is None:
         raise ModelError(
-            f"{folder / NETWORK_FILE} names no factory, so the network cannot be built. Write one into it, e.g. "
-            '"factory": "file.py:network", or give the network: load_network(folder, model).'
+            f"{folder / NETWORK_FILE} names no factory, so the network cannot be built. Add one, e.g. "
+            '"factory": "file.py:network", or pass the network: load_network(folder, model).'
         )
-    return _resolved(folder, factory)
+    return _absolute_factory(folder, factory)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return what `network.json` says.
+    """Return the contents of `network.json`.
 
     Raises:
-        DataError: there is none, it is damaged, or a newer version wrote it.
+        DataError: it is missing or damaged, or a newer version wrote it.
     """
     path = folder / NETWORK_FILE
     try:
@@ -162,24 +162,24 @@ def read_record(folder: Path) -> dict[str, Any]:
             return dict(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder} holds no saved network: {type(error).__name__} in {NETWORK_FILE}, {error}. Give the folder that "
-            "dfq distill or dfq prune wrote."
+            f"{folder} does not hold a saved network: {type(error).__name__} in {NETWORK_FILE}, {error}. Give a folder "
+            "that dfq distill or dfq prune wrote."
         ) from error
     raise DataError(
-        f"{path} has format version {version}, and this dfq-plugins reads up to {FORMAT_VERSION}. Install a newer "
-        "dfq-plugins."
+        f"{path} has format version {version}, but this dfq-plugins reads versions up to {FORMAT_VERSION}. Install a "
+        "newer dfq-plugins."
     )
 
 
-def _seen_from(folder: Path, factory: str) -> str | None:
-    """Return a factory with its file's path relative to the folder, so that both can move together.
+def _relative_factory(folder: Path, factory: str) -> str | None:
+    """Return a factory with its file's path relative to the folder, so that both can be moved together.
 
-    Of a saved network that is the factory behind it, for the sizes of all layers are written anew.
+    For a saved network, return the factory that it names: the sizes of all layers are written again.
     """
     if factory.startswith(SAVED):
         former = Path(factory.removeprefix(SAVED))
         behind = read_record(former)["factory"]
-        return None if behind is None else _seen_from(folder, _resolved(former, behind))
+        return None if behind is None else _relative_factory(folder, _absolute_factory(former, behind))
     source, separator, name = factory.rpartition(":")
     if not separator or not source.endswith(".py"):
         return factory
@@ -189,8 +189,8 @@ def _seen_from(folder: Path, factory: str) -> str | None:
         return f"{Path(source).absolute()}:{name}"
 
 
-def _resolved(folder: Path, factory: str) -> str:
-    """Return a factory as it is seen from anywhere."""
+def _absolute_factory(folder: Path, factory: str) -> str:
+    """Return a factory with an absolute path."""
     source, _, name = factory.rpartition(":")
     return f"{(folder / source).resolve()}:{name}" if source.endswith(".py") else factory
 
@@ -199,13 +199,13 @@ def _read_weights(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     try:
         data = (folder / Path(record["weights"]).name).read_bytes()
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
-            raise ValueError("they changed since they were written")  # noqa: TRY301  one message for all damage
+            raise ValueError("the checksum does not match")  # noqa: TRY301  one message for all damage
         return safetensors.torch.load(data)
     except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"The weights in {folder} are damaged: {error}. Make the network again.") from error
+        raise DataError(f"The weights in {folder} are damaged: {error}. Run dfq distill or dfq prune again.") from error
 
 
-def _give_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> None:
+def _set_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> None:
     for name, wanted in sizes.items():
         module = model.get_submodule(name)
         for size, value in wanted.items():
@@ -214,17 +214,17 @@ def _give_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> Non
             setattr(module, size, tuple(map(int, value)) if isinstance(value, list) else int(value))
 
 
-def _give_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dictionary whose tensors may have other shapes than the network's."""
-    for owner, kind, name, key in _tensors(model):
+def _set_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict whose tensor shapes may differ from the network's."""
+    for owner, kind, name, key in _named_tensors(model):
         if key in state and (old := getattr(owner, name)).shape != state[key].shape:
             new = torch.empty_like(state[key], device=old.device)
             setattr(owner, name, nn.Parameter(new, requires_grad=old.requires_grad) if kind == "parameter" else new)
     model.load_state_dict(state)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, str]]:
-    """Yield each parameter and buffer: its module, what it is, its name there, and its name in the whole."""
+def _named_tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, str]]:
+    """Yield the module, kind, name in the module and qualified name of each parameter and buffer."""
     for path, module in model.named_modules():
         for name, _ in list(module.named_parameters(recurse=False)):
             yield module, "parameter", name, f"{path}.{name}".lstrip(".")

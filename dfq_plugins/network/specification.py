@@ -1,4 +1,4 @@
-"""Completes and checks the specification of a network's input."""
+"""Infers and checks the specification of a network's input."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def complete_spec(
     num_classes: int | None = None,
     registry: Registry | None = None,
 ) -> InputSpec:
-    """Complete an input specification by what the model tells.
+    """Infer the missing parts of an input specification from the model.
 
-    A plugin that recognizes the model (hook `dfq_infer_input_spec`) is asked first; then the shape is read off the
-    first layer, the spatial size is found if the network accepts just one, and the classes off a trial run.
+    A plugin that recognizes the model (hook `dfq_infer_input_spec`) takes precedence. Otherwise the shape is inferred
+    from the first layer, with the spatial size if the network accepts only one, and the number of classes from a trial
+    run.
 
     Raises:
-        UsageError: the shape cannot be known and was not given.
+        UsageError: the shape is not given and cannot be inferred.
         ModelError: the model does not accept the shape.
     """
     known = registry.infer_input_spec(model) if registry is not None else None
@@ -50,16 +51,16 @@ def complete_spec(
 def resolve_spec(
     model: nn.Module, given: InputSpec | None, registry: Registry, *, shape: tuple[int, ...] | None = None
 ) -> InputSpec:
-    """Return the specification of a model's input: the given one, checked, or what can be inferred.
+    """Return the specification of a model's input: the given one, checked, or the inferred one.
 
     Args:
         model: the network.
-        given: what the caller or the data say an input looks like; None infers it.
-        registry: whose plugins are asked what they know of the model.
-        shape: shape of one sample of the data, where there are any.
+        given: the specification from the caller or the data; None infers it.
+        registry: the plugins that may recognize the model.
+        shape: shape of one sample of the data, if there is any.
 
     Raises:
-        UsageError: the shape cannot be inferred, or the number of classes is another one.
+        UsageError: the shape cannot be inferred, or the number of classes differs from the model's.
         ModelError: the model does not accept the shape.
     """
     if given is None:
@@ -70,6 +71,6 @@ def resolve_spec(
     if given.num_classes is not None and outputs.shape[1:] != (given.num_classes,):
         raise UsageError(
             f"num_classes is {given.num_classes}, but the model returns {tuple(outputs.shape[1:])} values per sample. "
-            "Leave num_classes out to infer it from the model."
+            "Omit num_classes to infer it from the model."
         )
     return given

@@ -1,4 +1,4 @@
-"""Recognizes torchvision's classification models: the presets of their published weights say what they take."""
+"""Recognizes torchvision's classification models and reads their input from the transforms of the published weights."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CHANNELS = 3
 
 @hookimpl
 def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
-    """Return the input of a torchvision classification model with three channels, else None.
+    """Return the input specification of a torchvision classification model with three channels, else None.
 
-    The variant (EfficientNet B0 takes 224 pixels, B4 takes 380) is told by the number of its parameters. None where
-    that is unknown and the variants of the family differ.
+    The variant (EfficientNet B0 takes 224 pixels, B4 takes 380) is identified by its number of parameters. Returns None
+    if that number is unknown and the variants of the family differ.
 
-    Source: `transforms` of torchvision's weights, where a variant has several the first.
+    Source: `transforms` of torchvision's weights; the first ones if a variant has several.
     """
     family = type(model).__module__
-    if not family.startswith("torchvision.models.") or family.count(".") != 2:  # noqa: PLR2004  detection lies deeper
+    if not family.startswith("torchvision.models.") or family.count(".") != 2:  # noqa: PLR2004  detection models are nested deeper
         return None
     if _input_channels(model) != CHANNELS:
         return None
@@ -38,12 +38,12 @@ def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
 
 
 def _presets(family: str) -> Iterator[tuple[int, InputSpec]]:
-    """Yield number of parameters and input of all weights that a module of torchvision publishes."""
+    """Yield the number of parameters and the input of all weights that a torchvision module publishes."""
     from torchvision.models import WeightsEnum  # noqa: PLC0415  heavy
 
     for kind in vars(sys.modules[family]).values():
         if isinstance(kind, type) and issubclass(kind, WeightsEnum):
-            published: Any = kind  # an enumeration, which torchvision's annotations do not say
+            published: Any = kind  # an enumeration, although torchvision's annotations do not say so
             for weights in published:
                 preset = weights.transforms()
                 side = preset.crop_size[0]
@@ -59,7 +59,7 @@ def _input_channels(model: nn.Module) -> int | None:
 
 
 def _published_parameters(model: nn.Module) -> int:
-    """Return how many parameters the model would have with the classes of the published weights."""
+    """Return the number of parameters that the model would have with the classes of the published weights."""
     from torch import nn  # noqa: PLC0415  heavy
 
     count = sum(parameter.numel() for parameter in model.parameters())

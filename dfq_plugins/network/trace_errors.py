@@ -1,4 +1,4 @@
-"""Finds the line of the user's own model at which a framework's tracer gave up, for the adapters' error messages."""
+"""Finds the line of the user's model at which a framework's tracer failed, for the error messages of the adapters."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class FailingLine(NamedTuple):
-    """The frame of the model's code in which tracing failed, and the line as text: `path:number: `code``."""
+    """The stack frame of the model's code in which tracing failed, and the line as text: `path:number: `code``."""
 
     frame: FrameType
     text: str
 
 
 def failing_line(error: Exception, not_the_model: Collection[Path]) -> FailingLine | None:
-    """Return the last line of the error's traceback that lies outside the given folders, or None.
+    """Return the last line of the error's traceback that is outside the given folders, or None.
 
     Args:
-        error: what the tracer raised.
-        not_the_model: folders of torch, of the framework and of the adapter.
+        error: the error from the tracer.
+        not_the_model: folders of torch, the framework and the adapter.
     """
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):

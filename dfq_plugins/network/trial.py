@@ -1,4 +1,4 @@
-"""Trial runs: what a network accepts, what it returns, and whether it is sound."""
+"""Trial runs of a network: which inputs it accepts, what it returns, and whether it is finite."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dfq_plugins.errors import ModelError, UsageError, first_line
 from dfq_plugins.model_state import device_of
 
 CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
-"""Square image sizes tried where the network may accept only one."""
+"""Square image sizes to try on a network that may accept only one."""
 
 
 def check_finite(model: nn.Module) -> None:
-    """Refuse a model with NaN or infinite parameters or buffers.
+    """Reject a model with NaN or infinite parameters or buffers.
 
     Raises:
-        ModelError: names the first few tensors that are not finite.
+        ModelError: a tensor is not finite; the message names the first few.
     """
     wrong = [
         name
@@ -27,15 +27,16 @@ def check_finite(model: nn.Module) -> None:
     ]
     if wrong:
         raise ModelError(
-            f"Weights and statistics must be finite, but NaN or infinity is in {wrong[:5]}. Load a sound checkpoint."
+            f"Weights and statistics must be finite, but NaN or infinity was found in {wrong[:5]}. "
+            "Load a valid checkpoint."
         )
 
 
 def infer_shape(model: nn.Module) -> tuple[int, ...]:
-    """Return the shape of one input sample where the model leaves no choice.
+    """Return the shape of one input sample if the model accepts only one.
 
     Raises:
-        UsageError: several sizes, or none, would do.
+        UsageError: several sizes, or none of those tried, are accepted.
     """
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))), None)
     if isinstance(first, nn.Linear):
@@ -49,7 +50,7 @@ def infer_shape(model: nn.Module) -> tuple[int, ...]:
     axes = {nn.Conv1d: ("length",), nn.Conv3d: ("depth", "height", "width")}
     wanted = (channels, *axes.get(type(first), ("height", "width")))  # type: ignore[arg-type]
     raise UsageError(
-        f"The spatial size of the input cannot be read off {type(model).__name__}. Say it: "
+        f"The spatial size of the input cannot be inferred from {type(model).__name__}. Pass "
         f"InputSpec(shape=({', '.join(wanted)})), or --shape {','.join(wanted).upper()} on the command line."
     )
 
@@ -66,7 +67,7 @@ def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
     """Run the model on two blank samples and return its output.
 
     Raises:
-        ModelError: the model does not accept that shape, or returns no tensor.
+        ModelError: the model does not accept that shape, or does not return a tensor.
     """
     kind = next(model.parameters(), torch.empty(0)).dtype
     try:
@@ -76,7 +77,7 @@ def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
         message = (
             f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
             f"{first_line(error)}. "
-            "Give the shape of one sample as the network takes it."
+            "Give the shape of one sample as the network expects it."
         )
         raise ModelError(message) from error
     if not isinstance(outputs, torch.Tensor):

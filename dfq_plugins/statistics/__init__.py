@@ -1,1 +1,1 @@
-"""The statistics that BatchNorm stored, those of a batch, and the divergence between the two."""
+"""Stored BatchNorm statistics, observed batch statistics, and the divergence between them."""

@@ -1,10 +1,10 @@
-"""Random augmentation, differentiable, for inputs with any number of spatial axes.
+"""Differentiable random augmentation for inputs with any number of spatial axes.
 
 Mirroring, shifting, cropping and resizing are linear maps along one axis each: output position i reads the input at
-some position p, interpolated between its neighbors. A batch's augmentation is therefore one matrix per sample and
-axis, and applying it is a product of matrices, which compiles into one graph with the network whatever was drawn.
+some position p, interpolated between its neighbors. The augmentation of a batch is therefore one matrix per sample and
+axis. Applying it is a matrix product, which compiles into one graph with the network, whatever was drawn.
 
-Every draw comes from the caller's `torch.Generator`, on the processor, so a run on a GPU sees the same draws.
+All draws come from the caller's `torch.Generator` on the CPU, so a run on a GPU gets the same draws.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 AxisMaps: TypeAlias = "tuple[Tensor, ...]"
-"""A matrix `(batch, size, size)` for each spatial axis; empty where nothing is to happen."""
+"""A matrix `(batch, size, size)` per spatial axis; empty without augmentation."""
 
 _SPATIAL = 2  # the first spatial axis
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to each input before a forward pass.
+    """The augmentation of each input before a forward pass.
 
     Args:
-        jitter: largest shift along each spatial axis, in pixels, rolled round the edges.
+        jitter: largest shift along each spatial axis, in pixels; pixels wrap around the edges.
         flip: mirror the last axis half of the time.
-        crop: smallest side of a random crop, as a share of the input, resized back; 1 turns it off.
-        border: width of a border that the input is shifted over, in pixels; 0 turns it off. With `flip`, the usual
-            augmentation of training on small images (He et al. 2016, section 4.2: 4 pixels at 32).
+        crop: smallest side of a random crop, as a fraction of the input, resized back; 1 turns cropping off.
+        padding: padding of the random pad-and-crop, in pixels; 0 turns it off. Together with `flip`, this is the usual
+            training augmentation for small images (He et al. 2016, section 4.2: 4 pixels at 32).
     """
 
     jitter: int = 0
@@ -44,20 +44,20 @@ class Augmentation:
 
     @property
     def active(self) -> bool:
-        """Whether anything happens at all."""
+        """Whether anything is augmented."""
         return bool(self.jitter or self.flip or self.padding or self.crop < 1)
 
 
 def augment(
     inputs: Tensor, settings: Augmentation, rng: torch.Generator, fill: tuple[float, ...] | None = None
 ) -> Tensor:
-    """Return the batch `(batch, channels, *spatial)` after one random draw for each sample.
+    """Return the batch `(batch, channels, *spatial)` after one random augmentation per sample.
 
     Args:
         inputs: the batch.
-        settings: what is drawn.
-        rng: a fixed number of draws a sample, so that the split into batches makes no difference.
-        fill: what the border holds, one value a channel; None for zeros.
+        settings: the augmentation.
+        rng: source of a fixed number of draws per sample, so that the split into batches makes no difference.
+        fill: padding value per channel; None for zeros.
 
     >>> batch = torch.arange(4.0).view(1, 1, 4)
     >>> sorted(augment(batch, Augmentation(jitter=1), torch.Generator().manual_seed(0)).flatten().tolist())
@@ -71,10 +71,10 @@ def augment(
 def draw_maps(
     settings: Augmentation, shape: tuple[int, ...], rng: torch.Generator, device: torch.device | None = None
 ) -> AxisMaps:
-    """Draw the augmentation of a batch of the shape `(batch, channels, *spatial)`.
+    """Draw the augmentation of a batch with the shape `(batch, channels, *spatial)`.
 
     >>> (matrix,) = draw_maps(Augmentation(padding=1), (1, 1, 3), torch.Generator().manual_seed(0))
-    >>> matrix[0].tolist()  # shifted by one: the first place holds the border
+    >>> matrix[0].tolist()  # shifted by one: the first position holds padding
     [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     count, sizes = shape[0], shape[_SPATIAL:]
@@ -86,31 +86,31 @@ def draw_maps(
     for axis, size in enumerate(sizes):
         flips = settings.flip and axis == len(sizes) - 1
         mirrored = draws[:, 1:2] < (0.5 if flips else 0.0)
-        places = _places(settings, size, share, mirrored, draws[:, 2 + 3 * axis :][:, :3])
-        weights = 1 - (places[:, :, None] - torch.arange(float(size))).abs()  # linear interpolation
+        positions = _source_positions(settings, size, share, mirrored, draws[:, 2 + 3 * axis :][:, :3])
+        weights = 1 - (positions[:, :, None] - torch.arange(float(size))).abs()  # linear interpolation
         maps.append(weights.clamp_min(0).to(device))
     return tuple(maps)
 
 
-def _places(settings: Augmentation, size: int, share: Tensor, mirrored: Tensor, draws: Tensor) -> Tensor:
+def _source_positions(settings: Augmentation, size: int, share: Tensor, mirrored: Tensor, draws: Tensor) -> Tensor:
     """Return the input position that each output position of an axis reads, `(batch, size)`."""
     shift, start, corner = torch.split(draws, 1, dim=1)  # each (batch, 1), uniform in 0..1
     index = torch.arange(float(size)).expand(len(draws), -1)
     index = torch.where(mirrored, size - 1 - index, index)
-    index = (index + _whole(shift, 2 * settings.jitter) - settings.jitter) % size
+    index = (index + _uniform_integer(shift, 2 * settings.jitter) - settings.jitter) % size
     window = (size * share).round().clamp_min(1)
-    first = _whole(start, size - window)
+    first = _uniform_integer(start, size - window)
     index = ((index + 0.5) * window / size - 0.5).clamp_min(0).minimum(window - 1) + first
-    return index + _whole(corner, 2 * settings.padding) - settings.padding
+    return index + _uniform_integer(corner, 2 * settings.padding) - settings.padding
 
 
-def _whole(draw: Tensor, largest: Tensor | int) -> Tensor:
-    """Turn a uniform draw in 0..1 into a whole number from 0 to `largest`."""
+def _uniform_integer(draw: Tensor, largest: Tensor | int) -> Tensor:
+    """Convert a uniform draw in 0..1 to an integer from 0 to `largest`."""
     return (draw * (largest + 1)).floor().minimum(torch.as_tensor(largest, dtype=draw.dtype))
 
 
 def apply_maps(inputs: Tensor, maps: AxisMaps, fill: Tensor) -> Tensor:
-    """Return the inputs `(batch, channels, *spatial)` after the maps; outside them lies `fill`, `(channels,)`."""
+    """Apply the maps to the inputs `(batch, channels, *spatial)`; positions outside read `fill`, `(channels,)`."""
     if not maps:
         return inputs
     level = fill.to(inputs).view(1, -1, *(1 for _ in inputs.shape[_SPATIAL:]))
@@ -124,14 +124,15 @@ def apply_maps(inputs: Tensor, maps: AxisMaps, fill: Tensor) -> Tensor:
 
 
 PADDING_SHARE = 8
-"""The border is this part of the image's side: 4 pixels at 32, as in He et al. 2016, section 4.2."""
+"""The padding is the image's side divided by this: 4 pixels at 32, as in He et al. 2016, section 4.2."""
 
 PADDED_SIDES = range(16, 65)
-"""Training shifts small images over a border; large ones it cuts from a whole, tiny ones would lose too much."""
+"""Sides that training usually pads and crops; larger images are cropped from the full image, tiny ones lose too much.
+"""
 
 
 def padding_of(spec: InputSpec) -> int:
-    """Return the width of the border that training usually shifts such inputs over, in pixels; 0 for none.
+    """Return the padding that training usually uses for pad-and-crop of such inputs, in pixels; 0 for none.
 
     >>> from dfq_plugins.types import InputSpec
     >>> padding_of(InputSpec((3, 32, 32), value_range=(0, 1))), padding_of(InputSpec((3, 224, 224), value_range=(0, 1)))

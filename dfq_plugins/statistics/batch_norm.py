@@ -1,6 +1,6 @@
-"""BatchNorm statistics: what training stored in a network, and what given inputs produce at the same places.
+"""BatchNorm statistics: those that training stored in a network, and those that given inputs produce at each layer.
 
-The statistics of all layers lie in one flat vector, layer after layer, so that a divergence over a whole network is a
+The statistics of all layers are concatenated into one flat vector, so that the divergence of a whole network takes a
 handful of vector operations instead of a few per layer.
 """
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 INPUT_LAYER = "input"
-"""Name of the pseudo-layer at the network's input: normalized data has mean 0 and variance 1 there."""
+"""Name of the pseudo-layer at the network's input, where normalized data has mean 0 and variance 1."""
 
 EPS = 1e-5
-"""What is added to the variances of the pseudo-layer, and of layers that name none of their own."""
+"""Added to the variances of the pseudo-layer, and of layers without an `eps` attribute."""
 
 
 def stores_statistics(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Tell whether a module holds per-channel running statistics of its input.
+    """Return whether a module stores per-channel running statistics of its input.
 
-    True for BatchNorm 1d, 2d and 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d and everything else with vectors
+    True for BatchNorm 1d, 2d and 3d, SyncBatchNorm, torchvision's FrozenBatchNorm2d and any other module with vectors
     `running_mean` and `running_var`; false for instance normalization, whose statistics are not those of a batch.
     """
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
@@ -45,11 +45,11 @@ def stores_statistics(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
 
 
 def statistics_layers(model: nn.Module, names: Collection[str] | None = None) -> dict[str, nn.BatchNorm2d]:
-    """Return the layers that hold running statistics, by qualified name; a shared module appears once.
+    """Return the layers that store running statistics, by qualified name; a shared module appears once.
 
     Args:
         model: the network.
-        names: keep these layers alone; None keeps all.
+        names: keep only these layers; None keeps all.
     """
     layers = {name: module for name, module in model.named_modules() if stores_statistics(module)}
     return layers if names is None else {name: layer for name, layer in layers.items() if name in names}
@@ -59,7 +59,8 @@ def statistics_layers(model: nn.Module, names: Collection[str] | None = None) ->
 def reached_layers(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     """Return the names of the statistics layers that a forward pass of `inputs` calls.
 
-    Auxiliary classifiers, for one, rest in eval mode. What is not called cannot be observed, and is left out.
+    Auxiliary classifiers, for example, are not called in eval mode. Layers that are not called cannot be observed and
+    are excluded.
     """
     with StatisticsHooks(model) as hooks:
         model(inputs)
@@ -67,16 +68,16 @@ def reached_layers(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
 
 
 def require_reached_layers(model: nn.Module, spec: InputSpec) -> tuple[str, ...]:
-    """Return the names of the statistics layers that a forward pass calls, at least one.
+    """Return the names of the statistics layers that a forward pass calls; there must be at least one.
 
     Raises:
-        ModelError: none is called.
+        ModelError: no such layer is called.
     """
     names = reached_layers(model, torch.zeros(1, *spec.shape, device=device_of(model)))
     if not names:
         raise ModelError(
-            f"{type(model).__name__} holds BatchNorm layers, but a forward pass calls none of them, so their inputs "
-            "cannot be observed. Call the layers as modules, or give the model that uses them."
+            f"{type(model).__name__} has BatchNorm layers, but a forward pass calls none of them, so their inputs "
+            "cannot be observed. Call the layers as modules, or pass the model that calls them."
         )
     return names
 
@@ -87,11 +88,11 @@ class StoredStatistics:
 
     Args:
         names: layer names, in the order of the vectors.
-        sizes: channels of each layer.
+        sizes: number of channels of each layer.
         mean: stored means, shape `(sum(sizes),)`, float32.
         var: stored variances, without eps.
         eps: eps of each channel's layer.
-        weight: weight of each channel in a mean over channels, then over layers; sums to 1.
+        weight: weight of each channel in a mean over channels, then over layers; the weights sum to 1.
     """
 
     names: tuple[str, ...]
@@ -110,12 +111,12 @@ class StoredStatistics:
 def stored_statistics(
     model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None
 ) -> StoredStatistics:
-    """Collect the running statistics of `model`, the input pseudo-layer first where the input is standardized.
+    """Collect the running statistics of `model`; the input pseudo-layer comes first if the input is standardized.
 
     Args:
         model: a network with at least one BatchNorm layer.
         spec: adds the pseudo-layer (mean 0, variance 1 per input channel) if its inputs are standardized.
-        names: the layers to take; None takes all.
+        names: the layers to collect; None collects all.
     """
     layers = statistics_layers(model, names)
     device = next(iter(layers.values())).running_mean.device  # type: ignore[union-attr]
@@ -140,12 +141,12 @@ def stored_statistics(
 class StatisticsHooks(ForwardHooks):
     """Observes the inputs of all statistics layers of a network while the context is open.
 
-    A layer that one forward pass calls several times (a shared module) contributes the mean over its calls of mean and
-    of variance, for that is what its running statistics averaged in training: each call updated them by its own.
+    If one forward pass calls a layer several times (a shared module), its mean and variance are averaged over the
+    calls. Training does the same: each call updates the running statistics separately.
 
     Args:
         model: the network; hooks are attached to it while the context is open.
-        spec: adds the input pseudo-layer where the input is standardized.
+        spec: adds the input pseudo-layer if the input is standardized.
         names: the layers to observe; None observes all.
 
     >>> network = nn.Sequential(nn.BatchNorm1d(1)).eval()
@@ -168,7 +169,7 @@ class StatisticsHooks(ForwardHooks):
             yield layer.register_forward_pre_hook(self._observer(name), with_kwargs=True)
 
     def close(self) -> None:
-        """Remove every hook, and forget what was seen."""
+        """Remove every hook and discard all observations."""
         super().close()
         self.forget()
 
@@ -186,14 +187,14 @@ class StatisticsHooks(ForwardHooks):
         return tuple(name for name in self.layers if name in self._calls)
 
     def forget(self) -> None:
-        """Drop what a forward pass left that did not come to its end."""
+        """Discard the observations of an incomplete forward pass."""
         self._calls.clear()
 
     def collect(self, inputs: Tensor | None = None) -> Moments:
-        """Return the moments of all layers since the last collection, and forget them.
+        """Return the moments of all layers since the last collection, and discard them.
 
         Args:
-            inputs: the network input, for the pseudo-layer; needed where the specification is standardized.
+            inputs: the network input, for the pseudo-layer; required if the specification is standardized.
 
         Raises:
             RuntimeError: a layer was not reached by the forward pass.
@@ -201,7 +202,7 @@ class StatisticsHooks(ForwardHooks):
         return averaged_calls(self.collect_calls(inputs))
 
     def collect_calls(self, inputs: Tensor | None = None) -> list[list[Moments]]:
-        """Return the moments of every layer, call by call, and forget them; see `collect`."""
+        """Return the moments of every layer for each call, and discard them; see `collect`."""
         missing = self.layers.keys() - self._calls.keys()
         if missing:
             raise RuntimeError(f"The forward pass did not reach the layers {sorted(missing)}.")
@@ -214,11 +215,11 @@ class StatisticsHooks(ForwardHooks):
 
 
 class StatisticsPool:
-    """Pools the moments of batch after batch: the statistics are those of the set, whatever the batch size.
+    """Pools moments over batches: the result is the statistics of the whole set, whatever the batch size.
 
     Args:
         model: a network with at least one BatchNorm layer, in eval mode.
-        spec: adds the input pseudo-layer where the input is standardized.
+        spec: adds the input pseudo-layer if the input is standardized.
         names: the layers to observe; None observes all.
     """
 
@@ -229,19 +230,19 @@ class StatisticsPool:
 
     @torch.no_grad()
     def add(self, batch: Tensor) -> None:
-        """Run one batch `(batch, *shape)` through the network; an empty one changes nothing."""
+        """Run one batch `(batch, *shape)` through the network; an empty batch has no effect."""
         if len(batch):
             with self._hooks as hooks:
                 self._model(batch)
                 new = hooks.collect_calls(batch)
             pairs = zip(self._pooled, new, strict=True)
-            self._pooled = [_pooled_calls(*pair) for pair in pairs] if self._pooled else new
+            self._pooled = [_pool_calls(*pair) for pair in pairs] if self._pooled else new
 
     def moments(self) -> Moments:
         """Return the moments of all samples so far at every layer.
 
         Raises:
-            ValueError: there was no sample.
+            ValueError: there were no samples.
         """
         if not self._pooled:
             raise ValueError("Statistics need at least one sample, got none.")
@@ -254,7 +255,7 @@ def pooled_moments(
     """Run all batches through the network and return the moments of the whole set at every statistics layer.
 
     Raises:
-        ValueError: there is no sample.
+        ValueError: there are no samples.
     """
     pool = StatisticsPool(model, spec, names)
     for batch in batches:
@@ -262,26 +263,26 @@ def pooled_moments(
     return pool.moments()
 
 
-def _pooled_calls(known: list[Moments], new: list[Moments]) -> list[Moments]:
+def _pool_calls(known: list[Moments], new: list[Moments]) -> list[Moments]:
     return [former.pooled(latter) for former, latter in zip(known, new, strict=True)]
 
 
 def layer_divergences(
     model: nn.Module, batches: Iterable[Tensor], spec: InputSpec | None = None
 ) -> Mapping[str, float]:
-    """Return the KL divergence of each layer between the stored statistics and those of all batches together.
+    """Return each layer's KL divergence between the stored statistics and those of all batches together.
 
-    Its mean over layers is the measure of data similarity of Haroush et al. 2020: how far a data set is, in the eyes
-    of a trained network, from the data of its training. Layers that a forward pass does not call are left out; the
-    result is empty where it calls none.
+    Its mean over layers is the measure of data similarity of Haroush et al. 2020: how far a data set is from the
+    training data, as a trained network sees it. Layers that a forward pass does not call are excluded; the result is
+    empty if it calls none.
 
     Args:
         model: a network with at least one BatchNorm layer, in eval mode.
         batches: inputs `(batch, *shape)`, moved to the network's device one by one.
-        spec: adds the input pseudo-layer where the input is standardized.
+        spec: adds the input pseudo-layer if the input is standardized.
 
     Raises:
-        ValueError: there is no sample.
+        ValueError: there are no samples.
     """
     moved = (batch.to(device_of(model)) for batch in batches if len(batch))
     first = next(moved, None)
@@ -295,5 +296,5 @@ def layer_divergences(
 
 
 def divergence_of(stored: StoredStatistics, moments: Moments) -> dict[str, float]:
-    """Return the KL divergence of each layer's stored statistics from observed ones, a mean over channels in nats."""
+    """Return each layer's KL divergence of the stored from the observed statistics, in nats, averaged over channels."""
     return stored.per_layer(gaussian_kl(stored.mean, stored.var + stored.eps, moments.mean, moments.var + stored.eps))

@@ -13,20 +13,20 @@ DivergenceName: TypeAlias = Literal["kl", "l2"]
 
 
 def gaussian_kl(stored_mean: Tensor, stored_var: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of two Gaussians per channel, the stored one first.
+    """Kullback-Leibler divergence of the stored from the observed Gaussian, per channel.
 
     `KL(N(mu, var) || N(m, v)) = 0.5 * log(v / var) - 0.5 * (1 - (var + (mu - m)^2) / v)`.
-    The observed variance stands in the denominator, so collapsed samples are punished hard.
+    The observed variance is in the denominator, so collapsed samples are penalized heavily.
     Source: Haroush et al. 2020 (The Knowledge Within), BN-statistics scheme.
 
     Args:
-        stored_mean: mean recorded in training, shape `(channels,)`.
-        stored_var: variance recorded in training, positive; add the layer's eps to both variances.
+        stored_mean: mean stored during training, shape `(channels,)`.
+        stored_var: variance stored during training, positive; add the layer's eps to both variances.
         mean: observed mean.
         var: observed variance, positive.
 
     Returns:
-        Divergence in nats, shape `(channels,)`, zero where both agree.
+        Divergence in nats, shape `(channels,)`; zero if both agree.
 
     >>> zero, one = torch.zeros(1), torch.ones(1)
     >>> gaussian_kl(zero, one, zero, one).item()
@@ -38,7 +38,7 @@ def gaussian_kl(stored_mean: Tensor, stored_var: Tensor, mean: Tensor, var: Tens
 
 
 def squared_distance(stored_mean: Tensor, stored_var: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """Squared distance of the means plus that of the standard deviations, per channel.
+    """Squared distance of the means plus squared distance of the standard deviations, per channel.
 
     Source: the BN-statistics loss of ZeroQ (Cai et al. 2020).
 
@@ -49,4 +49,4 @@ def squared_distance(stored_mean: Tensor, stored_var: Tensor, mean: Tensor, var:
 
 
 DIVERGENCES = {"kl": gaussian_kl, "l2": squared_distance}
-"""Divergences by the name that options use."""
+"""Divergences by their option name."""

@@ -1,4 +1,4 @@
-"""Mean and variance per channel of batches, and how they pool: pure arithmetic on tensors."""
+"""Per-channel mean and variance of batches, and how to pool them: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def batch_moments(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, in float32, of a tensor `(batch, channels, *spatial)`.
+    """Return the per-channel mean and biased variance, in float32, of a tensor `(batch, channels, *spatial)`.
 
-    Computed from `values - shift` in one pass; a shift near the mean keeps the subtraction of squares exact.
+    Computed from `values - shift` in one pass; a shift near the mean keeps the difference of squares accurate.
 
     >>> mean, var = batch_moments(torch.tensor([[1.0], [3.0]]), torch.tensor([2.5]))
     >>> mean.item(), var.item()
@@ -26,7 +26,7 @@ def batch_moments(values: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and variance per channel, all layers in one vector; `count` samples were pooled."""
+    """Mean and variance per channel, with all layers in one vector, pooled over `count` samples."""
 
     mean: Tensor
     var: Tensor
@@ -43,7 +43,7 @@ class Moments:
 
 
 def averaged_calls(layers: list[list[Moments]]) -> Moments:
-    """Average each layer's moments over its calls, and put the layers into one vector."""
+    """Average each layer's moments over its calls and concatenate the layers into one vector."""
     mean = torch.cat([torch.stack([call.mean for call in calls]).mean(0) for calls in layers])
     var = torch.cat([torch.stack([call.var for call in calls]).mean(0) for calls in layers])
     return Moments(mean, var, layers[0][0].count)

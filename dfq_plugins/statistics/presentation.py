@@ -1,8 +1,8 @@
-"""How a network is shown data when its BatchNorm statistics are compared: plainly, or as training usually shows it.
+"""How data is presented to a network to compare its BatchNorm statistics: unchanged, or augmented as in training.
 
-A network's stored statistics are those of its training data *as training augmented them*. Images of the training set
-that are shown plainly may therefore look farther away than strangers: a border, for one, raises the variances of
-the first layers. How a network was trained is not known, so data is shown in both ways, and what fits best counts.
+A network's stored statistics are those of its training data *after augmentation*. Unaugmented training images may
+therefore seem farther away than unrelated images: padding, for example, raises the variances of the first layers. The
+training augmentation is unknown, so data is presented both ways, and the better fit counts.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ PresentationChoice: TypeAlias = Literal["auto", "none", "pad-and-crop"]
 
 
 def presentations(spec: InputSpec, choice: PresentationChoice) -> tuple[Presentation, ...]:
-    """Return the ways in which to show data of a specification.
+    """Return the presentations to try for data of a specification.
 
     Raises:
-        UsageError: pad-and-crop is asked for inputs that are no images of a known value range.
+        UsageError: pad-and-crop is requested for inputs that are not images with a known value range.
     """
     if choice == "auto":
         return ("none", "pad-and-crop") if padding_of(spec) else ("none",)
     if choice == "pad-and-crop" and (len(spec.shape) != 3 or spec.bounds is None):  # noqa: PLR2004
         raise UsageError(
-            f"pad-and-crop needs images (channels, height, width) of a known value range, got {spec}. "
-            "Give the value range, or choose none."
+            f"pad-and-crop needs images (channels, height, width) with a known value range, got {spec}. "
+            "Set the value range, or choose none."
         )
     return (choice,)
 
@@ -47,17 +47,17 @@ def presentations(spec: InputSpec, choice: PresentationChoice) -> tuple[Presenta
 def best_divergences(
     model: nn.Module, batches: Iterable[Tensor], spec: InputSpec, choice: PresentationChoice = "auto"
 ) -> tuple[Presentation, dict[str, float]]:
-    """Return the presentation under which the data fits best, and the KL divergence of each layer, in nats.
+    """Return the presentation with the best fit, and the KL divergence of each layer in nats.
 
     Args:
-        model: a network in eval mode; where a forward pass calls no BatchNorm layer, there is no divergence.
+        model: a network in eval mode; without BatchNorm layers in its forward pass, the result is empty.
         batches: inputs `(batch, *shape)`, moved to the network's device one by one; iterated once.
-        spec: what an input looks like.
+        spec: the input specification.
         choice: one presentation, or "auto" for the better one.
 
     Raises:
-        UsageError: the presentation does not fit the specification.
-        ValueError: there is no sample.
+        UsageError: the presentation does not suit the specification.
+        ValueError: there are no samples.
     """
     device = device_of(model)
     names = reached_layers(model, torch.zeros(1, *spec.shape, dtype=torch.float32, device=device))
@@ -68,15 +68,15 @@ def best_divergences(
     for batch in batches:
         moved = batch.to(device)
         for way, pool in pools.items():
-            pool.add(_shown(moved, way, spec, rng))
+            pool.add(_presented(moved, way, spec, rng))
     stored = stored_statistics(model, spec, names)
     divergences = {way: divergence_of(stored, pool.moments()) for way, pool in pools.items()}
     best = min(divergences, key=lambda way: sum(divergences[way].values()))
     return best, divergences[best]
 
 
-def _shown(batch: Tensor, way: Presentation, spec: InputSpec, rng: torch.Generator) -> Tensor:
+def _presented(batch: Tensor, way: Presentation, spec: InputSpec, rng: torch.Generator) -> Tensor:
     if way == "none" or spec.bounds is None:
         return batch
-    border = max(1, min(spec.shape[1:]) // PADDING_SHARE)
-    return augment(batch, Augmentation(flip=True, padding=border), rng, spec.pad_value)
+    padding = max(1, min(spec.shape[1:]) // PADDING_SHARE)
+    return augment(batch, Augmentation(flip=True, padding=padding), rng, spec.pad_value)

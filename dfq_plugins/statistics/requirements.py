@@ -1,4 +1,4 @@
-"""What a network must have for its BatchNorm statistics to be inverted."""
+"""Requirements on a network for the inversion of its BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch import nn
 from dfq_plugins.errors import ModelError
 from dfq_plugins.statistics.batch_norm import statistics_layers
 
-INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or give real samples."
+INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or provide real samples."
 
 
 def require_batch_norm(model: nn.Module) -> None:
-    """Refuse a model without trained BatchNorm statistics: there is nothing to invert.
+    """Reject a model without trained BatchNorm statistics: there is nothing to invert.
 
     Raises:
-        ModelError: no BatchNorm, folded BatchNorm, or statistics that were never trained or are not valid.
+        ModelError: the model has no BatchNorm, its BatchNorm is folded, or its statistics are untrained or invalid.
     """
     layers = statistics_layers(model)
     if not layers:
-        raise ModelError(_no_batch_norm(model))
+        raise ModelError(_no_batch_norm_message(model))
     if all(_untrained(layer) for layer in layers.values()):
         raise ModelError(
             f"All {len(layers)} BatchNorm layers still hold their initial statistics (mean 0, variance 1): the model "
@@ -27,7 +27,7 @@ def require_batch_norm(model: nn.Module) -> None:
     negative = [name for name, layer in layers.items() if float(layer.running_var.min()) < 0]  # type: ignore[union-attr]
     if negative:
         raise ModelError(
-            f"A variance cannot be negative, but running_var is in {negative[:5]}. Load a sound checkpoint."
+            f"Variances cannot be negative, but running_var is negative in {negative[:5]}. Load a valid checkpoint."
         )
 
 
@@ -35,12 +35,12 @@ def _untrained(layer: nn.Module) -> bool:
     return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())  # type: ignore[union-attr]
 
 
-def _no_batch_norm(model: nn.Module) -> str:
+def _no_batch_norm_message(model: nn.Module) -> str:
     convolutions = [module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
     if convolutions and all(module.bias is not None for module in convolutions):
         return (
-            f"{type(model).__name__} has no BatchNorm layer, and all its convolutions have a bias: BatchNorm seems to "
-            f"have been folded into them. Give the model as it was before folding. {INSTEAD}"
+            f"{type(model).__name__} has no BatchNorm layer, and all its convolutions have a bias: BatchNorm has "
+            f"probably been folded into them. Pass the model from before folding. {INSTEAD}"
         )
     name = type(model).__name__
     return f"{name} has no BatchNorm layer with running statistics, so there is nothing to invert. {INSTEAD}"

@@ -1,1 +1,1 @@
-"""Files that are whole or absent, locks, ranks and canonical JSON. Imports no torch."""
+"""Atomic files, locks, ranks and canonical JSON. Imports no torch."""

@@ -1,4 +1,4 @@
-"""JSON with one form for each value, and digests of it."""
+"""Canonical JSON, with one form per value, and digests of it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from dfq_plugins.errors import UsageError
 
 
 def jsonable(value: object) -> Any:
-    """Return `value` (records, containers, paths, enums, numbers, text) in JSON's types; infinities become text.
+    """Convert `value` (records, containers, paths, enums, numbers, text) to JSON types; infinities become text.
 
     Raises:
-        UsageError: something in it has no JSON form.
+        UsageError: the value holds something that has no JSON form.
     """
-    # As late as pydantic itself, of which it is the compiled part.
+    # Imported late, like pydantic: this is its compiled core.
     from pydantic_core import PydanticSerializationError, to_json  # noqa: PLC0415
 
     try:
         return json.loads(to_json(value, inf_nan_mode="strings"))
     except PydanticSerializationError as error:
         raise UsageError(
-            f"Settings are stored as JSON and need values that JSON can hold: {error}. "
+            f"Settings are stored as JSON, so every value must have a JSON form: {error}. "
             "Use numbers, text, true or false, lists and mappings."
         ) from error
 
 
 def short_digest(digest: str) -> str:
-    """Return as many digits of a digest as messages show.
+    """Shorten a digest to the digits that messages show.
 
     >>> short_digest("0123456789abcdef")
     '0123456789ab'

@@ -1,4 +1,4 @@
-"""Atomic file writes, and the removal of what a killed run left. Imports no torch."""
+"""Atomic file writes, and cleanup after killed runs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK_FILE = ".dfq-lock"
-"""Begins the name of every lock; they lie in the folder while a run writes into it. See `dfq_plugins.storage.locks`."""
+"""Prefix of every lock file; locks exist while a run writes into the folder. See `dfq_plugins.storage.locks`."""
 
 TEMPORARY_SUFFIX = ".dfq-tmp"
-"""Ends the name of every file that is not complete yet."""
+"""Suffix of every incomplete file."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -28,10 +28,10 @@ _NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into an error that says what to do.
+    """Turn an operating system error on writing `path` into an error that says what to do.
 
     Raises:
-        DataError: the disk is full, the folder is not writable, or the path leads through a file.
+        DataError: the disk is full, the folder is not writable, or a parent of the path is a file.
     """
     try:
         yield
@@ -42,13 +42,13 @@ def explained(path: Path) -> Iterator[None]:
 def _explain(error: OSError, path: Path) -> str:
     reason = error.strerror or str(error)
     if error.errno in _FULL:
-        room = f"The disk is full: {path} could not be written ({reason}; {_free_bytes(path):,} bytes are free)."
-        return f"{room} Make room and run the same command again: finished shards are kept."
+        full = f"The disk is full: {path} could not be written ({reason}; {_free_bytes(path):,} bytes are free)."
+        return f"{full} Free some space and run the same command again: finished shards are kept."
     if error.errno in _FORBIDDEN:
         return f"{path} cannot be written ({reason}). Make its folder writable, or choose another output folder."
     if error.errno in _NOT_A_FOLDER:
-        return f"A data set is a folder, but {path} is a file or leads through one. Choose another output folder."
-    return f"{path} could not be written ({reason}). Choose another output folder, or mend this one."
+        return f"A data set is a folder, but {path} or one of its parents is a file. Choose another output folder."
+    return f"{path} could not be written ({reason}). Choose another output folder, or fix this one."
 
 
 def _free_bytes(path: Path) -> int:
@@ -59,10 +59,10 @@ def _free_bytes(path: Path) -> int:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that the file is there whole or not at all, also after a power cut.
+    """Write `data` to `path` so that the file is either complete or absent, even after a power failure.
 
     Raises:
-        DataError: the file could not be written; the temporary file is gone and an older `path` is as it was.
+        DataError: the file could not be written; the temporary file is removed and an existing `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     with explained(path):
@@ -80,7 +80,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last; file systems that cannot open or sync a folder do without."""
+    """Make a rename in `folder` durable, on file systems that can open and sync a folder."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -90,10 +90,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def create_folder(folder: Path) -> list[Path]:
-    """Create `folder` with its parents; return those that were new, deepest first.
+    """Create `folder` and its parents; return the folders that were created, deepest first.
 
     Raises:
-        DataError: it cannot be created, or is a file.
+        DataError: the folder cannot be created, or is a file.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with explained(folder):
@@ -102,14 +102,14 @@ def create_folder(folder: Path) -> list[Path]:
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Remove those of `folders`, deepest first, that are empty."""
+    """Remove the empty ones of `folders`, which are given deepest first."""
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()
 
 
 def is_own_leftover(path: Path) -> bool:
-    """Whether `path` is a lock or a temporary file of this package, which a killed run leaves behind.
+    """Return whether `path` is a lock or temporary file of this package, left behind by a killed run.
 
     >>> from pathlib import Path
     >>> is_own_leftover(Path("out/.manifest.json.71-0a1b2c3d.dfq-tmp")), is_own_leftover(Path("out/notes.txt"))
@@ -119,7 +119,7 @@ def is_own_leftover(path: Path) -> bool:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of a killed run. Call it only while holding the lock on `folder`."""
+    """Remove the temporary files of a killed run. Call this only while holding the lock on `folder`."""
     with explained(folder):
         for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
             path.unlink(missing_ok=True)

@@ -1,12 +1,13 @@
-"""The locks by which one run has an output folder to itself, and the ranks of that run share its shards.
+"""Locks that give one run exclusive use of an output folder and divide its shards among its ranks.
 
-Every lock is one on a file (`flock`), which the operating system frees when its holder dies, however it dies. On a
-network file system the server keeps the locks: NFS version 4 does, and version 3 with its lock daemon, for Linux turns
-`flock` there into a lock at the server; it frees those of a machine that is gone when their lease ends, after about a
-minute and a half. Claim files with heartbeats would need clocks that agree, and time limits that a slow shard breaks.
+Every lock is a file lock (`flock`), which the operating system releases when its holder dies, however it dies. On a
+network file system, the server keeps the locks: NFS version 4 does, and so does version 3 with its lock daemon, because
+Linux turns `flock` into a lock on the server there. The server releases the locks of a lost machine when their lease
+expires, after about a minute and a half. Claim files with heartbeats would need synchronized clocks, and timeouts that
+a slow shard exceeds.
 
-Where locks do not reach from machine to machine, two ranks may make the same shard. That wastes time and harms
-nothing: a shard is the same bytes whoever makes it, and appears by renaming a complete file.
+If locks do not work across machines, two ranks may make the same shard. That wastes time but does no harm: every rank
+makes the same bytes, and a shard appears by renaming a complete file.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 POLL_SECONDS = 0.1
-"""How often a rank looks again for a lock that another holds."""
+"""How often a rank retries a lock that another rank holds."""
 
 PATIENCE_SECONDS = 15.0
-"""How long a rank waits for the folder: its siblings hold it for moments, those of a run that was stopped are dying."""
+"""How long a rank waits for the folder: its siblings hold it only briefly, and ranks of a stopped run are exiting."""
 
 
 class HeldFile:
-    """An exclusive lock on a file of its own, across processes and threads; the file is gone when it is given back."""
+    """An exclusive lock on a dedicated file, across processes and threads; the file is removed on release."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # thread_local=False: a run may be closed by another thread than the one that began it.
+        # thread_local=False: a run may be closed by a different thread than the one that began it.
         self._lock = FileLock(path, thread_local=False)
 
     def take(self) -> bool:
-        """Take the lock if nobody holds it, without waiting; tell whether it is held now.
+        """Try to take the lock without waiting; return whether it is held now.
 
         Raises:
             DataError: the folder cannot be written.
@@ -54,10 +55,10 @@ class HeldFile:
         return True
 
     def release(self) -> None:
-        """Give the lock back and remove its file; does nothing where the lock is not held."""
+        """Release the lock and remove its file; does nothing if the lock is not held."""
         if not self._lock.is_locked:
             return
-        # Removed while still held: a run that opened the old file meanwhile finds it unlinked and refuses it.
+        # Remove the file while holding the lock: a run that has already opened it sees it unlinked and rejects it.
         with contextlib.suppress(OSError):
             self.path.unlink()
         self._lock.release()
@@ -72,70 +73,70 @@ class HeldFile:
 
 
 class FolderLock:
-    """Lets one run at a time write into a folder: a single process, or all the ranks of one `torchrun`.
+    """Lets one run at a time write into a folder: a single process, or all ranks of one `torchrun`.
 
-    `.dfq-lock` is the door. A single process holds it as long as it writes. A rank holds it while it comes in, and from
-    then on a lock of its own beside it, which says to whoever comes later that a run of this name is at work.
+    `.dfq-lock` guards entry. A single process holds it as long as it writes. A rank holds it only while it enters; from
+    then on it holds a separate lock, which shows later arrivals that a run of this name is active.
 
     Args:
-        folder: the output folder, which exists.
-        rank: which process of the run this is.
+        folder: the output folder, which must exist.
+        rank: this process's rank in the run.
     """
 
     def __init__(self, folder: Path, rank: Rank | None = None) -> None:
         self._folder = folder
         self._rank = rank or Rank()
-        self._door = HeldFile(folder / LOCK_FILE)
-        self._own = HeldFile(folder / f"{LOCK_FILE}.{self._rank.run}.rank-{self._rank.index}")
+        self._entry_lock = HeldFile(folder / LOCK_FILE)
+        self._rank_lock = HeldFile(folder / f"{LOCK_FILE}.{self._rank.run}.rank-{self._rank.index}")
         self._claimed: HeldFile | None = None
 
     def acquire(self) -> bool:
-        """Come in, and keep the door shut behind: `admit_siblings` opens it. Tell whether this run was there before.
+        """Enter the folder and keep the entry lock until `admit_siblings`; return whether this run was active before.
 
-        A rank waits a little for the door; a single process never does.
+        A rank waits briefly for the entry lock; a single process never does.
 
         Raises:
-            DataError: another run is at work in the folder, or the folder is not writable.
+            DataError: another run is active in the folder, or the folder is not writable.
         """
         deadline = time.monotonic() + (0 if self._rank.alone else PATIENCE_SECONDS)
         while True:
-            if self._door.take():
-                runs = self._runs_at_work()
-                if runs <= {self._rank.run} and (self._rank.alone or self._own.take()):
+            if self._entry_lock.take():
+                runs = self._active_runs()
+                if runs <= {self._rank.run} and (self._rank.alone or self._rank_lock.take()):
                     return bool(runs)
-                self._door.release()
+                self._entry_lock.release()
             if time.monotonic() >= deadline:
                 raise DataError(
-                    f"Another run is writing into {self._folder}, and two runs never share an output folder. "
-                    "Wait until it ends, or choose another output folder."
+                    f"Another run is writing into {self._folder}, and two runs cannot share an output folder. "
+                    "Wait until it finishes, or choose another output folder."
                 )
             time.sleep(POLL_SECONDS)
 
     def admit_siblings(self) -> None:
-        """Open the door to the other ranks of this run, once the folder holds its plan."""
+        """Release the entry lock for the other ranks of this run, once the folder holds its plan."""
         if not self._rank.alone:
-            self._door.release()
+            self._entry_lock.release()
 
     def claim(self, name: str) -> HeldFile | None:
-        """Claim a part of the work for this rank, or return None where a sibling is at it."""
+        """Claim a part of the work for this rank; return None if a sibling holds it."""
         claimed = HeldFile(self._folder / f"{LOCK_FILE}.{name}")
         if not claimed.take():
             return None
-        self._claimed = claimed  # so that a run that ends by an exception gives it back
+        self._claimed = claimed  # released by release() if the run ends with an exception
         return claimed
 
     def is_claimed(self, name: str) -> bool:
-        """Tell whether a rank seems to be at a part of the work; the claim of a dead one may still lie there."""
+        """Return whether a part of the work seems to be claimed; the claim of a dead rank may still exist."""
         return (self._folder / f"{LOCK_FILE}.{name}").exists()
 
     def release(self) -> None:
-        """Give everything back; does nothing where nothing is held."""
-        for held in (self._claimed, self._own, self._door):
+        """Release all locks; does nothing if none are held."""
+        for held in (self._claimed, self._rank_lock, self._entry_lock):
             if held is not None:
                 held.release()
 
-    def _runs_at_work(self) -> set[str]:
-        """Return the names of the runs that have ranks alive in the folder, and remove what dead ranks left."""
+    def _active_runs(self) -> set[str]:
+        """Return the names of the runs with live ranks in the folder, and remove the locks that dead ranks left."""
         names = set()
         with explained(self._folder):
             for path in sorted(self._folder.glob(f"{LOCK_FILE}.*")):

@@ -9,7 +9,7 @@ _LIBRARIES = ("dfq-plugins", "torch", "torchvision", "numpy", "safetensors")
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that the samples depend on, without importing them."""
+    """Return the versions of Python and the libraries that the samples depend on, without importing them."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

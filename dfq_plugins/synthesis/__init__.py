@@ -1,1 +1,1 @@
-"""Optimizes inputs until a network's statistics match, shard by shard; `run` holds `synthesize`."""
+"""Optimizes inputs to match a network's statistics, shard by shard; `synthesize` is in `run`."""

@@ -1,7 +1,7 @@
-"""A budget of time for a whole synthesis, and how it is shared out among shards. Imports no torch.
+"""A time budget for a whole synthesis, divided among its shards. Imports no torch.
 
-The clock is `time.monotonic`: setting the computer's clock changes nothing. How many iterations a budget holds depends
-on the machine and its load, and so do the bytes; each shard says how many it really took.
+The clock is `time.monotonic`, so setting the computer's clock has no effect. The number of iterations that fit into a
+budget depends on the machine and its load, and so do the bytes; each shard records its actual number of iterations.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class RunBudget:
-    """The seconds that a run may take, counted from now.
+    """The number of seconds that a run may take, starting now.
 
     Args:
-        seconds: of the whole run, more than 0.
-        clock: seconds that never run backwards; a parameter so that tests need not wait.
+        seconds: time for the whole run, greater than 0.
+        clock: monotonic clock in seconds; a parameter so that tests do not have to wait.
 
     Raises:
         UsageError: the budget is not positive.
@@ -33,14 +33,14 @@ class RunBudget:
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         if not seconds > 0:
-            raise UsageError(f"max_seconds must be above 0, got {seconds}.")
+            raise UsageError(f"max_seconds must be greater than 0, got {seconds}. Omit it to run without a budget.")
         self.seconds = seconds
         self._clock = clock
         self._end = clock() + seconds
 
     @classmethod
     def of(cls, value: float | RunBudget | None) -> RunBudget | None:
-        """Return a budget of so many seconds from now, the budget that was given, or None.
+        """Return a budget that starts now from a number of seconds; return a budget or None unchanged.
 
         Raises:
             UsageError: the budget is not positive.
@@ -51,17 +51,17 @@ class RunBudget:
 
     @property
     def left(self) -> float:
-        """Seconds to the end; negative after it."""
+        """Seconds left; negative if the budget is exceeded."""
         return self._end - self._clock()
 
     def allow(self, *, samples: int, ahead: int, processes: int, reserve: float) -> TimeBudget:
-        """Return the time for one shard: an equal share for each sample that this process may still have to make.
+        """Return the time for one shard: an equal share per sample that this process may still have to make.
 
         Args:
-            samples: samples of the shard.
-            ahead: samples that nobody has made or claimed yet, with those of the shard.
-            processes: how many make them at the same time.
-            reserve: seconds to keep for what follows the optimization.
+            samples: number of samples in the shard.
+            ahead: number of samples that are neither made nor claimed yet, including those of the shard.
+            processes: number of processes that make samples in parallel.
+            reserve: seconds to reserve for the work after the optimization.
         """
         left = max(0.0, self.left - reserve)
         return TimeBudget(left * min(1.0, samples * processes / ahead), left)

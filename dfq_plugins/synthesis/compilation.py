@@ -1,4 +1,4 @@
-"""What happens where the step cannot be compiled, or what was compiled cannot be kept. Imports no torch."""
+"""Handles failed compilation and an unusable compile cache. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-"""Environment variable of torch: the folder in which it keeps what it compiled."""
+"""Environment variable of torch: the folder of its compile cache."""
 
 _NO_COMPILER = re.compile(r"InvalidCxxCompiler|\bno\b.*\bcompiler\b", re.IGNORECASE)
 
 
 def explained_failure(error: Exception) -> str:
-    """Return one line: that the work goes on uncompiled, why, and what would mend it.
+    """Return a one-line message: compilation failed, the reason, and how to fix it.
 
     >>> explained_failure(PermissionError(13, "Permission denied", "/cache"))  # doctest: +ELLIPSIS
     "Compilation failed (PermissionError: [Errno 13] Permission denied: '/cache'); continuing uncompiled, ...
@@ -40,12 +40,12 @@ def _remedy(error: BaseException) -> str:
     if _NO_COMPILER.search(everything):
         return "Install a C++ compiler (g++ or clang++), name it in CXX, or set compile=never."
     if any(isinstance(cause, OSError) for cause in _causes(error)) or "Errno" in everything:
-        return "Point TORCHINDUCTOR_CACHE_DIR at a folder that can be written, or set compile=never."
-    return "Set compile=never to do without from the start."
+        return "Point TORCHINDUCTOR_CACHE_DIR to a writable folder, or set compile=never."
+    return "Set compile=never to skip compilation."
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    """Return an error and what it came from.
+    """Return an error and its chain of causes.
 
     >>> [type(cause).__name__ for cause in _causes(KeyError())]
     ['KeyError']
@@ -59,18 +59,18 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 @contextlib.contextmanager
 def writable_compile_cache() -> Iterator[None]:
-    """Let torch keep its compilations in a temporary folder where the one that the user named cannot be written.
+    """Use a temporary compile cache if the folder that the user set is not writable.
 
-    Without one torch cannot even import its compiler, on which its optimizers depend.
+    Without a writable cache torch cannot even import its compiler, on which its optimizers depend.
     """
     named = os.environ.get(CACHE_VARIABLE)
-    reason = None if named is None else _refusal(named)
+    reason = None if named is None else _write_error(named)
     if reason is None:
         yield
         return
     logger.warning(
-        "The compile cache %s cannot be written (%s): what is compiled is kept for this run alone. "
-        "Point %s at a folder that can be written.",
+        "The compile cache %s is not writable (%s), so compiled code is kept only for this run. "
+        "Point %s to a writable folder.",
         *(named, reason, CACHE_VARIABLE),
     )
     with tempfile.TemporaryDirectory(prefix="dfq-compiled-", ignore_cleanup_errors=True) as folder:
@@ -82,29 +82,29 @@ def writable_compile_cache() -> Iterator[None]:
 
 
 def compiled_before(key: str) -> bool:
-    """Tell whether a step of this description was compiled on this machine, so that its code is at hand.
+    """Return whether a step with this description was compiled on this machine before, so that its code is cached.
 
     Args:
-        key: everything that the code depends on.
+        key: description of everything that the code depends on.
     """
-    return _mark_of(key).exists()
+    return _marker_path(key).exists()
 
 
 def remember_compiled(key: str) -> None:
-    """Leave an empty file in the compile cache, which says so; where it cannot be written, nothing is remembered."""
+    """Mark a step as compiled by an empty file in the compile cache; do nothing if it is not writable."""
     with contextlib.suppress(OSError):
-        _mark_of(key).touch()
+        _marker_path(key).touch()
 
 
-def _mark_of(key: str) -> Path:
-    folder = os.environ.get(CACHE_VARIABLE) or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"  # as torch
+def _marker_path(key: str) -> Path:
+    folder = os.environ.get(CACHE_VARIABLE) or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"  # torch's
     return Path(folder) / f"dfq-compiled-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
-def _refusal(folder: str) -> str | None:
-    """Return why a folder cannot be written, or None where it can."""
+def _write_error(folder: str) -> str | None:
+    """Return the reason why a folder is not writable, or None if it is."""
     try:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  the variable's text, as torch takes it
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103  the variable's text, as torch uses it
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""When compiling the step repays itself: decided from the work of a shard, or from the time that is allowed."""
+"""Decides whether compiling the step pays off, from the work of a shard or from its time budget."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec, TimeBudget
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-"""Layers by whose number compilation time is estimated."""
+"""Layers whose number determines the estimated compilation time."""
 
 COMPILE_SECONDS = (10.0, 0.8)
-"""What compilation takes on two slow cores, measured: seconds to begin with, and seconds for each weighted layer."""
+"""Compilation time measured on two slow cores: fixed seconds, and seconds per weighted layer."""
 
 COMPILED_BEFORE_SECONDS = (2.0, 0.3)
-"""The same where the code lies in the compile cache and is only looked up."""
+"""The same if the code is in the compile cache and is only loaded."""
 
 COMPILE_SHARE = 0.4
-"""The largest share of a budget that may go into compilation."""
+"""Largest fraction of a budget that may be spent on compilation."""
 
 COMPILE_WORTH = 2e12
-"""MACs of a shard's whole optimization above which a compiled step repays its compilation."""
+"""MACs of a shard's whole optimization above which compiling the step pays off."""
 
 
 def step_work(model: nn.Module, spec: InputSpec) -> float:
-    """Return the MACs of one sample in one step: the forward pass and the gradient of the input."""
+    """Return the MACs of one sample in one step: the forward pass and the input gradient."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *spec.shape, device=device_of(model)))
-    return float(counter.get_total_flops())  # two operations a MACs, and two passes
+    return float(counter.get_total_flops())  # two operations per MAC, and two passes
 
 
 def compile_pays(work: float, samples: int, options: InversionOptions) -> bool:
-    """Tell whether compiling repays itself for one shard.
+    """Return whether compiling pays off for one shard.
 
-    A shard decides for itself alone: its bytes must not depend on which other shards the same run makes.
+    The decision depends only on the shard, because its bytes must not depend on which other shards the run makes.
 
     Args:
-        work: what `step_work` returned.
-        samples: samples of the shard.
-        options: number of iterations, and whether to compile always or never.
+        work: the result of `step_work`.
+        samples: number of samples in the shard.
+        options: the number of iterations, and whether to compile always or never.
     """
     if options.compile != "auto":
         return options.compile == "always"
@@ -64,15 +64,15 @@ def compile_pays_within(
     labels: Tensor,
     maps: AxisMaps = (),
 ) -> bool:
-    """Tell whether to compile where time is limited: where it leaves time to use it, and plain steps do not suffice.
+    """Return whether to compile within a time budget: if it leaves enough time, and plain steps are too slow.
 
     Args:
-        budget: the time of this shard and of those after it.
-        iterations: steps of one shard beyond which more do not help.
-        objective: measures how long a plain step takes.
+        budget: the time for this shard and for those after it.
+        iterations: maximum number of steps per shard; more do not help.
+        objective: measures the time of a plain step.
         inputs: a batch of the shard, `(batch, *shape)`.
-        labels: its wanted classes `(batch,)`.
-        maps: the kind of augmentation that the steps have.
+        labels: its target classes `(batch,)`.
+        maps: an augmentation like that of the steps.
     """
     if objective.is_compiled:
         return True

@@ -1,12 +1,12 @@
-"""Max pooling by torch's own kernel inside a compiled step.
+"""Max pooling with torch's own kernel in a compiled step, and BatchNorm layers frozen for compilation.
 
-On a processor the compiler turns max pooling and its gradient into loops that take ten times as long as torch's kernel
-(measured with torch 2.15), so the kernel is called as it is: the compiler sees one operation that it cannot open.
+On a CPU the compiler turns max pooling and its gradient into loops that take ten times as long as torch's kernel
+(measured with torch 2.15). The kernel is therefore called through a custom operator, which is opaque to the compiler.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence  # noqa: TC003  torch reads the signatures
+from collections.abc import Sequence  # noqa: TC003  torch inspects the signatures
 from typing import Any
 
 import torch
@@ -20,63 +20,63 @@ from dfq_plugins.model_state import device_of
 def max_pool2d(
     inputs: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the largest values `(batch, channels, height, width)`, and their places in the inputs."""
-    values, places = torch.ops.aten.max_pool2d_with_indices(inputs, kernel, stride, padding, dilation)
-    return values, places
+    """Return the largest values `(batch, channels, height, width)` and their positions in the inputs."""
+    values, positions = torch.ops.aten.max_pool2d_with_indices(inputs, kernel, stride, padding, dilation)
+    return values, positions
 
 
 @torch.library.custom_op("dfq_plugins::max_pool2d_gradient", mutates_args=())
 def max_pool2d_gradient(
     gradient: Tensor,
     inputs: Tensor,
-    places: Tensor,
+    positions: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """Return the gradient of the inputs."""
+    """Return the gradient with respect to the inputs."""
     like = torch.channels_last if inputs.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     laid_out = gradient.contiguous(memory_format=like)
     pooled: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
-        laid_out, inputs, kernel, stride, padding, dilation, False, places
+        laid_out, inputs, kernel, stride, padding, dilation, False, positions
     )
     return pooled
 
 
-def _shapes(inputs: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    values, places = torch.ops.aten.max_pool2d_with_indices(inputs, *settings)
-    return values, places
+def _fake_max_pool2d(inputs: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    values, positions = torch.ops.aten.max_pool2d_with_indices(inputs, *settings)
+    return values, positions
 
 
-def _gradient_shape(_gradient: Tensor, inputs: Tensor, *_: Any) -> Tensor:
+def _fake_gradient(_gradient: Tensor, inputs: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(inputs)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], output[1])
     ctx.settings = inputs[1:]
 
 
-def _backward(ctx: Any, gradient: Tensor, _places: Tensor) -> tuple[Tensor | None, ...]:
-    inputs, places = ctx.saved_tensors
-    return max_pool2d_gradient(gradient, inputs, places, *ctx.settings), None, None, None, None
+def _backward(ctx: Any, gradient: Tensor, _positions: Tensor) -> tuple[Tensor | None, ...]:
+    inputs, positions = ctx.saved_tensors
+    return max_pool2d_gradient(gradient, inputs, positions, *ctx.settings), None, None, None, None
 
 
-max_pool2d.register_fake(_shapes)
+max_pool2d.register_fake(_fake_max_pool2d)
 
 
-max_pool2d_gradient.register_fake(_gradient_shape)
+max_pool2d_gradient.register_fake(_fake_gradient)
 
 
-max_pool2d.register_autograd(_backward, setup_context=_remember)
+max_pool2d.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class NativeMaxPool2d(nn.Module):
-    """Stands for a `MaxPool2d` layer in a copy of a network that is to be compiled.
+    """Replaces a `MaxPool2d` layer in a copy of a network that is compiled.
 
     Args:
-        layer: a layer that rounds its output's size down, and returns no indices.
+        layer: a layer that rounds its output size down and does not return indices.
 
     >>> layer = nn.MaxPool2d(2)
     >>> values = torch.arange(16.0).view(1, 1, 4, 4)
@@ -105,9 +105,9 @@ def _pair(value: int | tuple[int, ...]) -> list[int]:
 
 
 def native_pooling(model: nn.Module) -> nn.Module:
-    """Put a `NativeMaxPool2d` in the place of every layer that it can stand for, in place; return the model.
+    """Replace every supported `MaxPool2d` layer by a `NativeMaxPool2d`, in place; return the model.
 
-    A network on a GPU stays as it is: there the compiler's code is the faster one.
+    A network on a GPU is not changed: there the compiler's code is faster.
     """
     if device_of(model).type != "cpu":
         return model
@@ -118,7 +118,7 @@ def native_pooling(model: nn.Module) -> nn.Module:
 
 
 class FrozenNorm(nn.Module):
-    """Stands for a BatchNorm layer in eval mode; keeps its statistics where hooks look for them.
+    """Replaces a BatchNorm layer in eval mode; keeps its statistics in the attributes that hooks read.
 
     Args:
         layer: the layer, which must store running statistics.
@@ -148,8 +148,8 @@ class FrozenNorm(nn.Module):
         self.register_buffer("shift", shift.detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the normalized inputs `(batch, channels, *spatial)`, in their type."""
-        if not torch.compiler.is_compiling():  # the library's kernel takes one pass, these operations several
+        """Return the normalized inputs `(batch, channels, *spatial)` in the inputs' dtype."""
+        if not torch.compiler.is_compiling():  # the library's kernel takes one pass, the operations below several
             mean, var = self.running_mean, self.running_var
             return nn.functional.batch_norm(inputs, mean, var, self.weight, self.bias, eps=self.eps)
         view = (1, -1) + (1,) * (inputs.ndim - 2)
@@ -157,7 +157,7 @@ class FrozenNorm(nn.Module):
 
 
 def freeze_norms(model: nn.Module) -> nn.Module:
-    """Put a `FrozenNorm` in the place of every BatchNorm layer that stores statistics, in place; return the model."""
+    """Replace every BatchNorm layer that stores statistics by a `FrozenNorm`, in place; return the model."""
     made: dict[_BatchNorm, FrozenNorm] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, _BatchNorm) and module.running_mean is not None and name:

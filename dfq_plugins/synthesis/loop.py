@@ -1,4 +1,4 @@
-"""The one loop that optimizes inputs: every inversion generator runs on it."""
+"""The optimization loop of all inversion generators."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 SNAPSHOT_INTERVAL = 10
-"""Iterations between two looks at the loss: the last good inputs are kept, progress is reported."""
+"""Iterations between two loss checks, at which good inputs are saved and progress is reported."""
 
 REPORT_SECONDS = 5.0
-"""Seconds after which progress is reported in any case, so that slow networks too say early how long they will take."""
+"""Maximum seconds between progress reports, so that slow networks also show early how long they will take."""
 
 
 class Schedule(Protocol):
-    """What the loop reads of a generator's options."""
+    """The options of a generator that the loop reads."""
 
     @property
     def iterations(self) -> int:
-        """How many steps."""
+        """Number of steps."""
         ...
 
     @property
     def learning_rate(self) -> float:
-        """Step of Adam, in units of `scale`."""
+        """Adam's learning rate, in units of `scale`."""
         ...
 
     @property
     def schedule(self) -> str:
-        """How the rate falls: `cosine` or `constant`."""
+        """Schedule of the learning rate: `cosine` or `constant`."""
         ...
 
     @property
     def plateau(self) -> float:
-        """Share by which the loss must fall between two looks at it, or the optimization ends; 0 never ends it."""
+        """Fraction by which the loss must fall between two checks, or the optimization stops; 0 never stops it."""
         ...
 
     @property
     def statistics(self) -> str:
-        """Whether a batch counts for itself (`batch`) or with all others (`set`)."""
+        """Whether to match the statistics of each batch (`batch`) or of all batches together (`set`)."""
         ...
 
     @property
     def clamp(self) -> bool:
-        """Whether the inputs are kept in their valid range."""
+        """Whether to keep the inputs in their valid range."""
         ...
 
     @property
     def precision(self) -> str:
-        """Type that the network computes in."""
+        """Precision of the network."""
         ...
 
     @property
@@ -73,40 +73,40 @@ class Schedule(Protocol):
 
     @property
     def flip(self) -> bool:
-        """Whether inputs are mirrored half of the time."""
+        """Whether to mirror inputs half of the time."""
         ...
 
     @property
     def crop(self) -> float:
-        """Smallest side of a random crop, as a share."""
+        """Smallest side of a random crop, as a fraction."""
         ...
 
     @property
     def padding(self) -> int | None:
-        """Width of the border to shift over; None for the usual one."""
+        """Padding of the random pad-and-crop, in pixels; None for the usual one."""
         ...
 
 
 class Objective(Protocol):
-    """What the loop lowers."""
+    """The objective being minimized."""
 
     def __call__(
         self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None, maps: AxisMaps = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, the gradient of the inputs, and what `rest_of` is to know of this batch, all detached."""
+        """Return the loss, the gradient of the inputs, and this batch's pool for `rest_of`, all detached."""
         ...
 
     def empty_pool(self) -> Tensor:
-        """Return what is known of a batch that was not seen yet."""
+        """Return the pool of a batch that has not been processed yet."""
         ...
 
     def rest_of(self, pools: list[Tensor], index: int) -> tuple[Tensor, float] | None:
-        """Return what is known of the other batches, and the share of batch `index` in all."""
+        """Return the combined pool of the other batches, and the share of batch `index` in the whole."""
         ...
 
 
 def learning_rate_at(progress: float, options: Schedule) -> float:
-    """Return the learning rate after a share of the steps, 0 to 1: constant, or a half cosine down to zero.
+    """Return the learning rate at a progress from 0 to 1: constant, or a half cosine down to zero.
 
     >>> from dfq_plugins.generators.options import InversionOptions
     >>> [round(learning_rate_at(i / 4, InversionOptions(learning_rate=1.0)), 2) for i in range(4)]
@@ -118,9 +118,9 @@ def learning_rate_at(progress: float, options: Schedule) -> float:
 
 
 def augmentation_of(options: Schedule, spec: InputSpec) -> Augmentation:
-    """Return what happens to the inputs before each forward pass; training that shifts over a border also mirrors."""
-    border = padding_of(spec) if options.padding is None else options.padding
-    return Augmentation(options.jitter, options.flip or border > 0, options.crop, border)
+    """Return the augmentation before each forward pass; padding implies mirroring, as is usual in training."""
+    padding = padding_of(spec) if options.padding is None else options.padding
+    return Augmentation(options.jitter, options.flip or padding > 0, options.crop, padding)
 
 
 def clamp_(inputs: Tensor, spec: InputSpec) -> Tensor:
@@ -144,21 +144,21 @@ def optimize_inputs(
     scale: float,
     pace: StepSchedule | None = None,
 ) -> None:
-    """Lower the objective on all batches together, in place.
+    """Minimize the objective on all batches together, in place.
 
-    Each iteration takes one Adam step on every batch. With `options.statistics == "set"` a batch is judged by the
-    statistics of all batches pooled, the others as they were at their last step.
+    Each iteration takes one Adam step on every batch. With `options.statistics == "set"`, the loss of a batch uses the
+    pooled statistics of all batches; those of the other batches are from their latest step.
 
     Args:
         batches: float32 inputs `(batch, *shape)`.
-        labels: wanted classes of each batch, `(batch,)`.
-        objective: the loss to lower.
-        spec: its valid range is kept after every step when `options.clamp` is set.
+        labels: target classes of each batch, `(batch,)`.
+        objective: the loss to minimize.
+        spec: the inputs are clamped to its valid range after every step if `options.clamp` is set.
         options: weights, schedule and augmentation.
-        rng: draws of the augmentation.
-        report: hears of progress every few iterations.
-        scale: standard deviation of the inputs; the learning rate is in its units.
-        pace: how many steps to take; None takes `options.iterations`.
+        rng: source of the augmentation.
+        report: called with progress events every few iterations.
+        scale: standard deviation of the inputs, the unit of the learning rate.
+        pace: number of steps to take; None takes `options.iterations`.
 
     Raises:
         DivergedError: the loss is not finite; the batches hold the last good inputs.
@@ -177,24 +177,24 @@ def optimize_inputs(
             optimizer.param_groups[0]["lr"] = learning_rate_at(pace.progress, options) * pace.rate * scale
             rest = objective.rest_of(pools, index) if options.statistics == "set" else None
             maps = draw_maps(settings, tuple(variable.shape), rng, variable.device)
-            one, gradient, pools[index] = objective(variable, labels[index], rest, maps)
+            batch_loss, gradient, pools[index] = objective(variable, labels[index], rest, maps)
             _set_gradient(variable, gradient)
             optimizer.step()
             if options.clamp:
                 clamp_(variable.data, spec)
-            losses.append(one)
+            losses.append(batch_loss)
         pace.advance()
-        looks = (pace.done - 1) % SNAPSHOT_INTERVAL == 0
-        if not variables[0].is_cuda:  # a GPU may still be busy with the steps until its loss is looked at
+        check = (pace.done - 1) % SNAPSHOT_INTERVAL == 0
+        if not variables[0].is_cuda:  # a GPU runs asynchronously until its loss is read
             pace.measure()
-        if looks or pace.finished:
+        if check or pace.finished:
             loss = float(torch.stack(losses).mean())
             _snapshot(pace, loss, variables, good, options)
             metrics = {"loss": float(losses[-1])}
             pace.measure()
             if plateau.reached(loss):
                 pace.stop()
-        if looks or pace.finished or time.monotonic() - last_report >= REPORT_SECONDS:
+        if check or pace.finished or time.monotonic() - last_report >= REPORT_SECONDS:
             last_report = time.monotonic()
             report(ProgressEvent("synthesize", pace.done, pace.expected, metrics))
     for variable in variables:
@@ -202,14 +202,14 @@ def optimize_inputs(
 
 
 def _set_gradient(variable: Tensor, gradient: Tensor) -> None:
-    # The fused optimizer walks through memory: the gradient must lie there in the order of its variable.
+    # The fused optimizer iterates over raw memory: the gradient needs the memory layout of its variable.
     if variable.grad is None:
         variable.grad = torch.empty_like(variable)
     variable.grad.copy_(gradient)
 
 
 def _snapshot(pace: StepSchedule, loss: float, variables: list[Tensor], good: list[Tensor], options: Schedule) -> None:
-    """Keep the inputs if they and the loss are finite; otherwise bring the last good ones back and stop."""
+    """Save the inputs if they and the loss are finite; otherwise restore the last good ones and raise."""
     finite = math.isfinite(loss) and all(bool(variable.isfinite().all()) for variable in variables)
     for variable, kept in zip(variables, good, strict=True):
         if finite:
@@ -219,7 +219,7 @@ def _snapshot(pace: StepSchedule, loss: float, variables: list[Tensor], good: li
     if not finite:
         raise DivergedError(
             f"The synthesis diverged: the loss was {loss} at iteration {pace.done} of {pace.expected} "
-            f"(learning rate {options.learning_rate}, precision {options.precision}). The inputs were put back to the "
-            "last good state and finished shards are kept. Lower the learning rate or the weights of the priors, or "
-            "choose precision=float32."
+            f"(learning rate {options.learning_rate}, precision {options.precision}). The last good inputs were "
+            "restored, and finished shards are kept. Lower the learning rate or the weights of the priors, or choose "
+            "precision=float32."
         )

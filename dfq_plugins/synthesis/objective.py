@@ -1,4 +1,4 @@
-"""What inversion generators share: the objective over a frozen network, the starting inputs, and the run itself."""
+"""The objective of inversion generators on a frozen network."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ class InversionObjective:
     """Weighted sum of the BatchNorm divergence, a class term and priors, for one frozen network.
 
     Args:
-        model: frozen network; a copy is taken, and cast to the precision of the options.
-        spec: the input; a standardized one adds the input pseudo-layer to the divergence.
-        options: weights of the terms, precision.
+        model: frozen network; it is copied, and the copy is cast to the precision of the options.
+        spec: the input specification; a standardized input adds the input pseudo-layer to the divergence.
+        options: weights of the terms, and the precision.
 
     Raises:
-        ModelError: the divergence has a weight, and a forward pass calls no BatchNorm layer.
+        ModelError: the divergence has a weight, but a forward pass calls no BatchNorm layer.
     """
 
     def __init__(self, model: nn.Module, spec: InputSpec, options: InversionOptions) -> None:
         self.options = options
         self.device = device_of(model)
         self.half = use_bfloat16(options.precision, self.device)
-        self.model = _cast(native_pooling(freeze_norms(copy.deepcopy(model))), self.half)
+        self.model = _convert(native_pooling(freeze_norms(copy.deepcopy(model))), self.half)
         self.fill = torch.tensor(spec.pad_value, device=self.device)
         self.matches = options.batch_norm_weight > 0
         if self.matches:
             names = require_reached_layers(model, spec)
             self.stored = stored_statistics(model, spec, names)
             self.hooks = StatisticsHooks(self.model, spec, names)
-            self.hooks.open()  # the copy is ours: its hooks live as long as it does
+            self.hooks.open()  # on our copy, so they stay attached as long as it exists
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
         self._halves = False
         self._compiles = False
         self._compiler_works = True
         self._step_seconds: float | None = None
         self._compiled_shapes: set[tuple[int, ...]] = set()
-        self._warm: set[bool] = set()  # which of the two steps, plain and compiled, has been taken
+        self._warm: set[bool] = set()  # which of the plain (False) and compiled (True) steps have run
 
     def __call__(
         self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None, maps: AxisMaps = ()
@@ -73,8 +73,8 @@ class InversionObjective:
         Args:
             inputs: `(batch, *shape)`, float32.
             labels: `(batch,)`.
-            rest: raw moments of the other batches and this batch's share of the whole; None for the batch alone.
-            maps: augmentation of the inputs, part of what is differentiated.
+            rest: raw moments of the other batches and this batch's share of the whole; None for a single batch.
+            maps: augmentation of the inputs; gradients flow through it.
         """
         others, share = rest if rest is not None else (self.empty_pool(), 1.0)
         arguments = (maps, labels, (1 - share) * others, inputs.new_full((), share))
@@ -84,7 +84,7 @@ class InversionObjective:
             except Exception as error:
                 if not is_out_of_memory(error) or len(inputs) < 2:  # noqa: PLR2004  one sample has no halves
                     raise
-            # Here the failed pass is gone: while its error is handled, the traceback keeps its tensors alive.
+            # Outside the handler, so that the failed pass is freed: until then the traceback keeps its tensors alive.
             self._forget_calls()
             self._halves = True
             note_halving(len(inputs))
@@ -92,24 +92,24 @@ class InversionObjective:
 
     def _step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
         if self._compiles:
-            # The compiler works on both passes, the backward one when it is first asked for: guard them together.
+            # The compiler compiles the backward pass when it first runs, so both passes are guarded together.
             try:
-                return self._remembered(self._compiled_step(inputs, *arguments))
-            except Exception as error:  # whatever the compiler raises, the uncompiled step is right
+                return self._record_compiled(self._compiled_step(inputs, *arguments))
+            except Exception as error:  # whatever the compiler raises, the uncompiled step works
                 if is_out_of_memory(error):
                     raise
                 logger.warning("%s", explained_failure(error))
                 self._compiler_works = self._compiles = False
                 self._forget_calls()
-        return _differentiated(self._loss, inputs, *arguments)
+        return _loss_and_gradient(self._loss, inputs, *arguments)
 
     def _step_in_halves(
         self, inputs: Tensor, maps: AxisMaps, labels: Tensor, rest: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Do the same in half of the memory: the moments of both halves first, then the gradient of each through them.
+        """Take the same step in half the memory: first the moments of both halves, then the gradient of each.
 
-        With weights w, the share of the samples in each half, the moments of the batch are m = sum(w_i m_i), and the
-        gradient of the loss L(m) for half i is w_i L'(m) dm_i: that of the half alone, were its moments m.
+        With weights w_i, the share of the samples in half i, the moments of the batch are m = sum(w_i m_i), and the
+        gradient of the loss L(m) for half i is w_i L'(m) dm_i: that of a separate batch whose moments are m.
         """
         parts = [(part, tuple(moved), wanted) for part, wanted, *moved in halves(inputs, labels, *maps)]
         weights = [len(part) / len(inputs) for part, _, _ in parts]
@@ -122,16 +122,16 @@ class InversionObjective:
         return loss, torch.cat([weight * step[1] for weight, step in zip(weights, steps, strict=True)]), whole
 
     def use_compiled(self, wanted: bool) -> None:
-        """Choose between the compiled and the plain step; where compilation fails, the plain one goes on."""
+        """Choose between the compiled and the plain step; if compilation fails, the plain one is used."""
         self._compiles = wanted and self._compiler_works
 
     @property
     def is_compiled(self) -> bool:
-        """Whether a compiled step is at hand already."""
+        """Whether a compiled step exists."""
         return self._compiled is not None and self._compiler_works
 
     def plain_step_seconds(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> float:
-        """Return how long one step on such a batch takes uncompiled, measured once."""
+        """Return the time of one uncompiled step on such a batch, measured once."""
         if self._step_seconds is None:
             self.use_compiled(wanted=False)
             self.warm_up(inputs, labels, maps)
@@ -142,18 +142,18 @@ class InversionObjective:
         return self._step_seconds
 
     def warm_up(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> None:
-        """Take the first step, which compiles or finds its kernels, without effect; later calls do nothing."""
+        """Run one step and discard its result, to compile it or select kernels; later calls do nothing."""
         if self._compiles not in self._warm:
             float(self(inputs, labels, None, maps)[0])
             self._warm.add(self._compiles)
 
     def description(self, inputs: Tensor) -> str:
-        """Return what the code of the compiled step depends on: structure and shapes, but no weight."""
+        """Return everything that the code of the compiled step depends on: structure and shapes, but not weights."""
         where = (torch.__version__, inputs.device.type, torch.get_num_threads())
         return f"{where} {tuple(inputs.shape)} {self.options} {self.model}"
 
-    def _remembered(self, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Note once for each shape that its step has been compiled; return the step's results."""
+    def _record_compiled(self, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Record once per shape that its step has been compiled; return the step's results."""
         shape = tuple(step[1].shape)
         if shape not in self._compiled_shapes:
             self._compiled_shapes.add(shape)
@@ -167,13 +167,13 @@ class InversionObjective:
     def _compiled_step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
         on_gpu = inputs.is_cuda
         if self._compiled is None:
-            mode = "reduce-overhead" if on_gpu else None  # one recorded launch in the place of hundreds
+            mode = "reduce-overhead" if on_gpu else None  # one recorded launch instead of hundreds
             self._compiled = torch.compile(self._loss, dynamic=False, mode=mode)
         if not on_gpu:
-            return _differentiated(self._compiled, inputs, *arguments)
+            return _loss_and_gradient(self._compiled, inputs, *arguments)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        loss, gradient, moments = _differentiated(self._compiled, inputs, *arguments)
-        return loss.clone(), gradient.clone(), moments.clone()  # the next replay writes over what this one returned
+        loss, gradient, moments = _loss_and_gradient(self._compiled, inputs, *arguments)
+        return loss.clone(), gradient.clone(), moments.clone()  # the next replay overwrites these results
 
     def evaluate_once(self, inputs: Tensor, labels: Tensor, maps: AxisMaps = ()) -> Tensor:
         """Return the loss of one batch without compiling anything."""
@@ -181,7 +181,7 @@ class InversionObjective:
         return loss
 
     def empty_pool(self) -> Tensor:
-        """Return raw moments of nothing, shape `(2, channels)`."""
+        """Return the raw moments of no samples, shape `(2, channels)`."""
         return torch.zeros(2, len(self.stored.mean) if self.matches else 0, device=self.device)
 
     def rest_of(self, pools: list[Tensor], index: int) -> tuple[Tensor, float] | None:
@@ -194,7 +194,7 @@ class InversionObjective:
     def _loss(
         self, inputs: Tensor, maps: AxisMaps, labels: Tensor, rest: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch, and its raw moments; what is matched is `share` times these, and `rest`."""
+        """Return the loss of a batch and its raw moments; `share` times these plus `rest` is matched."""
         options = self.options
         inputs = apply_maps(inputs, maps, self.fill)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
@@ -217,7 +217,7 @@ class InversionObjective:
 
     def _divergence(self, moments: Moments, rest: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         stored = self.stored
-        # Raw moments are taken about the stored mean: they pool by averaging, and stay exact.
+        # Raw moments are taken about the stored mean, so that they pool by averaging without loss of accuracy.
         offset = moments.mean - stored.mean
         raw = torch.stack([offset, moments.var + offset.square()])
         pooled = share * raw + rest
@@ -226,7 +226,7 @@ class InversionObjective:
         return self.options.batch_norm_weight * (stored.weight * distance).sum(), raw
 
 
-def _differentiated(
+def _loss_and_gradient(
     function: Callable[..., tuple[Tensor, Tensor]], inputs: Tensor, *arguments: Tensor | AxisMaps
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the function's loss, the gradient of the inputs, and the function's second value."""
@@ -236,8 +236,8 @@ def _differentiated(
     return loss.detach(), gradient, pool.detach()
 
 
-def _cast(model: nn.Module, half: bool) -> nn.Module:
-    """Put the copy in channels-last and, for bfloat16, its convolution and linear weights in that type."""
+def _convert(model: nn.Module, half: bool) -> nn.Module:
+    """Convert the copy to channels-last and, for bfloat16, convert its convolution and linear layers to that type."""
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model = model.to(memory_format=torch.channels_last)
     if half:

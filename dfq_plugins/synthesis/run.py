@@ -38,7 +38,7 @@ LARGEST_SHARD = 256
 SMALLEST_SHARD = 32
 
 VALUES_PER_SHARD = LARGEST_SHARD * 3 * 64 * 64
-"""Input values in one shard: 256 small images, fewer of the large, whose many pixels make the statistics sound."""
+"""Input values in one shard: 256 small images, or fewer large ones, whose many pixels make the statistics reliable."""
 
 
 def synthesize(
@@ -56,38 +56,37 @@ def synthesize(
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> SyntheticDataset:
-    """Synthesize inputs from a trained model alone.
+    """Synthesize inputs from a trained model, without data.
 
     In a script under `torchrun`, all ranks call this with the same arguments and share the shards in `output`; each
     returns when the set is complete.
 
     Args:
-        model: trained classifier or other network with one input; stays as it is.
-        spec: what an input looks like; what can be read off the model is inferred where it is None.
+        model: trained classifier or other network with one input; it is not modified.
+        spec: the input specification; None infers it from the model as far as possible.
         generator: name of the generator, built-in or from a plugin.
-        num_samples: how many samples the set has in the end, exactly.
-        seed: same model, settings and seed give the same bytes on the same kind of machine.
-        options: settings of the generator, as a mapping or as its options record.
-        output: folder of the data set. An interrupted run of the same settings goes on there, a finished set with fewer
-            samples grows. None: a temporary folder that lives as long as the returned object.
-        batch_size: samples optimized together, which make one shard; None chooses by the size of an input.
-        max_seconds: the best set within this time, instead of a number of iterations. Its bytes depend on the speed of
-            the machine. A run that is resumed has the whole time again for what is missing. A `RunBudget` counts from
-            when it was made.
-        threads: processor threads to compute with; None leaves torch's number, or divides the cores among the ranks of
-            a machine. The former number is restored.
-        listeners: called with every `ProgressEvent`, besides the listeners of plugins.
-        registry: where plugins are looked up; None takes those that are installed.
+        num_samples: exact number of samples in the finished set.
+        seed: the same model, settings and seed give the same bytes on the same kind of machine.
+        options: options of the generator, as a mapping or as its options record.
+        output: folder of the data set. An interrupted run with the same settings is resumed, and a finished set with
+            fewer samples is extended. None: a temporary folder that exists as long as the returned object.
+        batch_size: number of samples optimized together, which is the shard size; None chooses it by the input size.
+        max_seconds: time budget instead of a number of iterations. The bytes then depend on the speed of the machine. A
+            resumed run has the whole time again for the missing shards. A `RunBudget` starts when it is created.
+        threads: number of CPU threads; None keeps torch's number, or divides the cores among the ranks of a machine.
+            The previous number is restored.
+        listeners: called with every `ProgressEvent`, in addition to the listeners of plugins.
+        registry: plugins to use; None uses the installed ones.
 
     Returns:
         The data set, with labels and teacher logits.
 
     Raises:
-        UsageError: a count, option or name that cannot be used, or a shape that cannot be inferred.
-        PluginError: an unknown or unavailable generator.
-        ModelError: a model that cannot be inverted (no trained BatchNorm) or does not accept the shape.
-        DataError: an output folder that is not this run's, or cannot be written.
-        DivergedError: the optimization ran away; finished shards stay, and the run can be resumed.
+        UsageError: a count, option or name is invalid, or the shape cannot be inferred.
+        PluginError: the generator is unknown or unavailable.
+        ModelError: the model cannot be inverted (no trained BatchNorm) or does not accept the shape.
+        DataError: the output folder belongs to another run or is not writable.
+        DivergedError: the optimization diverged; finished shards are kept, and the run can be resumed.
     """
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
@@ -113,13 +112,13 @@ def synthesize(
             max_seconds=None if budget is None else budget.seconds,
         )
         broadcast = Broadcast(listeners, registry)
-        # The generator's model is its own: whatever it does to it, the teacher judges all samples as it was given.
+        # The generator gets a separate copy, so that it cannot affect the teacher that labels the samples.
         shard_maker = ShardMaker(teacher, spec, partial(source.generate, frozen_copy(teacher), spec), info)
         return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
 
 
 def default_shard_size(spec: InputSpec) -> int:
-    """Return how many samples are optimized together by default.
+    """Return the default number of samples that are optimized together.
 
     >>> from dfq_plugins.types import InputSpec
     >>> default_shard_size(InputSpec((3, 32, 32))), default_shard_size(InputSpec((3, 224, 224)))
@@ -131,15 +130,17 @@ def default_shard_size(spec: InputSpec) -> int:
 def _check_supported(
     generator: DataGenerator, info: PluginInfo, model: nn.Module, spec: InputSpec, budget: RunBudget | None
 ) -> None:
-    """Give the generator a chance to reject the model before a folder is made for its samples."""
+    """Give the generator a chance to reject the model before the output folder is created."""
     if budget is not None and not generator.timed:
-        raise UsageError(f"max_seconds needs a generator that keeps to a time, and the {info} does not. Leave it out.")
+        raise UsageError(
+            f"max_seconds needs a generator that supports a time budget, but the {info} does not. Omit max_seconds."
+        )
     with attributed(info):
         generator.check_supported(model, spec)
 
 
 def _generator_record(generator: DataGenerator, info: PluginInfo, options: Any) -> GeneratorRecord:
-    """Return who makes the samples and how, with what the generator filled in itself."""
+    """Return the generator and its options, including those that the generator filled in."""
     with attributed(info):
         resolved = asdict(generator.resolved_options(options))
     return GeneratorRecord(info.entry.name, info.distribution, info.version, resolved)

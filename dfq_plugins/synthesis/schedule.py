@@ -1,4 +1,4 @@
-"""How many steps an optimization takes: a fixed number, or as many as fit into a time. Imports no torch."""
+"""The number of steps of an optimization: fixed, or as many as fit into a time budget. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FEWEST_STEPS = 10
-"""Below this nothing is optimized: a budget that is too small is overrun."""
+"""Minimum number of steps: fewer would not optimize anything, so a budget that is too small is exceeded."""
 
 MEMORY = 0.9
-"""How much of the estimated time of a step outlives one more step: a slow step counts little, lasting load does."""
+"""Decay of the estimated step time per step: a single slow step counts little, sustained load counts."""
 
 PATIENCE = 3
-"""Looks at the loss in a row that may bring nothing: augmentation lets it go up and down."""
+"""Consecutive loss checks without progress that are tolerated: augmentation makes the loss fluctuate."""
 
 
 class Plateau:
-    """Notices that a loss has stopped falling.
+    """Detects that a loss has stopped falling.
 
     Args:
-        share: by how much of the best loss so far a new one must be lower to count as progress; 0 for never.
+        share: fraction of the best loss so far by which a new loss must be lower to count as progress; 0 disables the
+            check.
 
     >>> plateau = Plateau(0.1)
     >>> [plateau.reached(loss) for loss in (1.0, 0.5, 0.49, 0.52, 0.48)]
@@ -33,21 +34,21 @@ class Plateau:
     def __init__(self, share: float) -> None:
         self._share = share
         self._best = float("inf")
-        self._idle = 0
+        self._stalled = 0
 
     def reached(self, loss: float) -> bool:
-        """Take a loss into account; tell whether the last ones brought nothing."""
+        """Record a loss; return whether the last ones made no progress."""
         progress = loss < (1 - self._share) * self._best
-        self._idle = 0 if progress else self._idle + 1
+        self._stalled = 0 if progress else self._stalled + 1
         self._best = loss if progress else self._best
-        return self._share > 0 and self._idle >= PATIENCE
+        return self._share > 0 and self._stalled >= PATIENCE
 
 
 class StepSchedule:
     """A fixed number of steps.
 
     Args:
-        steps: how many, at least 1.
+        steps: number of steps, at least 1.
 
     >>> pace = StepSchedule(4)
     >>> pace.advance()
@@ -61,12 +62,12 @@ class StepSchedule:
 
     @property
     def progress(self) -> float:
-        """Share of the schedule that the steps so far have covered, from 0 to 1."""
+        """Fraction of the schedule that is done, from 0 to 1."""
         return self.done / self.expected
 
     @property
     def rate(self) -> float:
-        """What to multiply the learning rate by: it is meant for the usual number of steps."""
+        """Factor of the learning rate, which is meant for the usual number of steps."""
         return 1.0
 
     @property
@@ -79,26 +80,26 @@ class StepSchedule:
         self.done += 1
 
     def stop(self) -> None:
-        """Let the steps so far be all."""
+        """Finish after the steps so far."""
         self.expected = self.done
 
     def measure(self) -> None:
-        """Look at the clock; call it when the steps so far have really been done."""
+        """Read the clock; call this when the steps so far have actually completed."""
 
 
 class TimedSchedule(StepSchedule):
-    """As many steps as fit into a time, with the schedule stretched or shrunk so that it ends with them.
+    """As many steps as fit into a time budget, with the schedule stretched or shrunk to end with them.
 
-    The first steps are taken as if the most were to be made; from the second on, the time that they took says how many
-    more fit, and the rest of the schedule is spread over those. The first step pays for compilation and warm-up, and is
+    The first steps assume the maximum number. From the second step on, the measured step time determines how many more
+    steps fit, and the rest of the schedule is spread over them. The first step includes compilation and warm-up and is
     not counted as typical.
 
     Args:
-        seconds: from now to the end.
-        most: steps beyond which more do not help.
-        clock: seconds that never run backwards.
-        usual: steps that the learning rate is meant for; fewer take a smaller one, in proportion, for what the first
-            large steps disturb a short run has no time to mend. None leaves the rate alone.
+        seconds: time from now to the end.
+        most: maximum number of steps; more do not help.
+        clock: monotonic clock in seconds.
+        usual: number of steps that the learning rate is meant for; fewer steps reduce it in proportion, because a short
+            run cannot recover from large first steps. None never reduces it.
     """
 
     def __init__(
@@ -115,24 +116,24 @@ class TimedSchedule(StepSchedule):
 
     @property
     def progress(self) -> float:
-        """Share of the schedule that the steps so far have covered, from 0 to 1."""
+        """Fraction of the schedule that is done, from 0 to 1."""
         return self._progress
 
     @property
     def rate(self) -> float:
-        """The smaller, the fewer steps fit; smallest until the first ones have been timed."""
+        """Factor of the learning rate: smaller the fewer steps fit, and smallest until steps have been timed."""
         if self._usual is None:
             return 1.0
         steps = FEWEST_STEPS if self._step is None else self.expected
         return min(1.0, steps / self._usual)
 
     def advance(self) -> None:
-        """Count one step, and move on in the schedule by an equal part of what is left of it."""
+        """Count one step, and advance by an equal part of the remaining schedule."""
         self._progress += (1 - self._progress) / max(1, self.expected - self.done)
         super().advance()
 
     def measure(self) -> None:
-        """Plan anew how many steps there are in all."""
+        """Update the total number of steps."""
         now = self._clock()
         if self._last is not None and self.done > self._last[0]:
             done, since = self._last
@@ -145,12 +146,12 @@ class TimedSchedule(StepSchedule):
 
 
 def pace_within(seconds: float, steps: int, usual: int | None = None) -> StepSchedule:
-    """Return a pace of so many steps, or of what fits of them into a finite number of seconds.
+    """Return a schedule of `steps` steps, or of as many of them as fit into a finite number of seconds.
 
     Args:
-        seconds: from now to the end; infinite where time is no matter.
-        steps: how many, at most.
-        usual: steps that the learning rate is meant for, see `TimedSchedule`.
+        seconds: time from now to the end; infinite without a time budget.
+        steps: maximum number of steps.
+        usual: number of steps that the learning rate is meant for; see `TimedSchedule`.
 
     >>> pace_within(math.inf, 7).expected
     7

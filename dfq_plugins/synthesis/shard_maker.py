@@ -1,4 +1,4 @@
-"""Makes the shards of a data set: the generator yields inputs, the teacher judges them, the writer keeps them."""
+"""Makes the shards of a data set: the generator yields inputs, the teacher labels them, the writer stores them."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ logger = logging.getLogger(__name__)
 
 _MEASURED_SAMPLES = 16
 _SMALL_BATCH = 8
-_MEASURING_PASSES = 2  # for the divergences, with and without a border
-_BYTES_PER_SECOND = 100e6  # of writing, syncing and checksums, on a slow disk
+_MEASURING_PASSES = 2  # for the divergences, with and without padding
+_BYTES_PER_SECOND = 100e6  # writing, syncing and checksums on a slow disk
 
 
 @dataclass(frozen=True)
 class ShardMaker:
-    """What makes the samples of a shard.
+    """Makes the samples of a shard.
 
     Args:
-        teacher: frozen network that gives labels and logits.
-        spec: what one sample looks like.
-        generate: the generator's method, with its own copy of the model and the specification already given.
-        info: who provides the generator, for errors.
+        teacher: frozen network that provides labels and logits.
+        spec: the input specification.
+        generate: the generator's method, with a separate copy of the model and the specification already bound.
+        info: the plugin that provides the generator, for error messages.
     """
 
     teacher: nn.Module
@@ -58,22 +58,22 @@ class ShardMaker:
     info: PluginInfo
 
     def make(self, size: int, seed: int, **settings: Any) -> Batch:
-        """Return `size` samples; the settings are the generator's.
+        """Return `size` samples; the settings are passed to the generator.
 
         Raises:
-            UsageError: memory does not suffice.
+            UsageError: memory is insufficient.
         """
         rng = torch.Generator().manual_seed(seed)
         try:
             with attributed(self.info):
                 batches = self.generate(num_samples=size, batch_size=size, rng=rng, **settings)
-            return _judged(self.teacher, self.spec, _exactly(size, batches, self.info))
+            return _labeled(self.teacher, self.spec, _collect_exactly(size, batches, self.info))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise UsageError(
-                f"Memory does not suffice for a shard of {size} samples, in two halves either ({first_line(error)}). "
-                f"Give a batch size well below {size}; finished shards are kept, and hold for the new one as well."
+                f"Out of memory for a shard of {size} samples, even in two halves ({first_line(error)}). "
+                f"Give a batch size well below {size}; finished shards are kept and remain valid."
             ) from error
 
 
@@ -86,28 +86,28 @@ def write_dataset(
     rank: Rank,
     budget: RunBudget | None = None,
 ) -> SyntheticDataset:
-    """Write every shard of the plan that the folder does not hold yet, and finish the data set.
+    """Write the missing shards of the plan, and finish the data set.
 
     Args:
-        output: folder of the data set; None makes a temporary one that lives as long as the returned object.
-        plan: what it is to hold.
+        output: folder of the data set; None creates a temporary one that exists as long as the returned object.
+        plan: the data set to write.
         shard_maker: makes the samples.
-        broadcast: hears of progress.
-        rank: which process of a distributed run this is; the ranks share the shards.
-        budget: the time that it may take.
+        broadcast: receives the progress events.
+        rank: this process's rank in a distributed run; the ranks share the shards.
+        budget: the time budget, if any.
     """
     if output is not None:
-        return _written(Path(output), plan, shard_maker, broadcast, rank, budget)
+        return _write_folder(Path(output), plan, shard_maker, broadcast, rank, budget)
     owner = tempfile.TemporaryDirectory(prefix="dfq-")
     try:
-        # The folder is this process's own, so that there is nothing to share.
-        return _written(Path(owner.name), plan, shard_maker, broadcast, Rank(), budget, owner)
+        # No other process uses the folder, so there is nothing to share.
+        return _write_folder(Path(owner.name), plan, shard_maker, broadcast, Rank(), budget, owner)
     except BaseException:
         owner.cleanup()
         raise
 
 
-def _written(
+def _write_folder(
     folder: Path,
     plan: DatasetPlan,
     shard_maker: ShardMaker,
@@ -117,16 +117,16 @@ def _written(
     owner: tempfile.TemporaryDirectory[str] | None = None,
 ) -> SyntheticDataset:
     with DatasetWriter.begin(folder, plan, rank) as writer:
-        _write_shares(writer, plan, shard_maker, broadcast, rank, budget)
+        _write_shards(writer, plan, shard_maker, broadcast, rank, budget)
         writer.await_turn_to_finish()
-        known: Mapping[str, float] = {}
+        divergence: Mapping[str, float] = {}
         if not writer.is_complete and statistics_layers(shard_maker.teacher):
-            known = _divergences(shard_maker.teacher, writer, plan.spec)
-        dataset = writer.finish(known, owner=owner)
+            divergence = _divergences(shard_maker.teacher, writer, plan.spec)
+        dataset = writer.finish(divergence, owner=owner)
     if budget is not None and budget.left < 0:
         logger.warning(
-            "%d samples took %.0f s, longer than their budget of %.0f s, with as few as %s iterations. "
-            "Give more time, or ask for fewer samples.",
+            "%d samples took %.0f s, more than the budget of %.0f s, with as few as %s iterations. "
+            "Allow more time, or request fewer samples.",
             *(plan.num_samples, budget.seconds - budget.left, budget.seconds),
             min((shard.iterations for shard in dataset.manifest.shards if shard.iterations is not None), default="no"),
         )
@@ -142,7 +142,7 @@ def _divergences(teacher: nn.Module, writer: DatasetWriter, spec: InputSpec) -> 
     return best_divergences(teacher, writer.written_inputs(batch_size=_SMALL_BATCH), spec)[1]
 
 
-def _write_shares(
+def _write_shards(
     writer: DatasetWriter,
     plan: DatasetPlan,
     shard_maker: ShardMaker,
@@ -150,11 +150,11 @@ def _write_shares(
     rank: Rank,
     budget: RunBudget | None,
 ) -> None:
-    """Write the shards that fall to this process. What one shard takes of memory is free before the next begins."""
+    """Write this process's shards. The memory of one shard is freed before the next one begins."""
     after = 0.0 if budget is None else seconds_after_optimization(shard_maker.teacher, plan.spec)
     for shard in writer.shares():
         done = plan.num_samples - writer.samples_left
-        settings: dict[str, Any] = {"report": _overall(broadcast, done, shard.num_samples, plan.num_samples)}
+        settings: dict[str, Any] = {"report": _overall_progress(broadcast, done, shard.num_samples, plan.num_samples)}
         shard_budget = None
         if budget is not None:
             ahead = writer.samples_ahead(shard)
@@ -168,7 +168,7 @@ def _write_shares(
 
 
 def seconds_after_optimization(teacher: nn.Module, spec: InputSpec) -> float:
-    """Return the seconds that a sample takes besides its optimization, measured: a forward pass, and its file."""
+    """Return the seconds per sample after its optimization: a measured forward pass, and writing its file."""
     inputs = torch.zeros(_MEASURED_SAMPLES, *spec.shape, device=device_of(teacher))
     with torch.no_grad():
         teacher(inputs[:1])
@@ -177,8 +177,8 @@ def seconds_after_optimization(teacher: nn.Module, spec: InputSpec) -> float:
     return (time.monotonic() - began) / len(inputs) + inputs[0].nbytes / _BYTES_PER_SECOND
 
 
-def _overall(broadcast: Broadcast, done: int, size: int, total: int) -> Callable[[ProgressEvent], None]:
-    """Turn a shard's progress into samples of the whole run."""
+def _overall_progress(broadcast: Broadcast, done: int, size: int, total: int) -> Callable[[ProgressEvent], None]:
+    """Convert a shard's progress to samples of the whole run."""
 
     def report(event: ProgressEvent) -> None:
         made = size * event.completed / max(event.total, 1)
@@ -187,11 +187,11 @@ def _overall(broadcast: Broadcast, done: int, size: int, total: int) -> Callable
     return report
 
 
-def _exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> list[Batch]:
-    """Run through a generator's batches, but not for ever where it yields too many.
+def _collect_exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> list[Batch]:
+    """Collect a generator's batches; stop as soon as there are too many samples.
 
     Raises:
-        DataError: they hold another number of samples than asked for.
+        DataError: the number of samples differs from `size`.
     """
     made: list[Batch] = []
     count = 0
@@ -202,12 +202,12 @@ def _exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> list[Batc
             break
     if count != size:
         found = f"at least {count}" if count > size else str(count)
-        raise DataError(f"{size} samples were asked of the {info}, and {found} came back. Report it to its author.")
+        raise DataError(f"The {info} was asked for {size} samples but yielded {found}. Report this to its author.")
     return made
 
 
-def _judged(teacher: nn.Module, spec: InputSpec, made: list[Batch]) -> Batch:
-    """Join a shard's batches, and let the teacher say what it sees in them."""
+def _labeled(teacher: nn.Module, spec: InputSpec, made: list[Batch]) -> Batch:
+    """Join a shard's batches and add the teacher's labels and logits."""
     inputs = torch.cat([batch.inputs.detach().float() for batch in made]).to(device_of(teacher))
     if spec.num_classes is None:
         return Batch(inputs)

@@ -1,18 +1,18 @@
-"""Loss terms on synthetic inputs and on what the teacher says of them: pure, each a scalar to be minimized."""
+"""Loss terms on synthetic inputs and the teacher's logits: pure functions, each a scalar to minimize."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
+import torch.nn.functional as F  # noqa: N812  the usual name in torch code
 from torch import Tensor
 
 
 def class_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative mean logit of the wanted class. Source: Haroush et al. 2020, Inception scheme.
+    """Negative mean logit of the target class. Source: Haroush et al. 2020, Inception scheme.
 
     Args:
         logits: teacher logits `(batch, classes)`.
-        labels: wanted classes `(batch,)`, int64.
+        labels: target classes `(batch,)`, int64.
 
     >>> class_logit(torch.tensor([[1.0, 5.0]]), torch.tensor([1])).item()
     -5.0
@@ -21,7 +21,7 @@ def class_logit(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the wanted class, in nats. Unlike the logit it stops pulling once the teacher is sure.
+    """Cross-entropy of the target class, in nats. Unlike the logit, it stops pulling once the teacher is confident.
 
     >>> round(class_cross_entropy(torch.zeros(1, 4), torch.tensor([2])).item(), 4)
     1.3863
@@ -30,7 +30,7 @@ def class_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def total_variation(inputs: Tensor) -> Tensor:
-    """Mean squared difference of neighbors along every spatial axis of `(batch, channels, *spatial)`.
+    """Mean squared difference of neighbors along all spatial axes of `(batch, channels, *spatial)`.
 
     >>> total_variation(torch.tensor([[[0.0, 2.0]]])).item()
     4.0
@@ -40,9 +40,9 @@ def total_variation(inputs: Tensor) -> Tensor:
 
 
 def blur_difference(inputs: Tensor) -> Tensor:
-    """Mean squared difference from the Gaussian-blurred input: 5 hooks, sigma 1, reflected edges, each spatial axis.
+    """Mean squared difference from the Gaussian-blurred input: 5 taps, sigma 1, reflected edges, each spatial axis.
 
-    Axes shorter than 3 are left alone. A constant input costs nothing:
+    Axes shorter than 3 are not blurred. A constant input has no cost:
 
     >>> blur_difference(torch.ones(1, 1, 8, 8)).item() < 1e-12
     True
@@ -55,10 +55,10 @@ def blur_difference(inputs: Tensor) -> Tensor:
 
 
 def _blur_axis(inputs: Tensor, axis: int) -> Tensor:
-    hooks = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=inputs.device, dtype=inputs.dtype).square())
+    kernel = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=inputs.device, dtype=inputs.dtype).square())
     moved = inputs.movedim(axis, -1)
     padded = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (2, 2), mode="reflect")
-    return F.conv1d(padded, (hooks / hooks.sum()).view(1, 1, 5)).reshape(moved.shape).movedim(-1, axis)
+    return F.conv1d(padded, (kernel / kernel.sum()).view(1, 1, 5)).reshape(moved.shape).movedim(-1, axis)
 
 
 def squared_norm(inputs: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def test_one_name_of_two_kinds_is_checked_as_both() -> None:
         (["--check"], 2, "--check needs the NAME of a generator or calibrator: dfq plugins --check NAME."),
         (["unifrom", "--check"], 3, "is named 'unifrom'. Did you mean 'uniform'? Known: uniform, greedy, both"),
         (["quiet", "--check"], 3, "'quiet' is a listener, but only generators and calibrators have a contract."),
-        (["tpu", "--check"], 3, "Calibrator 'tpu' needs no_tpu, not installed here. Run: pip install \"dfq-tpu\""),
+        (["tpu", "--check"], 3, "Calibrator 'tpu' needs no_tpu (not installed). Run: pip install \"dfq-tpu\""),
         (["uniform", "--check", "-O", "a=1"], 2, "Unknown option 'a' of generator 'uniform'."),
         (["uniform", "-O", "a=1"], 2, "Here --option only applies with --check NAME."),
     ],

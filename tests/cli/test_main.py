@@ -82,7 +82,7 @@ def test_found_versions_leaves_out_what_is_not_installed_and_what_is_for_tests()
         (["synthesize", "m:f", "-o", "x", "-n", "0"], "0 is not in the range x>=1"),
         (["synthesize", "m:f", "-o", "x", "-O", "a=1", "-O", "a=2"], "'a' is given twice."),
         (["synthesize", "m:f", "-o", "x", "--extend", "3", "-n", "5"], "--extend N adds N samples"),
-        (["synthesize", "resnet18", "-o", "x"], "A model is torchvision:NAME"),
+        (["synthesize", "resnet18", "-o", "x"], "A model must be torchvision:NAME"),
         (["synthesize", "m:f", "-o", "x", "--threads", "0"], "--threads"),
         (["similarity", "m:f"], "SOURCES"),
         (["similarity", "m:f", "a", "b", "a"], "Each source may be given only once, got 'a' more than once."),

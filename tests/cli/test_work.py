@@ -118,7 +118,7 @@ def _interrupted_set(model: str, folder: Path) -> None:
 
 def test_extend_without_a_set_is_a_data_error(model: str, folder: Path) -> None:
     result = run("synthesize", model, "-o", folder, "--extend", 5, code=5)
-    assert f"Error: {folder} is no data set" in result.stderr
+    assert f"Error: {folder} is not a data set" in result.stderr
 
 
 def test_every_setting_reaches_the_pipeline(model: str, folder: Path, asked: dict[str, Any]) -> None:
@@ -293,7 +293,7 @@ def test_quantize_in_json(model: str, folder: Path) -> None:
 
 def test_quantize_refuses_a_folder_without_a_set(model: str, tmp_path: Path) -> None:
     result = run("quantize", model, tmp_path / "nothing", "--calibrator", "torch-ao", code=5)
-    assert "is no data set" in result.stderr
+    assert "is not a data set" in result.stderr
 
 
 def test_quantize_names_the_nearest_calibrator(model: str, folder: Path) -> None:

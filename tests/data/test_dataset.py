@@ -60,7 +60,7 @@ def test_samples_by_index(data: SyntheticDataset) -> None:
 
 @pytest.mark.parametrize("index", [11, -12])
 def test_index_outside_is_an_index_error(data: SyntheticDataset, index: int) -> None:
-    with pytest.raises(IndexError, match=f"The data set has 11 samples, so there is none of index {index}"):
+    with pytest.raises(IndexError, match=f"The data set has 11 samples, so index {index} is out of range"):
         data[index]
 
 
@@ -266,13 +266,13 @@ def test_unfinished_run_says_how_to_resume(data: SyntheticDataset) -> None:
     with pytest.raises(DataError) as caught:
         SyntheticDataset.open(data.folder)
     assert str(caught.value) == (
-        f"{data.folder} holds an unfinished run: 2 of 3 shards are there. Resume it with the command that began it "
-        f"(dfq synthesize ... --output {data.folder}), which makes only what is missing."
+        f"{data.folder} holds an unfinished run: 2 of 3 shards are there. Resume it with the command that started it "
+        f"(dfq synthesize ... --output {data.folder}); it makes only the missing shards."
     )
 
 
 def test_folder_without_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is no data set: it holds no manifest\.json\. Give the folder that a synth"):
+    with pytest.raises(DataError, match=r"is not a data set: it has no manifest\.json\. Give the folder of a synth"):
         SyntheticDataset.open(tmp_path / "nothing")
 
 

@@ -61,7 +61,7 @@ def test_batch_that_does_not_fit_is_halved_with_the_statistics_of_the_whole(
     assert not warnings_in(caplog)
     halved = synthesize(Cramped(tiny_network, 24, 48, error), tiny_spec, **settings)
     assert warnings_in(caplog) == [
-        "Memory does not suffice for 48 samples at once: going on with two halves and the statistics of both together."
+        "Out of memory for a batch of 48 samples: continuing with two halves and their combined statistics."
     ]
     torch.testing.assert_close(
         halved.inputs(), whole.inputs(), rtol=1e-3, atol=2e-3
@@ -104,9 +104,7 @@ def test_teacher_that_cannot_see_a_shard_at_once_sees_it_in_halves(
     data = synthesize(Cramped(tiny_network, 99, 16, MemoryError()), tiny_spec, **settings)
     torch.testing.assert_close(data[3].logits, expected[3].logits)
     assert data.manifest.divergence == pytest.approx(expected.manifest.divergence, rel=1e-4)
-    assert [text.partition(":")[0] for text in warnings_in(caplog)] == [
-        "Memory does not suffice for 20 samples at once"
-    ]
+    assert [text.partition(":")[0] for text in warnings_in(caplog)] == ["Out of memory for a batch of 20 samples"]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -114,8 +112,8 @@ def test_halves_that_do_not_fit_either_end_with_the_next_step(
     tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path, error: Exception
 ) -> None:
     message = (
-        r"Memory does not suffice for a shard of 48 samples, in two halves either \(.+\)\. Give a batch size well "
-        r"below 48; finished shards are kept, and hold for the new one as well\."
+        r"Out of memory for a shard of 48 samples, even in two halves \(.+\)\. Give a batch size well "
+        r"below 48; finished shards are kept and remain valid\."
     )
     with pytest.raises(UsageError, match=message):
         synthesize(
@@ -209,8 +207,8 @@ def test_cache_folder_that_cannot_be_written_is_replaced_with_a_note(tmp_path: P
     (tmp_path / "file").touch()
     note, *rest = run_alone(tmp_path, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "file" / "cache"), CXX="no-such-compiler")
     assert note == (
-        f"WARNING The compile cache {tmp_path / 'file' / 'cache'} cannot be written (Not a directory): what is "
-        "compiled is kept for this run alone. Point TORCHINDUCTOR_CACHE_DIR at a folder that can be written."
+        f"WARNING The compile cache {tmp_path / 'file' / 'cache'} is not writable (Not a directory), so "
+        "compiled code is kept only for this run. Point TORCHINDUCTOR_CACHE_DIR to a writable folder."
     )
     assert rest[-1] == "8 samples"
 
@@ -230,20 +228,20 @@ def test_cache_folder_is_left_alone_where_it_can_be_written(
         raise KeyError
     assert os.environ[CACHE_VARIABLE] == str(tmp_path / "file")
     assert not folder.exists()
-    assert "cannot be written (" in caplog.text
+    assert "is not writable (" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (RuntimeError("x\ny"), "Set compile=never to do without from the start."),
-        (PermissionError(13, "Permission denied"), "Point TORCHINDUCTOR_CACHE_DIR at a folder that can be written"),
-        (RuntimeError("OSError: [Errno 28] No space left"), "Point TORCHINDUCTOR_CACHE_DIR at a folder"),
+        (RuntimeError("x\ny"), "Set compile=never to skip compilation."),
+        (PermissionError(13, "Permission denied"), "Point TORCHINDUCTOR_CACHE_DIR to a writable folder"),
+        (RuntimeError("OSError: [Errno 28] No space left"), "Point TORCHINDUCTOR_CACHE_DIR to a writable"),
     ],
 )
 def test_failed_compilation_is_explained_in_one_line(error: Exception, remedy: str) -> None:
     text = explained_failure(error)
     assert text.startswith(f"Compilation failed ({type(error).__name__}: ")
-    assert "); going on uncompiled, more slowly. " in text
+    assert "); continuing uncompiled, more slowly. " in text
     assert remedy in text
     assert "\n" not in text

@@ -71,7 +71,7 @@ def test_manifest_bytes_are_strict_json_and_independent_of_mapping_order(tmp_pat
 
 
 def test_missing_manifest_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is no data set: it holds no manifest\.json\. Give the folder"):
+    with pytest.raises(DataError, match=r"is not a data set: it has no manifest\.json\. Give the folder"):
         read_manifest(tmp_path / "nothing")
 
 
@@ -113,7 +113,7 @@ def drop_version(data: dict) -> None:
         (drop_checksum, "shard-00000.safetensors has no checksum, although the set is complete"),
         (break_seed, "seed: Input should be a valid integer"),
         (break_spec, "input_spec: "),
-        (drop_version, "it states no format_version"),
+        (drop_version, "it has no format_version"),
     ],
 )
 def test_invalid_manifest_names_what_is_wrong_and_the_next_step(
@@ -139,13 +139,15 @@ def test_a_file_that_is_no_json_record_is_refused(tmp_path: Path, content: bytes
 
 def test_future_format_version_asks_for_a_newer_package(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_FILE).write_text('{"format_version": 99, "whatever": true}')
-    with pytest.raises(DataError, match=r"has format version 99, .* reads up to 1\. Install a newer dfq-plugins\."):
+    with pytest.raises(
+        DataError, match=r"has format version 99, .* reads versions up to 1\. Install a newer dfq-plugins\."
+    ):
         read_manifest(tmp_path)
 
 
 def test_options_without_json_form_are_refused(tmp_path: Path) -> None:
     generator = GeneratorRecord("bns", "dfq-plugins", "0.1.0", {"network": object()})
-    with pytest.raises(UsageError, match=r"Settings are stored as JSON and need values that JSON can hold"):
+    with pytest.raises(UsageError, match=r"Settings are stored as JSON, so every value must have a JSON form"):
         write_manifest(tmp_path, make_manifest(generator=generator))
 
 

@@ -36,7 +36,7 @@ def test_images_and_volumes_are_shown_in_a_grid(shape: tuple[int, ...]) -> None:
     page = synthetic(shape)._repr_html_()
     assert picture(page).size == (8 * TILE, 2 * TILE)
     assert "<th>num_samples</th><td>20</td>" in page
-    assert 'alt="the first 16 images, of the classes ' in page
+    assert 'alt="the first 16 images, with classes ' in page
 
 
 @pytest.mark.parametrize("shape", [(1, 400), (12,)])

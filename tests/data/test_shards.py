@@ -97,7 +97,7 @@ def test_truncated_shard_is_refused_with_both_checksums(shard: Path, kept: int) 
         load_shard(shard, expected)
     assert f"{shard} is damaged: its SHA-256 should be {expected}, but is {checksum(shard)}." in str(caught.value)
     assert "Restore the file from a copy, or delete it and run the same synthesis into" in str(caught.value)
-    with pytest.raises(DataError, match="is damaged: it is no readable shard"):
+    with pytest.raises(DataError, match="is damaged: it is not a readable shard"):
         inspect_shard(shard)
 
 
@@ -113,7 +113,7 @@ def test_changed_value_is_found_without_a_manifest(shard: Path) -> None:
 def test_safetensors_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / shard_file(0)
     safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(DataError, match="is damaged: it is no readable shard"):
+    with pytest.raises(DataError, match="is damaged: it is not a readable shard"):
         inspect_shard(path)
 
 
@@ -121,7 +121,7 @@ def test_shard_with_other_count_than_it_claims_is_refused(tmp_path: Path) -> Non
     path = tmp_path / shard_file(0)
     claim = json.dumps({"index": 0, "num_samples": 3, "identity": IDENTITY, "sha256": ""})
     safetensors.torch.save_file({"inputs": torch.zeros(2, 3)}, path, {METADATA_KEY: claim})
-    with pytest.raises(DataError, match="is damaged: it does not hold the 3 inputs that it claims"):
+    with pytest.raises(DataError, match="is damaged: it does not hold the 3 inputs that it declares"):
         inspect_shard(path)
 
 
@@ -173,5 +173,5 @@ def test_shard_that_does_not_fit_the_manifest_is_refused(tmp_path: Path) -> None
     path = tmp_path / shard_file(0)
     write_shard(path, make_batch(), index=0, identity=IDENTITY)
     cache = ShardCache(tmp_path, [ShardRecord(0, 5, path.name, checksum(path))], InputSpec((2, 3)))
-    with pytest.raises(DataError, match=r"does not fit its manifest: .* shape \(4, 2, 3\), not \(5, 2, 3\)"):
+    with pytest.raises(DataError, match=r"does not match its manifest: .* shape \(4, 2, 3\), not \(5, 2, 3\)"):
         cache[0]

@@ -205,7 +205,9 @@ def test_unfinished_plan_may_shrink_to_what_is_written(tmp_path: Path) -> None:
 
 def test_fewer_samples_than_there_are_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(UsageError, match=r"holds 10 samples already, and 9 are asked\. A set only grows: ask for 10"):
+    with pytest.raises(
+        UsageError, match=r"already holds 10 samples, but 9 are requested\. A set can only grow: request 10"
+    ):
         DatasetWriter.begin(tmp_path, make_plan(9))
     assert len(SyntheticDataset.open(tmp_path)) == 10
 
@@ -227,8 +229,8 @@ def test_other_models_data_set_is_refused_and_untouched(tmp_path: Path, stop_aft
     with pytest.raises(DataError) as caught:
         DatasetWriter.begin(tmp_path, make_plan(model_digest="cd" * 32))
     assert str(caught.value) == (
-        f"{tmp_path} holds the data set of another model: model digest abababababab there, cdcdcdcdcdcd asked. "
-        "Choose another output folder."
+        f"{tmp_path} holds the data set of another model: its model digest is abababababab, "
+        "this model's is cdcdcdcdcdcd. Choose another output folder."
     )
     assert contents(tmp_path) == before
 
@@ -239,8 +241,8 @@ def test_other_settings_are_refused_by_name_with_both_digests(tmp_path: Path) ->
     with pytest.raises(DataError) as caught:
         DatasetWriter.begin(tmp_path, plan)
     assert re.search(
-        r"other settings \(digest [0-9a-f]{12} there, [0-9a-f]{12} asked\): generator\.options\.scale is 1 there, "
-        r"2 asked; seed is 3 there, 4 asked\. Give the same settings to resume or extend it, or choose another",
+        r"other settings \(digest [0-9a-f]{12}, requested [0-9a-f]{12}\): generator\.options\.scale is 1, "
+        r"requested 2; seed is 3, requested 4\. Use the same settings to resume or extend it, or choose another",
         str(caught.value),
     )
 
@@ -248,7 +250,7 @@ def test_other_settings_are_refused_by_name_with_both_digests(tmp_path: Path) ->
 def test_many_differences_are_cut_short(tmp_path: Path) -> None:
     run(tmp_path)
     options = {f"option{index}": index for index in range(7)}
-    with pytest.raises(DataError, match=r"option3 is None there, 3 asked; and 5 more\. Give the same"):
+    with pytest.raises(DataError, match=r"option3 is None, requested 3; and 5 more\. Use the same"):
         DatasetWriter.begin(tmp_path, make_plan(generator=GeneratorRecord("noise", "dfq-noise", "1.0", options)))
 
 
@@ -264,7 +266,7 @@ def test_same_numbers_written_otherwise_are_the_same_settings(tmp_path: Path) ->
 
 def test_foreign_files_are_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(DataError, match=r"holds files but no data set: there is 'thesis\.txt' and no manifest\.json"):
+    with pytest.raises(DataError, match=r"holds files but no data set: it has 'thesis\.txt' but no manifest\.json"):
         DatasetWriter.begin(tmp_path, make_plan())
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
 
@@ -273,7 +275,7 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("precious")
     for folder in (path, path / "below"):
-        with pytest.raises(DataError, match=r"A data set is a folder, but .*out.* is a file or leads through one"):
+        with pytest.raises(DataError, match=r"A data set is a folder, but .*out.* or one of its parents is a file"):
             DatasetWriter.begin(folder, make_plan())
     assert path.read_text() == "precious"
 
@@ -308,14 +310,14 @@ def test_finished_shard_of_another_run_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
     with (
         DatasetWriter.begin(tmp_path, make_plan(seed=4)) as writer,
-        pytest.raises(DataError, match=r"shard-00000\.safetensors is not of the run that manifest\.json describes"),
+        pytest.raises(DataError, match=r"shard-00000\.safetensors does not belong to the run that manifest"),
     ):
         writer.pending()
 
 
 def test_second_run_in_the_folder_refuses_until_the_first_ends(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, make_plan()):
-        with pytest.raises(DataError, match=r"Another run is writing into .* two runs never share an output folder"):
+        with pytest.raises(DataError, match=r"Another run is writing into .* two runs cannot share an output folder"):
             DatasetWriter.begin(tmp_path, make_plan())
         assert (tmp_path / LOCK_FILE).exists()
     run(tmp_path)
@@ -344,7 +346,7 @@ def test_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(
                 writer.write(second, *samples(writer, second))
         assert re.search(
             r"The disk is full: .*shard-00001\.safetensors could not be written \(.*; [\d,]+ bytes are free\)\. "
-            r"Make room and run the same command again: finished shards are kept\.",
+            r"Free some space and run the same command again: finished shards are kept\.",
             str(caught.value),
         )
         assert sorted(contents(tmp_path / "b")) == sorted([LOCK_FILE, MANIFEST_FILE, shard_file(0)])
@@ -401,10 +403,13 @@ def test_any_other_refusal_is_told_with_its_reason(tmp_path: Path, monkeypatch: 
         ({"inputs": torch.zeros(3, 2, 4)}, r"Shard 0 needs exactly 4 samples, got inputs for 3\. A generator must"),
         ({"inputs": torch.zeros(5, 2, 4)}, r"Shard 0 needs exactly 4 samples, got inputs for 5"),
         ({"inputs": torch.zeros(4, 2, 5)}, r"Shard 0 needs inputs of shape \(4, 2, 4\), got \(4, 2, 5\)"),
-        ({"inputs": torch.full((4, 2, 4), torch.nan)}, r"needs finite inputs, but 4 of 4 samples hold NaN or infinity"),
+        (
+            {"inputs": torch.full((4, 2, 4), torch.nan)},
+            r"needs finite inputs, but 4 of 4 samples contain NaN",
+        ),
         ({"inputs": torch.full((4, 2, 4), 1e300, dtype=torch.double)}, r"needs finite inputs, but 4 of 4"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, r"Shard 0 needs exactly 4 samples, got labels for 3"),
-        ({"labels": torch.zeros(4)}, r"Shard 0 needs whole numbers as labels, got torch\.float32"),
+        ({"labels": torch.zeros(4)}, r"Shard 0 needs integer labels, got torch\.float32"),
         ({"labels": torch.zeros(4, 1, dtype=torch.long)}, r"needs labels of shape \(4,\), got \(4, 1\)"),
         ({"logits": torch.zeros(4, 2)}, r"Shard 0 needs logits of shape \(4, 3\), got \(4, 2\)"),
         ({"logits": torch.tensor([[torch.inf, 0, 0]] + [[0.0] * 3] * 3)}, r"needs finite logits, but 1 of 4 samples"),
@@ -439,16 +444,16 @@ def test_any_floating_type_and_layout_is_stored_as_float32(tmp_path: Path) -> No
 
 def test_shards_outside_the_plan_are_refused(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, make_plan()) as writer:
-        with pytest.raises(UsageError, match="The plan has 3 shards, so none of index 3"):
+        with pytest.raises(UsageError, match="The plan has 3 shards, so index 3 is out of range"):
             writer.write(ShardPlan(3, 4), torch.zeros(4, 2, 4), None, None)
-        with pytest.raises(UsageError, match=r"Shard 2 holds 2 samples in the plan, not 4\. Take the shards from"):
+        with pytest.raises(UsageError, match=r"Shard 2 has 2 samples in the plan, not 4\. Take the shards from"):
             writer.write(ShardPlan(2, 4), torch.zeros(4, 2, 4), None, None)
 
 
 def test_finish_needs_every_shard(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, make_plan()) as writer:
         writer.write(ShardPlan(0, 4), *samples(writer, ShardPlan(0, 4)))
-        with pytest.raises(UsageError, match=r"2 of 3 shards in .* are not written yet, from shard-00001\.safetensors"):
+        with pytest.raises(UsageError, match=r"2 of 3 shards in .* are not written yet, starting with shard-00001"):
             writer.finish(DIVERGENCE)
     with pytest.raises(DataError, match="unfinished run"):
         SyntheticDataset.open(tmp_path)
@@ -459,7 +464,7 @@ def test_finish_needs_the_same_tensors_in_every_shard(tmp_path: Path) -> None:
         writer.write(ShardPlan(0, 4), torch.zeros(4, 2, 4), None, None)
         writer.write(ShardPlan(1, 4), *samples(writer, ShardPlan(1, 4)))
         with pytest.raises(
-            DataError, match=r"shard-00001\.safetensors holds .*labels.* A generator must give the same"
+            DataError, match=r"shard-00001\.safetensors holds .*labels.* A generator must yield the same"
         ):
             writer.finish(DIVERGENCE)
 
@@ -490,7 +495,7 @@ def test_writer_tells_a_set_that_was_complete_from_one_that_needs_a_manifest(tmp
 def test_closed_writer_refuses_to_go_on(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, make_plan()) as writer:
         pass
-    with pytest.raises(UsageError, match=r"is closed\. Begin it again with DatasetWriter\.begin\(\)"):
+    with pytest.raises(UsageError, match=r"is closed\. Start it again with DatasetWriter\.begin\(\)"):
         writer.write(ShardPlan(0, 4), *samples(writer, ShardPlan(0, 4)))
     with pytest.raises(UsageError, match="is closed"):
         writer.finish(DIVERGENCE)

@@ -459,7 +459,7 @@ def test_a_failing_compiler_is_noted_once_and_changes_nothing(
         fallen_back = inputs_of(make(registry, "bns", network, 64, batch_size=32, compile="always"))[:32]
     assert [record.getMessage() for record in caplog.records] == [
         (
-            "Compilation failed (RuntimeError: no C++ compiler); going on uncompiled, more slowly. "
+            "Compilation failed (RuntimeError: no C++ compiler); continuing uncompiled, more slowly. "
             "Install a C++ compiler (g++ or clang++), name it in CXX, or set compile=never."
         )
     ]
@@ -601,8 +601,8 @@ def test_a_run_that_diverges_stops_with_the_last_good_inputs(monkeypatch: pytest
     monkeypatch.setattr(optimization, "_snapshot", watched)
     message = (
         r"The synthesis diverged: the loss was nan at iteration 11 of 30 \(learning rate 0.25, precision auto\). The "
-        r"inputs were put back to the last good state and finished shards are kept. Lower the learning rate or the "
-        r"weights of the priors, or choose precision=float32."
+        r"last good inputs were restored, and finished shards are kept. Lower the learning rate or the weights of the "
+        r"priors, or choose precision=float32."
     )
     with pytest.raises(DivergedError, match=message):
         optimize(good_calls=8, iterations=30)

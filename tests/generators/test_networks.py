@@ -291,7 +291,7 @@ class TestAdversarial:
         source = GeneratorSource(made, frozen_copy(tiny_network), tiny_spec, options)
         loss, held_out = DistillationLoss(tiny_network, options), Examples(tiny_batches[0])
         before = capture(student)
-        with pytest.raises(DivergedError, match="The generator diverged: its loss was nan at its step 2"):
+        with pytest.raises(DivergedError, match="The generator diverged: its loss was nan at generator step 2"):
             train_student(Student(student), loss, source, held_out, options)
         assert same(capture(student), before)
 

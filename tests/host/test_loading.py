@@ -159,7 +159,7 @@ def test_a_hook_with_an_unknown_argument_names_distribution_and_version(install:
 
 def test_a_plugin_without_hooks_is_broken(install: Install) -> None:
     install("dfq-gan", "def dfq_generators():\n    return []\n")
-    with pytest.warns(PluginWarning, match="dfq_gan_plugin has no hook. Decorate its functions"):
+    with pytest.warns(PluginWarning, match="dfq_gan_plugin has no hooks. Decorate its functions"):
         assert build_registry().broken[0].distribution == "dfq-gan"
 
 
@@ -189,7 +189,7 @@ def test_two_entry_points_of_one_module_are_both_named(install: Install, tmp_pat
     install("dfq-gan", good("gan"))
     install("other-gan", good("other"), entry_point="other")
     (tmp_path / "other_gan-0.2.dist-info" / "entry_points.txt").write_text("[dfq_plugins]\nother = dfq_gan_plugin\n")
-    message = r"Two entry points name one plugin: dfq-gan 0.2 \(entry point 'gan'\) and other-gan 0.2"
+    message = r"Two entry points name the same plugin: dfq-gan 0.2 \(entry point 'gan'\) and other-gan 0.2"
     with pytest.raises(PluginError, match=message):
         build_registry()
 
@@ -202,12 +202,15 @@ def test_two_entry_points_of_one_module_are_both_named(install: Install, tmp_pat
         ("    return GeneratorEntry('single', '', 'a:b')\n", "TypeError: .*not iterable"),
         ("    return ['gan']\n", "TypeError: expected GeneratorEntry objects, got 'gan'"),
         ("    yield CalibratorEntry('gan', '', 'a:b')\n", "TypeError: expected GeneratorEntry objects, got Calibr"),
-        ("    yield GeneratorEntry('two words', '', 'a:b')\n", "ValueError: a name is one word, got 'two words'"),
-        ("    yield GeneratorEntry('gan', '', 'a.b')\n", "ValueError: a factory is 'package.module:Class', got 'a.b'"),
-        ("    yield GeneratorEntry('gan', '', 'a:b', requires='torch')\n", "TypeError: requires is a tuple"),
+        ("    yield GeneratorEntry('two words', '', 'a:b')\n", "ValueError: a name must be one word, got 'two words'"),
+        (
+            "    yield GeneratorEntry('gan', '', 'a.b')\n",
+            "ValueError: a factory must be 'package.module:Class', got",
+        ),
+        ("    yield GeneratorEntry('gan', '', 'a:b', requires='torch')\n", "TypeError: requires must be a tuple"),
         (
             "    yield GeneratorEntry('gan', '', 'a:b', options=dict)\n",
-            "TypeError: options is a dataclass, got <class 'd",
+            "TypeError: options must be a dataclass, got <class 'd",
         ),
         (
             ODD_OPTIONS,
@@ -249,7 +252,7 @@ def dfq_calibrators():
     assert tpu.install_line == 'pip install "dfq-plugins[tpu]"'
     assert npu.missing == ("no_such_npu", "xml.no_such_child")
     assert npu.install_line == "pip install no_such_npu xml.no_such_child"
-    message = r"Calibrator 'tpu' needs no_such_tpu, not installed here. Run: pip install \"dfq-plugins\[tpu\]\""
+    message = r"Calibrator 'tpu' needs no_such_tpu \(not installed\). Run: pip install \"dfq-plugins\[tpu\]\""
     with pytest.raises(PluginError, match=message):
         registry.create("calibrator", "tpu")
 
@@ -288,7 +291,7 @@ def test_an_unknown_name_lists_what_there_is(install: Install) -> None:
 
 
 def test_with_nothing_installed_the_error_says_how_to_mend_it() -> None:
-    with pytest.raises(PluginError, match=r"Available: none. Even the built-in ones .*pip install dfq-plugins"):
+    with pytest.raises(PluginError, match=r"Available: none. Built-in plugins .*pip install dfq-plugins"):
         build_registry(entry_points=()).find("generator", "gan")
 
 

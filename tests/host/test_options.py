@@ -101,7 +101,7 @@ def test_defaults_and_records() -> None:
         ({"divergence": "js"}, "cannot be 'js': input should be 'kl' or 'l2'. Give kl or l2; the default is kl."),
         ({"compile": "perhaps"}, "Give bool or none; the default is none"),
         ({"sizes": "1,x"}, "Give tuple of int, ...; the default is 3,5"),
-        (3, "The options of generator 'bns' are a mapping or a Options, got int: 3"),
+        (3, "The options of generator 'bns' must be a mapping or a Options, got int: 3"),
     ],
 )
 def test_a_wrong_option_names_option_value_and_rule(options: Any, message: str) -> None:
@@ -112,9 +112,9 @@ def test_a_wrong_option_names_option_value_and_rule(options: Any, message: str) 
 def test_rules_between_options_keep_their_own_message() -> None:
     with pytest.raises(UsageError, match=r"^13 is unlucky\.$"):
         parse_options(Picky, {"low": 13, "high": 20})
-    with pytest.raises(UsageError, match=r"The options of generator 'x' do not fit together: low is above high."):
+    with pytest.raises(UsageError, match=r"The options of generator 'x' are inconsistent: low is above high."):
         parse_options(Picky, {"low": 3}, owner="generator 'x'")
-    with pytest.raises(UsageError, match=r"do not fit together: .*'path'"):
+    with pytest.raises(UsageError, match=r"are inconsistent: .*'path'"):
         parse_options(Required)
 
 

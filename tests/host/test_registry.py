@@ -129,7 +129,7 @@ def test_create_takes_options_as_mapping_text_or_record(registry: Registry, opti
         ({"step": 3}, r"Unknown option 'step' of generator 'gan'. Did you mean 'steps'\? Valid options: steps."),
         ({"steps": 0}, "Option 'steps' of generator 'gan' cannot be 0: input should be greater than 0"),
         (GanOptions(-1), "Option 'steps' of generator 'gan' cannot be -1"),
-        (OtherOptions(), r"The options of generator 'gan' are a mapping or a GanOptions, got OtherOptions"),
+        (OtherOptions(), r"The options of generator 'gan' must be a mapping or a GanOptions, got OtherOptions"),
     ],
 )
 def test_create_refuses_wrong_options(registry: Registry, options: object, message: str) -> None:
@@ -146,7 +146,7 @@ def test_options_are_refused_where_there_are_none(registry: Registry) -> None:
     ("name", "message"),
     [
         ("lost", "generator 'lost' from module fake_plugin cannot be loaded from fake_plugin:Lost: AttributeError"),
-        ("gone", "cannot be loaded from no_such_module:Lost: ModuleNotFoundError.*Reinstall or mend"),
+        ("gone", "cannot be loaded from no_such_module:Lost: ModuleNotFoundError.*Reinstall or fix"),
         (
             "empty",
             r"generator 'empty' from module fake_plugin builds a Listener, which is not a dfq_plugins.types.DataGen",
@@ -178,7 +178,7 @@ def test_a_listener_that_raises_is_logged_once_dropped_and_the_run_goes_on(caplo
         broadcast(EVENT)
     assert heard == [EVENT] * 4
     (record,) = caplog.records
-    assert record.getMessage() == "Dropped the listener 'fail' because it raised; the run goes on."
+    assert record.getMessage() == "Dropped the listener 'fail' because it raised an error; the run continues."
     assert record.exc_info is not None
     assert broadcast.names == ("listener 'list.append'", "listener 'list.append'")
 

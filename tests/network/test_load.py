@@ -118,7 +118,7 @@ def test_the_real_network_of_the_data_pack(shared_data: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("reference", ["resnet18", "torchvision:", ":factory", ""])
 def test_a_malformed_reference(reference: str) -> None:
-    with pytest.raises(UsageError, match=r"A model is torchvision:NAME, package.module:factory or file.py:factory"):
+    with pytest.raises(UsageError, match=r"A model must be torchvision:NAME, package.module:factory, file.py:factory"):
         load_model(reference)
 
 
@@ -130,8 +130,8 @@ def test_a_malformed_reference(reference: str) -> None:
         ("missing.py:make", "The model file missing.py does not exist."),
         ("{file}:netwrok", r"has no factory 'netwrok'. Did you mean 'network'\? It has .*failing"),
         ("{file}:failing", "The factory .*my-model.py:failing failed with ValueError: no weights here"),
-        ("{file}:weights", "must return a torch.nn.Module, got OrderedDict. A checkpoint goes into --weights."),
-        ("{file}:number", "my-model.py:number must be a function or class without arguments, got int"),
+        ("{file}:weights", "must return a torch.nn.Module, got OrderedDict. Pass a checkpoint with --weights."),
+        ("{file}:number", "my-model.py:number must be a function or class that takes no arguments, got int"),
     ],
 )
 def test_a_factory_that_cannot_be_used(model_file: Path, reference: str, message: str) -> None:
@@ -185,7 +185,7 @@ def test_a_pickle_with_code_in_it_is_refused(
         torch.save({"0.weight": Malicious()}, path)
     else:
         path.write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(ModelError, match="holds pickled code or is damaged, and is refused: tensors alone") as caught:
+    with pytest.raises(ModelError, match="contains pickled code or is damaged, and is rejected: only") as caught:
         load_weights(model_file, path)
     assert not (tmp_path / "owned").exists()
     assert "weights_only=False" not in str(caught.value)
@@ -195,11 +195,11 @@ def test_weights_that_do_not_fit(model_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     saved = {name: value.clone() for name, value in state(model_file).items()}
     save_file({"0.weight": saved["0.weight"], **{f"head.{index}": torch.zeros(1) for index in range(7)}}, path)
-    message = r"Missing: 0.bias, 1.weight, .*Unexpected: head.0, .*head.4 and 2 more. Give the factory"
+    message = r"Missing: 0.bias, 1.weight, .*Unexpected: head.0, .*head.4 and 2 more. Use the factory"
     with pytest.raises(ModelError, match=message):
         load_weights(model_file, path)
     save_file(saved | {"0.weight": torch.zeros(4, 1, 3, 3)}, path)
-    with pytest.raises(ModelError, match=r"do not fit the model: size mismatch for 0.weight"):
+    with pytest.raises(ModelError, match=r"do not match the model: size mismatch for 0.weight"):
         load_weights(model_file, path)
 
 
@@ -222,11 +222,11 @@ def test_weights_that_cannot_be_read(
 
 def test_a_checkpoint_without_a_state_dict(model_file: Path, tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "weights.pt")
-    with pytest.raises(ModelError, match=r"weights.pt holds no state dict, a mapping of names to tensors."):
+    with pytest.raises(ModelError, match=r"weights.pt does not hold a state dict, a mapping of names to tensors."):
         load_weights(model_file, tmp_path / "weights.pt")
 
 
 def test_weights_of_another_suffix(model_file: Path, tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"A weights file ends in .safetensors, .pth or .pt, got 'weights.bin'."):
+    with pytest.raises(UsageError, match=r"A weights file must end in .safetensors, .pth or .pt, got 'weights.bin'."):
         load_weights(model_file, tmp_path / "weights.bin")

@@ -101,8 +101,8 @@ def test_a_package_factory_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("other", r"does not fit what .*net.py:other builds: .* Give the network that it was made from"),
-        ("changed", r"has the digest \w{12}, and with what .*changed builds now it would be \w{12}"),
+        ("other", r"does not match the one that .*net.py:other builds: .* Provide the network that it was"),
+        ("changed", r"has the digest \w{12}, but with the network that .*changed builds now the digest is \w{12}"),
     ],
 )
 def test_another_factory(factory: str, tmp_path: Path, name: str, message: str) -> None:
@@ -119,12 +119,12 @@ def test_any_width_of_the_factory_will_do(factory: str, tmp_path: Path) -> None:
 
 
 def test_what_is_damaged_is_refused(factory: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no saved network: FileNotFoundError in network.json"):
+    with pytest.raises(DataError, match=r"does not hold a saved network: FileNotFoundError in network.json"):
         load_network(tmp_path)
     path = save_network(narrow(), tmp_path, factory=factory, about={})
     sound = path.read_text()
     path.write_text(sound.replace('"format_version": 1', '"format_version": 9'))
-    with pytest.raises(DataError, match="format version 9, and this dfq-plugins reads up to 1"):
+    with pytest.raises(DataError, match="format version 9, but this dfq-plugins reads versions up to 1"):
         load_network(tmp_path)
     path.write_text(sound.replace('"sizes": {', '"sizes": [], "other": {'))
     with pytest.raises(DataError, match=r"TypeError in network.json, sizes is \[\]"):
@@ -134,11 +134,11 @@ def test_what_is_damaged_is_refused(factory: str, tmp_path: Path) -> None:
         load_network(tmp_path)
     path.write_text(sound)
     (tmp_path / WEIGHTS_FILE).write_bytes((tmp_path / WEIGHTS_FILE).read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"The weights in .* are damaged: they changed since they were written"):
+    with pytest.raises(DataError, match=r"The weights in .* are damaged: the checksum does not match"):
         load_network(tmp_path)
 
 
 def test_it_brings_its_own_weights(factory: str, tmp_path: Path) -> None:
     save_network(narrow(), tmp_path, factory=factory, about={})
-    with pytest.raises(UsageError, match=r"brings its own weights: leave .*net.pth out"):
+    with pytest.raises(UsageError, match=r"includes its weights, so .*net.pth cannot be loaded. Omit it"):
         load_model(f"saved:{tmp_path}", tmp_path / "net.pth")

@@ -22,7 +22,7 @@ from dfq_plugins.types import InputSpec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or give real samples."
+INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or provide real samples."
 
 
 def refusal(message: str) -> str:
@@ -48,7 +48,9 @@ def test_weights_and_statistics_that_are_not_finite_are_refused(name: str, value
     network = convolutional()
     with torch.no_grad():
         network.state_dict()[name].view(-1)[0] = value
-    message = f"Weights and statistics must be finite, but NaN or infinity is in ['{name}']. Load a sound checkpoint."
+    message = (
+        f"Weights and statistics must be finite, but NaN or infinity was found in ['{name}']. Load a valid checkpoint."
+    )
     with pytest.raises(ModelError, match=refusal(message)):
         check_finite(network)
 
@@ -76,8 +78,8 @@ def test_a_model_with_folded_batch_norm_is_refused() -> None:
     network = convolutional()
     folded = nn.Sequential(fuse_conv_bn_eval(network[0], network[1]), *network[2:])  # type: ignore[type-var]
     message = (
-        "Sequential has no BatchNorm layer, and all its convolutions have a bias: BatchNorm seems to have been folded "
-        f"into them. Give the model as it was before folding. {INSTEAD}"
+        "Sequential has no BatchNorm layer, and all its convolutions have a bias: BatchNorm has probably been folded "
+        f"into them. Pass the model from before folding. {INSTEAD}"
     )
     with pytest.raises(ModelError, match=refusal(message)):
         require_batch_norm(folded)
@@ -98,7 +100,7 @@ def test_batch_norm_that_was_never_trained_is_refused() -> None:
 def test_a_negative_variance_is_refused() -> None:
     network = convolutional()
     network[1].running_var[2] = -0.1
-    message = "A variance cannot be negative, but running_var is in ['1']. Load a sound checkpoint."
+    message = "Variances cannot be negative, but running_var is negative in ['1']. Load a valid checkpoint."
     with pytest.raises(ModelError, match=refusal(message)):
         require_batch_norm(network)
 
@@ -116,7 +118,7 @@ def test_a_negative_variance_is_refused() -> None:
 )
 def test_wrong_shapes_are_refused_with_torch_s_own_reason(shape: tuple[int, ...], reason: str) -> None:
     start = f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
-    end = "Give the shape of one sample as the network takes it."
+    end = "Give the shape of one sample as the network expects it."
     with pytest.raises(ModelError, match=f"^{re.escape(start)}.*{re.escape(reason)}.*{re.escape(end)}$") as caught:
         trial_run(convolutional(), shape)
     assert caught.value.__cause__ is not None
@@ -177,7 +179,7 @@ def test_what_is_given_is_kept() -> None:
 )
 def test_a_size_that_cannot_be_known_is_asked_for(network: Callable[[], nn.Module], wanted: str) -> None:
     message = (
-        f"The spatial size of the input cannot be read off Sequential. Say it: InputSpec(shape=({wanted})), "
+        f"The spatial size of the input cannot be inferred from Sequential. Pass InputSpec(shape=({wanted})), "
         f"or --shape {wanted.replace(', ', ',').upper()} on the command line."
     )
     with pytest.raises(UsageError, match=refusal(message)):

@@ -110,7 +110,7 @@ def not_finite(network: nn.Module) -> nn.Module:
     [
         (no_batch_norm, "has no BatchNorm layer with running statistics"),
         (untrained, "was never trained"),
-        (not_finite, r"NaN or infinity is in \['norm2.running_mean'\]"),
+        (not_finite, r"NaN or infinity was found in \['norm2.running_mean'\]"),
     ],
 )
 def test_models_without_usable_statistics_are_refused(
@@ -174,7 +174,7 @@ def test_only_images_of_a_known_range_have_a_border() -> None:
     images = {"a": [torch.rand(8, *spec.shape)]}
     assert rank(network, spec, images)[0].augmentation == "none"
     with pytest.raises(
-        UsageError, match=r"pad-and-crop needs images \(channels, height, width\) of a known value range"
+        UsageError, match=r"pad-and-crop needs images \(channels, height, width\) with a known value range"
     ):
         rank(network, spec, images, augmentation="pad-and-crop")
 
@@ -212,7 +212,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, spoil: Callable[[bytes], b
     broken = tmp_path / "001.png"
     broken.write_bytes(spoil(broken.read_bytes()))
     with pytest.raises(
-        DataError, match=rf"^{re.escape(str(broken))} cannot be read as an image: .*Mend or remove it\.$"
+        DataError, match=rf"^{re.escape(str(broken))} cannot be read as an image: .*Fix or remove it\.$"
     ):
         read(tmp_path)
 
@@ -227,7 +227,7 @@ def test_an_image_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_images_need_a_network_for_images(tmp_path: Path) -> None:
     save_images(tmp_path, pixels(1, 8, 8, 3))
     for shape in ((2, 8, 8), (3, 8), (3, 4, 4, 4)):
-        with pytest.raises(DataError, match=re.escape(f"Images have 1 or 3 channels, the network takes {shape}.")):
+        with pytest.raises(DataError, match=re.escape(f"Images have 1 or 3 channels, but the network takes {shape}.")):
             read(tmp_path, InputSpec(shape))
 
 
@@ -322,20 +322,20 @@ def save_no_array(path: Path) -> None:
         (save_damaged, "cannot be read as an .npz file without pickled objects: "),
         (lambda path: path.write_bytes(b""), "cannot be read as an .npz file without pickled objects: "),
         (save_no_array, r"file.npz holds "),
-        (save(), r"holds the arrays \[\]. Name the one of the samples inputs or images"),
+        (save(), r"holds the arrays \[\]. Name the array of samples inputs or images"),
         (
             save(a=np.zeros(1), b=np.zeros(1)),
-            r"holds the arrays \['a', 'b'\]. Name the one of the samples inputs or images or x or x_test or data\.$",
+            r"holds the arrays \['a', 'b'\]. Name the array of samples inputs or images or x or x_test or data\.$",
         ),
-        (save(x=np.zeros((2, 3, 8, 8), dtype=np.int64)), "holds int64 of shape .* Give images as uint8, or the"),
-        (save(x=np.array(["text"])), "Give images as uint8, or the network's own inputs as floating point"),
+        (save(x=np.zeros((2, 3, 8, 8), dtype=np.int64)), "holds int64 of shape .* Provide images as uint8, or network"),
+        (save(x=np.array(["text"])), "Provide images as uint8, or network inputs as floating point"),
         (save(x=np.float32(1)), r"holds float32 of shape \(\)"),
         (
             save(x=np.zeros((2, 8, 8, 3))),
-            r"holds samples of shape \(8, 8, 3\), and the network takes \(3, 8, 8\)\. Give",
+            r"holds samples of shape \(8, 8, 3\), but the network takes \(3, 8, 8\)\. Provide",
         ),
-        (save(x=pixels(2, 5, 8, 8)), r"holds bytes of shape \(2, 5, 8, 8\), which are no images for a network that"),
-        (save(x=pixels(2, 8)), r"holds bytes of shape \(2, 8\), which are no images"),
+        (save(x=pixels(2, 5, 8, 8)), r"holds bytes of shape \(2, 5, 8, 8\), which are not images for a network that"),
+        (save(x=pixels(2, 8)), r"holds bytes of shape \(2, 8\), which are not images"),
     ],
 )
 def test_unusable_archives_are_refused(tmp_path: Path, write: Callable[[Path], object], message: str) -> None:
@@ -358,7 +358,7 @@ def test_an_archive_without_samples_is_refused(tmp_path: Path, tiny_network: nn.
 def test_a_synthetic_set_is_read_as_it_was_written(tmp_path: Path, tiny_network: nn.Module) -> None:
     data = synthesize(tiny_network, SPEC, generator="gaussian", num_samples=70, output=tmp_path / "set")
     np.testing.assert_array_equal(read(tmp_path / "set"), data.inputs())
-    with pytest.raises(DataError, match=r"set holds samples of shape \(3, 8, 8\), and the network takes \(3, 9, 9\)"):
+    with pytest.raises(DataError, match=r"set holds samples of shape \(3, 8, 8\), but the network takes \(3, 9, 9\)"):
         load_source(tmp_path / "set", InputSpec((3, 9, 9)))
 
 
@@ -366,7 +366,7 @@ def test_a_synthetic_set_is_read_as_it_was_written(tmp_path: Path, tiny_network:
 def test_anything_else_is_refused_with_what_can_be_given(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("text")
-    message = f"{tmp_path / name} is no synthetic data set, no .npz file and no folder of images (.bmp, .jpeg, .jpg,"
+    message = f"{tmp_path / name} is not a synthetic data set, an .npz file or a folder of images (.bmp, .jpeg, .jpg,"
     with pytest.raises(DataError, match=re.escape(message)):
         load_source(tmp_path / name, SPEC)
 

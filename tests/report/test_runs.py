@@ -228,7 +228,7 @@ def test_inspect_prints_the_figures_and_writes_the_page(made: Path) -> None:
 def test_inspect_asks_for_no_shape_where_there_is_nothing_to_inspect(made: Path) -> None:
     result = CliRunner().invoke(cli, ["inspect", f"{made}/nowhere", "--model", f"{made}/net.py:network"])
     assert result.exit_code == DataError.exit_code
-    assert "no synthetic data set, no .npz file and no folder of images" in " ".join(result.stderr.split())
+    assert "a synthetic data set, an .npz file or a folder of images" in " ".join(result.stderr.split())
 
 
 def test_inspect_gives_json(made: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_synthetic_set_brings_its_own_specification(made: Path) -> None:
 
 def test_inspect_refuses_what_is_no_set(made: Path) -> None:
     result = run("inspect", made / "net.py", "-m", f"{made}/net.py:network", *SPEC, code=5)
-    assert "is no synthetic data set, no .npz file and no folder of images" in result.stderr
+    assert "is not a synthetic data set, an .npz file or a folder of images" in result.stderr
 
 
 # ------------------------------------------------------------------------------------- parts

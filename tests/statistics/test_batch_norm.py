@@ -283,7 +283,7 @@ def test_layers_that_rest_are_left_out() -> None:
 def test_a_network_that_calls_no_batch_norm_is_refused() -> None:
     network = Auxiliary(main=False).eval()
     assert layer_divergences(network, [random((4, 3, 2, 2))]) == {}
-    with pytest.raises(ModelError, match="Auxiliary holds BatchNorm layers, but a forward pass calls none of them"):
+    with pytest.raises(ModelError, match="Auxiliary has BatchNorm layers, but a forward pass calls none of them"):
         require_reached_layers(network, InputSpec((3, 2, 2)))
 
 

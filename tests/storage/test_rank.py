@@ -179,7 +179,9 @@ def test_rank_that_comes_when_all_is_done_opens_the_set(tmp_path: Path) -> None:
 
 def test_ranks_of_another_run_and_single_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfq_plugins.storage.locks.PATIENCE_SECONDS", 0.2)
-    refusal = r"Another run is writing into .* two runs never share an output folder\. Wait until it ends, or choose"
+    refusal = (
+        r"Another run is writing into .* two runs cannot share an output folder\. Wait until it finishes, or choose"
+    )
     with DatasetWriter.begin(tmp_path, PLAN, PAIR[0]):
         for other in (replace(PAIR[1], run="other"), PAIR[0], None):
             with pytest.raises(DataError, match=refusal):
@@ -201,9 +203,9 @@ def test_rank_waits_for_a_run_that_is_about_to_end(tmp_path: Path, monkeypatch: 
 
 def test_ranks_of_one_run_must_be_given_the_same(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, PLAN, PAIR[0]):
-        with pytest.raises(DataError, match=r"holds a data set of other settings .* seed is 3 there, 4 asked"):
+        with pytest.raises(DataError, match=r"holds a data set with other settings .* seed is 3, requested 4"):
             DatasetWriter.begin(tmp_path, replace(PLAN, seed=4), PAIR[1])
-        with pytest.raises(UsageError, match=r"one was asked for 14 samples and one for 15\. Start all of them with"):
+        with pytest.raises(UsageError, match=r"one requests 14 samples and another 15\. Start all ranks with"):
             DatasetWriter.begin(tmp_path, replace(PLAN, num_samples=15), PAIR[1])
 
 
@@ -244,8 +246,8 @@ def test_environment_of_torchrun_is_read() -> None:
     ("variables", "message"),
     [
         ({"RANK": "2", "WORLD_SIZE": "2"}, r"RANK must be below WORLD_SIZE \(2\), got 2\. Start the ranks with"),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a whole number from 0 on, got 'x'"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number from 1 on, got '0'"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK must be a whole number of at least 0, got 'x'"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a whole number of at least 1, got '0'"),
     ],
 )
 def test_nonsense_in_the_environment_is_refused(variables: dict[str, str], message: str) -> None:
@@ -254,7 +256,7 @@ def test_nonsense_in_the_environment_is_refused(variables: dict[str, str], messa
 
 
 def test_cores_are_divided_among_the_ranks_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "_cores", lambda: 10)
+    monkeypatch.setattr(ranks, "_available_cores", lambda: 10)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert Rank().threads() is None
     assert [Rank(0, 8, 0, count).threads() for count in (2, 4, 16)] == [5, 2, 1]

@@ -221,13 +221,13 @@ def test_an_unknown_option_is_answered_with_the_nearest(run: Callable[..., Synth
 
 
 def test_a_generator_that_yields_too_few_is_refused(run: Callable[..., SyntheticDataset]) -> None:
-    message = "8 samples were asked of the generator 'short' from module pipeline_plugins, and 7 came back. Report it"
+    message = "The generator 'short' from module pipeline_plugins was asked for 8 samples but yielded 7. Report this"
     with pytest.raises(DataError, match=message):
         run(generator="short")
 
 
 def test_a_generator_that_never_stops_is_stopped(run: Callable[..., SyntheticDataset]) -> None:
-    message = "8 samples were asked of the generator 'endless' from module pipeline_plugins, and at least 16 came back"
+    message = "The generator 'endless' from module pipeline_plugins was asked for 8 samples but yielded at least 16"
     with pytest.raises(DataError, match=message):
         run(generator="endless")
 
@@ -392,9 +392,9 @@ def uncopyable(network: nn.Module) -> nn.Module:
     [
         (without_batch_norm, "so there is nothing to invert"),
         (never_trained, "was never trained, or its weights were not loaded"),
-        (nan_weights, r"NaN or infinity is in \['conv.weight'\]"),
-        (nan_statistics, r"NaN or infinity is in \['norm1.running_var'\]"),
-        (negative_variance, r"running_var is in \['norm1'\]"),
+        (nan_weights, r"NaN or infinity was found in \['conv.weight'\]"),
+        (nan_statistics, r"NaN or infinity was found in \['norm1.running_var'\]"),
+        (negative_variance, r"running_var is negative in \['norm1'\]"),
         (other_channels, r"does not accept inputs of shape \(3, 8, 8\)"),
         (uncopyable, "The model TinyNetwork cannot be copied"),
     ],
@@ -418,14 +418,14 @@ def test_an_unusable_model_is_refused_and_nothing_is_written(
 
 
 def test_a_wrong_number_of_classes_is_refused(run: Callable[..., SyntheticDataset], tmp_path: Path) -> None:
-    message = r"num_classes is 7, but the model returns \(4,\) values per sample. Leave num_classes out"
+    message = r"num_classes is 7, but the model returns \(4,\) values per sample. Omit num_classes"
     with pytest.raises(UsageError, match=message):
         run(spec=InputSpec((3, 8, 8), num_classes=7), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_size_that_cannot_be_inferred_is_asked_for(run: Callable[..., SyntheticDataset]) -> None:
-    with pytest.raises(UsageError, match=r"cannot be read off TinyNetwork. Say it: InputSpec\(shape=\(3, height"):
+    with pytest.raises(UsageError, match=r"cannot be inferred from TinyNetwork. Pass InputSpec\(shape=\(3, height"):
         run(spec=None)
 
 
@@ -529,7 +529,7 @@ def test_a_finished_set_is_returned_without_work(run: Callable[..., SyntheticDat
 
 def test_fewer_samples_than_are_there_are_refused(run: Callable[..., SyntheticDataset], tmp_path: Path) -> None:
     run(output=tmp_path)
-    with pytest.raises(UsageError, match=r"holds 8 samples already, and 5 are asked\. A set only grows"):
+    with pytest.raises(UsageError, match=r"already holds 8 samples, but 5 are requested\. A set can only grow"):
         run(num_samples=5, output=tmp_path)
 
 
@@ -540,7 +540,7 @@ def test_another_model_s_folder_is_refused(
     before = files(tmp_path)
     other = copy.deepcopy(tiny_network)
     other.linear.bias.data += 1
-    with pytest.raises(DataError, match="holds the data set of another model: model digest"):
+    with pytest.raises(DataError, match="holds the data set of another model: its model digest is"):
         run(other, output=tmp_path)
     assert files(tmp_path) == before
 
@@ -552,7 +552,7 @@ def test_a_folder_of_other_settings_is_refused(
     run: Callable[..., SyntheticDataset], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     run(output=tmp_path)
-    with pytest.raises(DataError, match="holds a data set of other settings"):
+    with pytest.raises(DataError, match="holds a data set with other settings"):
         run(**settings, output=tmp_path)
 
 
@@ -698,17 +698,17 @@ NAN[3, 0, 0, 0] = math.nan
         ([DATA, DATA[:, :1]], DataError, r"takes samples of shape \(3, 8, 8\), and the data holds \(1, 8, 8\)"),
         (NAN, DataError, "^Inputs must be finite, but a batch holds NaN or infinity. Remove or repair those samples.$"),
         (DATA / 0, DataError, "must be finite"),
-        ((DATA * 9).byte(), DataError, r"floating point, got torch.uint8\. Normalize them first\.$"),
+        ((DATA * 9).byte(), DataError, r"floating-point network inputs, got torch.uint8\. Normalize the data first\.$"),
         (
             DATA[:0],
             DataError,
-            "^Calibration needs at least one sample, got none. Give a data set or batches of inputs.$",
+            "^Calibration needs at least one sample, got none. Provide a data set or batches of inputs.$",
         ),
         ([], DataError, "needs at least one sample"),
         ("folder", UsageError, r"an iterable of batches, got str. Open a folder with SyntheticDataset.open\(folder\)."),
         (7, UsageError, "an iterable of batches, got int"),
-        ([{"x": DATA}], UsageError, "A batch is a tensor, or a tuple that begins with one, got dict."),
-        ([()], UsageError, "A batch is a tensor, or a tuple that begins with one, got tuple."),
+        ([{"x": DATA}], UsageError, "A batch must be a tensor, or a tuple that starts with one, got dict."),
+        ([()], UsageError, "A batch must be a tensor, or a tuple that starts with one, got tuple."),
     ],
 )
 def test_unusable_calibration_data_is_refused(
@@ -745,7 +745,7 @@ def test_a_model_that_does_not_fit_the_specification_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=r"does not accept inputs of shape \(3, 8, 8\)"):
         quantized(DATA, model=other_channels(tiny_network))
-    with pytest.raises(ModelError, match="NaN or infinity is in"):
+    with pytest.raises(ModelError, match="NaN or infinity was found in"):
         quantized(DATA, model=nan_weights(tiny_network))
 
 
@@ -758,7 +758,7 @@ def test_an_unknown_calibrator_is_answered_with_the_nearest(quantized: Callable[
 
 def test_a_calibrator_whose_framework_is_missing_says_the_pip_line(quantized: Callable[..., Any]) -> None:
     message = re.escape(
-        "Calibrator 'absent' needs no_such_framework, not installed here. Run: pip install \"dfq-plugins[absent]\""
+        "Calibrator 'absent' needs no_such_framework (not installed). Run: pip install \"dfq-plugins[absent]\""
     )
     with pytest.raises(PluginError, match=message):
         quantized(DATA, calibrator="absent")
