@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
+from dfq_plugins.host.registry import Registry, build_registry
+from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.types import InputSpec
 from forks import ForkServer
 from networks import TinyNetwork, settle_batch_norm
 from places import ROOT, SUPPORT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from dfq_plugins.data.dataset import SyntheticDataset
 
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -73,3 +78,44 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield ForkServer(process, tmp_path_factory.mktemp("forked"))
         process.stdin.close()
+
+
+PIPELINE_PLUGINS = {"builtin-generators": "dfq_plugins.generators.plugin", "outside": "pipeline_plugins"}
+
+
+def _registry_of(plugins: dict[str, str]) -> Iterator[Registry]:
+    """Yield a registry of just these plugins; the helper module is imported afresh for each test."""
+    entry_points = [EntryPoint(name, module, "dfq_plugins") for name, module in plugins.items()]
+    yield build_registry(entry_points=entry_points, strict=True)
+    del sys.modules[plugins["outside"]]
+
+
+@pytest.fixture
+def pipeline_registry() -> Iterator[Registry]:
+    """The built-in generators, and those and the calibrators of pipeline_plugins.py."""
+    yield from _registry_of(PIPELINE_PLUGINS)
+
+
+@pytest.fixture
+def finetuning_registry() -> Iterator[Registry]:
+    """The generators and calibrators of finetuning_plugins.py."""
+    yield from _registry_of({"outside": "finetuning_plugins"})
+
+
+QUICK_SYNTHESIS = {"iterations": 2, "precision": "float32"}
+
+
+@pytest.fixture
+def synthesize_tiny(
+    pipeline_registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
+) -> Callable[..., SyntheticDataset]:
+    """Synthesize with few and short steps, from the tiny network where no other is given."""
+
+    def synthesized(model: nn.Module | None = None, **settings: Any) -> SyntheticDataset:
+        name = settings.setdefault("generator", "bns")
+        builtin = name in {"bns", "inception", "bns+inception"}
+        settings["options"] = {**(QUICK_SYNTHESIS if builtin else {}), **settings.pop("options", {})}
+        settings = {"spec": tiny_spec, "num_samples": 8, "registry": pipeline_registry, **settings}
+        return synthesize(tiny_network if model is None else model, settings.pop("spec"), **settings)
+
+    return synthesized

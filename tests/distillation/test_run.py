@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,15 +14,15 @@ from dfq_plugins.distillation.run import DistillRun, LargerStudentWarning, disti
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.distillation.task import DataOriginWarning
 from dfq_plugins.errors import DataError, ModelError, UsageError
-from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.network.load import load_network
 from dfq_plugins.pruning.ticket import Ticket
 from dfq_plugins.synthesis.run import synthesize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
+    from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import InputSpec, ProgressEvent
 
 QUICK = {"steps": 60, "batch_size": 16, "num_evaluations": 3, "learning_rate": 0.02, "teacher_precision": "float32"}
@@ -44,9 +42,8 @@ def student(width: int = 6, classes: int = 4) -> nn.Module:
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    yield build_registry(entry_points=[EntryPoint("outside", "finetuning_plugins", "dfq_plugins")], strict=True)
-    del sys.modules["finetuning_plugins"]
+def registry(finetuning_registry: Registry) -> Registry:
+    return finetuning_registry
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import nn
 
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
 from dfq_plugins.generators.inversion import SMALLEST_BATCH, BatchNormGenerator, balanced_labels, even_split
-from dfq_plugins.generators.noise import Noise, colored, draw_noise
+from dfq_plugins.generators.noise import Noise, colored, draw_noise, known_noise
 from dfq_plugins.generators.options import BatchNormOptions
 from dfq_plugins.generators.start import color_candidates, fitted_noise, scale_candidates
 from dfq_plugins.host.registry import Registry, build_registry
@@ -679,3 +679,9 @@ def test_inputs_fit_the_network_as_training_showed_its_images() -> None:
         spreads[border] = float(torch.cat([batch.inputs for batch in made]).std())
     true = float(images.std())
     assert abs(spreads[None] - true) < 0.5 * abs(spreads[0] - true), (spreads, true)
+
+
+def test_noise_of_a_known_range_is_centered_in_it() -> None:
+    assert known_noise(InputSpec((1, 4), value_range=(-2.0, 6.0))) == Noise(2.0, 2.0)
+    assert known_noise(InputSpec((1, 4))) == Noise()
+    assert known_noise(InputSpec((1, 4), (0.5,), (0.2,), (0.0, 1.0))) == Noise()

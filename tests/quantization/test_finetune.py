@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,26 +15,25 @@ from dfq_plugins.distillation import TrainingOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture
 from dfq_plugins.distillation.task import DataOriginWarning
 from dfq_plugins.errors import ArtifactError, DataError, DivergedError, ModelError, PluginError, UsageError
-from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.quantization.finetune import FinetuneRun, finetune
 from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.types import InputSpec
 from places import SUPPORT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from dfq_plugins.data.dataset import SyntheticDataset
+    from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import ProgressEvent
 
 QUICK = {"steps": 12, "batch_size": 16, "num_evaluations": 3, "learning_rate": 0.03, "teacher_precision": "float32"}
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    yield build_registry(entry_points=[EntryPoint("outside", "finetuning_plugins", "dfq_plugins")], strict=True)
-    del sys.modules["finetuning_plugins"]
+def registry(finetuning_registry: Registry) -> Registry:
+    return finetuning_registry
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -32,3 +34,13 @@ def settle_batch_norm(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
         for _ in range(60):
             network(inputs)
     return network.eval()
+
+
+def nan_weights(network: nn.Module) -> nn.Module:
+    network.conv.weight.data[0] = math.nan
+    return network
+
+
+def other_channels(network: nn.Module) -> nn.Module:
+    network.stem = nn.Conv2d(1, 8, 3, padding=1)
+    return network

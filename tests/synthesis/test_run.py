@@ -6,96 +6,38 @@ import copy
 import gc
 import logging
 import math
-import random
-import re
 import sys
-from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError, UsageError
-from dfq_plugins.generators.noise import Noise
-from dfq_plugins.generators.start import known_noise
-from dfq_plugins.host.registry import Registry, build_registry
-from dfq_plugins.network.agreement import top1_agreement
-from dfq_plugins.quantization.run import quantize, run_quantization
 from dfq_plugins.statistics.batch_norm import layer_divergences
 from dfq_plugins.synthesis.run import default_shard_size, synthesize
-from dfq_plugins.types import Batch, InputSpec, ProgressEvent, Recipe
+from dfq_plugins.types import InputSpec, ProgressEvent
+from networks import nan_weights, other_channels
+from snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
+    from dfq_plugins.host.registry import Registry
+
 QUICK = {"iterations": 2, "precision": "float32"}
-PLUGINS = {
-    "builtin-generators": "dfq_plugins.generators.plugin",
-    "outside": "pipeline_plugins",
-}
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    yield build_registry(
-        entry_points=[EntryPoint(name, module, "dfq_plugins") for name, module in PLUGINS.items()], strict=True
-    )
-    del sys.modules["pipeline_plugins"]
+def registry(pipeline_registry: Registry) -> Registry:
+    return pipeline_registry
 
 
 @pytest.fixture
-def run(registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec) -> Callable[..., SyntheticDataset]:
-    """Synthesize with few and short steps, from the tiny network where no other is given."""
-
-    def synthesized(model: nn.Module | None = None, **settings: Any) -> SyntheticDataset:
-        name = settings.setdefault("generator", "bns")
-        builtin = name in {"bns", "inception", "bns+inception"}
-        settings["options"] = {**(QUICK if builtin else {}), **settings.pop("options", {})}
-        settings = {"spec": tiny_spec, "num_samples": 8, "registry": registry, **settings}
-        return synthesize(tiny_network if model is None else model, settings.pop("spec"), **settings)
-
-    return synthesized
-
-
-class Snapshot:
-    """Everything about a model and the process that must stay as it was."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.values = {name: value.clone() for name, value in model.state_dict().items()}
-        self.pointers = [value.data_ptr() for value in model.state_dict().values()]
-        self.modes = self._modes()
-        self.random = self._random()
-
-    def _modes(self) -> list[object]:
-        parameters = [(p.requires_grad, p.grad, p.device, p.dtype, p.stride()) for p in self.model.parameters()]
-        modules = [
-            (
-                module.training,
-                list(module._forward_hooks),
-                list(module._forward_pre_hooks),
-                list(module._backward_hooks),
-            )
-            for module in self.model.modules()
-        ]
-        process = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), nn.Conv2d, nn.Linear)
-        return [*parameters, *modules, process]
-
-    @staticmethod
-    def _random() -> tuple[object, ...]:
-        numpy_state: Any = np.random.get_state()  # noqa: NPY002  the global state is the subject
-        return random.getstate(), numpy_state[1].tolist(), numpy_state[2], torch.get_rng_state().tolist()
-
-    def assert_unchanged(self) -> None:
-        state = self.model.state_dict()
-        assert all(torch.equal(value, state[name]) for name, value in self.values.items())
-        assert [value.data_ptr() for value in state.values()] == self.pointers
-        assert self._modes() == self.modes
-        assert self._random() == self.random
+def run(synthesize_tiny: Callable[..., SyntheticDataset]) -> Callable[..., SyntheticDataset]:
+    return synthesize_tiny
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -362,11 +304,6 @@ def never_trained(network: nn.Module) -> nn.Module:
     return network
 
 
-def nan_weights(network: nn.Module) -> nn.Module:
-    network.conv.weight.data[0] = math.nan
-    return network
-
-
 def nan_statistics(network: nn.Module) -> nn.Module:
     network.norm1.running_var[0] = math.nan
     return network
@@ -374,11 +311,6 @@ def nan_statistics(network: nn.Module) -> nn.Module:
 
 def negative_variance(network: nn.Module) -> nn.Module:
     network.norm1.running_var[0] = -1.0
-    return network
-
-
-def other_channels(network: nn.Module) -> nn.Module:
-    network.stem = nn.Conv2d(1, 8, 3, padding=1)
     return network
 
 
@@ -576,217 +508,3 @@ def test_a_run_that_diverges_keeps_its_finished_shards(
     assert caught.value.__notes__ == ["in generator 'bns' from module dfq_plugins.generators.plugin"]
     assert len(files(tmp_path)) == 1
     assert len(run(**settings)) == 64
-
-
-# ------------------------------------------------------------------------------------- quantization
-
-
-@pytest.fixture
-def quantized(registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec) -> Callable[..., Any]:
-    def run_one(data: Any, **settings: Any) -> Any:
-        settings = {"calibrator": "recorder", "spec": tiny_spec, "registry": registry, **settings}
-        return run_quantization(settings.pop("model", tiny_network), data, **settings)
-
-    return run_one
-
-
-def recorder() -> Any:
-    return sys.modules["pipeline_plugins"].Recorder.last
-
-
-DATA = torch.randn(70, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-FORMS: list[tuple[str, Callable[[], Any]]] = [
-    ("tensor", lambda: DATA),
-    ("double", DATA.double),
-    ("tensors", lambda: list(DATA.split(30))),
-    ("one-shot iterator", lambda: iter(DATA.split(30))),
-    ("batches", lambda: [Batch(part) for part in DATA.split(30)]),
-    ("pairs", lambda: [(part, torch.zeros(len(part))) for part in DATA.split(30)]),
-    ("lists", lambda: [[part, 1] for part in DATA.split(30)]),
-    ("with an empty batch", lambda: [DATA[:0], DATA]),
-    ("loader", lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(DATA), batch_size=30)),
-]
-
-
-@pytest.mark.parametrize("form", [form for _, form in FORMS], ids=[name for name, _ in FORMS])
-def test_calibration_data_of_every_form(quantized: Callable[..., Any], form: Callable[[], Any]) -> None:
-    quantized(form())
-    torch.testing.assert_close(torch.cat(recorder().seen), DATA)
-
-
-def test_a_synthetic_data_set_brings_its_own_specification(
-    quantized: Callable[..., Any], run: Callable[..., SyntheticDataset], tiny_spec: InputSpec
-) -> None:
-    data = run(num_samples=100, generator="noise")
-    quantized(data, spec=None)
-    assert recorder().given[1] == tiny_spec
-    assert [len(batch) for batch in recorder().seen] == [64, 36]
-    assert torch.equal(torch.cat(recorder().seen), data.inputs())
-
-
-def test_without_a_specification_the_data_tell_the_shape(quantized: Callable[..., Any]) -> None:
-    quantized(DATA, spec=None)
-    assert recorder().given[1] == InputSpec((3, 8, 8), num_classes=4)
-
-
-@pytest.mark.parametrize("recipe", ["w4a8", Recipe(4, 8)])
-def test_a_run_reports_everything_and_the_object_is_native(
-    quantized: Callable[..., Any], registry: Registry, tiny_network: nn.Module, tmp_path: Path, recipe: str | Recipe
-) -> None:
-    result = quantized(DATA, recipe=recipe, output=tmp_path)
-    model, _, given, training = recorder().given
-    assert result.model is recorder().converted
-    assert (result.recipe, given, training, result.calibrator) == (Recipe(4, 8), Recipe(4, 8), False, "recorder")
-    assert result.coverage.quantized[0].name == "stem"
-    assert result.artifacts[0].path == tmp_path / "model.bin"
-    assert result.agreement == 1
-    assert model is not tiny_network
-    assert not model.training
-    native = quantize(tiny_network, DATA, calibrator="recorder", registry=registry)
-    assert native is recorder().converted
-
-
-def test_nothing_is_exported_unasked(quantized: Callable[..., Any]) -> None:
-    assert quantized(DATA).artifacts == ()
-
-
-def test_agreement_is_the_share_of_equal_answers(quantized: Callable[..., Any]) -> None:
-    assert quantized(DATA, calibrator="inverting").agreement < 0.1
-
-    class Fixed(nn.Module):
-        def __init__(self, *classes: int) -> None:
-            super().__init__()
-            self.answer = nn.functional.one_hot(torch.tensor(classes), 4).float()
-
-        def forward(self, _batch: torch.Tensor) -> torch.Tensor:
-            return self.answer
-
-    batches = [torch.zeros(4, 1)] * 3
-    assert top1_agreement(Fixed(0, 1, 2, 3), Fixed(0, 1, 2, 0), batches, limit=100) == 0.75
-    assert math.isnan(top1_agreement(nn.Identity(), nn.Identity(), [torch.zeros(2, 3, 4)], limit=8))
-
-
-def test_agreement_reads_no_more_than_its_limit() -> None:
-    def endless() -> Iterator[torch.Tensor]:
-        while True:
-            yield torch.zeros(4, 2)
-
-    assert top1_agreement(nn.Identity(), nn.Identity(), endless(), limit=10) == 1
-
-
-def test_calibration_reports_progress(quantized: Callable[..., Any]) -> None:
-    heard: list[ProgressEvent] = []
-    quantized(DATA, listeners=[heard.append])
-    assert [(event.stage, event.completed, event.total) for event in heard][:2] == [
-        ("calibrate", 64, 70),
-        ("calibrate", 70, 70),
-    ]
-
-
-NAN = DATA.clone()
-NAN[3, 0, 0, 0] = math.nan
-
-
-@pytest.mark.parametrize(
-    ("data", "error", "message"),
-    [
-        (
-            DATA[:, :, :4],
-            DataError,
-            r"^A batch of inputs must have the shape \(samples, 3, 8, 8\), got \(\d+, 3, 4, 8\)\. ",
-        ),
-        ([DATA, DATA[:, :1]], DataError, r"takes samples of shape \(3, 8, 8\), and the data holds \(1, 8, 8\)"),
-        (NAN, DataError, "^Inputs must be finite, but a batch holds NaN or infinity. Remove or repair those samples.$"),
-        (DATA / 0, DataError, "must be finite"),
-        ((DATA * 9).byte(), DataError, r"floating-point network inputs, got torch.uint8\. Normalize the data first\.$"),
-        (
-            DATA[:0],
-            DataError,
-            "^Calibration needs at least one sample, got none. Provide a data set or batches of inputs.$",
-        ),
-        ([], DataError, "needs at least one sample"),
-        ("folder", UsageError, r"an iterable of batches, got str. Open a folder with SyntheticDataset.open\(folder\)."),
-        (7, UsageError, "an iterable of batches, got int"),
-        ([{"x": DATA}], UsageError, "A batch must be a tensor, or a tuple that starts with one, got dict."),
-        ([()], UsageError, "A batch must be a tensor, or a tuple that starts with one, got tuple."),
-    ],
-)
-def test_unusable_calibration_data_is_refused(
-    quantized: Callable[..., Any], data: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message) as caught:
-        quantized(data)
-    assert not getattr(caught.value, "__notes__", [])
-
-
-def test_an_error_in_the_user_s_own_iterable_is_not_blamed_on_the_calibrator(quantized: Callable[..., Any]) -> None:
-    def failing() -> Iterator[torch.Tensor]:
-        yield DATA
-        raise OSError("disk gone")
-
-    with pytest.raises(OSError, match="disk gone") as caught:
-        quantized(failing())
-    assert not getattr(caught.value, "__notes__", [])
-
-
-def test_a_damaged_data_set_is_not_blamed_on_the_calibrator(
-    quantized: Callable[..., Any], run: Callable[..., SyntheticDataset], tmp_path: Path
-) -> None:
-    run(output=tmp_path)
-    shard = next(tmp_path.glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\1")
-    with pytest.raises(DataError, match="is damaged: its SHA-256 should be") as caught:
-        quantized(SyntheticDataset.open(tmp_path))
-    assert not getattr(caught.value, "__notes__", [])
-
-
-def test_a_model_that_does_not_fit_the_specification_is_refused(
-    quantized: Callable[..., Any], tiny_network: nn.Module
-) -> None:
-    with pytest.raises(ModelError, match=r"does not accept inputs of shape \(3, 8, 8\)"):
-        quantized(DATA, model=other_channels(tiny_network))
-    with pytest.raises(ModelError, match="NaN or infinity was found in"):
-        quantized(DATA, model=nan_weights(tiny_network))
-
-
-def test_an_unknown_calibrator_is_answered_with_the_nearest(quantized: Callable[..., Any]) -> None:
-    with pytest.raises(
-        PluginError, match=r"Unknown calibrator 'record'. Did you mean 'recorder'\? Available: recorder"
-    ):
-        quantized(DATA, calibrator="record")
-
-
-def test_a_calibrator_whose_framework_is_missing_says_the_pip_line(quantized: Callable[..., Any]) -> None:
-    message = re.escape(
-        "Calibrator 'absent' needs no_such_framework (not installed). Run: pip install \"dfq-plugins[absent]\""
-    )
-    with pytest.raises(PluginError, match=message):
-        quantized(DATA, calibrator="absent")
-
-
-def test_an_unreadable_recipe_is_refused(quantized: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match=r"A recipe is w<bits>a<bits>, e.g. w8a8 or w4a8, got '8bit'\."):
-        quantized(DATA, recipe="8bit")
-
-
-@pytest.mark.parametrize("calibrator", ["recorder", "clumsy"])
-def test_quantization_leaves_the_caller_s_model_and_process_as_they_are(
-    quantized: Callable[..., Any], tiny_network: nn.Module, calibrator: str
-) -> None:
-    tiny_network.train()
-    data = DATA.clone()
-    before = Snapshot(tiny_network)
-    if calibrator == "clumsy":
-        with pytest.raises(RuntimeError, match="no observers") as caught:
-            quantized(data, calibrator=calibrator)
-        assert caught.value.__notes__ == ["in calibrator 'clumsy' from module pipeline_plugins"]
-    else:
-        quantized(data)
-    before.assert_unchanged()
-    assert torch.equal(data, DATA)
-
-
-def test_noise_of_a_known_range_is_centered_in_it() -> None:
-    assert known_noise(InputSpec((1, 4), value_range=(-2.0, 6.0))) == Noise(2.0, 2.0)
-    assert known_noise(InputSpec((1, 4))) == Noise()
-    assert known_noise(InputSpec((1, 4), (0.5,), (0.2,), (0.0, 1.0))) == Noise()
