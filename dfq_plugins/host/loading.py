@@ -92,7 +92,7 @@ class PluginHost:
     """The plugins of one pluggy manager with their sources, and the plugins that were set aside.
 
     Args:
-        entry_points: what to load; None loads every installed entry point of the group.
+        entry_points: the entry points to load; None loads all installed ones of the group.
         strict: raise for a broken plugin; None reads the environment variable `DFQ_STRICT_PLUGINS`.
 
     Raises:

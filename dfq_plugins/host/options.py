@@ -52,20 +52,20 @@ def parse_options(options_type: type[Record], options: object = None, *, owner: 
     >>> parse_options(LogOptions, {"interval": "2.5"})
     LogOptions(level='INFO', interval=2.5)
     """
-    whose = f" of {owner}" if owner else ""
-    given = _with_preset(options_type, _as_mapping(options_type, options, whose), whose)
+    of_owner = f" of {owner}" if owner else ""
+    given = _with_preset(options_type, _as_mapping(options_type, options, of_owner), of_owner)
     hints = get_type_hints(options_type, include_extras=True)
     known = _fields(options_type)
     for name in given:
         if name not in known:
-            raise UsageError(_unknown_option_message(name, known, whose))
-    values = {name: _parse(known[name], hints[name], value, whose) for name, value in given.items()}
+            raise UsageError(_unknown_option_message(name, known, of_owner))
+    values = {name: _parse(known[name], hints[name], value, of_owner) for name, value in given.items()}
     try:
         return options_type(**values)
     except DfqError:
         raise
     except (TypeError, ValueError) as error:
-        raise UsageError(f"The options{whose} are inconsistent: {error}. Change one of them.") from error
+        raise UsageError(f"The options{of_owner} are inconsistent: {error}. Change one of them.") from error
 
 
 def describe_options(options_type: type[Any]) -> tuple[OptionRow, ...]:
@@ -116,7 +116,7 @@ def type_text(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
-def _as_mapping(options_type: type[Any], options: object, whose: str) -> Mapping[str, Any]:
+def _as_mapping(options_type: type[Any], options: object, of_owner: str) -> Mapping[str, Any]:
     if options is None:
         return {}
     if isinstance(options, Mapping):
@@ -124,11 +124,12 @@ def _as_mapping(options_type: type[Any], options: object, whose: str) -> Mapping
     if isinstance(options, options_type):
         return {name: getattr(options, name) for name in _fields(options_type)}
     raise UsageError(
-        f"The options{whose} must be a mapping or a {options_type.__name__}, got {type(options).__name__}: {options!r}."
+        f"The options{of_owner} must be a mapping or a {options_type.__name__}, "
+        f"got {type(options).__name__}: {options!r}."
     )
 
 
-def _with_preset(options_type: type[Any], given: Mapping[str, Any], whose: str) -> Mapping[str, Any]:
+def _with_preset(options_type: type[Any], given: Mapping[str, Any], of_owner: str) -> Mapping[str, Any]:
     """Return the values of the requested preset, overridden by the given options."""
     presets = presets_of(options_type)
     if not presets or PRESET not in given:
@@ -138,8 +139,8 @@ def _with_preset(options_type: type[Any], given: Mapping[str, Any], whose: str) 
         return others
     if name not in presets:
         raise UsageError(
-            f"Unknown preset {name!r}{whose}.{nearest(str(name), presets)} Choose {' or '.join(presets)}, or none for "
-            "the defaults."
+            f"Unknown preset {name!r}{of_owner}.{nearest(str(name), presets)} Choose {' or '.join(presets)}, or none "
+            "for the defaults."
         )
     return {**presets[name], **others}
 
@@ -148,12 +149,12 @@ def _fields(options_type: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(options_type) if field.init}
 
 
-def _unknown_option_message(name: str, known: Mapping[str, object], whose: str) -> str:
+def _unknown_option_message(name: str, known: Mapping[str, object], of_owner: str) -> str:
     listed = f"Valid options: {', '.join(known)}." if known else "It has no options."
-    return f"Unknown option {name!r}{whose}.{nearest(str(name), known)} {listed}"
+    return f"Unknown option {name!r}{of_owner}.{nearest(str(name), known)} {listed}"
 
 
-def _parse(field: dataclasses.Field[Any], hint: Any, value: object, whose: str) -> object:
+def _parse(field: dataclasses.Field[Any], hint: Any, value: object, of_owner: str) -> object:
     """Check one value against its annotation; pydantic converts it from text."""
     import pydantic
 
@@ -164,7 +165,7 @@ def _parse(field: dataclasses.Field[Any], hint: Any, value: object, whose: str) 
     except pydantic.ValidationError as error:
         rules = dict.fromkeys(_lower_first(problem["msg"]) for problem in error.errors(include_url=False))
         raise UsageError(
-            f"Option {field.name!r}{whose} cannot be {value!r}: {'; or '.join(rules)}. "
+            f"Option {field.name!r}{of_owner} cannot be {value!r}: {'; or '.join(rules)}. "
             f"Give {type_text(hint)}; the default is {_default_text(field)}."
         ) from error
 

@@ -1,4 +1,4 @@
-"""How much memory a recording takes, and the refusal of what would not fit."""
+"""The memory that a recording needs, and the check that it fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 3
 
 
 def memory_needed(sizes: Sequence[int], classes: int, options: RecordingOptions) -> float:
-    """Return the GiB that the statistics of layers of such sizes take.
+    """Return the GiB that the statistics of layers of these sizes take.
 
     >>> from dfq_plugins.recording.options import RecordingOptions
     >>> round(memory_needed([1200, 1200, 10], 10, RecordingOptions()), 2)
@@ -34,26 +34,26 @@ def memory_needed(sizes: Sequence[int], classes: int, options: RecordingOptions)
 
 
 def require_memory(layers: Sequence[Layer], classes: int, options: RecordingOptions) -> None:
-    """Refuse statistics that would take more memory than the options allow, and say what would take less.
+    """Reject statistics that need more memory than the options allow, and suggest alternatives.
 
     Raises:
-        UsageError: they would; with the sizes of the largest layers and of what to record instead.
+        UsageError: they do; the message names the largest layers and what to record instead.
     """
     needed = memory_needed([layer.units for layer in layers], classes, options)
     if needed <= options.max_memory:
         return
     largest = sorted(layers, key=lambda layer: layer.units, reverse=True)[:_SHOWN]
-    named = ", ".join(f"{layer.name} {layer.units:,}" for layer in largest)
+    listed = ", ".join(f"{layer.name} {layer.units:,}" for layer in largest)
     raise UsageError(
-        f"The statistics of {sum(layer.units for layer in layers):,} units (the largest layers: {named}) for {classes} "
-        f"classes would take {needed:,.1f} GiB of memory, and max_memory is {options.max_memory:g}. "
-        f"{' '.join(_instead(layers, classes, options))}"
+        f"The statistics of {sum(layer.units for layer in layers):,} units (largest layers: {listed}) for {classes} "
+        f"classes would take {needed:,.1f} GiB of memory, but max_memory is {options.max_memory:g}. "
+        f"{' '.join(_alternatives(layers, classes, options))}"
     )
 
 
-def _instead(layers: Sequence[Layer], classes: int, options: RecordingOptions) -> list[str]:
+def _alternatives(layers: Sequence[Layer], classes: int, options: RecordingOptions) -> list[str]:
     advice = []
     if options.units == "full":
         channels = memory_needed([channel_count(layer) for layer in layers], classes, options)
         advice.append(f"With units=channel they take {channels:,.2f} GiB.")
-    return [*advice, "Or record fewer layers, fewer statistics (top alone takes next to nothing), or raise max_memory."]
+    return [*advice, "Or record fewer layers or statistics (top needs hardly any memory), or raise max_memory."]

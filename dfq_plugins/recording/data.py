@@ -1,4 +1,4 @@
-"""The data that a model's owner records: batches of inputs, with labels or without, read once."""
+"""The data to record: batches of inputs, with or without labels, read once."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 RecordingData: TypeAlias = Tensor | Iterable[Any]
-"""A tensor of samples, a pair (inputs, labels) of tensors, or batches: tensors, `Batch` records, (inputs, labels)."""
+"""A tensor of samples, a pair `(inputs, labels)` of tensors, or batches: tensors, `Batch` records or such pairs."""
 
 BATCH_SIZE = 256
 LABEL_NAMES = ("labels", "targets", "y", "y_test", "y_train")
-"""Names under which an .npz file is searched for labels, in this order."""
+"""Names of the labels in an .npz file, tried in this order."""
 _PAIR = 2
 
 
 def labeled_batches(
     data: RecordingData, spec: InputSpec, labels: Literal["auto", "teacher"]
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield inputs `(batch, *shape)` in float32 and labels `(batch,)`, or None where there are none to be used.
+    """Yield inputs `(batch, *shape)` in float32 and labels `(batch,)`, or None without labels.
 
     Raises:
-        UsageError: a batch of another shape, or something that is no batch.
-        DataError: values that are not finite, labels that are no classes of the network, or in some batches alone.
+        UsageError: a batch has another shape, or an item is not a batch.
+        DataError: a value is not finite, a label is not a class of the network, or only some batches have labels.
     """
     labeled: set[bool] = set()
     for item in _items(data):
@@ -41,41 +41,41 @@ def labeled_batches(
         if not len(inputs):
             continue
         if not inputs.is_floating_point():
-            raise DataError(f"Data to record are network inputs, floating point, got {inputs.dtype}. Normalize first.")
+            raise DataError(f"Record floating-point network inputs, got {inputs.dtype}. Normalize the data first.")
         spec.check_batch(inputs)
         if labels == "auto":
             labeled.add(given is not None)
             if len(labeled) > 1:
-                raise DataError("Some batches have labels and some have none. Give all, or choose labels=teacher.")
-        yield inputs.detach().float(), _checked(given, len(inputs), spec) if labels == "auto" else None
+                raise DataError("Some batches have labels and some do not. Label all batches, or set labels=teacher.")
+        yield inputs.detach().float(), _checked_labels(given, len(inputs), spec) if labels == "auto" else None
 
 
 def count_samples(data: RecordingData) -> int:
-    """Return how many samples there are, or 0 where only reading them would tell."""
+    """Return the number of samples, or 0 if it is unknown without reading them."""
     if _is_pair(data):
         return len(data[0])
     if isinstance(data, Tensor):
         return len(data)
-    whole = getattr(data, "dataset", None)  # of a DataLoader
-    return len(whole) if isinstance(whole, Sized) else 0
+    dataset = getattr(data, "dataset", None)  # of a DataLoader
+    return len(dataset) if isinstance(dataset, Sized) else 0
 
 
 class LabelledFile:
-    """The batches of a folder of images, an .npz file or a synthetic set; an .npz file may hold labels as well.
+    """The batches of a folder of images, an .npz file or a synthetic set; an .npz file may also hold labels.
 
     Args:
         path: the file or folder.
-        spec: what an input looks like.
+        spec: the input specification.
 
     Raises:
-        DataError: the path holds none of these, or samples and labels that do not fit together.
+        DataError: the path holds none of these, or the numbers of samples and labels differ.
     """
 
     def __init__(self, path: Path, spec: InputSpec) -> None:
         self._path = path
         self._batches = load_source(path, spec)
         self._labels = _npz_labels(path)
-        self.dataset = self._labels if self._labels is not None else ()  # as a DataLoader says how many samples it has
+        self.dataset = self._labels if self._labels is not None else ()  # for count_samples, as in a DataLoader
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | Tensor]:
         """Yield inputs, or inputs and labels."""
@@ -85,7 +85,7 @@ class LabelledFile:
             yield batch if labels is None else (batch, labels[done - len(batch) : done])
         if labels is not None and len(labels) != done:
             raise DataError(
-                f"{self._path} holds {done} samples and {len(labels)} labels. Give one label for each sample."
+                f"{self._path} holds {done} samples but {len(labels)} labels. Provide one label per sample."
             )
 
 
@@ -99,9 +99,7 @@ def _npz_labels(path: Path) -> Tensor | None:
     if array is None:
         return None
     if array.dtype.kind not in "iu":
-        raise DataError(
-            f"{path} holds labels of type {array.dtype}. Give class numbers, one whole number for each sample."
-        )
+        raise DataError(f"{path} holds labels of type {array.dtype}. Provide class numbers, one integer per sample.")
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -115,13 +113,13 @@ def _items(data: RecordingData) -> Iterator[Any]:
         yield from data
     else:
         raise UsageError(
-            f"Data to record is a tensor, a pair (inputs, labels), or an iterable of batches, got "
-            f"{type(data).__name__}. Give e.g. a DataLoader."
+            f"Data to record must be a tensor, a pair (inputs, labels) or an iterable of batches, got "
+            f"{type(data).__name__}. Pass e.g. a DataLoader."
         )
 
 
 def _is_pair(data: object) -> TypeGuard[tuple[Tensor, Tensor]]:
-    """Tell a pair (inputs, labels) of whole tensors from two batches of inputs."""
+    """Return whether data is a pair of tensors (inputs, labels), as opposed to two batches of inputs."""
     return (
         isinstance(data, tuple)
         and len(data) == _PAIR
@@ -134,23 +132,23 @@ def _is_pair(data: object) -> TypeGuard[tuple[Tensor, Tensor]]:
 def _split(item: object) -> tuple[Tensor, Tensor | None]:
     parts = item if isinstance(item, (tuple, list)) else (item,)
     if not parts or not isinstance(parts[0], Tensor):
-        raise UsageError(f"A batch is a tensor, or a tuple that begins with one, got {type(item).__name__}.")
+        raise UsageError(f"A batch must be a tensor, or a tuple that starts with one, got {type(item).__name__}.")
     given = parts[1] if len(parts) > 1 else None
     return parts[0], given if isinstance(given, Tensor) else None
 
 
-def _checked(labels: Tensor | None, size: int, spec: InputSpec) -> Tensor | None:
+def _checked_labels(labels: Tensor | None, size: int, spec: InputSpec) -> Tensor | None:
     if labels is None:
         return None
     classes = spec.num_classes or 0
     if labels.shape != (size,) or labels.is_floating_point():
         raise DataError(
-            f"Labels are one whole number for each of the {size} samples, got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}. Give class numbers, or choose labels=teacher."
+            f"Labels must be one integer for each of the {size} samples, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}. Provide class numbers, or set labels=teacher."
         )
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise DataError(
-            f"The network has the classes 0 to {classes - 1}, and the labels lie between {int(labels.min())} and "
-            f"{int(labels.max())}. Give the classes of this network, or choose labels=teacher."
+            f"The network has classes 0 to {classes - 1}, but the labels range from {int(labels.min())} to "
+            f"{int(labels.max())}. Provide classes of this network, or set labels=teacher."
         )
     return labels.detach().long()

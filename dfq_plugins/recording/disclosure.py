@@ -1,4 +1,4 @@
-"""What a record tells of the data that it was made from, in words, for whoever is about to give it away."""
+"""Describes what a record reveals about its data, for anyone about to share it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 def disclosures(info: RecordInfo) -> RecordInfo:
-    """Return the record's description with what it reveals filled in."""
+    """Return the description of the record with `reveals` filled in."""
     return replace(info, reveals=tuple(_sentences(info)))
 
 
 def _sentences(info: RecordInfo) -> Iterator[str]:
     classes, hidden = len(info.class_counts), info.layers[:-1]
     units = sum(layer.units for layer in hidden)
-    yield f"How many samples each of the {classes} classes has."
+    yield f"The number of samples in each of the {classes} classes."
     if "top" in info.statistics:
-        yield "Mean and covariance of the logits in each class: how the classes resemble one another."
+        yield "Mean and covariance of the logits in each class: how similar the classes are to each other."
     if "all" in info.statistics:
         yield (
-            f"Mean and covariance of {units} hidden units in each class. Inputs can be computed from them that "
-            "resemble a typical sample of the class."
+            f"Mean and covariance of {units} hidden units in each class. Inputs that resemble a typical sample of the "
+            "class can be computed from them."
         )
     if {"spectral", "spectral-pairs"} & set(info.statistics):
         yield (
@@ -38,19 +38,19 @@ def _sentences(info: RecordInfo) -> Iterator[str]:
     fewest = min(info.class_counts)
     if info.noise is None and fewest <= max(layer.units for layer in info.layers):
         yield (
-            f"A class has only {fewest} samples, no more than a layer has units: mean and covariance then span the "
-            "activations of these very samples."
+            f"A class has only {fewest} samples, not more than a layer has units: its mean and covariance span the "
+            "activations of exactly these samples."
         )
     yield from _guarantee(info)
 
 
 def _guarantee(info: RecordInfo) -> Iterator[str]:
     if info.noise is None:
-        yield "No noise was added: there is no guarantee for any single sample. Treat the record like the data."
+        yield "No noise was added: there is no privacy guarantee for any sample. Treat the record like the data."
         return
     noise = info.noise
     yield (
-        f"Noise was added: the record is ({noise.epsilon:g}, {noise.delta:g})-differentially private for one sample "
-        "more or less among those recorded. This says nothing about the model itself, which was trained on data "
-        "without noise, nor about groups of samples, nor about what all samples of a class have in common."
+        f"Noise was added: the record is ({noise.epsilon:g}, {noise.delta:g})-differentially private with respect to "
+        "adding or removing one recorded sample. This does not cover the model itself, which was trained on data "
+        "without noise, groups of samples, or features that all samples of a class share."
     )

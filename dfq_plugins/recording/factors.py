@@ -1,4 +1,4 @@
-"""Cholesky factors of covariances, also of singular ones, and samples of the Gaussians that they describe."""
+"""Cholesky factors of covariances, including singular ones, and samples of the Gaussians that they describe."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 FIRST_JITTER = 1e-9
 LAST_JITTER = 1e-1
 ABSOLUTE_JITTER = 1e-12
-"""Variance that is added where there is none at all, as in a class of one sample."""
+"""Variance added if there is none at all, as in a class with one sample."""
 
 
 def factor(covariance: Tensor) -> tuple[Tensor, float]:
-    """Return the lower Cholesky factor of a covariance, and what had to be added to its diagonal.
+    """Return the lower Cholesky factor of a covariance, and the jitter added to its diagonal.
 
-    Nothing is added where the covariance is regular. A singular one (units that are always zero, fewer samples than
-    units) gets the smallest power of ten times its mean variance, from 1e-9 on, that makes it regular.
+    A regular covariance needs no jitter. A singular one (units that are always zero, fewer samples than units) gets the
+    smallest power of ten, starting at 1e-9, times its mean variance that makes it regular.
 
     Args:
         covariance: `(units, units)`, symmetric, positive semidefinite up to rounding, float64.
@@ -45,7 +45,7 @@ def factor(covariance: Tensor) -> tuple[Tensor, float]:
 
 
 def positive_part(covariance: Tensor) -> Tensor:
-    """Return the nearest positive semidefinite matrix: negative eigenvalues, which noise brings, become zero.
+    """Return the nearest positive semidefinite matrix: negative eigenvalues, caused by noise, become zero.
 
     >>> positive_part(torch.tensor([[1.0, 0.0], [0.0, -2.0]]))
     tensor([[1., 0.],
@@ -68,7 +68,7 @@ def pack(lower: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """Return the matrix `(units, units)` that `pack` made a vector of.
+    """Return the matrix `(units, units)` from a vector that `pack` returned.
 
     >>> unpack(torch.tensor([1.0, 2.0, 3.0]))
     tensor([[1., 0.],
@@ -83,18 +83,18 @@ def unpack(packed: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassGaussians:
-    """One Gaussian for each class.
+    """One Gaussian per class.
 
     Args:
-        mean: `(classes, units)`.
-        packed: Cholesky factors as `pack` returns them, `(classes, units * (units + 1) / 2)`.
+        mean: class means `(classes, units)`.
+        packed: Cholesky factors from `pack`, `(classes, units * (units + 1) / 2)`.
     """
 
     mean: Tensor
     packed: Tensor
 
     def sample(self, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw `mean + L z` for each of the classes `(batch,)`; the result is `(batch, units)`, on the processor."""
+        """Draw `mean + L z` for each of the classes `(batch,)`; the result is `(batch, units)` on the CPU."""
         noise = torch.randn(len(labels), self.mean.shape[1], generator=rng)
         drawn = self.mean[labels]
         for label in torch.unique(labels).tolist():

@@ -1,4 +1,4 @@
-"""Dropout filters: which units of a network stay, drawn once and kept in the record."""
+"""Dropout filters: masks of the units that a network keeps, drawn once and stored in the record."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 KEPT_INPUTS = 0.8
 KEPT_UNITS = 0.5
-"""Shares of the input's values and of the hidden units that a filter keeps, as in the paper."""
+"""Fractions of the input values and hidden units that a filter keeps, as in the paper."""
 
 
 def draw_filter(
     model: nn.Module, spec: InputSpec, layers: Sequence[Layer], units: Units, rng: torch.Generator
 ) -> dict[str, Tensor]:
-    """Draw a Bernoulli mask for the input and for each layer but the output; at least one unit of each stays.
+    """Draw a Bernoulli mask for the input and for each layer except the output; each keeps at least one unit.
 
     Args:
         model: the network.
-        spec: its input.
-        layers: what is recorded, the output last.
-        units: what a unit is; where that is a channel, whole channels are dropped.
+        spec: its input specification.
+        layers: the recorded layers, the output last.
+        units: definition of a unit; if it is a channel, whole channels are dropped.
         rng: source of the draw.
     """
     masks = {INPUT: _bernoulli(spec.shape, KEPT_INPUTS, rng)}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class RecordTopGenerator(RecordGenerator):
     """Matches the class's logits at temperature 8: `mean((ReLU(mean + L z) - ReLU(logits / T))^2)`.
 
-    An input whose logit for its class begins below zero gets no gradient from it, and may stay another class's.
+    If an input's logit for its class starts below zero, it gets no gradient from it and may remain in another class.
 
     Source: Lopes et al. 2017, top layer activation statistics.
     """
@@ -29,7 +29,7 @@ class RecordTopGenerator(RecordGenerator):
     statistic = "top"
 
     def aim(self, labels: Tensor, rng: torch.Generator) -> tuple[Loss, Mapping[str, Tensor]]:
-        """Draw logits of each input's class; see the base class."""
+        """Draw logits for each input's class; see the base class."""
         target = self.record.gaussians("top").sample(labels, rng)
         return lambda units: rectified_distance(target.to(units[-1].device), units[-1]), {}
 
@@ -37,7 +37,7 @@ class RecordTopGenerator(RecordGenerator):
 class RecordAllGenerator(RecordGenerator):
     """Matches every layer's units: the sum over layers of `|ReLU(mean + L z) - ReLU(units)|^2 / width`.
 
-    Each layer's target is drawn for itself. Units that were negative in the network are compared without ReLU.
+    Each layer's target is drawn independently. Layers that can be negative are compared without ReLU.
 
     Source: Lopes et al. 2017, all layers activation statistics.
     """
@@ -49,7 +49,7 @@ class RecordAllGenerator(RecordGenerator):
         return self.aim_at("all", labels, rng), {}
 
     def aim_at(self, name: str, labels: Tensor, rng: torch.Generator) -> Loss:
-        """Draw targets from one set of all layers' statistics: `all`, or that of a dropout filter."""
+        """Draw targets from one set of statistics of all layers: `all`, or that of a dropout filter."""
         layers = self.record.info.layers
         targets = [self.record.gaussians(f"{name}.{number}").sample(labels, rng) for number in range(len(layers))]
 
@@ -66,35 +66,35 @@ class RecordAllGenerator(RecordGenerator):
 
 
 class RecordAllDropoutGenerator(RecordAllGenerator):
-    """Matches every layer's units in a thinned network, with one of the recorded filters for each batch.
+    """Matches every layer's units in a thinned network, with one of the recorded filters per batch.
 
     Source: Lopes et al. 2017, all layers activation statistics with dropout.
     """
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
-        """Refuse also a record without filters; see the base class.
+        """Also reject a record without filters; see the base class.
 
         Raises:
-            DataError: there is none.
+            DataError: the record holds no filters.
         """
         if not self.record.info.dropout_filters:
             raise DataError(
-                f"The record {self.record.folder} holds no dropout filter. Use record-all, or record again with "
-                "--dropout-filters 4."
+                f"The record {self.record.folder} holds no dropout filters. Use record-all, or record the model again "
+                "with --dropout-filters 4."
             )
         super().check_supported(model, spec)
 
     def aim(self, labels: Tensor, rng: torch.Generator) -> tuple[Loss, Mapping[str, Tensor]]:
-        """Draw a filter, and the units of every layer under it; see the base class."""
+        """Draw a filter and the units of every layer under it; see the base class."""
         number = int(torch.randint(self.record.info.dropout_filters, (1,), generator=rng))
         return self.aim_at(f"dropout.{number}.all", labels, rng), self.record.masks(number)
 
 
 class RecordSpectralGenerator(RecordGenerator):
-    """Matches the units that the strongest graph-Fourier coefficients make up: `sum((V s - units)^2)`.
+    """Matches the units that the strongest graph-Fourier coefficients reconstruct: `sum((V s - units)^2)`.
 
-    The coefficients `s = mean + L z` of an input's class describe all layers at once, so that the layers' targets fit
-    together; this is what sets the spectral records apart from those of all layers.
+    The coefficients `s = mean + L z` of an input's class describe all layers at once, so the targets of the layers are
+    consistent. This distinguishes spectral records from those of all layers.
 
     Source: Lopes et al. 2017, spectral methods, all layers.
     """
@@ -117,9 +117,9 @@ def summed_squares(target: Tensor, found: Tensor) -> Tensor:
 
 
 class RecordSpectralPairsGenerator(RecordGenerator):
-    """Matches, pair by pair, the units that the strongest coefficients on the pair's own graph make up.
+    """Matches, pair by pair, the units that the strongest coefficients of the pair's graph reconstruct.
 
-    The coefficients of all pairs are drawn together, so that a layer that belongs to two pairs has one aim.
+    The coefficients of all pairs are drawn jointly, so that a layer in two pairs has consistent targets.
 
     Source: Lopes et al. 2017, spectral methods, layer pairs.
     """

@@ -1,12 +1,13 @@
 """The graph of a network's units, and the Fourier transform on it.
 
-Vertices are the units of all layers, edges join the units of consecutive layers, and an edge weighs what its two units
-do together. The eigenvectors of the weight matrix are the graph's waves: with `V` the matrix of eigenvectors and
-`F = V^-1`, a vector of activations `a` has the Fourier coefficients `F a`. The weights are symmetric, so `F = V^T`.
+Vertices are the units of all layers, edges connect the units of consecutive layers, and an edge's weight measures the
+joint activity of its two units. The eigenvectors of the weight matrix are the graph's waves: with `V` the matrix of
+eigenvectors and `F = V^-1`, a vector of activations `a` has the Fourier coefficients `F a`. The weights are symmetric,
+so `F = V^T`.
 
-A graph of layers has many waves of eigenvalue 0, as many at least as its odd layers have units more than its even ones.
-Any basis of these is one of eigenvectors. The one that is taken is that of the data's principal axes: its few strongest
-coefficients hold the most, and it is the same on every machine.
+A graph of layers has many waves with eigenvalue 0: at least as many as its odd layers have more units than its even
+ones. Any basis of their space consists of eigenvectors. We use the principal axes of the data: their few strongest
+coefficients capture the most, and they are the same on every machine.
 
 Source: Lopes, Fenu and Starner 2017, spectral methods; Sandryhaila and Moura 2013 for the transform.
 """
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NULL = 1e-9
-"""Eigenvalues of less than this share of the largest count as 0: rounding leaves them no direction of their own."""
+"""Eigenvalues below this fraction of the largest count as 0: rounding makes their eigenvectors arbitrary."""
 
 
 def layer_places(sizes: Sequence[int]) -> list[slice]:
-    """Return where each layer's units lie in the vector of all.
+    """Return the position of each layer's units in the vector of all units.
 
     >>> layer_places([2, 3])
     [slice(0, 2, None), slice(2, 5, None)]
@@ -38,7 +39,7 @@ def layer_places(sizes: Sequence[int]) -> list[slice]:
 
 
 def consecutive_edges(weights: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the weight matrix `(units, units)` with the edges between consecutive layers alone.
+    """Return the weight matrix `(units, units)` with only the edges between consecutive layers.
 
     >>> consecutive_edges(torch.ones(3, 3), [1, 1, 1])
     tensor([[0., 1., 0.],
@@ -59,7 +60,7 @@ def fourier_basis(adjacency: Tensor, second_moment: Tensor) -> Tensor:
 
     Args:
         adjacency: weights of the edges, `(units, units)`.
-        second_moment: mean outer product of the activations; its principal axes are the waves of eigenvalue 0.
+        second_moment: mean outer product of the activations; its principal axes are the waves with eigenvalue 0.
     """
     values, vectors = torch.linalg.eigh(adjacency)
     null = values.abs() <= NULL * values.abs().max()
@@ -79,7 +80,7 @@ def strongest_waves(adjacency: Tensor, second_moment: Tensor, share: float) -> T
     Args:
         adjacency: weights of the edges, `(units, units)`.
         second_moment: mean outer product of the activations, `(units, units)`.
-        share: how many waves to keep, as a share of the units; rounded up.
+        share: number of waves to keep, as a fraction of the units; rounded up.
     """
     basis = fourier_basis(adjacency, second_moment)
     power = (basis * (second_moment @ basis)).sum(0)

@@ -1,4 +1,4 @@
-"""What `record.json` says of an activation record. Imports neither torch nor pydantic."""
+"""The contents of `record.json`, which describes an activation record. Imports neither torch nor pydantic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dfq_plugins.errors import DataError
 
-# pydantic resolves the annotations below at run time, so that these cannot move into the TYPE_CHECKING block.
+# pydantic resolves the annotations below at run time, so these imports cannot move into the TYPE_CHECKING block.
 from dfq_plugins.recording.options import Graph, Statistic, Units  # noqa: TC001
 from dfq_plugins.storage.canonical_json import jsonable
 from dfq_plugins.storage.files import write_atomically
@@ -32,10 +32,10 @@ class Layer:
     """One recorded layer.
 
     Args:
-        name: module that reads it, or `output`.
+        name: module that reads the activation, or `output`.
         shape: shape of one sample's activation, without the batch axis.
-        units: how many numbers are recorded of it.
-        rectified: whether it is never negative, so that negative targets mean zero.
+        units: number of recorded units.
+        rectified: whether the activation is never negative, so that negative targets mean zero.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class NoiseRecord:
-    """The noise that a record holds.
+    """The noise that was added to a record.
 
     Args:
         epsilon: privacy budget.
-        delta: probability of its failure.
-        clip_norm: length that the units of a sample, all recorded layers together, were clipped to.
+        delta: probability that the privacy budget fails.
+        clip_norm: norm to which a sample's units, over all recorded layers, were clipped.
         multiplier: standard deviation of the noise on the sums, in units of `clip_norm` (its square on the products).
     """
 
@@ -63,25 +63,25 @@ class NoiseRecord:
 
 @dataclass(frozen=True)
 class RecordInfo:
-    """What an activation record holds and where it comes from.
+    """The contents and origin of an activation record.
 
     Args:
-        model_digest: digest of the network that was recorded.
-        input_spec: its input.
-        class_counts: samples of each class; rounded, and with noise, where noise was added.
-        labels: whether the classes came with the data, or from the network.
-        statistics: what is recorded.
-        layers: of which layers, the output last.
-        units: what a unit is.
-        temperature: what the logits were divided by.
-        graph: how the edges of the spectral statistics' graph weigh.
-        coefficients: share of the Fourier coefficients that is kept.
-        dropout_filters: how many filters all layers were recorded under.
-        jitter: largest variance that was added to make a singular covariance regular, by statistic; empty where none.
-        noise: None where no noise was added.
-        reveals: in words, what the record tells of the data.
-        sha256: checksum of the file of tensors.
-        versions: Python and the libraries that recorded it.
+        model_digest: digest of the recorded network.
+        input_spec: its input specification.
+        class_counts: samples per class; if noise was added, with noise and rounded.
+        labels: whether the classes came with the data or from the network.
+        statistics: the recorded statistics.
+        layers: the recorded layers, the output last.
+        units: definition of a unit.
+        temperature: divisor of the logits.
+        graph: edge weights of the graph for spectral statistics.
+        coefficients: fraction of the Fourier coefficients that is kept.
+        dropout_filters: number of dropout filters.
+        jitter: largest variance added to make a singular covariance regular, by statistic; empty if none was needed.
+        noise: the added noise; None without noise.
+        reveals: what the record reveals about the data, as sentences.
+        sha256: checksum of the tensor file.
+        versions: versions of Python and the libraries that made the record.
         format_version: version of this format.
     """
 
@@ -118,7 +118,7 @@ def read_info(folder: Path) -> RecordInfo:
     """Read and check the `record.json` of the record in `folder`.
 
     Raises:
-        DataError: there is none, it is damaged, or a newer version wrote it.
+        DataError: it is missing or damaged, or a newer version wrote it.
     """
     path = folder / INFO_FILE
     try:
@@ -126,23 +126,23 @@ def read_info(folder: Path) -> RecordInfo:
         version = data.get("format_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise DataError(
-                f"{path} has format version {version}, and this dfq-plugins reads up to {FORMAT_VERSION}. "
+                f"{path} has format version {version}, but this dfq-plugins reads versions up to {FORMAT_VERSION}. "
                 "Install a newer dfq-plugins."
             )
         info: RecordInfo = _adapter().validate_python(data)
     except FileNotFoundError:
         raise DataError(
-            f"{folder} is no activation record: it holds no {INFO_FILE}. Give the folder that dfq record wrote."
+            f"{folder} is not an activation record: it has no {INFO_FILE}. Give a folder that dfq record wrote."
         ) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Give the folder that dfq record wrote.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}). Give a folder that dfq record wrote.") from error
     except ValueError as error:
-        raise DataError(f"{path} is damaged: it is no valid record. {NEXT_STEP}") from error
+        raise DataError(f"{path} is damaged: it is not a valid record. {NEXT_STEP}") from error
     return info
 
 
 @functools.cache
 def _adapter() -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter  # noqa: PLC0415  reading a record alone needs it
+    from pydantic import TypeAdapter  # noqa: PLC0415  heavy
 
     return TypeAdapter(RecordInfo)

@@ -1,4 +1,4 @@
-"""Mean and covariance of every class's units, in one pass, whatever the number of samples."""
+"""Mean and covariance of the units per class, in one pass over any number of samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BYTES = 8
-"""Of one accumulated number: sums over many samples are kept in float64."""
+"""Bytes per accumulated number: sums over many samples are kept in float64."""
 
 
 class ClassMoments:
@@ -22,8 +22,8 @@ class ClassMoments:
     Source: Chan, Golub and LeVeque 1979, pairwise update of mean and sum of squares.
 
     Args:
-        classes: how many.
-        units: length of a sample's vector.
+        classes: number of classes.
+        units: number of units per sample.
 
     >>> moments = ClassMoments(1, 1)
     >>> for batch in ([[1.0]], [[2.0], [6.0]]):
@@ -38,7 +38,7 @@ class ClassMoments:
         self.scatter = torch.zeros(classes, units, units, dtype=torch.float64)
 
     def add(self, values: Tensor, labels: Tensor) -> None:
-        """Add a batch: units `(batch, units)` and classes `(batch,)`, both on the processor."""
+        """Add a batch: units `(batch, units)` and classes `(batch,)`, both on the CPU."""
         for label in torch.unique(labels).tolist():
             part = values[labels == label].double()
             former, size = float(self.counts[label]), len(part)
@@ -56,11 +56,11 @@ class ClassMoments:
 
 
 class LayerMoments:
-    """The moments of all layers' units: together, where their covariance across layers is needed, or layer by layer.
+    """The moments of all layers' units: jointly, if their covariance across layers is needed, or layer by layer.
 
     Args:
-        sizes: units of each layer.
-        classes: how many.
+        sizes: number of units of each layer.
+        classes: number of classes.
         joint: keep the covariance across layers.
     """
 
@@ -71,7 +71,7 @@ class LayerMoments:
 
     @staticmethod
     def bytes_needed(sizes: Sequence[int], classes: int, *, joint: bool) -> int:
-        """Return the bytes that the moments take, with the work space of what is computed from them.
+        """Return the bytes that the moments take, including workspace for the statistics computed from them.
 
         >>> LayerMoments.bytes_needed([10], 1, joint=False)
         4880
@@ -93,7 +93,7 @@ class LayerMoments:
         return self.groups[0].counts
 
     def span(self, layer: int) -> tuple[ClassMoments, slice]:
-        """Return where a layer's units are."""
+        """Return the moments that hold a layer's units, and their position."""
         if not self.joint:
             return self.groups[layer], slice(None)
         start, end = list(pairwise(accumulate(self.sizes, initial=0)))[layer]

@@ -1,9 +1,10 @@
 """Gaussian noise on class moments, calibrated to a privacy budget.
 
-What is released of each class is the number of its samples, the sum of their unit vectors and the sum of the outer
-products, all unit vectors clipped to length 1 (in units of `clip_norm`). One sample more or less changes one class's
-count by 1, its sum by a vector of length at most 1 and its products by a matrix of Frobenius norm at most 1: the whole
-by at most `sqrt(3)`. Means, covariances, Cholesky factors and spectral coefficients are computed from the noisy sums.
+For each class, the record releases the number of samples, the sum of their vectors of units, and the sum of the outer
+products. All vectors are clipped to length 1 (in units of `clip_norm`). Adding or removing one sample changes one
+class's count by 1, its sum by a vector of length at most 1 and its products by a matrix of Frobenius norm at most 1: in
+total by at most `sqrt(3)`. Means, covariances, Cholesky factors and spectral coefficients are computed from the noisy
+sums.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def failure_probability(sigma: float, epsilon: float, sensitivity: float) -> flo
     Source: Balle and Wang 2018, Improving the Gaussian Mechanism, theorem 8.
     """
     shift, half = epsilon * sigma / sensitivity, sensitivity / (2 * sigma)
-    return _normal(half - shift) - math.exp(epsilon + _log_normal(-half - shift))
+    return _normal_cdf(half - shift) - math.exp(epsilon + _log_normal_cdf(-half - shift))
 
 
 def noise_multiplier(epsilon: float, delta: float, sensitivity: float) -> float:
@@ -55,7 +56,7 @@ def noise_multiplier(epsilon: float, delta: float, sensitivity: float) -> float:
 
 
 def sensitivity(parts: int) -> float:
-    """Return how far one sample changes the counts and the sums and products of so many sets of moments.
+    """Return the most that one sample changes the counts, and the sums and products of `parts` sets of moments.
 
     >>> round(sensitivity(1) ** 2)
     3
@@ -64,7 +65,7 @@ def sensitivity(parts: int) -> float:
 
 
 def clipped(units: Sequence[Tensor], norm: float) -> list[Tensor]:
-    """Shorten the samples `(batch, units)` of all layers, taken together as one vector, to at most `norm`."""
+    """Clip the samples `(batch, units)` of all layers, concatenated to one vector, to a length of at most `norm`."""
     length = torch.stack([part.square().sum(1) for part in units]).sum(0).sqrt()
     scale = (norm / length.clamp_min(1e-30)).clamp_max(1)[:, None]
     return [part * scale for part in units]
@@ -75,8 +76,8 @@ def add_noise(parts: Sequence[LayerMoments], noise: NoiseRecord, rng: torch.Gene
 
     Args:
         parts: the moments of the network and of each of its dropout filters, over the same samples.
-        noise: how much.
-        rng: source of the noise; None takes one that nobody can draw again. Whoever knows it can take the noise off.
+        noise: amount of noise.
+        rng: source of the noise; None uses a secret seed. Anyone who knows the seed can remove the noise.
     """
     rng = rng or torch.Generator().manual_seed(secrets.randbits(63))
     exact = parts[0].counts.clone()
@@ -103,15 +104,15 @@ def _draw(shape: torch.Size, rng: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=rng, dtype=torch.float64)
 
 
-def _normal(value: float) -> float:
-    """Return the distribution function of the standard normal distribution."""
+def _normal_cdf(value: float) -> float:
+    """Return the cumulative distribution function of the standard normal distribution."""
     return 0.5 * math.erfc(-value / math.sqrt(2))
 
 
-def _log_normal(value: float) -> float:
-    """Return the logarithm of the distribution function, also where that is too small for a number."""
-    below = _normal(value)
+def _log_normal_cdf(value: float) -> float:
+    """Return the logarithm of the cumulative distribution function, even if its value underflows."""
+    below = _normal_cdf(value)
     if below > 0:
         return math.log(below)
-    # Asymptotic series of the tail: exact to a relative 1e-3 where erfc underflows, which is beyond 38.
+    # Asymptotic series of the tail: accurate to a relative 1e-3 where erfc underflows, beyond 38.
     return -value * value / 2 - math.log(-value * math.sqrt(2 * math.pi))

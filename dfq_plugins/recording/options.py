@@ -1,4 +1,4 @@
-"""Settings of a recording. Imports no torch."""
+"""Options of a recording. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ TEMPERATURE = 8.0
 
 @dataclass(frozen=True)
 class RecordingOptions:
-    """What is recorded, of which layers, and with how much noise.
+    """The statistics to record, the layers, and the amount of noise.
 
     Raises:
-        UsageError: dropout filters without the statistics of all layers, which are what they are recorded for.
+        UsageError: there are no statistics, or there are dropout filters without the statistics of all layers.
     """
 
-    statistics: tuple[Statistic, ...] = setting(STATISTICS, "which statistics to record")
+    statistics: tuple[Statistic, ...] = setting(STATISTICS, "statistics to record")
     layers: tuple[str, ...] = setting((), "modules whose inputs to record; none: every weighted layer but the first")
     units: Literal["full", "channel"] = setting(
-        "full", "what a unit is: every single activation, or the mean over a channel's places"
+        "full", "definition of a unit: every activation, or the mean over a channel's positions"
     )
-    temperature: Annotated[float, Gt(0)] = setting(TEMPERATURE, "what the logits are divided by")
-    coefficients: Annotated[float, Gt(0), Le(1)] = setting(0.1, "share of the graph's Fourier coefficients to keep")
+    temperature: Annotated[float, Gt(0)] = setting(TEMPERATURE, "divisor of the logits")
+    coefficients: Annotated[float, Gt(0), Le(1)] = setting(0.1, "fraction of the graph's Fourier coefficients to keep")
     graph: Literal["co-activation", "mean-activation"] = setting(
-        "co-activation", "weights of the graph's edges: mean product of two units, or product of their means"
+        "co-activation", "edge weights of the graph: mean product of two units, or product of their means"
     )
-    labels: Literal["auto", "teacher"] = setting("auto", "classes of the data, or auto: its labels where it has any")
-    dropout_filters: Annotated[int, Ge(0)] = setting(0, "dropout filters to record all layers under")
+    labels: Literal["auto", "teacher"] = setting("auto", "class labels; auto: those of the data, if any")
+    dropout_filters: Annotated[int, Ge(0)] = setting(0, "number of dropout filters to record all layers with")
     seed: int = setting(0, "seed of the dropout filters")
     epsilon: Annotated[float, Gt(0)] | None = setting(None, "privacy budget of the noise; none adds no noise")
-    delta: Annotated[float, Gt(0), Lt(1)] = setting(1e-5, "probability of the privacy budget's failure")
+    delta: Annotated[float, Gt(0), Lt(1)] = setting(1e-5, "probability that the privacy budget fails")
     clip_norm: Annotated[float, Gt(0)] | None = setting(
-        None, "longest vector of a sample's units, where noise is added; none: that of noise inputs"
+        None, "maximum norm of a sample's units if noise is added; none: median norm of noise inputs"
     )
-    max_memory: Annotated[float, Gt(0)] = setting(2.0, "most memory that the statistics may take, in GiB")
+    max_memory: Annotated[float, Gt(0)] = setting(2.0, "maximum memory of the statistics, in GiB")
 
     def __post_init__(self) -> None:
         if not self.statistics:
-            raise UsageError(f"A recording needs at least one statistic. Choose of {', '.join(STATISTICS)}.")
+            raise UsageError(f"A recording needs at least one statistic. Choose from {', '.join(STATISTICS)}.")
         if self.dropout_filters and "all" not in self.statistics:
             raise UsageError(
-                f"Dropout filters change the statistics of all layers, and only {', '.join(self.statistics)} is "
-                "recorded. Add 'all' to the statistics, or leave dropout_filters out."
+                "Dropout filters need the statistics of all layers, but the statistics are "
+                f"{', '.join(self.statistics)}. Add 'all' to the statistics, or omit dropout_filters."
             )
 
     @property
     def spectral(self) -> bool:
-        """Whether a statistic is recorded that needs the covariance of all layers' units together."""
+        """Whether a recorded statistic needs the joint covariance of all layers' units."""
         return bool({"spectral", "spectral-pairs"} & set(self.statistics))

@@ -1,4 +1,4 @@
-"""Registers the generators that work from activation records, through the same hook as everybody's."""
+"""Registers the generators that use activation records, through the public hook."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _HERE = "dfq_plugins.recording.generators"
 
 @hookimpl
 def dfq_generators() -> Iterable[GeneratorEntry]:
-    """Name the generators that rebuild inputs from what `dfq record` wrote."""
+    """Return the generators that rebuild inputs from a record that `dfq record` wrote."""
     return tuple(
-        GeneratorEntry(name, f"from a record: {summary}", f"{_HERE}:{place}", options=RecordOptions)
-        for name, summary, place in (
-            ("record-top", "inputs with the logits of their class", "RecordTopGenerator"),
-            ("record-all", "inputs with every layer's activations", "RecordAllGenerator"),
+        GeneratorEntry(name, f"from a record: {summary}", f"{_HERE}:{class_name}", options=RecordOptions)
+        for name, summary, class_name in (
+            ("record-top", "inputs that match the logits of their class", "RecordTopGenerator"),
+            ("record-all", "inputs that match the activations of all layers", "RecordAllGenerator"),
             (
                 "record-all-dropout",
-                "the same in networks thinned by dropout",
+                "inputs that match all layers under dropout filters",
                 "RecordAllDropoutGenerator",
             ),
             (
                 "record-spectral",
-                "inputs with the spectral coefficients of all layers",
+                "inputs that match spectral coefficients of all layers",
                 "RecordSpectralGenerator",
             ),
             (
                 "record-spectral-pairs",
-                "inputs with the spectral coefficients of each layer pair",
+                "inputs that match spectral coefficients of each layer pair",
                 "RecordSpectralPairsGenerator",
             ),
         )

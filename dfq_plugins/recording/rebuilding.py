@@ -1,4 +1,4 @@
-"""The run that all record generators share; each generator's own file says what it aims at."""
+"""Base class of the record generators; subclasses define the target activations."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec, ProgressEvent, TimeBudget
 
 Loss: TypeAlias = "Callable[[list[Tensor]], Tensor]"
-"""The distance of each layer's units `(batch, units)`, the output last, from what they are to be."""
+"""The distance of each layer's units `(batch, units)`, the output last, from their targets."""
 
 
 class RecordGenerator(DataGenerator):
-    """Rebuilds inputs whose activations are those that a record describes; works without BatchNorm.
+    """Rebuilds inputs whose activations match those in a record; works without BatchNorm.
 
     Args:
-        options: the record, and the schedule.
+        options: the record and the schedule.
 
     Raises:
         UsageError: no record is given.
@@ -50,13 +50,13 @@ class RecordGenerator(DataGenerator):
     timed = True
     conditional = True
     statistic: ClassVar[Statistic]
-    """What the record must hold."""
+    """The statistic that the record must hold."""
 
     def __init__(self, options: RecordOptions) -> None:
         if not options.record:
             raise UsageError(
-                "A generator from records needs one: give the option record=FOLDER. The model's owner makes it with "
-                "dfq record; without a record, bns, inception and gaussian work from the model alone."
+                "A record generator needs a record: set the option record=FOLDER. The model's owner makes it with dfq "
+                "record. Without a record, bns, inception and gaussian need only the model."
             )
         self.options = options
         self._record: ActivationRecord | None = None
@@ -66,43 +66,43 @@ class RecordGenerator(DataGenerator):
         """The record, read when it is first needed.
 
         Raises:
-            DataError: it is missing, damaged, without what this generator needs, or not the one that was asked for.
+            DataError: it is missing or damaged, lacks the statistic of this generator, or has another checksum.
         """
         if self._record is None:
             record = ActivationRecord.open(Path(self.options.record))
             wanted, found = self.options.record_sha256, record.info.sha256
             if wanted not in {"", found}:
                 raise DataError(
-                    f"The record {record.folder} is another one: its SHA-256 is {found}, and record_sha256 asks for "
-                    f"{wanted}. Give the record that the set was begun with, or choose another output folder."
+                    f"The record {record.folder} has changed: its SHA-256 is {found}, but record_sha256 requires "
+                    f"{wanted}. Use the record that the set was started with, or choose another output folder."
                 )
             record.require(self.statistic)
             self._record = record
         return self._record
 
     def resolved_options(self, options: RecordOptions) -> RecordOptions:
-        """Return the options with the record's checksum: what the inputs depend on, whatever lies in its folder."""
+        """Return the options with the record's checksum, so that they identify the record by its contents."""
         return replace(options, record_sha256=self.record.info.sha256)
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
-        """Refuse a model or specification that the record was not made with, before anything is written.
+        """Reject a model or specification that the record was not made with, before anything is written.
 
         Raises:
-            DataError: the record is missing, damaged, or holds other statistics.
-            ModelError: it was made from another model, or a layer's shape is another one.
+            DataError: the record is missing or damaged, or holds other statistics.
+            ModelError: the record was made from another model, or the shape of a layer differs.
         """
         self.record.check_model(model, spec)
 
     @abstractmethod
     def aim(self, labels: Tensor, rng: torch.Generator) -> tuple[Loss, Mapping[str, Tensor]]:
-        """Draw what the activations of one batch are to be.
+        """Draw the target activations of one batch.
 
         Args:
             labels: class of each input, `(batch,)`.
             rng: source of the draw.
 
         Returns:
-            The loss, and the dropout filter under which the network is to compute; empty for none.
+            The loss, and the dropout filter to apply to the network; empty for none.
         """
 
     def generate(
@@ -116,14 +116,14 @@ class RecordGenerator(DataGenerator):
         report: Callable[[ProgressEvent], None],
         budget: TimeBudget | None = None,
     ) -> Iterator[Batch]:
-        """Yield exactly `num_samples` rebuilt inputs with the classes that they were rebuilt for.
+        """Yield exactly `num_samples` rebuilt inputs with their target classes.
 
-        Each batch has noise, targets and an optimizer of its own. With an budget of time the number of iterations is
-        chosen to fit it, and written into it.
+        Each batch has its own noise, targets and optimizer. With a time budget, the number of iterations is chosen to
+        fit it, and is stored in the budget.
 
         Raises:
-            DataError: the record is missing, damaged, or holds other statistics.
-            ModelError: it was made from another model.
+            DataError: the record is missing or damaged, or holds other statistics.
+            ModelError: the record was made from another model.
             DivergedError: the loss is not finite.
         """
         end = math.inf if budget is None else time.monotonic() + budget.seconds
@@ -146,7 +146,7 @@ class RecordGenerator(DataGenerator):
         pace: StepSchedule,
     ) -> Batch:
         options, device = self.options, device_of(model)
-        low, span = _range_of(spec)
+        low, span = _start_and_span(spec)
         noise = Noise(low + options.start_mean * span, options.start_std * span)
         bounded = spec if options.clamp else replace(spec, value_range=None)
         inputs = draw_noise(bounded, len(labels), noise, rng, device)
@@ -162,11 +162,11 @@ class RecordGenerator(DataGenerator):
 
 
 class RecordObjective:
-    """A loss of the units of one batch, in the form that the common loop lowers.
+    """The loss of one batch's units, as an objective of the shared loop.
 
     Args:
-        reader: reads the units of the network, while it is open.
-        loss: of these units.
+        reader: reads the units of the network; it must be open.
+        loss: the loss as a function of these units.
     """
 
     def __init__(self, reader: UnitReader, loss: Loss) -> None:
@@ -176,22 +176,22 @@ class RecordObjective:
     def __call__(
         self,
         inputs: Tensor,
-        labels: Tensor,  # noqa: ARG002  the loss knows them
-        rest: tuple[Tensor, float] | None,  # noqa: ARG002  samples do not depend on one another
+        labels: Tensor,  # noqa: ARG002  already part of the loss
+        rest: tuple[Tensor, float] | None,  # noqa: ARG002  batches are independent
         maps: AxisMaps = (),
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, the gradient of the inputs, and nothing to be known by other batches, all detached."""
+        """Return the loss, the gradient of the inputs, and an empty pool, all detached."""
         leaf = inputs.detach().requires_grad_()
         loss = self._loss(self._reader.read(apply_maps(leaf, maps, leaf.new_zeros(leaf.shape[1]))))
         (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), gradient, self.empty_pool()
 
     def empty_pool(self) -> Tensor:
-        """Return nothing, in the shape that the loop expects."""
+        """Return an empty pool, in the shape that the loop expects."""
         return torch.zeros(2, 0)
 
     def rest_of(self, pools: list[Tensor], index: int) -> tuple[Tensor, float] | None:  # noqa: ARG002
-        """Return None: each batch stands for itself."""
+        """Return None: batches are independent."""
         return None
 
 
@@ -204,11 +204,11 @@ def rectified_distance(target: Tensor, found: Tensor) -> Tensor:
     return (target.relu() - found.relu()).square().mean()
 
 
-def _range_of(spec: InputSpec) -> tuple[float, float]:
-    """Return the lowest network input and the length of the valid range; 0 and 1 where it is not known.
+def _start_and_span(spec: InputSpec) -> tuple[float, float]:
+    """Return the lowest network input and the length of the valid range; 0 and 1 if it is unknown.
 
     >>> from dfq_plugins.types import InputSpec
-    >>> _range_of(InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)))
+    >>> _start_and_span(InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)))
     (-2.0, 4.0)
     """
     if spec.input_range is None:

@@ -1,4 +1,4 @@
-"""An activation record as generators use it: its tensors, checked against the model that they are to be used with."""
+"""An activation record as generators use it, with checks that it is intact and matches the model."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ActivationRecord:
-    """What was recorded of a network and its data.
+    """The record of a network and its data.
 
     Args:
-        folder: where it lies.
-        info: what `record.json` says.
-        tensors: the statistics, by the names that docs/file-formats.md lists.
+        folder: folder of the record.
+        info: the contents of `record.json`.
+        tensors: the statistics, by the names listed in docs/file-formats.md.
     """
 
     folder: Path
@@ -43,10 +43,10 @@ class ActivationRecord:
 
     @classmethod
     def open(cls, folder: Path) -> ActivationRecord:
-        """Read a record and check that it is whole.
+        """Read a record and check that it is intact.
 
         Raises:
-            DataError: a file is missing, cut off or damaged, or a newer version wrote it.
+            DataError: a file is missing, truncated or damaged, or a newer version wrote it.
         """
         info = read_info(folder)
         path = folder / TENSOR_FILE
@@ -60,48 +60,48 @@ class ActivationRecord:
         try:
             return cls(folder, info, safetensors.torch.load(data))
         except SafetensorError as error:
-            raise DataError(f"{path} is damaged: it is no safetensors file ({error}). {NEXT_STEP}") from error
+            raise DataError(f"{path} is damaged: it is not a safetensors file ({error}). {NEXT_STEP}") from error
 
     def gaussians(self, name: str) -> ClassGaussians:
-        """Return the Gaussians of one statistic: `top`, `all.2`, `spectral`, `pairs`, `dropout.0.all.2`."""
+        """Return the Gaussians of one statistic, such as `top`, `all.2`, `spectral`, `pairs` or `dropout.0.all.2`."""
         return ClassGaussians(self.tensors[f"{name}.mean"], self.tensors[f"{name}.factor"])
 
     @property
     def hidden(self) -> list[str]:
-        """Names of the recorded layers besides the output."""
+        """Names of the recorded layers except the output."""
         return [layer.name for layer in self.info.layers if layer.name != OUTPUT]
 
     def masks(self, number: int) -> dict[str, Tensor]:
-        """Return a dropout filter: which units are kept, by layer name and for `input`."""
+        """Return a dropout filter: the kept units by layer name and for `input`."""
         prefix = f"dropout.{number}.kept."
         return {
             name.removeprefix(prefix): mask.bool() for name, mask in self.tensors.items() if name.startswith(prefix)
         }
 
     def require(self, statistic: Statistic) -> None:
-        """Refuse a record that does not hold a statistic.
+        """Check that the record holds a statistic.
 
         Raises:
             DataError: it does not.
         """
         if statistic not in self.info.statistics:
             raise DataError(
-                f"The record {self.folder} holds {', '.join(self.info.statistics)}, not {statistic!r}. Use the "
-                f"generator of one of these, or record again with --statistics {statistic}."
+                f"The record {self.folder} holds {', '.join(self.info.statistics)}, but not {statistic!r}. Use the "
+                f"generator of one of these, or record the model again with --statistics {statistic}."
             )
 
     def check_model(self, model: nn.Module, spec: InputSpec) -> None:
-        """Refuse a model that is not the one that was recorded, or whose layers have other shapes now.
+        """Check that the model is the one that was recorded, with the same layer shapes.
 
         Raises:
-            ModelError: the digests differ, or a layer's shape does.
+            ModelError: the digest or the shape of a layer differs.
         """
         digest = model_digest(model)
         if digest != self.info.model_digest:
             raise ModelError(
                 f"The record {self.folder} was made from another model: its model digest is "
-                f"{self.info.model_digest}, and this model's is {digest}. Give the model that was recorded, or "
-                "record this one with dfq record."
+                f"{self.info.model_digest}, this model's is {digest}. Use the model that was recorded, or record this "
+                "one with dfq record."
             )
         found = {layer.name: layer for layer in find_layers(model, spec, self.hidden, self.info.units)}
         for layer in self.info.layers:
@@ -111,22 +111,22 @@ class ActivationRecord:
 def _check_shape(recorded: Layer, found: Layer, record: ActivationRecord, spec: InputSpec) -> None:
     if recorded.shape != found.shape:
         raise ModelError(
-            f"The layer {recorded.name!r} changed shape: {recorded.shape} in the record {record.folder}, and "
-            f"{found.shape} for inputs of shape {spec.shape}. The record was made with {record.info.input_spec.shape}: "
-            "give that shape, or record the model again."
+            f"The layer {recorded.name!r} has another shape: {recorded.shape} in the record {record.folder}, but "
+            f"{found.shape} for inputs of shape {spec.shape}. The record was made with inputs of shape "
+            f"{record.info.input_spec.shape}: use that shape, or record the model again."
         )
 
 
 def write_record(folder: Path, info: RecordInfo, tensors: Mapping[str, Tensor]) -> ActivationRecord:
-    """Write a record into a new or empty folder, the description last: it always describes a file that is whole.
+    """Write a record into a new or empty folder; the description is written last, so that it never lacks its tensors.
 
     Args:
-        folder: where to.
-        info: what the record is; its checksum is filled in.
+        folder: folder of the record.
+        info: description of the record; its checksum is filled in.
         tensors: the statistics.
 
     Raises:
-        DataError: the folder cannot be written; nothing is left in it.
+        DataError: the folder is not writable; nothing is left in it.
     """
     created = create_folder(folder)
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in sorted(tensors.items())})
@@ -142,7 +142,7 @@ def write_record(folder: Path, info: RecordInfo, tensors: Mapping[str, Tensor]) 
 
 
 def require_free(folder: Path) -> None:
-    """Refuse a folder that holds anything already, before any work is done.
+    """Check that a folder is missing or empty, before any work is done.
 
     Raises:
         DataError: it is a file, or not empty.
@@ -150,7 +150,7 @@ def require_free(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists():
-        held = "a record already" if (folder / INFO_FILE).is_file() else "other files"
+        held = "a record" if (folder / INFO_FILE).is_file() else "other files"
         raise DataError(
-            f"A record is written into a new folder, and {folder} holds {held}. Delete it, or choose another folder."
+            f"A record needs a new folder, but {folder} already holds {held}. Delete it, or choose another folder."
         )

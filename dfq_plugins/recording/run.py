@@ -1,4 +1,4 @@
-"""Records a model: one pass over its owner's data, then the statistics, then the file."""
+"""Records a model: one pass over the data, then the statistics, then the file."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ def record(
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> ActivationRecord:
-    """Record the activations of a model on its owner's data, so that inputs can be rebuilt later without them.
+    """Record the activations of a model on its owner's data, so that inputs can be rebuilt later without the data.
 
-    Data is read once, batch by batch; memory depends on the number of units and classes, not on that of samples.
+    Data is read once, batch by batch; memory depends on the number of units and classes, not on the number of samples.
 
     Source: Lopes, Fenu and Starner 2017.
 
     Args:
-        model: trained classifier, with BatchNorm or without; stays as it is.
+        model: trained classifier, with or without BatchNorm; it is not modified.
         data: a tensor `(samples, *shape)`, a pair of inputs and labels, or an iterable of batches: tensors, `Batch`
-            records or (inputs, labels) pairs. Without labels the model names the classes.
-        spec: what an input looks like; what can be read off the model is inferred where it is None.
+            records or (inputs, labels) pairs. Without labels, the model predicts the classes.
+        spec: the input specification; None infers it from the model as far as possible.
         output: folder of the record; it must be new or empty.
-        options: settings, as a mapping or as a `RecordingOptions` record.
+        options: options, as a mapping or as a `RecordingOptions` record.
         listeners: called with every `ProgressEvent`.
-        registry: where listeners of plugins are looked up; None takes those that are installed.
+        registry: plugins whose listeners are called; None uses the installed ones.
 
     Returns:
         The record; its generators take the folder as their option `record`.
 
     Raises:
-        UsageError: an option that cannot be used, a layer that the model does not call, or statistics that would not
-            fit into memory.
-        ModelError: a model that is no classifier, holds NaN, or does not accept the shape.
-        DataError: no samples, a class without samples, samples or labels that do not fit, or a folder in use.
+        UsageError: an option is invalid, the model does not call a layer, or the statistics do not fit into memory.
+        ModelError: the model is not a classifier, contains NaN, or does not accept the shape.
+        DataError: there are no samples, a class has none, samples or labels do not match the network, or the folder is
+            in use.
     """
     options = parse_options(RecordingOptions, options, owner="the recording")
     require_free(Path(output))
@@ -87,7 +87,7 @@ def record(
         check_finite(network)
         spec = resolve_spec(network, spec, registry)
         if spec.num_classes is None:
-            raise ModelError("Records are kept by class, and the network gives no class logits (batch, classes).")
+            raise ModelError("A record needs a classifier, but the network does not return logits (batch, classes).")
         recording = Recording(network, spec, options)
         recording.read(data, Broadcast(listeners, registry))
         info, tensors = recording.finish()
@@ -99,11 +99,11 @@ class Recording:
 
     Args:
         network: frozen network.
-        spec: its input, with the number of classes.
+        spec: its input specification, with the number of classes.
         options: what to record.
 
     Raises:
-        UsageError: a layer that the network does not call, or statistics that would not fit into memory.
+        UsageError: the network does not call a layer, or the statistics do not fit into memory.
     """
 
     def __init__(self, network: nn.Module, spec: InputSpec, options: RecordingOptions) -> None:
@@ -117,7 +117,7 @@ class Recording:
         self.filters = [
             draw_filter(network, spec, self.layers, options.units, rng) for _ in range(options.dropout_filters)
         ]
-        kept = [[self._kept(layer, masks) for layer in self.layers] for masks in self.filters]
+        kept = [[self._num_kept(layer, masks) for layer in self.layers] for masks in self.filters]
         self.filtered = [LayerMoments(sizes, classes, joint=False) for sizes in kept]
         self.labels: Literal["given", "teacher"] = "given"
         self._noise = self._planned_noise()
@@ -126,7 +126,7 @@ class Recording:
         """Read all data once.
 
         Raises:
-            DataError: there is no sample, or a class has none; samples or labels that do not fit.
+            DataError: there are no samples, a class has none, or samples or labels do not match the network.
         """
         done, total, device = 0, count_samples(data), device_of(self.network)
         for batch, given in labeled_batches(data, self.spec, self.options.labels):
@@ -142,7 +142,7 @@ class Recording:
         self._require_every_class(done)
 
     def finish(self) -> tuple[RecordInfo, dict[str, Tensor]]:
-        """Return what was recorded."""
+        """Return the description and the tensors of the record."""
         parts = [self.moments, *self.filtered]
         if self._noise is not None:
             add_noise(parts, self._noise)
@@ -152,7 +152,7 @@ class Recording:
             tensors |= more | {f"dropout.{number}.kept.{name}": mask.to(torch.uint8) for name, mask in masks.items()}
             jitter |= worst
         if jitter:
-            logger.warning("%s", _explained(jitter))
+            logger.warning("%s", _jitter_message(jitter))
         return self._info(jitter), tensors
 
     def _units(self, inputs: Tensor, masks: Mapping[str, Tensor]) -> list[Tensor]:
@@ -165,7 +165,7 @@ class Recording:
     def _bounded(self, units: list[Tensor]) -> list[Tensor]:
         return units if self._noise is None else clipped(units, self._noise.clip_norm)
 
-    def _kept(self, layer: Layer, masks: Mapping[str, Tensor]) -> int:
+    def _num_kept(self, layer: Layer, masks: Mapping[str, Tensor]) -> int:
         return int(masks[layer.name].sum()) if layer.name in masks else layer.units
 
     def _planned_noise(self) -> NoiseRecord | None:
@@ -173,22 +173,22 @@ class Recording:
         if options.epsilon is None:
             return None
         multiplier = noise_multiplier(options.epsilon, options.delta, sensitivity(1 + len(self.filters)))
-        return NoiseRecord(options.epsilon, options.delta, options.clip_norm or self._usual_norm(), multiplier)
+        return NoiseRecord(options.epsilon, options.delta, options.clip_norm or self._default_norm(), multiplier)
 
-    def _usual_norm(self) -> float:
-        """Return the median length of the units for noise inputs: no function of the data."""
+    def _default_norm(self) -> float:
+        """Return the median norm of the units for noise inputs, which does not depend on the data."""
         units = torch.cat(self._units(probe_inputs(self.network, self.spec), {}), 1)
         return float(units.norm(dim=1).median())
 
     def _require_every_class(self, samples: int) -> None:
         if not samples:
-            raise DataError("A recording needs at least one sample of each class, got none at all. Give the data.")
+            raise DataError("A recording needs at least one sample per class, but there are no samples. Provide data.")
         absent = torch.nonzero(self.moments.counts == 0).flatten().tolist()
         if absent:
-            whose = "labeled so" if self.labels == "given" else "that the model takes for one"
+            kind = "labels" if self.labels == "given" else "predictions"
             raise DataError(
-                f"Every class needs at least one sample, and among {samples} samples the classes {_some(absent)} have "
-                f"none {whose}. Give data of every class."
+                f"Every class needs at least one sample, but by the {kind} of {samples} samples, classes "
+                f"{_shorten(absent)} have none. Provide data of every class."
             )
 
     def _info(self, jitter: dict[str, float]) -> RecordInfo:
@@ -215,28 +215,28 @@ class Recording:
 
 
 def _layers(network: nn.Module, spec: InputSpec, options: RecordingOptions) -> tuple[Layer, ...]:
-    """Return the layers that the statistics are of: the output alone, where nothing else is asked for.
+    """Return the layers that the statistics need: only the output, unless more are requested.
 
     Raises:
-        UsageError: spectral coefficients of a network whose only layer is the output.
+        UsageError: spectral coefficients are requested, but the output is the only layer.
     """
     layers = find_layers(network, spec, options.layers or None, options.units)
     if options.spectral and len(layers) == 1:
         raise UsageError(
-            f"Spectral coefficients belong to a graph between layers, and {type(network).__name__} has no recorded "
-            "layer but its output. Record the statistics top, or name layers."
+            f"Spectral coefficients need a graph between layers, but {type(network).__name__} has no recorded layer "
+            "except its output. Record only the statistic top, or list layers."
         )
     return layers if options.spectral or "all" in options.statistics else layers[-1:]
 
 
-def _some(classes: Sequence[int], shown: int = 10) -> str:
+def _shorten(classes: Sequence[int], shown: int = 10) -> str:
     more = f" and {len(classes) - shown} more" if len(classes) > shown else ""
     return ", ".join(map(str, classes[:shown])) + more
 
 
-def _explained(jitter: Mapping[str, float]) -> str:
+def _jitter_message(jitter: Mapping[str, float]) -> str:
     largest = ", ".join(f"{name} {value:.2g}" for name, value in jitter.items())
     return (
-        "Some covariances are singular (units that never vary, or fewer samples in a class than units), and a small "
+        "Some covariances are singular (units that never vary, or fewer samples in a class than units), so a small "
         f"variance was added to all their units to factor them, at most: {largest}."
     )

@@ -1,4 +1,4 @@
-"""From moments to what a record holds: class means, Cholesky factors, spectral coefficients."""
+"""Converts moments to the contents of a record: class means, Cholesky factors, spectral coefficients."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 def summarize(
     moments: LayerMoments, options: RecordingOptions, dropout: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the tensors of the statistics that were asked for, and the largest jitter of each that needed one.
+    """Return the tensors of the requested statistics, and the largest jitter of each statistic that needed it.
 
     Args:
-        moments: of all layers, the output last.
-        options: which statistics.
-        dropout: number of the dropout filter that the moments are of: all layers, under another name.
+        moments: moments of all layers, the output last.
+        options: the statistics to record.
+        dropout: index of the dropout filter of these moments, which are stored under its name; None for no filter.
     """
     writer = _Writer(len(moments.counts))
     prefix = "" if dropout is None else f"dropout.{dropout}."
@@ -46,18 +46,18 @@ def summarize(
         if "spectral-pairs" in options.statistics:
             pairs = pair_waves(weights, second, moments.sizes, options.coefficients)
             writer.tensors |= {f"pairs.{number}.basis": waves.float() for number, (_, waves) in enumerate(pairs)}
-            _add_coefficients(writer, moments, "pairs", _spread(pairs, sum(moments.sizes)))
+            _add_coefficients(writer, moments, "pairs", _embed_waves(pairs, sum(moments.sizes)))
     return writer.tensors, writer.jitter
 
 
 def pair_waves(weights: Tensor, second: Tensor, sizes: Sequence[int], share: float) -> list[tuple[slice, Tensor]]:
-    """Return for each pair of consecutive layers where its units lie, and the strongest waves of its own graph.
+    """Return, for each pair of consecutive layers, the position of its units and the strongest waves of its graph.
 
     Args:
         weights: weight of each edge `(units, units)`.
         second: mean outer product of the activations `(units, units)`.
-        sizes: units of each layer.
-        share: how many waves to keep, as a share of a pair's units.
+        sizes: number of units of each layer.
+        share: number of waves to keep, as a fraction of a pair's units.
     """
     found = []
     for (first, last), pair in zip(pairwise(layer_places(sizes)), pairwise(sizes), strict=True):
@@ -67,8 +67,8 @@ def pair_waves(weights: Tensor, second: Tensor, sizes: Sequence[int], share: flo
     return found
 
 
-def _spread(pairs: Sequence[tuple[slice, Tensor]], units: int) -> Tensor:
-    """Return the waves of all pairs side by side, as waves over the units of all layers `(units, kept)`."""
+def _embed_waves(pairs: Sequence[tuple[slice, Tensor]], units: int) -> Tensor:
+    """Return the waves of all pairs as columns over the units of all layers, `(units, kept)`."""
     columns = []
     for place, waves in pairs:
         column = waves.new_zeros(units, waves.shape[1])
@@ -88,13 +88,13 @@ def _add_layer(writer: _Writer, moments: LayerMoments, name: str, layer: int) ->
 
 
 def _add_coefficients(writer: _Writer, moments: LayerMoments, name: str, waves: Tensor) -> None:
-    """Add the coefficients' class means and covariances: linear functions of the units' own."""
+    """Add the coefficients' class means and covariances, which are linear functions of those of the units."""
     group = moments.groups[0]
     writer.add(name, group.mean @ waves, lambda label: waves.T @ (group.covariance(label) @ waves))
 
 
 class _Writer:
-    """Collects tensors, and how much jitter their factors needed."""
+    """Collects tensors and the jitter that their factors needed."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes

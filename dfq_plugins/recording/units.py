@@ -1,8 +1,8 @@
 """The units of a network whose activations are recorded, and how they are read in a forward pass.
 
-A layer is a module whose *input* is read: for a weighted layer that is what the layer before it computed, after its
-activation function, normalization, pooling or addition, whatever the code between them looks like. For a network of
-rectifiers these are exactly its rectified pre-activations. The last layer is the network's output, the logits divided
+A layer is a module whose *input* is read. For a weighted layer, the input is the output of the preceding layer after
+its activation function, normalization, pooling or addition, however the code between them is written. In a network of
+rectifiers, these are exactly the rectified pre-activations. The last layer is the network's output: the logits divided
 by the temperature.
 """
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 OUTPUT = "output"
-"""Name of the last layer: the network's logits."""
+"""Name of the last layer, the network's logits."""
 
 INPUT = "input"
-"""Name of the network's input where a dropout filter masks it."""
+"""Name of the network's input in a dropout filter."""
 
 PROBE_SAMPLES = 8
 PROBE_SEED = 0
 
 
 def probe_inputs(model: nn.Module, spec: InputSpec) -> Tensor:
-    """Return a few noise inputs, always the same: what is read off them is no function of the data."""
+    """Return a few fixed noise inputs, so that results derived from them do not depend on the data."""
     rng = torch.Generator().manual_seed(PROBE_SEED)
     return draw_noise(spec, PROBE_SAMPLES, known_noise(spec), rng, device_of(model)).contiguous()
 
@@ -54,23 +54,23 @@ def find_layers(model: nn.Module, spec: InputSpec, names: Sequence[str] | None, 
 
     Args:
         model: network in eval mode.
-        spec: its input.
-        names: modules whose inputs are recorded; None takes every convolution and linear layer but those that read
-            the network's own input. Of several that read one tensor the first counts.
-        units: what a unit is.
+        spec: its input specification.
+        names: modules whose inputs are recorded; None selects every convolution and linear layer except those that
+            read the network's input. If several read the same tensor, the first is selected.
+        units: definition of a unit.
 
     Raises:
-        UsageError: a forward pass calls no module of a given name.
-        ModelError: a layer's activation has no batch axis, or the network gives no class logits.
+        UsageError: a forward pass does not call a module of a given name.
+        ModelError: a layer's activation has no batch axis, or the network does not return class logits.
     """
     sample = probe_inputs(model, spec)
     calls = record_calls(model, sample)
-    chosen = _weighted(calls, sample) if names is None else _named(calls, names)
+    chosen = _weighted_layers(calls, sample) if names is None else _select_layers(calls, names)
     for call in chosen:
         if call.entered.ndim < 2 or len(call.entered) != len(sample):  # noqa: PLR2004  (batch, units)
             raise ModelError(
-                f"The layer {call.name!r} reads a tensor of shape {tuple(call.entered.shape)}, which has no batch "
-                "axis in front. Name the layers to record, without this one."
+                f"The layer {call.name!r} reads a tensor of shape {tuple(call.entered.shape)}, whose first axis is not "
+                "the batch. List the layers to record, without this one."
             )
     with UnitReader(model, [call.name for call in chosen], units=units) as reader:
         read = reader.read(sample)
@@ -81,21 +81,21 @@ def find_layers(model: nn.Module, spec: InputSpec, names: Sequence[str] | None, 
     )
 
 
-def _named(calls: Sequence[Call], names: Sequence[str]) -> list[Call]:
+def _select_layers(calls: Sequence[Call], names: Sequence[str]) -> list[Call]:
     known = {call.name: call for call in calls}
     for name in names:
         if name not in known:
             raise UsageError(
-                f"A layer is a module that the network calls, and it calls none named {name!r}.{nearest(name, known)} "
-                f"It calls {', '.join(known)}."
+                f"A layer must be a module that the network calls, but it does not call {name!r}."
+                f"{nearest(name, known)} It calls {', '.join(known)}."
             )
     return [call for call in calls if call.name in names]
 
 
-def _weighted(calls: Sequence[Call], sample: Tensor) -> list[Call]:
-    """Return the first reader of each tensor that enters a weighted layer, without the network's input."""
+def _weighted_layers(calls: Sequence[Call], sample: Tensor) -> list[Call]:
+    """Return the first reader of each tensor that enters a weighted layer, excluding the network's input."""
     weighted = [call for call in calls if isinstance(call.module, (nn.Linear, _ConvNd))]
-    seen = [call.entered for call in weighted[:1]]  # the first reads the input, also where the network reshaped it
+    seen = [call.entered for call in weighted[:1]]  # the first reads the input, possibly reshaped
     found: list[Call] = []
     for call in weighted[1:]:
         is_input = call.entered.data_ptr() == sample.data_ptr()
@@ -106,15 +106,15 @@ def _weighted(calls: Sequence[Call], sample: Tensor) -> list[Call]:
 
 
 class UnitReader(ForwardHooks):
-    """Reads the units of the chosen layers at a forward pass, while the context is open.
+    """Reads the units of the chosen layers in a forward pass, while the context is open.
 
     Args:
         model: the network; hooks are attached to it while the context is open.
-        names: modules whose inputs are read; of one that is called twice, the first call.
-        units: every activation, or the mean over each channel's places.
-        temperature: what the output is divided by.
-        masks: dropout filter: by layer name and for `input`, which units are kept, as `draw_filter` makes it. Kept
-            units are scaled up as in training, the others are zero, and are not read.
+        names: modules whose inputs are read; if a module is called twice, its first call is read.
+        units: every activation, or the mean over each channel's positions.
+        temperature: divisor of the output.
+        masks: dropout filter from `draw_filter`: the kept units by layer name and for `input`. Kept units are scaled up
+            as in training; the others are set to zero and are not read.
 
     >>> network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     >>> with UnitReader(network, ["2"]) as reader:
@@ -144,7 +144,7 @@ class UnitReader(ForwardHooks):
             yield self.model.get_submodule(name).register_forward_pre_hook(self._hook(name))
 
     def close(self) -> None:
-        """Remove every hook, and forget what was read."""
+        """Remove every hook and discard the units that were read."""
         super().close()
         self._read = {}
 
@@ -152,16 +152,16 @@ class UnitReader(ForwardHooks):
         """Run `inputs` `(batch, *shape)` and return each layer's units `(batch, units)` in float32, the output last.
 
         Raises:
-            ModelError: the network gives no class logits `(batch, classes)`, or did not call one of the layers.
+            ModelError: the network does not return class logits `(batch, classes)`, or did not call a layer.
         """
         self._read = {}
         mask = self._masks.get(INPUT)
         logits = self.model(inputs if mask is None else _masked(inputs, mask, from_end=False))
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:  # noqa: PLR2004  (batch, classes)
-            raise ModelError("Records are kept by class, and the network gives no class logits (batch, classes).")
+            raise ModelError("A record needs a classifier, but the network does not return logits (batch, classes).")
         missing = [name for name in self.names[:-1] if name not in self._read]
         if missing:
-            raise ModelError(f"The forward pass did not call the recorded layers {missing}. Record the model anew.")
+            raise ModelError(f"The forward pass did not call the recorded layers {missing}. Record the model again.")
         read, self._read = self._read, {}
         return [*(read[name] for name in self.names[:-1]), logits.float() / self._temperature]
 
@@ -170,7 +170,7 @@ class UnitReader(ForwardHooks):
             values = plain(arguments[0]) if arguments else None
             if values is None or name in self._read:
                 return None
-            last = isinstance(module, nn.Linear)  # the features of a token lie last, the channels of an image first
+            last = isinstance(module, nn.Linear)  # a token's features are the last axis, an image's channels the first
             mask = self._masks.get(name)
             kept = values if mask is None else _masked(values, mask, from_end=last)
             units = unit_values(kept, self._units, from_end=last)
@@ -190,15 +190,15 @@ def unit_values(values: Tensor, units: Units, *, from_end: bool) -> Tensor:
     values = values.float()
     if units == "full":
         return values.flatten(1)
-    return (values.flatten(1, -2).mean(1) if values.ndim > 2 else values) if from_end else _places(values)  # noqa: PLR2004
+    return (values.flatten(1, -2).mean(1) if values.ndim > 2 else values) if from_end else _channel_means(values)  # noqa: PLR2004
 
 
-def _places(values: Tensor) -> Tensor:
+def _channel_means(values: Tensor) -> Tensor:
     return values.flatten(2).mean(2) if values.ndim > 2 else values  # noqa: PLR2004  (batch, channels, *places)
 
 
 def _masked(values: Tensor, mask: Tensor, *, from_end: bool) -> Tensor:
-    """Drop the units that the mask `(*shape)` or `(channels,)` leaves out, and scale up the others."""
+    """Zero the units that the mask `(*shape)` or `(channels,)` excludes, and scale up the others."""
     share = float(mask.float().mean())
     if mask.shape != values.shape[1:] and not from_end:
         mask = mask.view(-1, *(1,) * (values.ndim - 2))
@@ -206,7 +206,7 @@ def _masked(values: Tensor, mask: Tensor, *, from_end: bool) -> Tensor:
 
 
 def channel_count(layer: Layer) -> int:
-    """Return how many units a layer of images has with one for each channel.
+    """Return the number of units of an image layer with one unit per channel.
 
     >>> channel_count(Layer("conv", (6, 14, 14), 1176, True))
     6

@@ -127,8 +127,7 @@ PADDING_SHARE = 8
 """The padding is the image's side divided by this: 4 pixels at 32, as in He et al. 2016, section 4.2."""
 
 PADDED_SIDES = range(16, 65)
-"""Sides that training usually pads and crops; larger images are cropped from the full image, tiny ones lose too much.
-"""
+"""Sides of images that training usually pads and crops: larger ones are only cropped, tiny ones would lose too much."""
 
 
 def padding_of(spec: InputSpec) -> int:

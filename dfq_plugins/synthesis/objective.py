@@ -149,8 +149,8 @@ class InversionObjective:
 
     def description(self, inputs: Tensor) -> str:
         """Return everything that the code of the compiled step depends on: structure and shapes, but not weights."""
-        where = (torch.__version__, inputs.device.type, torch.get_num_threads())
-        return f"{where} {tuple(inputs.shape)} {self.options} {self.model}"
+        environment = (torch.__version__, inputs.device.type, torch.get_num_threads())
+        return f"{environment} {tuple(inputs.shape)} {self.options} {self.model}"
 
     def _record_compiled(self, step: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Record once per shape that its step has been compiled; return the step's results."""

@@ -59,7 +59,7 @@ def run(*arguments: object, code: int = 0) -> Result:
 def test_a_file_with_labels_is_recorded(model: str, samples: Path, tmp_path: Path) -> None:
     result = run(model, samples, "-o", tmp_path / "r", "--dropout-filters", 2)
     assert f"300 samples recorded in {tmp_path / 'r'}" in result.stdout
-    assert "What the record reveals:\n  - How many samples each of the 2 classes has." in result.stdout
+    assert "What the record reveals:\n  - The number of samples in each of the 2 classes." in result.stdout
     assert "record: " in result.stderr
     assert "of 300" in result.stderr
     info = read_info(tmp_path / "r")
@@ -106,22 +106,22 @@ def test_a_folder_of_images_is_recorded_in_the_classes_that_the_model_names(mode
 def test_labels_and_samples_that_do_not_fit_are_refused(model: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", inputs=np.zeros((4, 3, 8, 8), np.float32), labels=np.arange(6) % 2)
     result = run(model, tmp_path / "d.npz", "-o", tmp_path / "r", code=5)
-    assert "holds 4 samples and 6 labels. Give one label for each sample." in result.stderr
+    assert "holds 4 samples but 6 labels. Provide one label per sample." in result.stderr
     assert not (tmp_path / "r").exists()
 
 
 def test_labels_that_are_no_class_numbers_are_refused(model: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", inputs=np.zeros((4, 3, 8, 8), np.float32), labels=np.linspace(0, 1, 4))
     result = run(model, tmp_path / "d.npz", "-o", tmp_path / "r", code=5)
-    assert "holds labels of type float64. Give class numbers, one whole number for each sample." in result.stderr
+    assert "holds labels of type float64. Provide class numbers, one integer per sample." in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
         (["--statistics", "most"], "Option 'statistics' of the recording cannot be ('most',)", 2),
-        (["--max-memory", "0.000001"], "and max_memory is 1e-06. With units=channel they take", 2),
-        (["--layers", "9"], "it calls none named '9'", 2),
+        (["--max-memory", "0.000001"], "but max_memory is 1e-06. With units=channel they take", 2),
+        (["--layers", "9"], "it does not call '9'", 2),
         (["--epsilon", "0"], "Option 'epsilon' of the recording cannot be 0.0", 2),
         (["--device", "nowhere"], "--device nowhere is not available", 2),
     ],

@@ -368,7 +368,7 @@ def test_a_set_is_known_to_be_of_its_very_record(
         dfq_plugins.synthesize(
             network, SPEC, generator="record-top", num_samples=8, options=settings, output=tmp_path / "set2"
         )
-    with pytest.raises(DataError, match=rf"is another one: its SHA-256 is \w+, and record_sha256 asks for {'0' * 64}"):
+    with pytest.raises(DataError, match=rf"has changed: its SHA-256 is \w+, but record_sha256 requires {'0' * 64}"):
         made("record-top", network, recorded, record_sha256="0" * 64)
 
 
@@ -376,7 +376,7 @@ def test_a_set_is_known_to_be_of_its_very_record(
 
 
 def test_a_generator_without_a_record_says_where_to_get_one() -> None:
-    with pytest.raises(UsageError, match=r"needs one: give the option record=FOLDER.*makes it with dfq record"):
+    with pytest.raises(UsageError, match=r"needs a record: set the option record=FOLDER.*makes it with dfq record"):
         get_registry().create("generator", "record-all")
 
 
@@ -401,10 +401,10 @@ def test_a_record_of_another_model_is_refused_with_both_digests(
 
 def test_a_record_without_the_statistic_is_refused(tmp_path: Path, network: nn.Module) -> None:
     top = record(network, labeled(), SPEC, output=tmp_path / "r", options={"statistics": "top"})
-    with pytest.raises(DataError, match=r"holds top, not 'spectral-pairs'\. Use the generator of one of these, or"):
+    with pytest.raises(DataError, match=r"holds top, but not 'spectral-pairs'\. Use the generator of one of these, or"):
         made("record-spectral-pairs", network, top)
     every = record(network, labeled(), SPEC, output=tmp_path / "all", options={"statistics": "all"})
-    with pytest.raises(DataError, match=r"holds no dropout filter\. Use record-all, or record again with"):
+    with pytest.raises(DataError, match=r"holds no dropout filters\. Use record-all, or record the model again"):
         made("record-all-dropout", network, every)
 
 

@@ -427,8 +427,8 @@ def test_a_noisy_record_says_what_its_noise_is_good_for(tmp_path: Path) -> None:
     assert not torch.equal(noisy.tensors["top.mean"], exact.tensors["top.mean"])
     assert noisy.info.noise is not None
     assert noisy.info.noise.clip_norm == 100
-    assert "differentially private for one sample more or less" in noisy.info.reveals[-1]
-    assert "nothing about the model itself" in noisy.info.reveals[-1]
+    assert "differentially private with respect to adding or removing one recorded sample" in noisy.info.reveals[-1]
+    assert "does not cover the model itself" in noisy.info.reveals[-1]
     assert "Treat the record like the data" in exact.info.reveals[-1]
 
 
@@ -527,17 +527,17 @@ def refused(tmp_path: Path, **settings: Any) -> Callable[[], None]:
 
 def test_a_class_without_samples_is_refused(tmp_path: Path) -> None:
     inputs, labels = labeled()
-    with pytest.raises(DataError, match=r"among 160 samples the classes 1 have none labeled so\. Give data of every"):
+    with pytest.raises(DataError, match=r"by the labels of 160 samples, classes 1 have none\. Provide data of"):
         refused(tmp_path, data=(inputs[labels != 1], labels[labels != 1]))()
     network = plain_network()
     with torch.no_grad():
         network[6].bias[0] = 100
-    with pytest.raises(DataError, match="the classes 1, 2 have none that the model takes for one"):
+    with pytest.raises(DataError, match=r"by the predictions of .* samples, classes 1, 2 have none"):
         refused(tmp_path, data=[inputs], network=network)()
 
 
 def test_no_samples_at_all_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="needs at least one sample of each class, got none at all"):
+    with pytest.raises(DataError, match="needs at least one sample per class, but there are no samples"):
         refused(tmp_path, data=[torch.zeros(0, 1, 6, 6)])()
 
 
@@ -564,7 +564,7 @@ def test_one_sample_of_a_class_is_enough_to_be_recorded(tmp_path: Path) -> None:
 def test_what_would_not_fit_into_memory_is_refused_with_its_size(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError,
-        match=r"51 units \(the largest layers: 4 36, 6 12, output 3\) for 3 classes would take 0\.0 GiB of memory, and "
+        match=r"51 units \(largest layers: 4 36, 6 12, output 3\) for 3 classes would take 0\.0 GiB of memory, but "
         r"max_memory is 0\.0001\. With units=channel they take .* GiB\. Or record fewer layers",
     ):
         refused(tmp_path, max_memory=0.0001)()
@@ -580,9 +580,9 @@ def test_memory_that_is_counted_is_memory_that_is_used() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": ("9",)}, r"calls none named '9'.*It calls 0, 1, 2"),
-        ({"statistics": ()}, r"at least one statistic\. Choose of top, all, spectral, spectral-pairs"),
-        ({"statistics": "top", "dropout_filters": 2}, r"only top is recorded\. Add 'all' to the statistics"),
+        ({"layers": ("9",)}, r"does not call '9'.*It calls 0, 1, 2"),
+        ({"statistics": ()}, r"at least one statistic\. Choose from top, all, spectral, spectral-pairs"),
+        ({"statistics": "top", "dropout_filters": 2}, r"the statistics are top\. Add 'all' to the statistics"),
         ({"statistics": "most"}, "Option 'statistics' of the recording cannot be 'most'"),
         ({"coefficients": 0}, "Option 'coefficients' of the recording cannot be 0"),
         ({"epsilon": -1}, "Option 'epsilon' of the recording cannot be -1"),
@@ -595,7 +595,7 @@ def test_settings_that_cannot_be_used_are_refused(tmp_path: Path, settings: dict
 
 def test_a_network_of_one_layer_has_no_graph(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    with pytest.raises(UsageError, match="Sequential has no recorded layer but its output"):
+    with pytest.raises(UsageError, match="Sequential has no recorded layer except its output"):
         refused(tmp_path, network=network)()
     assert made(tmp_path / "top", network=network, statistics=("top", "all")).info.layers[0].name == "output"
 
@@ -603,17 +603,17 @@ def test_a_network_of_one_layer_has_no_graph(tmp_path: Path) -> None:
 def test_a_network_without_classes_is_refused(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1))
     spec = InputSpec((1, 6, 6))
-    with pytest.raises(ModelError, match=r"Records are kept by class, and the network gives no class logits"):
+    with pytest.raises(ModelError, match=r"A record needs a classifier, but the network does not return logits"):
         record(network, [torch.zeros(2, 1, 6, 6)], spec, output=tmp_path / "r")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda inputs, labels: (inputs, labels + 1), r"classes 0 to 2, and the labels lie between 1 and 3"),
-        (lambda inputs, labels: [(inputs, labels[:5])], "one whole number for each of the 240 samples"),
-        (lambda inputs, labels: [(inputs, labels), inputs], "Some batches have labels and some have none"),
-        (lambda inputs, _: [inputs.long()], r"floating point, got torch.int64\. Normalize first"),
+        (lambda inputs, labels: (inputs, labels + 1), r"classes 0 to 2, but the labels range from 1 to 3"),
+        (lambda inputs, labels: [(inputs, labels[:5])], "one integer for each of the 240 samples"),
+        (lambda inputs, labels: [(inputs, labels), inputs], "Some batches have labels and some do not"),
+        (lambda inputs, _: [inputs.long()], r"floating-point network inputs, got torch.int64\. Normalize the data"),
         (lambda inputs, labels: (inputs.index_fill(0, torch.tensor([3]), math.nan), labels), "holds NaN or infinity"),
     ],
 )
@@ -624,7 +624,7 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path, spoil: Callable[..., A
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(7, "iterable of batches, got int"), (["image"], "or a tuple that begins with one, got str")],
+    [(7, "iterable of batches, got int"), (["image"], "or a tuple that starts with one, got str")],
 )
 def test_what_is_no_data_is_refused(tmp_path: Path, data: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -639,12 +639,12 @@ def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     made(tmp_path / "r", statistics="top")
     before = (tmp_path / "r" / INFO_FILE).read_bytes()
-    with pytest.raises(DataError, match=r"holds a record already\. Delete it, or choose another folder"):
+    with pytest.raises(DataError, match=r"already holds a record\. Delete it, or choose another folder"):
         made(tmp_path / "r")
     assert (tmp_path / "r" / INFO_FILE).read_bytes() == before
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
-    with pytest.raises(DataError, match="holds other files"):
+    with pytest.raises(DataError, match="already holds other files"):
         made(tmp_path / "notes")
 
 
@@ -661,7 +661,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_missing_or_damaged_record_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nothing is no activation record: it holds no record\.json\. Give the folder"):
+    with pytest.raises(DataError, match=r"nothing is not an activation record: it has no record\.json\. Give a"):
         ActivationRecord.open(tmp_path / "nothing")
     folder = made(tmp_path / "r", statistics="top").folder
     tensors, info = folder / TENSOR_FILE, folder / INFO_FILE
@@ -675,10 +675,10 @@ def test_a_missing_or_damaged_record_is_refused(tmp_path: Path) -> None:
     tensors.write_bytes(whole)
     for text in (described[:-30], "[]", described.replace('"class_counts"', '"counts"')):
         info.write_text(text)
-        with pytest.raises(DataError, match=r"record\.json is damaged: it is no valid record\. Restore it from a copy"):
+        with pytest.raises(DataError, match=r"record\.json is damaged: it is not a valid record\. Restore it from"):
             ActivationRecord.open(folder)
     info.write_text(described.replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(DataError, match=r"format version 2, and this dfq-plugins reads up to 1\. Install a newer"):
+    with pytest.raises(DataError, match=r"format version 2, but this dfq-plugins reads versions up to 1\. Install"):
         ActivationRecord.open(folder)
 
 
@@ -690,7 +690,7 @@ def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
     info = json.loads((folder / INFO_FILE).read_text())
     info["sha256"] = hashlib.sha256(b"nonsense").hexdigest()
     (folder / INFO_FILE).write_text(json.dumps(info))
-    with pytest.raises(DataError, match="it is no safetensors file"):
+    with pytest.raises(DataError, match="it is not a safetensors file"):
         ActivationRecord.open(folder)
 
 
@@ -703,7 +703,7 @@ def test_another_model_is_refused_with_both_digests(tmp_path: Path) -> None:
         recorded.check_model(other, SPEC)
     for digest in (model_digest(plain_network()), model_digest(other)):
         assert digest in str(caught.value)
-    assert "Give the model that was recorded, or record this one" in str(caught.value)
+    assert "Use the model that was recorded, or record this one" in str(caught.value)
 
 
 def test_a_layer_that_changed_shape_is_refused(tmp_path: Path) -> None:
@@ -714,8 +714,8 @@ def test_a_layer_that_changed_shape_is_refused(tmp_path: Path) -> None:
     recorded = made(tmp_path / "r", network=network)
     with pytest.raises(
         ModelError,
-        match=r"The layer '2' changed shape: \(4, 6, 6\) in the record .*, and \(4, 8, 8\) for inputs of shape "
-        r"\(1, 8, 8\)\. The record was made with \(1, 6, 6\)",
+        match=r"The layer '2' has another shape: \(4, 6, 6\) in the record .*, but \(4, 8, 8\) for inputs of shape "
+        r"\(1, 8, 8\)\. The record was made with inputs of shape \(1, 6, 6\)",
     ):
         recorded.check_model(network, InputSpec((1, 8, 8)))
     recorded.check_model(network, SPEC)
