@@ -21,7 +21,7 @@ def format_in_words(form: NumberFormat | None, *, with_range: bool = False) -> s
     >>> from dfq_plugins.types import NumberFormat
     >>> uint4 = NumberFormat(4, signed=False, symmetric=False, per_channel=False, stored_bits=8, range=(0, 2.64))
     >>> format_in_words(uint4, with_range=True)
-    'uint4 in uint8 per tensor, 0 to 2.64'
+    'uint4 in 8 bits per tensor, 0 to 2.64'
     >>> format_in_words(NumberFormat(1, signed=True, symmetric=True, per_channel=True, stored_bits=1))
     'binary per channel'
     >>> format_in_words(None)
@@ -31,7 +31,7 @@ def format_in_words(form: NumberFormat | None, *, with_range: bool = False) -> s
         return FLOAT
     integer = "int" if form.signed else "uint"
     kind = "binary" if form.bits == 1 else f"{integer}{form.bits}"
-    stored = f" in {integer}{form.stored_bits}" if form.stored_bits > form.bits else ""
+    stored = f" in {form.stored_bits} bits" if form.stored_bits > form.bits else ""
     granularity = "channel" if form.per_channel else "tensor"
     symmetric = ", symmetric" if form.symmetric and form.bits > 1 else ""
     limits = f", {form.range[0]:.4g} to {form.range[1]:.4g}" if with_range and form.range is not None else ""

@@ -433,8 +433,8 @@ def test_coverage_says_the_number_formats(
     calibrator.calibrate(prepared, tiny_batches)
     coverage = calibrator.describe(prepared)
     words = [format_in_words(tensor.format, with_range=True) for tensor in coverage.quantized[:4]]
-    assert words[:2] == ["int3 in int8 per channel, symmetric", "int8 per tensor, symmetric, -2 to 2"]
-    assert words[3].startswith("uint4 in uint8 per tensor, symmetric, 0 to ")
+    assert words[:2] == ["int3 in 8 bits per channel, symmetric", "int8 per tensor, symmetric, -2 to 2"]
+    assert words[3].startswith("uint4 in 8 bits per tensor, symmetric, 0 to ")
 
 
 def test_a_layer_that_sees_zeros_alone_and_empty_channels_are_calibrated() -> None:

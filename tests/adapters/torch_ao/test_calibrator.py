@@ -519,8 +519,8 @@ class TestCoverage:
         coverage = TorchAoCalibrator().describe(low)
         assert coverage.layers == ("stem", "conv", "add_relu", "linear")
         assert [format_in_words(coverage.format_of("stem", role)) for role in ("weight", "input")] == [
-            "int4 in int8 per tensor, symmetric",
-            "uint3 in uint8 per tensor",
+            "int4 in 8 bits per tensor, symmetric",
+            "uint3 in 8 bits per tensor",
         ]
 
     def test_reduced_range_is_told(
@@ -528,7 +528,7 @@ class TestCoverage:
     ) -> None:
         converted = quantize(tiny_network, tiny_spec, tiny_batches, reduce_range=True)
         form = TorchAoCalibrator().describe(converted).format_of("stem", "input")
-        assert format_in_words(form) == "uint7 in uint8 per tensor"
+        assert format_in_words(form) == "uint7 in 8 bits per tensor"
 
     def test_float_layers_are_named_with_the_reason(self, tiny_batches: list[torch.Tensor]) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3)).eval()
