@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
 
 
-class Ticket(Protocol):
+class TicketLike(Protocol):
     """A lottery ticket of the student, `dfq_plugins.pruning.Ticket`: its initial weights and masks."""
 
     @property
@@ -98,7 +98,7 @@ def distill(
     generator: str | LearningGenerator | None = None,
     generator_options: Mapping[str, object] | object | None = None,
     num_samples: int = 1024,
-    ticket: Ticket | None = None,
+    ticket: TicketLike | None = None,
     inherit: bool = False,
     output: Path | str | None = None,
     factory: str | None = None,
