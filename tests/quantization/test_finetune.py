@@ -284,7 +284,7 @@ class TestLearningGenerators:
     def test_it_makes_no_data_set_by_itself(
         self, registry: Registry, tiny_network: nn.Module, tiny_spec: InputSpec
     ) -> None:
-        told = r"'seeker' learns against a student .*finetune\(model, data.*or to dfq finetune with --generator seeker"
+        told = r"'seeker' learns from a student .*finetune\(model, data.*or in dfq finetune with --generator seeker"
         with pytest.raises(UsageError, match=told):
             synthesize(tiny_network, tiny_spec, generator="seeker", registry=registry)
 
