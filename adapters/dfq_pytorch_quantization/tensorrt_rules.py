@@ -99,7 +99,7 @@ def scales(index: GraphIndex) -> Iterator[Finding]:
             other = index.constant(source.input[1])
             same_axis = scale.ndim == 0 or _axis(source) == _axis(node)
             if other is None or not np.array_equal(other, scale) or not same_axis:
-                yield Finding("scales", label(node), f"has another scale or axis than {label(source)}")
+                yield Finding("scales", label(node), f"has a different scale or axis than {label(source)}")
 
 
 def zero_points(index: GraphIndex) -> Iterator[Finding]:
