@@ -1,4 +1,4 @@
-"""The records and base classes that the host, generators and calibrators share. Imports no torch."""
+"""The records and base classes that the host, generators and calibrators share. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What one input of the network looks like.
+    """Specification of the network's input.
 
     The network takes `(raw - mean) / std` per channel, where `raw` lies in `value_range`.
 
     Args:
         shape: shape of one sample, channels first, without the batch axis: `(3, 32, 32)`.
         mean: mean subtracted from the raw values, one per channel; None if the normalization is not known.
-        std: standard deviation that the raw values are divided by, one per channel; None together with `mean`.
-        value_range: lowest and highest raw value (in network units where mean is None); None if unbounded or unknown.
-        num_classes: width of the class logits; None if the network is no classifier.
+        std: standard deviation that the raw values are divided by, one per channel; None if and only if `mean` is None.
+        value_range: lowest and highest raw value (in network units if mean is None); None if unbounded or unknown.
+        num_classes: number of class logits; None if the network is not a classifier.
 
     Raises:
         UsageError: a size is not positive, mean and std do not fit the channels, or the range is empty.
@@ -58,7 +58,9 @@ class InputSpec:
         if self.std is not None and min(self.std) <= 0:
             raise UsageError(f"std must be positive, got {self.std}.")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise UsageError(f"value_range must rise, got {self.value_range}. Give (lowest, highest), e.g. (0, 1).")
+            raise UsageError(
+                f"value_range must be increasing, got {self.value_range}. Give (lowest, highest), e.g. (0, 1)."
+            )
 
     @property
     def channels(self) -> int:
@@ -67,7 +69,7 @@ class InputSpec:
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Lowest and highest network input per channel, or None where the range is unknown."""
+        """Lowest and highest network input per channel, or None if the range is unknown."""
         if self.value_range is None:
             return None
         mean = self.mean or (0.0,) * self.channels
@@ -77,7 +79,7 @@ class InputSpec:
 
     @property
     def pad_value(self) -> tuple[float, ...]:
-        """What lies around an input that is shifted or cropped, per channel: the lowest value, 0 where it is unknown.
+        """Fill value for padding when an input is shifted or cropped, per channel: the lowest value, or 0 if unknown.
 
         >>> InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)).pad_value
         (-2.0,)
@@ -86,10 +88,10 @@ class InputSpec:
 
     @property
     def standardized(self) -> bool:
-        """Whether normalized data has mean 0 and variance 1, so that the input itself has known statistics.
+        """Whether normalized data has mean 0 and variance 1, so that the statistics of the input are known.
 
-        A std above that of a uniform distribution over `value_range` cannot be the data's own: it is arithmetic
-        scaling such as `x / 127.5 - 1`.
+        A std above that of a uniform distribution over `value_range` cannot come from the data: it is only rescaling,
+        such as `x / 127.5 - 1`.
 
         >>> InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)).standardized
         True
@@ -108,13 +110,13 @@ class InputSpec:
         return None if self.bounds is None else (min(self.bounds[0]), max(self.bounds[1]))
 
     def check_batch(self, batch: torch.Tensor) -> None:
-        """Refuse inputs that the network cannot take.
+        """Reject inputs that the network cannot take.
 
         Args:
             batch: inputs `(samples, *shape)`.
 
         Raises:
-            DataError: the shape is another one, or a value is NaN or infinite.
+            DataError: the shape is wrong, or a value is NaN or infinite.
         """
         if tuple(batch.shape[1:]) != self.shape or not batch.ndim:
             expected = ", ".join(map(str, ("samples", *self.shape)))
@@ -127,7 +129,7 @@ class InputSpec:
 
 
 class Batch(NamedTuple):
-    """Inputs `(batch, *shape)` with class labels `(batch,)` and teacher logits `(batch, classes)` where known.
+    """Inputs `(batch, *shape)` with class labels `(batch,)` and teacher logits `(batch, classes)`, if known.
 
     A single sample of a data set is the same record without the batch axis.
     """
@@ -139,9 +141,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One step of a run: `completed` of `total` units of `stage`, with the latest metrics.
+    """Progress of a run: `completed` of `total` units of `stage`, with the latest metrics.
 
-    `fraction` says how far the stage is, 0 to 1, where that is known more finely than in whole units.
+    `fraction` is the progress of the stage, 0 to 1, if it is known more precisely than in whole units.
     """
 
     stage: str
@@ -152,7 +154,7 @@ class ProgressEvent:
 
     @property
     def position(self) -> float:
-        """How many units are done, with the part of the one that is at work.
+        """Number of completed units, including the completed part of the current one.
 
         >>> ProgressEvent("synthesize", 3, 8, fraction=0.4).position
         3.2
@@ -162,12 +164,12 @@ class ProgressEvent:
 
 @dataclass
 class TimeBudget:
-    """The time that one shard may take. The generator writes into it how many iterations it made of that.
+    """Time budget for one shard. The generator records in it how many iterations it used.
 
     Args:
-        seconds: for this shard, from now.
-        run_seconds: for all the shards that this process may still make, this one included.
-        iterations: the iterations that were really used, the fewest of any sample; None where there are none.
+        seconds: time for this shard, from now.
+        run_seconds: time for all shards that this process may still synthesize, including this one.
+        iterations: the iterations actually used, the minimum over the samples; None if there are none.
     """
 
     seconds: float
@@ -175,7 +177,7 @@ class TimeBudget:
     iterations: int | None = None
 
     def after(self, preparation: float) -> float:
-        """Return the seconds for the shard once the run has lost some to what is done for all shards together.
+        """Return the seconds left for the shard after the run spent `preparation` seconds on work for all shards.
 
         >>> TimeBudget(25.0, 100.0).after(40.0)
         15.0
@@ -185,17 +187,17 @@ class TimeBudget:
 
 
 class PluginBase(ABC):  # noqa: B024  its subclasses have the abstract methods
-    """Base of the objects that plugins build.
+    """Base class of the objects that plugins build.
 
-    What a subclass may do, besides what it must, are methods with defaults. A public name that is nearly one of them is
-    taken for a slip.
+    Optional behavior is defined by methods with defaults. A public name that is nearly one of the methods that the host
+    calls is treated as a misspelling.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Refuse a misspelled method.
+        """Reject a misspelled method.
 
         Raises:
-            PluginError: a public name of the class is nearly that of a method that the host calls.
+            PluginError: a public name in the class is nearly that of a method that the host calls.
         """
         super().__init_subclass__(**arguments)
         if cls.__module__ == __name__:
@@ -207,21 +209,21 @@ class PluginBase(ABC):  # noqa: B024  its subclasses have the abstract methods
                 continue
             if hint := difflib.get_close_matches(name, called, n=1, cutoff=_NEARLY):
                 raise PluginError(
-                    f"{cls.__qualname__} defines {name!r}, which is never called. Did you mean {hint[0]!r}? Otherwise "
-                    "begin the name with an underscore."
+                    f"{cls.__qualname__} defines {name!r}, which is never called. Did you mean {hint[0]!r}? Otherwise, "
+                    "start the name with an underscore."
                 )
 
 
 _NEARLY = 0.85
-"""Similarity from which a name is taken for a misspelled one: 'check_suported' has 0.97, 'batches' for 'batch' 0.83."""
+"""Similarity from which a name counts as misspelled: 'check_suported' has 0.97, 'batches' for 'batch' 0.83."""
 
 
 class DataGenerator(PluginBase):
-    """Synthesizes inputs from a trained model. Built by its entry's factory from an options record.
+    """Synthesizes inputs from a trained model. Built from an options record by its entry's factory.
 
     Attributes:
-        conditional: whether it makes inputs for given classes, and yields labels.
-        timed: whether it keeps to a `budget`.
+        conditional: whether it synthesizes inputs for given classes, and yields labels.
+        timed: whether it respects a `budget`.
     """
 
     conditional: bool = False
@@ -239,27 +241,27 @@ class DataGenerator(PluginBase):
         report: Callable[[ProgressEvent], None],
         budget: TimeBudget | None = None,
     ) -> Iterator[Batch]:
-        """Yield batches that hold exactly `num_samples` samples in all.
+        """Yield batches with exactly `num_samples` samples in total.
 
         Args:
             model: a private frozen copy in eval mode; may be changed.
             spec: the input to synthesize.
-            num_samples: how many samples to yield in all, at least 1.
+            num_samples: total number of samples to yield, at least 1.
             batch_size: the largest batch to yield.
             rng: the only source of randomness.
             report: call it after each step.
-            budget: the time to keep to; only a generator that is `timed` is given one.
+            budget: the time limit; only passed to a `timed` generator.
         """
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
-        """Refuse a model or specification that it cannot work on, before anything is written.
+        """Reject a model or specification that the generator does not support, before anything is written.
 
         Raises:
-            DfqError: of the kind that fits.
+            DfqError: the model or specification is not supported; use the subclass that fits.
         """
 
     def resolved_options(self, options: Any) -> Any:
-        """Return the options as the data set is to record them, e.g. with the checksum of a file that they name.
+        """Return the options that the data set should record, e.g. with the checksum of a file that they name.
 
         Args:
             options: the record that the generator was built from.
@@ -268,58 +270,58 @@ class DataGenerator(PluginBase):
 
 
 class LearningGenerator(PluginBase):
-    """Makes the inputs of a fine-tuning while it learns from the student.
+    """Generates the inputs for fine-tuning while it learns from the student.
 
-    Before each training step the loop calls `progress(share)`, `feedback(student)` and then `batch(size)`. The
-    generator keeps its own schedule: one that learns once in ten steps lets nine feedbacks pass and returns the same
-    inputs meanwhile.
+    Before each training step, the loop calls `progress(share)`, `feedback(student)` and then `batch(size)`. The
+    generator controls its own schedule: one that learns every ten steps ignores nine calls of `feedback` and returns
+    the same inputs in the meantime.
     """
 
     @abstractmethod
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
-        """Get ready for one run.
+        """Prepare for one run.
 
         Args:
-            teacher: a private frozen copy in eval mode; gradients pass through it to its inputs.
-            spec: the input to make.
+            teacher: a private frozen copy in eval mode; gradients flow through it to its inputs.
+            spec: the input to generate.
             rng: the only source of randomness, in all calls.
         """
 
     @abstractmethod
     def feedback(self, student: nn.Module) -> None:
-        """Learn from the student as it is now. The student must not be changed; gradients left on it are cleared."""
+        """Learn from the current student. It must not be changed; gradients left on it are cleared."""
 
     @abstractmethod
     def batch(self, size: int) -> Batch:
-        """Return the inputs of the next step, `(size, *shape)`, with labels where they were made for given classes."""
+        """Return the inputs of the next step, `(size, *shape)`, with labels if they were made for given classes."""
 
     @abstractmethod
     def state(self) -> Mapping[str, torch.Tensor]:
-        """Return everything that the next calls depend on besides `rng`, for a checkpoint."""
+        """Return everything except `rng` that later calls depend on, for a checkpoint."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Continue from what `state` returned, after `begin`."""
+        """Restore the state that `state` returned; called after `begin`."""
 
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
-        """Refuse a model or specification that it cannot work on, before anything is calibrated.
+        """Reject a model or specification that the generator does not support, before anything is calibrated.
 
         Raises:
-            DfqError: of the kind that fits.
+            DfqError: the model or specification is not supported; use the subclass that fits.
         """
 
     def listen(self, report: Callable[[ProgressEvent], None]) -> None:
-        """Take the function to report progress to, before `begin`; for one that takes long before its first batch."""
+        """Receive the progress function, before `begin`; useful if the first batch takes long."""
 
     def progress(self, share: float) -> None:
-        """Note the share of the training that is done, 0 to 1; for one whose learning rate falls over all of it."""
+        """Receive the completed share of the training, 0 to 1; useful for a learning rate schedule over all of it."""
 
 
 class Calibrator(PluginBase):
-    """Takes a float model through one framework's own quantization, in torch.ao's own verbs.
+    """Quantizes a float model with one framework, in the steps that torch.ao defines.
 
-    What the later steps need travels in the module that `prepare` returns, not in the calibrator: another calibrator
-    object, or a deep copy of the module, continues where this one stopped.
+    State for the later steps is stored in the module that `prepare` returns, not in the calibrator: the later steps
+    also work with another calibrator object, or with a deep copy of the module.
     """
 
     @abstractmethod
@@ -336,23 +338,23 @@ class Calibrator(PluginBase):
 
     @abstractmethod
     def describe(self, converted: nn.Module) -> Coverage:
-        """Say which tensors are quantized and how, and which modules stay in float."""
+        """Report which tensors are quantized and how, and which modules stay in float."""
 
     @abstractmethod
     def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
-        """Write the framework's artifacts into the folder `path`, run each, and compare it with the torch model.
+        """Write the framework's artifacts to the folder `path`, run each, and compare it with the torch model.
 
         Raises:
-            ArtifactError: an artifact does not agree with the torch model; it names those that passed and those that
-                did not, see `dfq_plugins.quantization.artifacts`.
+            ArtifactError: an artifact does not agree with the torch model; the error lists those that passed and those
+                that did not, see `dfq_plugins.quantization.artifacts`.
         """
 
     def scale_parameters(self, prepared: nn.Module) -> Iterable[nn.Parameter]:  # noqa: ARG002
-        """Return the parameters that are learned quantizer scales, which have a learning rate of their own."""
+        """Return the parameters that are learned quantizer scales, which have a separate learning rate."""
         return ()
 
     def freeze_ranges(self, prepared: nn.Module) -> None:
-        """Stop observing the ranges of activations, in place; called late in the training, perhaps twice."""
+        """Stop observing activation ranges, in place; called late in training, possibly twice."""
 
 
 @dataclass(frozen=True)
@@ -372,10 +374,10 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
-        """Read `w<bits>a<bits>`, each from 1 to 32; 32 is float. `binary` is `w1a32`: two values, float activations.
+        """Parse `w<bits>a<bits>`, each from 1 to 32; 32 is float. `binary` is `w1a32`: two values, float activations.
 
         Raises:
-            UsageError: the text is not of that form.
+            UsageError: the text does not have that form.
         """
         if text.strip().lower() == "binary":
             return cls(1, 32)
@@ -396,10 +398,10 @@ class NumberFormat:
         bits: width of the integers, 1 for binary values.
         signed: whether the integers may be negative.
         symmetric: whether the zero point is 0.
-        per_channel: whether each channel has a scale, rather than the whole tensor.
-        stored_bits: width of the integers that hold the values in the framework's model or file, at least `bits`.
-        range: lowest and highest value that the integers represent; None where there is one range per channel, or
-            where none is known yet.
+        per_channel: whether there is one scale per channel instead of one for the whole tensor.
+        stored_bits: width of the integers that store the values in the framework's model or file, at least `bits`.
+        range: lowest and highest value that the integers represent; None if there is one range per channel, or if it is
+            not known yet.
 
     Raises:
         UsageError: the values do not fit into `stored_bits`.
@@ -420,7 +422,7 @@ class NumberFormat:
 
 
 TensorRole = Literal["weight", "input", "activation"]
-"""What a quantized tensor is: a layer's weight, a layer's input, or the output of a quantizer in the graph itself."""
+"""Role of a quantized tensor: a layer's weight, a layer's input, or the output of a quantizer in the graph itself."""
 
 
 @dataclass(frozen=True)
@@ -428,9 +430,9 @@ class QuantizedTensor:
     """One tensor of a quantized model.
 
     Args:
-        name: name of the layer whose weight or input it is, or of the module or node that quantizes an activation.
+        name: name of the layer that has this weight or input, or of the module or node that quantizes an activation.
         kind: class of that module, or name of the operation.
-        role: which tensor of it.
+        role: which of its tensors.
         format: how its values are quantized.
     """
 
@@ -442,7 +444,7 @@ class QuantizedTensor:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which tensors are quantized and how, and which modules stay in float with the reason.
+    """Which tensors are quantized and how, and which modules stay in float, with the reason.
 
     >>> int4 = NumberFormat(4, signed=True, symmetric=True, per_channel=True, stored_bits=8)
     >>> coverage = Coverage((QuantizedTensor("conv", "Conv2d", "weight", int4),), (("pool", "no kernel"),))
@@ -459,14 +461,14 @@ class Coverage:
         return tuple(dict.fromkeys(tensor.name for tensor in self.quantized if tensor.role != "activation"))
 
     def format_of(self, name: str, role: TensorRole) -> NumberFormat | None:
-        """Return the format of one tensor; None where it is not quantized."""
+        """Return the format of one tensor; None if it is not quantized."""
         found = (tensor.format for tensor in self.quantized if (tensor.name, tensor.role) == (name, role))
         return next(found, None)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check that an artifact passed, with the figures that it was judged by."""
+    """One check that an artifact passed, with its figures."""
 
     name: str
     detail: str
@@ -474,7 +476,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that was written, with the checks that it passed before it was handed over."""
+    """An exported file, with the checks that it passed."""
 
     path: Path
     format: str
@@ -484,14 +486,14 @@ class Artifact:
 
 @dataclass(frozen=True)
 class RejectedArtifact:
-    """An artifact that is not handed over.
+    """An artifact that failed its check or could not be created.
 
     Args:
         name: file name that it would have had.
-        format: its format; empty where that is not known.
-        reason: what is wrong, in a sentence or two.
-        faults: what differs from the torch model, layer by layer where that can be told.
-        path: the file that failed its check, `<name>.rejected`; None where there is none.
+        format: its format; empty if it is not known.
+        reason: the problem, in a sentence or two.
+        faults: differences from the torch model, by layer if possible.
+        path: the file that failed its check, `<name>.rejected`; None if there is none.
     """
 
     name: str
@@ -507,7 +509,7 @@ class NoOptions:
 
 
 def setting(default: Any, text: str) -> Any:
-    """Return the field of an options record: its default, and the sentence that listings show.
+    """Return the field of an options record, with its default and the text that listings show.
 
     >>> import dataclasses
     >>> @dataclasses.dataclass(frozen=True)
@@ -521,14 +523,14 @@ def setting(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class PluginEntry:
-    """What a plugin registers: a name and how to build the object behind it when it is asked for.
+    """A plugin's registration: a name, and how to build the object when it is requested.
 
     Args:
-        name: what the user types.
+        name: the name that the user types.
         summary: one line for listings.
         factory: `"package.module:Class"`, imported on first use and called with one options record.
-        requires: import names that must be installed; a missing one makes the entry unavailable, not broken.
-        install: the pip arguments that bring them, e.g. `"dfq-plugins[brevitas]"`.
+        requires: import names that must be installed; if one is missing, the entry is unavailable, not broken.
+        install: the pip arguments that install them, e.g. `"dfq-plugins[brevitas]"`.
         options: frozen dataclass of the settings, each field with a default, `annotated_types` constraints and
             `field(metadata={"help": ...})`.
     """
@@ -546,7 +548,7 @@ class GeneratorEntry(PluginEntry):
 
 
 class LearningGeneratorEntry(PluginEntry):
-    """Registers a `LearningGenerator`. One that makes data sets as well is registered as a generator, too."""
+    """Registers a `LearningGenerator`. One that also synthesizes data sets is registered as a generator, too."""
 
 
 class CalibratorEntry(PluginEntry):

@@ -1,16 +1,16 @@
-"""Bias correction against the float network, layer after layer.
+"""Bias correction against the float network, layer by layer.
 
-Brevitas's own bias correction gives each layer back the mean that quantizing *its weights* took, on inputs that went
-through float layers. The errors of the activations (clipping, alignment of the branches of an addition) still
-shift the means, and add up with depth. Here each layer's mean is brought back to the float network's, with all the
-layers before it quantized and corrected: the empirical bias correction of Nagel et al. (2019, "Data-Free Quantization
-Through Weight Equalization and Bias Correction", appendix), per batch b and output channel:
+Brevitas's bias correction removes the mean shift that quantizing *a layer's weights* causes, measured on inputs that
+went through float layers. Activation errors (clipping, aligning the branches of an addition) still shift the means, and
+accumulate with depth. Here each layer's mean is restored to the float network's, with all preceding layers quantized
+and corrected: the empirical bias correction of Nagel et al. (2019, "Data-Free Quantization Through Weight Equalization
+and Bias Correction", appendix), per batch b and output channel:
 
     bias += strength mean_b( E[float network's output] - E[quantized network's output] )
 
-The strength is ours. What a network sees in synthetic inputs is fine texture, which quantization destroys more readily
-than what it sees in real ones, so that activations shrink more and the correction comes out too large: by a fifth to a
-third in the late layers of a ResNet-20, by up to twice in those of a ResNet-56 (docs/how-to/brevitas.md).
+The strength is an addition of this project. The features of synthetic inputs are fine texture, which quantization
+destroys more readily than those of real inputs. So activations shrink more and the correction comes out too large: by a
+fifth to a third in the late layers of a ResNet-20, by up to twice in those of a ResNet-56 (docs/how-to/brevitas.md).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def correct_biases(model: nn.Module, batches: Iterable[torch.Tensor], strength: float = 1.0) -> None:
-    """Correct the bias of every layer with quantized weights, in place; adds a bias where there is none.
+    """Correct the bias of every layer with quantized weights, in place; adds a bias if there is none.
 
-    Two forward passes per batch; within a batch each layer sees inputs that are corrected already.
+    Two forward passes per batch; within a batch, each layer sees inputs that are already corrected.
 
     Args:
         model: a calibrated Brevitas model in eval mode.
         batches: inputs `(samples, *shape)`.
-        strength: share of the shift that is given back at the end; while shifts are found, all of it is.
+        strength: share of the shift that is corrected at the end; while shifts are measured, all of it is.
     """
     layers = {name: module for name, module in model.named_modules() if is_weight_layer(module)}
     total = {name: torch.zeros(_channels(module)) for name, module in layers.items()}
     count = 0
-    for count, inputs in enumerate(batches, start=1):  # noqa: B007  counts for the mean below
+    for count, inputs in enumerate(batches, start=1):  # noqa: B007  used for the mean below
         expected = _float_means(model, layers, inputs)
 
         def correct(name: str, output: torch.Tensor, expected: dict[str, torch.Tensor] = expected) -> torch.Tensor:
@@ -59,7 +59,7 @@ def correct_biases(model: nn.Module, batches: Iterable[torch.Tensor], strength: 
 
 
 def is_weight_layer(module: nn.Module) -> bool:
-    """Tell whether a module is a linear or convolution layer of Brevitas."""
+    """Return whether a module is a Brevitas linear or convolution layer."""
     return isinstance(module, QuantWeightBiasInputOutputLayer) and isinstance(
         getattr(module, "weight", None), nn.Parameter
     )

@@ -17,7 +17,7 @@ from dfq_brevitas.finn.recipes import require_finn_recipe
 from dfq_brevitas.finn.scales import share_scales
 from dfq_brevitas.framework import GraphModule, bias_correction_mode, calibration_mode
 from dfq_brevitas.graph import float_graph, quantized_graph
-from dfq_brevitas.input_range import exchange_input_quantizers, fix_input_range
+from dfq_brevitas.input_range import fix_input_range, replace_input_quantizers
 from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 WEIGHT_BITS = range(1, 9)
 ACTIVATION_BITS = range(2, 9)
 _KEPT_SAMPLES = 16
-"""Calibration inputs that are kept to compare exported files on: millions of integers in any image network."""
+"""Calibration inputs kept for comparing exported files: they give millions of integers in any image network."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What `prepare` was told, kept with the graph module for the later steps.
+    """The settings of `prepare`, stored with the graph module for the later steps.
 
-    `samples` are the first calibration inputs, on which exports are compared; None before calibration.
+    `samples` are the first calibration inputs, used to compare exports; None before calibration.
     """
 
     spec: InputSpec
@@ -62,28 +62,28 @@ class _Run:
 class BrevitasCalibrator(Calibrator):
     """Calibrates a model with Brevitas's graph mode PTQ; the result is a graph of `brevitas.nn` layers.
 
-    Quantized are the weights and the inputs of every linear and convolution layer, the first and the last included, the
-    outputs of activations, and both inputs of every addition, which share one scale as FINN needs it. The network's
-    input and those of additions have a width of their own, 8 bits by default. The network's output keeps the
-    accumulator's precision. With activations of 32 bits only weights are quantized. Beside binary weights the first and
-    the last layer stay in float.
+    It quantizes the weights and inputs of every linear and convolution layer, including the first and the last, the
+    outputs of activations, and both inputs of every addition, which share one scale as FINN requires. The network's
+    input and the inputs of additions have separate bit widths, 8 by default. The network's output keeps the
+    accumulator's precision. With 32-bit activations, only weights are quantized. With binary weights, the first and the
+    last layer stay in float.
 
-    With the option `target="finn"` the network is rewritten in FINN's operators, each producer has one quantizer, and
-    the QONNX file is checked by FINN's rules.
+    With the option `target="finn"`, the network is rewritten with FINN's operators, each producer has one quantizer,
+    and the QONNX file is checked against FINN's rules.
     """
 
     def __init__(self, options: BrevitasOptions | None = None) -> None:
         self.options = options or BrevitasOptions()
 
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool = False) -> GraphModule:
-        """Return a copy of `model`, traced, with BatchNorm folded and Brevitas's quantizers inserted.
+        """Return a traced copy of `model` with BatchNorm folded and Brevitas's quantizers inserted.
 
-        For training, weights, biases and the scales of all quantizers take gradients once it is calibrated, but for the
-        scale of a network input whose range is known.
+        For training, weights, biases and the scales of all quantizers become trainable after calibration, except for
+        the scale of a network input whose range is known.
 
         Raises:
             UsageError: the recipe is not supported.
-            ModelError: the model cannot be traced, or holds nothing to quantize.
+            ModelError: the model cannot be traced, or contains nothing to quantize.
         """
         _require_supported(recipe, self.options)
         private = frozen_copy(model).float()
@@ -96,28 +96,28 @@ class BrevitasCalibrator(Calibrator):
                 graph = quantized_graph(traced, recipe, self.options, training=training)
             _require_quantized(graph, model, keeps_ends=self.options.keeps_ends(recipe.weight_bits))
             if recipe.activation_bits != FLOAT_BITS:
-                self._settle_input(graph, spec, recipe)
+                self._configure_input(graph, spec, recipe)
         attach_state(graph, _Run(spec, recipe, training, target=self.options.target))
         return graph.eval()
 
-    def _settle_input(self, graph: GraphModule, spec: InputSpec, recipe: Recipe) -> None:
-        """Give the input's quantizer the width that was asked for, and no sign where none is needed."""
+    def _configure_input(self, graph: GraphModule, spec: InputSpec, recipe: Recipe) -> None:
+        """Set the input quantizer to the requested width, and make it unsigned if it needs no sign."""
         input_range = spec.input_range if self.options.known_input_range else None
-        # FINN's thresholds for a quantizer without a ReLU are signed.
+        # In FINN, the thresholds of a quantizer without a ReLU are signed.
         unsigned = input_range is not None and input_range[0] >= 0 and self.options.target != "finn"
         bits = self.options.input_bits
         if unsigned or bits != recipe.activation_bits:
             identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities
-            exchange_input_quantizers(graph, identities["unsigned" if unsigned else "signed"])
+            replace_input_quantizers(graph, identities["unsigned" if unsigned else "signed"])
 
     def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-        """Let Brevitas record the ranges, then mend weights and biases as the options say, in place.
+        """Let Brevitas record the ranges, then correct weights and biases as the options say, in place.
 
-        The later steps read the data again. A list or a data loader is iterated as often; a generator, which can be
-        iterated only once, is kept in memory.
+        The later steps read the data again. A list or a data loader is iterated several times; the batches of a
+        generator, which can be iterated only once, are kept in memory.
 
         Args:
-            prepared: what `prepare` returned.
+            prepared: the module returned by `prepare`.
             batches: inputs `(samples, *shape)`.
 
         Raises:
@@ -144,7 +144,7 @@ class BrevitasCalibrator(Calibrator):
         attach_state(graph, replace(run, samples=next(iter(data))[:_KEPT_SAMPLES].cpu()))
 
     def _refine(self, graph: GraphModule, data: _Batches) -> None:
-        # The first run with quantization on computes the weights' scales, which stay from then on.
+        # The first run with quantization enabled computes the weight scales, which are fixed from then on.
         graph(next(iter(data))[:1])
         if self.options.gptq:
             apply_gptq(graph, data)
@@ -172,11 +172,11 @@ class BrevitasCalibrator(Calibrator):
         return converted.eval().requires_grad_(requires_grad=False)
 
     def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
-        """Return the scales of weights and activations that the training learns."""
+        """Return the scales of weights and activations that are trained."""
         return learned_scales(_run_of(prepared)[1])
 
     def describe(self, converted: nn.Module) -> Coverage:
-        """List layers, activations and additions with the widths that their own quantizers report."""
+        """List layers, activations and additions with the bit widths that their quantizers report."""
         run, graph = _run_of(converted)
         with torch.no_grad(), silenced(NOTICES):
             return describe_coverage(graph, run.recipe)
@@ -184,10 +184,10 @@ class BrevitasCalibrator(Calibrator):
     def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         """Write `model.qonnx.onnx` (for FINN) and `model.qcdq.onnx` (for ONNX Runtime), run and compare both.
 
-        Binary weights have no QCDQ form, so that they come as QONNX alone.
+        QCDQ cannot represent binary weights, so they are exported as QONNX only.
 
         Raises:
-            ArtifactError: a file does not compute what the torch model does; it stays as `<name>.rejected`.
+            ArtifactError: a file does not compute what the torch model does; it is kept as `<name>.rejected`.
             DataError: the folder cannot be written.
         """
         run, graph = _run_of(converted)
@@ -214,16 +214,16 @@ def _require_supported(recipe: Recipe, options: BrevitasOptions) -> None:
     if recipe.weight_bits not in WEIGHT_BITS or recipe.activation_bits not in (*ACTIVATION_BITS, FLOAT_BITS):
         raise UsageError(
             f"brevitas takes weights of {WEIGHT_BITS[0]} to {WEIGHT_BITS[-1]} bits and activations of "
-            f"{ACTIVATION_BITS[0]} to {ACTIVATION_BITS[-1]} bits or {FLOAT_BITS}, which is float, got {recipe}. Choose "
-            "e.g. w8a8, w4a4, or w1a32 for binary weights."
+            f"{ACTIVATION_BITS[0]} to {ACTIVATION_BITS[-1]} bits or {FLOAT_BITS} (float), got {recipe}. Choose e.g. "
+            "w8a8, w4a4, or w1a32 for binary weights."
         )
     if options.target == "finn":
         require_finn_recipe(recipe, options)
     if recipe.weight_bits == 1 and (options.gptq or options.learned_round):
         chosen = "gptq" if options.gptq else "learned_round"
         raise UsageError(
-            f"{chosen} chooses between neighboring integers, and binary weights have two values, got {recipe}. Leave "
-            f"{chosen} out, and fine-tune instead."
+            f"{chosen} chooses between neighboring integers, but binary weights have only two values, got {recipe}. "
+            f"Leave {chosen} out, and fine-tune instead."
         )
 
 
@@ -232,18 +232,18 @@ def _require_quantized(graph: GraphModule, model: nn.Module, *, keeps_ends: bool
         return
     if keeps_ends and any(isinstance(module, LAYERS) for module in graph.modules()):
         raise ModelError(
-            f"{type(model).__name__} has no layer between its first and its last, and these keep float weights. Set "
-            "first_and_last=quantized."
+            f"{type(model).__name__} has no layer between its first and its last, and these two keep float weights. "
+            "Set first_and_last=quantized."
         )
     kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
-    held = ", ".join(kinds) or "nothing"
+    held = ", ".join(kinds) or "no modules"
     raise ModelError(
-        f"Brevitas found no layer to quantize in {type(model).__name__} (it holds: {held}). "
-        "It quantizes linear, convolution and transposed convolution modules: write layers as such modules."
+        f"Brevitas found no layer to quantize in {type(model).__name__} (it contains: {held}). "
+        "It quantizes linear, convolution and transposed convolution modules: use these modules for the layers."
     )
 
 
 def _run_of(module: nn.Module) -> tuple[_Run, GraphModule]:
-    otherwise = "for a model from your own brevitas.graph.quantize.quantize, use calibration_mode yourself"
+    otherwise = "if you called brevitas.graph.quantize.quantize yourself, calibrate with calibration_mode"
     run = state_of(module, _Run, calibrator="brevitas", otherwise=otherwise)
     return run, cast("GraphModule", module)

@@ -1,4 +1,4 @@
-"""Says how each tensor of a quantized graph is stored, read back from the layers' own quantizers."""
+"""Reports how each tensor of a quantized graph is stored, read back from the layers' quantizers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOGITS = "the network's output keeps the accumulator's precision"
 
 
 def describe_coverage(graph: GraphModule, recipe: Recipe) -> Coverage:
-    """List weights, inputs of layers and quantized activations with their formats, and what stays in float and why."""
+    """List weights, layer inputs and quantized activations with their formats, and what stays in float and why."""
     quantized: list[QuantizedTensor] = []
     floating: list[tuple[str, str]] = []
     seen: set[object] = set()
@@ -69,7 +69,7 @@ def _own_quantizer(module: nn.Module) -> Any | None:
 
 
 def _reading_quantizer(graph: GraphModule, node: Node) -> Any | None:
-    """Return the quantizer whose output a layer reads, directly or through moves of values and max pooling."""
+    """Return the quantizer whose output a layer reads, directly or through max pooling and moved values."""
     source = node.all_input_nodes[0]
     while source.op == "call_module":
         module = graph.get_submodule(str(source.target))
@@ -85,7 +85,7 @@ def _reading_quantizer(graph: GraphModule, node: Node) -> Any | None:
 
 
 def _kind(node: Node, module: nn.Module) -> str:
-    """Name the module, and say of an inserted quantizer what it feeds or reads."""
+    """Name the module; for an inserted quantizer, add what it feeds or reads."""
     kind = type(module).__name__
     if not isinstance(module, quant_nn.QuantIdentity):
         return kind
@@ -95,7 +95,7 @@ def _kind(node: Node, module: nn.Module) -> str:
 
 
 def number_format(quantizer: Any) -> NumberFormat:
-    """Return the format of a quantizer's integers; Brevitas and QONNX store any width as it is."""
+    """Return the format of a quantizer's integers; Brevitas and QONNX store any bit width natively."""
     bits, scale, signed = int(quantizer.bit_width()), quantizer.scale(), bool(quantizer.is_signed)
     per_channel = scale.numel() > 1
     form = NumberFormat(bits, signed, symmetric=True, per_channel=per_channel, stored_bits=bits)

@@ -1,6 +1,6 @@
-"""Writes a quantized graph as QONNX and as QCDQ ONNX, and hands each over only if it computes the same when run.
+"""Writes a quantized graph as QONNX and as QCDQ ONNX, and keeps each file only if it computes the same when run.
 
-QONNX keeps the quantizers as nodes of their own with any width, for FINN and hls4ml. QCDQ says the same in standard
+QONNX represents quantizers of any width as dedicated nodes, for FINN and hls4ml. QCDQ expresses the same with standard
 QuantizeLinear, Clip and DequantizeLinear nodes; ONNX Runtime runs it.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 QONNX_FILE, QCDQ_FILE = "model.qonnx.onnx", "model.qcdq.onnx"
 INPUT, OUTPUT = "input", "output"
-_OPSET = 13  # the first with per-channel QuantizeLinear; FINN reads no later one reliably
+_OPSET = 13  # the first with per-channel QuantizeLinear; FINN does not read later ones reliably
 
 
 def export_onnx(
@@ -49,15 +49,15 @@ def export_onnx(
     with_qcdq: bool = True,
     target: Target = "generic",
 ) -> tuple[Artifact, ...]:
-    """Write both files into `folder`, compare each with the model on `samples`, and only then give it its name.
+    """Write both files to `folder`, compare each with the model on `samples`, and only then rename it.
 
     Args:
         graph: a converted model.
         samples: inputs `(samples, *shape)` to compare on.
-        folder: where to write; created if it is not there.
-        classifies: whether the outputs are the logits of classes.
-        with_qcdq: write the QCDQ file too, which has no form for binary weights.
-        target: what the QONNX file is for; for FINN it is checked by FINN's rules as well.
+        folder: where to write; created if it does not exist.
+        classifies: whether the outputs are class logits.
+        with_qcdq: also write the QCDQ file, which cannot represent binary weights.
+        target: what the QONNX file is for; for FINN, it is also checked against FINN's rules.
 
     Raises:
         ArtifactError: a file cannot be written in its format, or does not agree with the model.
@@ -77,7 +77,7 @@ def export_onnx(
 
 def _write_qonnx(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
     export_qonnx(copy.deepcopy(graph), args=sample, export_path=str(path), **_settings())
-    # The first step of every QONNX flow, FINN's included: constants folded, shapes inferred, nodes named.
+    # The first step of every QONNX flow, including FINN's: fold constants, infer shapes, name nodes.
     model = cleanup_model(ModelWrapper(str(path)))
     give_parameters_a_rank(model)
     model.save(str(path))
@@ -111,17 +111,17 @@ def check_qonnx(path: Path, *, graph: GraphModule, samples: torch.Tensor, classi
 
 
 def check_finn(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
-    """Compare a QONNX file with the torch model, and hold it to FINN's rules.
+    """Compare a QONNX file with the torch model, and check it against FINN's rules.
 
     Raises:
         ArtifactError: the file cannot be run, does not agree with the model, or breaks a rule.
     """
-    rules = check_finn_rules(path)  # first: a broken rule says more than the integers that come of it
+    rules = check_finn_rules(path)  # first: a broken rule says more than the wrong integers that it causes
     return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies), rules)
 
 
 def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
-    """Compare a QCDQ file with the torch model, and tell what ONNX Runtime's default session computes.
+    """Compare a QCDQ file with the torch model, and report what ONNX Runtime's default session computes.
 
     Raises:
         ArtifactError: the file cannot be run, or does not agree with the model.
@@ -133,7 +133,7 @@ def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classif
 
 
 def run_qonnx(path: Path, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Run a QONNX file with `qonnx`'s own executor, sample by sample, and return its outputs `(samples, ...)`."""
+    """Run a QONNX file with `qonnx`'s executor, sample by sample, and return its outputs `(samples, ...)`."""
     model = ModelWrapper(str(path))
     names = model.graph.input[0].name, model.graph.output[0].name
     outputs = [execute_onnx(model, {names[0]: sample[np.newaxis]})[names[1]] for sample in inputs]

@@ -1,4 +1,4 @@
-"""Hands plain tensors to operations that do not know Brevitas's quantized tensors."""
+"""Passes plain tensors to operations that do not support Brevitas's quantized tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Dequantize(nn.Module):
-    """Takes the plain tensor out of Brevitas's quantized tensor, for operations that do not know it."""
+    """Extracts the plain tensor from Brevitas's quantized tensor, for operations that do not support it."""
 
     def forward(self, inputs: Any) -> Any:
         """Return the values."""
@@ -23,7 +23,7 @@ class Dequantize(nn.Module):
 
 
 def dequantize_foreign_operations(graph: GraphModule) -> None:
-    """Pass: put a `Dequantize` before the output, and each operation that may meet a quantized tensor."""
+    """Pass: insert a `Dequantize` before the output and before each operation that may get a quantized tensor."""
     graph.add_module("dequantize", Dequantize())
     for node in list(graph.graph.nodes):
         if not _is_foreign(graph, node):

@@ -1,4 +1,4 @@
-"""The parts of Brevitas that this adapter calls, imported in one place with their import notices silenced."""
+"""The parts of Brevitas that this adapter calls, imported in one place with their import warnings silenced."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From a float model to Brevitas's quantized graph, with what Brevitas leaves open settled by passes around its calls.
+"""Turns a float model into Brevitas's quantized graph, with passes before and after Brevitas's own steps.
 
-Brevitas traces, folds BatchNorm, equalizes and inserts the quantizers. The passes before and after that are functions
-that change a graph in place, each with one idea; `passes_before` and `passes_after` list them in order.
+Brevitas traces, folds BatchNorm, equalizes and inserts the quantizers. The passes around that are functions that change
+a graph in place, one idea each; `passes_before` and `passes_after` list them in order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dfq_brevitas.additions import part_shortcuts, quantize_additions
+from dfq_brevitas.additions import quantize_additions, split_shortcuts
 from dfq_brevitas.foreign import dequantize_foreign_operations
 from dfq_brevitas.framework import (
     GraphModule,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm: bool) -> GraphModule:
-    """Trace a private copy of the model, fold BatchNorm if asked to, and equalize as the options say.
+    """Trace a private copy of the model, fold BatchNorm if requested, and equalize as the options say.
 
     Raises:
         ModelError: FX cannot trace the model.
@@ -50,7 +50,7 @@ def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm:
         graph = preprocess_for_quantize(
             model,
             equalize_iters=equalize,
-            # Only equalization moves biases; without it the layers stay comparable with the caller's.
+            # Only equalization moves biases; without it, the layers remain comparable with the caller's.
             equalize_merge_bias=equalize > 0,
             # Equalization scales activations, which ReLU6 does not allow: it clips at a fixed value.
             relu6_to_relu=equalize > 0,
@@ -67,7 +67,7 @@ def quantized_graph(
 ) -> GraphModule:
     """Insert Brevitas's quantizers into a float graph, in place.
 
-    Where activations stay in float, only the layers are exchanged, for Brevitas's own with quantized weights.
+    If activations stay in float, only the layers are replaced, by Brevitas's layers with quantized weights.
 
     Raises:
         ModelError: Brevitas cannot handle the graph.
@@ -81,7 +81,7 @@ def quantized_graph(
             return apply_passes(layerwise, ())
         apply_passes(graph, passes_before(recipe, options))
         former = {name for name, _ in graph.named_modules()}
-        with _disguised(graph, kept) as unmapped:
+        with _hidden_layers(graph, kept) as unmapped:
             quantized = quantize(
                 graph,
                 quant_identity_map=maps.identities,
@@ -92,7 +92,7 @@ def quantized_graph(
     except Exception as error:
         raise preparation_error(graph, error) from error
     finally:
-        brevitas_config.IGNORE_MISSING_KEYS = ignored  # Brevitas leaves it switched when it fails
+        brevitas_config.IGNORE_MISSING_KEYS = ignored  # Brevitas does not restore it when it fails
     remember_places(quantized, former)
     return apply_passes(quantized, passes_after(maps, recipe, options))
 
@@ -106,12 +106,12 @@ def passes_before(recipe: Recipe, options: BrevitasOptions) -> tuple[GraphPass, 
 
 
 def passes_after(maps: QuantizerMaps, recipe: Recipe, options: BrevitasOptions) -> tuple[GraphPass, ...]:
-    """Return the passes over the graph that Brevitas inserted its quantizers into, in order."""
-    own_width: tuple[GraphPass, ...] = ()
+    """Return the passes over the graph after Brevitas has inserted its quantizers, in order."""
+    for_additions: tuple[GraphPass, ...] = ()
     if options.addition_bits != recipe.activation_bits:
-        own_width = (partial(make_sums_signed, quantizer=maps.identities["signed"]), part_shortcuts)
+        for_additions = (partial(make_sums_signed, quantizer=maps.identities["signed"]), split_shortcuts)
     return (
-        *own_width,
+        *for_additions,
         partial(make_inputs_unsigned, quantizer=maps.identities["unsigned"]),
         strip_output_quantizers,
         dequantize_foreign_operations,
@@ -119,7 +119,7 @@ def passes_after(maps: QuantizerMaps, recipe: Recipe, options: BrevitasOptions) 
 
 
 def apply_passes(graph: GraphModule, passes: Iterable[GraphPass]) -> GraphModule:
-    """Apply passes one after the other, and check and recompile the graph at the end."""
+    """Apply the passes in order, then check and recompile the graph."""
     for change in passes:
         change(graph)
     graph.graph.lint()
@@ -135,14 +135,14 @@ def end_layers(graph: GraphModule) -> tuple[str, ...]:
 
 
 @contextmanager
-def _disguised(graph: GraphModule, names: Iterable[str]) -> Iterator[dict[type[nn.Module], None]]:
-    """Give the named layers a class of their own within the block, and map it to None: `quantize` passes it by."""
+def _hidden_layers(graph: GraphModule, names: Iterable[str]) -> Iterator[dict[type[nn.Module], None]]:
+    """Give the named layers a temporary subclass within the block, and map it to None so `quantize` skips them."""
     layers = [(graph.get_submodule(name), type(graph.get_submodule(name))) for name in names]
-    disguises = {kind: type(f"Float{kind.__name__}", (kind,), {}) for _, kind in layers}
+    subclasses = {kind: type(f"Float{kind.__name__}", (kind,), {}) for _, kind in layers}
     try:
         for layer, kind in layers:
-            layer.__class__ = disguises[kind]
-        yield dict.fromkeys(disguises.values())
+            layer.__class__ = subclasses[kind]
+        yield dict.fromkeys(subclasses.values())
     finally:
         for layer, kind in layers:
             layer.__class__ = kind

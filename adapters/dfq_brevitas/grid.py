@@ -1,7 +1,7 @@
-"""Moves of values that leave quantized tensors on their grid.
+"""Operations that only move values, which keep quantized tensors on their grid.
 
-A shortcut that slices (ResNets with option A) is so aligned with the branch it is added to, and never meets a plain
-tuple.
+This aligns a shortcut that slices (ResNets with option A) with the branch that it is added to, and keeps Brevitas from
+slicing a quantized tensor as a plain tuple.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class OnGrid(nn.Identity):
     """Applies a function that only moves values or adds zeros, so that quantized values stay on their grid.
 
-    A subclass of Identity, because Brevitas looks through identities for the quantizer that feeds an addition.
+    It subclasses Identity because Brevitas looks through identities for the quantizer that feeds an addition.
     """
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class OnGrid(nn.Identity):
 
 
 def keep_moves_on_grid(graph: GraphModule) -> None:
-    """Pass: replace slicing and zero padding by `OnGrid` modules."""
+    """Pass: replace slicing and zero padding with `OnGrid` modules."""
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not _moves_values(node):
             continue
@@ -56,12 +56,12 @@ def keep_moves_on_grid(graph: GraphModule) -> None:
 
 
 def _moves_values(node: Node) -> bool:
-    """Tell whether a function node slices, or pads with zeros, one tensor by constants."""
+    """Return whether a function node slices or zero-pads a single tensor by constants."""
     if len(node.all_input_nodes) != 1:
         return False
     if node.target is operator.getitem:
         index = node.args[1]
-        # A plain integer may take an element of a tuple of tensors: that is no tensor operation.
+        # A plain integer may select an element of a tuple of tensors, which is not a tensor operation.
         return isinstance(index, (tuple, slice)) and "size" not in node.all_input_nodes[0].name
     if node.target is nn.functional.pad:
         value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)  # noqa: PLR2004  its position

@@ -1,4 +1,4 @@
-"""Gives the quantizer of the network's input a width of its own, and the range that is known, not the observed one."""
+"""Gives the network's input quantizer a separate bit width, and the known range instead of the observed one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def input_quantizers(graph: GraphModule) -> Iterator[tuple[str, Any]]:
-    """Yield name and quantizer of each quantizer that reads the network's input as it comes."""
+    """Yield the name and module of each quantizer that reads the network's input directly."""
     placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
     for node in placeholder.users:
         if node.op == "call_module":
@@ -24,10 +24,10 @@ def input_quantizers(graph: GraphModule) -> Iterator[tuple[str, Any]]:
                 yield str(node.target), module
 
 
-def exchange_input_quantizers(graph: GraphModule, new: tuple[Any, dict[str, Any]]) -> None:
-    """Use another quantizer for the input, in place. Call it before calibration.
+def replace_input_quantizers(graph: GraphModule, new: tuple[Any, dict[str, Any]]) -> None:
+    """Replace the input quantizer, in place. Call it before calibration.
 
-    An input that is also added to another tensor keeps the one whose scale both share.
+    An input that is also added to another tensor keeps the quantizer whose scale both share.
     """
     kind, arguments = new
     for name, quantizer in list(input_quantizers(graph)):
@@ -36,31 +36,31 @@ def exchange_input_quantizers(graph: GraphModule, new: tuple[Any, dict[str, Any]
 
 
 def fix_input_range(graph: GraphModule, input_range: tuple[float, float]) -> int:
-    """Set the scale of the input's quantizer so that it just covers the known range. Call it after calibration.
+    """Set the scale of the input quantizer so that it just covers the known range. Call it after calibration.
 
-    Brevitas keeps a calibrated scale as a parameter `value`, the threshold: scale = value / 2**(bits - 1) where signed,
-    value / (2**bits - 1) where unsigned. A threshold that covers both ends of a symmetric signed grid is
+    Brevitas stores a calibrated scale as a parameter `value`, the threshold: scale = value / 2**(bits - 1) if signed,
+    value / (2**bits - 1) if unsigned. A threshold that covers both ends of a symmetric signed grid is
     `max(-lowest, highest * 2**(bits-1) / (2**(bits-1) - 1))`.
 
     Returns:
-        How many quantizers were set: 0 where an addition shares its scale with another tensor, which stays calibrated.
+        Number of quantizers set: 0 if an addition shares the scale with another tensor; it then stays as calibrated.
     """
     fixed = list(_own_scalings(graph))
     for quantizer, scaling in fixed:
         bits = int(quantizer.act_quant.bit_width())
         threshold = _threshold(input_range, bits, signed=bool(quantizer.act_quant.is_signed))
-        with torch.no_grad():  # a power-of-two scale is kept as its logarithm
+        with torch.no_grad():  # a power-of-two scale is stored as its logarithm
             scaling.value.copy_(scaling.restrict_scaling_pre(torch.full_like(scaling.value, threshold)))
     return len(fixed)
 
 
 def known_input_scalings(graph: GraphModule) -> list[Any]:
-    """Return the modules that hold the scales that `fix_input_range` sets."""
+    """Return the modules whose scales `fix_input_range` sets."""
     return [scaling for _, scaling in _own_scalings(graph)]
 
 
 def _own_scalings(graph: GraphModule) -> Iterator[tuple[Any, Any]]:
-    """Yield the quantizers of the input that share their scale with no other tensor, each with what holds the scale."""
+    """Yield each input quantizer that does not share its scale, with the module that holds the scale."""
     for _, quantizer in list(input_quantizers(graph)):
         scaling = quantizer.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
         if isinstance(scaling, ParameterFromRuntimeStatsScaling) and not _is_shared(graph, quantizer):
@@ -68,7 +68,7 @@ def _own_scalings(graph: GraphModule) -> Iterator[tuple[Any, Any]]:
 
 
 def _threshold(input_range: tuple[float, float], bits: int, *, signed: bool) -> float:
-    """Return the threshold of the smallest symmetric grid that covers the input_range.
+    """Return the threshold of the smallest symmetric grid that covers the input range.
 
     >>> round(_threshold((-1.0, 1.0), 8, signed=True), 6)
     1.007874
@@ -83,7 +83,7 @@ def _threshold(input_range: tuple[float, float], bits: int, *, signed: bool) -> 
 
 
 def _is_shared(graph: GraphModule, quantizer: Any) -> bool:
-    """Tell whether another quantizer uses the same scale."""
+    """Return whether another quantizer uses the same scale."""
     scaling = quantizer.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
     proxies = {id(module): module for module in graph.modules() if isinstance(module, ActQuantProxyFromInjectorBase)}
     sharing = 0

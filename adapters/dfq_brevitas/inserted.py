@@ -1,4 +1,4 @@
-"""Remembers where Brevitas inserted its quantizers: the passes after it ask for the place, not for names."""
+"""Records where Brevitas inserted its quantizers, so that later passes can use the place instead of the name."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _META_KEY = "dfq_brevitas_place"
 
 
 class Place(Enum):
-    """Where an inserted quantizer is; the value is the suffix that Brevitas gives its name."""
+    """Where an inserted quantizer is; the value is the name suffix that Brevitas uses."""
 
     LAYER_INPUT = "_input_quant"
-    """In front of a layer whose input nothing else quantizes."""
+    """In front of a layer whose input is not quantized otherwise."""
     SUM_OUTPUT = "_output_quant"
-    """Behind an addition, a concatenation, or a layer whose output must be quantized."""
+    """After an addition, a concatenation, or a layer whose output must be quantized."""
 
 
 def remember_places(graph: GraphModule, former: Collection[str]) -> None:
-    """Note in each inserted quantizer's node where it is. This is the one place that reads Brevitas's names.
+    """Record in each inserted quantizer's node where it is. Only this function reads Brevitas's names.
 
     Args:
-        graph: what Brevitas's `quantize` returned; changed in place.
-        former: names of the modules that were there before.
+        graph: the graph returned by Brevitas's `quantize`; changed in place.
+        former: names of the modules that existed before.
     """
     for node in graph.graph.nodes:
         new = node.op == "call_module" and node.target not in former
@@ -44,5 +44,5 @@ def place_of(node: Node) -> Place | None:
 
 
 def inserted_at(graph: GraphModule, place: Place) -> Iterator[Node]:
-    """Yield the calls of the quantizers that were inserted at a place."""
+    """Yield the nodes that call the quantizers inserted at a place."""
     yield from (node for node in list(graph.graph.nodes) if place_of(node) is place)

@@ -1,4 +1,4 @@
-"""Records the integers that a Brevitas model computes with, to compare them with those of an exported file."""
+"""Records the integers that a Brevitas model computes with, for comparison with an exported file."""
 
 from __future__ import annotations
 

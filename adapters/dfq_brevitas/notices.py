@@ -1,11 +1,11 @@
-"""The notices of Brevitas, and of what it calls, that speak to its own developers or concern parts not used here."""
+"""Warnings from Brevitas and its dependencies that are meant for their developers or concern unused parts."""
 
 from __future__ import annotations
 
 from dfq_plugins.quantization.notices import Notice
 
 NOTICES = (
-    # Brevitas imports its own deprecated module.
+    # Brevitas imports a deprecated module of its own package.
     Notice(r"brevitas\.fx is deprecated and will be removed in a future release", DeprecationWarning),
     # Hadamard rotations are for language models.
     Notice(r"fast_hadamard_transform package not found", UserWarning),

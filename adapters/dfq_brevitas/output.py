@@ -1,4 +1,4 @@
-"""Takes the quantizer off the network's output, so that logits keep the accumulator's precision."""
+"""Removes the quantizer of the network's output, so that logits keep the accumulator's precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def strip_output_quantizers(graph: GraphModule) -> None:
-    """Pass: remove the quantizers that Brevitas put on what the network returns, also before a final reshape."""
+    """Pass: remove the quantizers that Brevitas inserted at the network's output, also before a final reshape."""
     for output in graph.graph.nodes:
         if output.op == "output":
             for source in output.all_input_nodes:

@@ -1,7 +1,7 @@
-"""Rewrites QONNX's quantizer nodes in standard ONNX operators, so that ONNX Runtime runs the graph as a whole.
+"""Rewrites QONNX's quantizer nodes with standard ONNX operators, so that ONNX Runtime runs the graph as a whole.
 
 `qonnx` itself executes node by node and sample by sample, which takes a minute or two on large networks. The operators
-are those by which QONNX defines its nodes, in the same order and in float, so that each integer is the same:
+are those that QONNX uses to define its nodes, in the same order and in float, so each integer is the same:
 
     Quant(x) = (round(clip(x / scale + zero_point, lowest, highest)) - zero_point) * scale
     BipolarQuant(x) = (+1 where x >= 0, else -1) * scale
@@ -28,13 +28,13 @@ _ROUNDING = {"ROUND": "Round", "HALF_EVEN": "Round", "CEIL": "Ceil", "FLOOR": "F
 
 
 def lowered(model: Any) -> tuple[Any, tuple[FileQuantizer, ...]]:
-    """Return a copy of a QONNX model in standard operators, and its quantized tensors.
+    """Return a copy of a QONNX model with standard operators, and its quantized tensors.
 
     Args:
-        model: an `onnx.ModelProto` whose quantizers have constant parameters; stays as it is.
+        model: an `onnx.ModelProto` whose quantizers have constant parameters; not changed.
 
     Raises:
-        ArtifactError: a quantizer's parameter is computed, or its rounding has no standard operator.
+        ArtifactError: a quantizer's parameter is computed, or no standard operator does its rounding.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
@@ -63,7 +63,10 @@ def _integer(graph: Any, node: Any, constants: dict[str, Array]) -> Iterator[Any
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     rounding = attributes.get("rounding_mode", b"ROUND").decode().upper()
     if rounding not in _ROUNDING:
-        raise ArtifactError(f"{node.name} rounds by {rounding}, which no standard ONNX operator does.")
+        raise ArtifactError(
+            f"The rounding mode must be one of {', '.join(_ROUNDING)}, but {node.name} uses {rounding}, which no "
+            "standard ONNX operator supports. Use another rounding mode in the quantizer."
+        )
     bits = int(_parameter(node, 3, constants))
     lowest, highest = integer_range(bits, signed=bool(attributes["signed"]), narrow=bool(attributes["narrow"]))
     out = node.output[0]
@@ -87,7 +90,7 @@ def _bipolar(graph: Any, node: Any, _constants: dict[str, Array]) -> Iterator[An
 
 
 def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:
-    """Return the lowest and highest integer of a width, as QONNX and Brevitas define them.
+    """Return the lowest and highest integer of a bit width, as QONNX and Brevitas define them.
 
     >>> integer_range(4, signed=True, narrow=True), integer_range(4, signed=False, narrow=False)
     ((-7, 7), (0, 15))
@@ -99,7 +102,10 @@ def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:
 
 def _parameter(node: Any, index: int, constants: dict[str, Array]) -> Array:
     if node.input[index] not in constants:
-        raise ArtifactError(f"{node.name} needs constant parameters, but {node.input[index]!r} is computed.")
+        raise ArtifactError(
+            f"{node.name} needs constant parameters, but {node.input[index]!r} is computed. Use a quantizer with fixed "
+            "parameters."
+        )
     return constants[node.input[index]]
 
 

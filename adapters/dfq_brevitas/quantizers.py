@@ -1,4 +1,4 @@
-"""Brevitas's own quantizers, set to the recipe's widths and the options' statistics, mapped to torch's layers."""
+"""Brevitas's quantizers, configured with the recipe's widths and the options' statistics, mapped to torch layers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _WEIGHTS = {
 
 
 class ClippedReLU(nn.Module):
-    """What ReLU6 computes; no subclass of Hardtanh, whose clipping Brevitas leaves to the quantizer's own range."""
+    """ReLU6, but not a subclass of Hardtanh, whose clipping Brevitas replaces with the quantizer's range."""
 
     def __init__(self) -> None:  # without parameters, so that Brevitas's injector can build it
         super().__init__()
@@ -64,7 +64,7 @@ class ClippedReLU(nn.Module):
 
 
 class QuantReLU6(quant_nn.QuantReLU):  # type: ignore[misc]  # Brevitas is untyped
-    """A ReLU6 with Brevitas's quantizer: the statistics see what is left after clipping at 6."""
+    """A ReLU6 with Brevitas's quantizer: the statistics see the values after clipping at 6."""
 
     def __init__(self, act_quant: Any, *, return_quant_tensor: bool = False, **settings: Any) -> None:
         nonlinear.QuantNonLinearActLayer.__init__(
@@ -80,7 +80,7 @@ class QuantReLU6(quant_nn.QuantReLU):  # type: ignore[misc]  # Brevitas is untyp
 
 @dataclass(frozen=True)
 class QuantizerMaps:
-    """What `brevitas.graph.quantize.quantize` replaces by what."""
+    """The replacements that `brevitas.graph.quantize.quantize` makes."""
 
     layers: dict[type[nn.Module], tuple[Any, dict[str, Any]]]
     activations: dict[type[nn.Module], tuple[Any, dict[str, Any]]]
@@ -88,10 +88,10 @@ class QuantizerMaps:
 
 
 def quantizer_maps(recipe: Recipe, options: BrevitasOptions, *, training: bool = False) -> QuantizerMaps:
-    """Return the maps of layers, activations and inserted quantizers for a recipe, for training on request."""
+    """Return the maps of layers, activations and inserted quantizers for a recipe, optionally for training."""
     if recipe.activation_bits == FLOAT_BITS:
         weight = weight_quantizer(recipe, options, follow_weights=training and not options.learned_weight_scales)
-        # A bias on the accumulator's grid needs the scale of the layer's input, and there is none.
+        # A bias on the accumulator's grid would need the scale of the layer's input, which is float here.
         return QuantizerMaps(
             _layers({"weight_quant": weight, "bias_quant": None, "return_quant_tensor": False}), {}, {}
         )
@@ -121,7 +121,7 @@ def _layers(settings: dict[str, Any]) -> dict[type[nn.Module], tuple[Any, dict[s
 def weight_quantizer(recipe: Recipe, options: BrevitasOptions, *, follow_weights: bool = False) -> Any:
     """Return a symmetric weight quantizer.
 
-    Its scale is computed once and then stays a parameter, or follows the weights wherever they go.
+    Its scale is computed once and is a parameter from then on, or is recomputed from the weights each time.
     """
     if recipe.weight_bits == 1:
         return binary_quantizer(options, follow_weights=follow_weights)
@@ -134,10 +134,10 @@ def weight_quantizer(recipe: Recipe, options: BrevitasOptions, *, follow_weights
 
 
 def binary_quantizer(options: BrevitasOptions, *, follow_weights: bool) -> Any:
-    """Return Brevitas's quantizer to {-d, +d}, d the mean of the absolute weights, which is nearest to them.
+    """Return Brevitas's quantizer to {-d, +d}, where d is the mean of the absolute weights, the closest fit.
 
-    A d of its own clips the weights behind the signs to -d..d, as BinaryConnect does (Courbariaux et al. 2015); one
-    that follows the weights must not, since clipping would lower their mean, and so d, at each step.
+    With d as a separate parameter, the latent weights are clipped to -d..d, as in BinaryConnect (Courbariaux et al.
+    2015). A d computed from the weights must not clip them: that would lower their mean, and so d, at each step.
     """
     per_output = ScalingPerOutputType.CHANNEL if options.per_channel else ScalingPerOutputType.TENSOR
     settings = {"scaling_stats_op": StatsOp.AVE, "scaling_per_output_type": per_output}
@@ -174,9 +174,9 @@ def _restriction(options: BrevitasOptions) -> dict[str, Any]:
 
 
 def _with_search(quantizer: Any, options: BrevitasOptions, statistic: str) -> Any:
-    """Set how many candidates the MSE search of a quantizer tries."""
+    """Set the number of candidates that a quantizer's MSE search tries."""
     if statistic != "mse":
         return quantizer
-    # The search has an injector of its own, which values given to the quantizer do not reach.
+    # The search has a separate injector, which does not see the values given to the quantizer.
     search = type("MSESearch", (MSESymmetricScaleSubInjector,), {"mse_iters": options.mse_candidates})
     return quantizer.let(mse_scale=search)

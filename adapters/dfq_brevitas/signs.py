@@ -1,4 +1,4 @@
-"""Gives inserted quantizers the sign that their values need: a sign bit too many would waste half the levels."""
+"""Makes inserted quantizers signed or unsigned as their values need: an unused sign bit wastes half the levels."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _SIGN_KEEPING_METHODS = frozenset(("flatten", "reshape", "view", "mean", "sum", 
 
 
 def make_sums_signed(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) -> None:
-    """Pass: replace quantizers of sums that Brevitas made unsigned where something negative can arrive.
+    """Pass: replace the unsigned quantizers of sums that can be negative with signed ones.
 
-    It takes a quantizer in front of a sum for unsigned, whatever that is. Shared scales are not replaced: additions
-    have quantizers of their own here.
+    Brevitas assumes that a quantizer in front of a sum is unsigned, even if it is not. Shared scales are not replaced:
+    additions have separate quantizers here.
 
     Args:
-        graph: what Brevitas inserted its quantizers into; changed in place.
+        graph: the graph after Brevitas has inserted its quantizers; changed in place.
         quantizer: class and arguments of a signed quantizer.
     """
     kind, arguments = quantizer
@@ -51,10 +51,10 @@ def make_sums_signed(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) 
 
 
 def make_inputs_unsigned(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) -> None:
-    """Pass: replace signed quantizers of layer inputs by unsigned ones where nothing negative can arrive.
+    """Pass: replace the signed quantizers of layer inputs that are never negative with unsigned ones.
 
     Args:
-        graph: what Brevitas inserted its quantizers into; changed in place.
+        graph: the graph after Brevitas has inserted its quantizers; changed in place.
         quantizer: class and arguments of an unsigned quantizer.
     """
     kind, arguments = quantizer
@@ -64,7 +64,7 @@ def make_inputs_unsigned(graph: GraphModule, quantizer: tuple[Any, dict[str, Any
 
 
 def _never_negative(graph: GraphModule, node: Node) -> bool:
-    """Tell whether a node's values come from ReLUs through operations that keep the sign."""
+    """Return whether a node's values come from ReLUs through operations that keep the sign."""
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         if isinstance(module, (quant_nn.QuantReLU, quant_nn.QuantSigmoid)):

@@ -1,8 +1,8 @@
-"""What of a calibrated Brevitas graph is trained: weights, biases, and the scales, which Brevitas keeps as parameters.
+"""The trainable parts of a calibrated Brevitas graph: weights, biases, and the scales, which are parameters too.
 
-A calibrated activation quantizer holds its range in `ParameterFromRuntimeStatsScaling.value`, a weight quantizer in
+A calibrated activation quantizer stores its range in `ParameterFromRuntimeStatsScaling.value`, a weight quantizer in
 `ParameterFromStatsFromParameterScaling.value`. Both are learned through the straight-through rounding of the integers,
-as in LSQ (Esser et al. 2020, "Learned Step Size Quantization"), and no statistics are collected any more.
+as in LSQ (Esser et al. 2020, "Learned Step Size Quantization"), and statistics are no longer collected.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SCALINGS = (ParameterFromRuntimeStatsScaling, ParameterFromStatsFromParameterSc
 
 
 def take_gradients(graph: GraphModule, *, input_range_known: bool) -> None:
-    """Let everything be trained that training should change, in place.
+    """Make weights, biases and scales trainable, in place.
 
     Args:
         graph: a calibrated graph.
-        input_range_known: whether the scale of the network's input was set from its known range, and stays.
+        input_range_known: whether the scale of the network's input was set from its known range and must stay fixed.
     """
     graph.requires_grad_(requires_grad=True)
     if input_range_known:
@@ -37,7 +37,7 @@ def take_gradients(graph: GraphModule, *, input_range_known: bool) -> None:
 
 
 def learned_scales(graph: GraphModule) -> tuple[nn.Parameter, ...]:
-    """Return the scales that take gradients, each once."""
+    """Return the trainable scales, each once."""
     scalings = [module for module in graph.modules() if isinstance(module, _SCALINGS)]
     values = {id(scaling.value): scaling.value for scaling in scalings if scaling.value.requires_grad}
     return tuple(values.values())

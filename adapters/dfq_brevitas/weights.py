@@ -1,4 +1,4 @@
-"""Chooses the quantized weights with the calibration data: GPTQ and learned rounding, as Brevitas offers them."""
+"""Chooses the quantized weights with the calibration data: Brevitas's GPTQ and learned rounding."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _ZETA, _GAMMA = 1.1, -0.1
 
 
 def apply_gptq(model: GraphModule, batches: Iterable[torch.Tensor]) -> None:
-    """Quantize the weights column by column, each time mending the rest (GPTQ); one pass over the data per layer."""
+    """Quantize the weights column by column, each time updating the rest (GPTQ); one pass over the data per layer."""
     with torch.no_grad(), gptq_mode(model) as mode:
         for _ in range(mode.num_layers):
             for inputs in batches:
                 mode.model(inputs)
             mode.update()
-    # gptq_mode leaves its own bound method as the class's forward, which a copy of the model would inherit.
+    # gptq_mode leaves its bound method as the class's forward, which a copy of the model would inherit.
     model.recompile()
 
 
 def learn_rounding(model: nn.Module, batches: Iterable[torch.Tensor], steps: int) -> None:
-    """Learn layer by layer whether each weight is rounded up or down, through Brevitas's `LearnedRoundSte`.
+    """Learn layer by layer whether each weight is rounded up or down, with Brevitas's `LearnedRoundSte`.
 
     AdaRound (Nagel et al. 2020, "Up or Down?"): minimize `||Q(W) x - W x||^2 + lambda * sum(1 - |2 h(v) - 1|^beta)`,
-    h the hard sigmoid of the learned v, beta falling from 20 to 2 after a warm-up of a fifth of the steps.
+    with h the hard sigmoid of the learned v, and beta falling from 20 to 2 after a warm-up of a fifth of the steps.
     """
     rng = torch.Generator().manual_seed(0)
     for layer in [module for module in model.modules() if is_weight_layer(module)]:
@@ -53,7 +53,7 @@ def learn_rounding(model: nn.Module, batches: Iterable[torch.Tensor], steps: int
 
 
 def _record(model: nn.Module, layer: Any, batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the layer reads in the quantized network, and its float output on that."""
+    """Return the layer's inputs in the quantized network, and its float outputs for them."""
     found: list[torch.Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _module, args: found.append(_plain(args[0]).detach()))
     try:
@@ -85,7 +85,7 @@ def _learn_layer(layer: Any, inputs: torch.Tensor, outputs: torch.Tensor, steps:
 
 
 def _insert_rounding(layer: Any) -> Any:
-    """Give the layer's weight quantizer learned rounding that starts where plain rounding stands."""
+    """Give the layer's weight quantizer learned rounding, initialized to plain rounding."""
     with torch.no_grad():
         scaled = layer.weight / layer.quant_weight().scale
         share = (scaled - scaled.floor()).clamp(1e-4, 1 - 1e-4)
@@ -106,7 +106,7 @@ def _rounding_penalty(rounding: Any, progress: float) -> torch.Tensor:
 
 
 def _bake(layer: Any, original: torch.Tensor) -> None:
-    """Store the learned weights on their grid, where plain rounding keeps them; the float ones serve as reference."""
+    """Store the learned weights on their grid, which plain rounding does not change; keep the float ones too."""
     with torch.no_grad():
         learned = layer.quant_weight().value.clone()
         layer.weight.copy_(learned)

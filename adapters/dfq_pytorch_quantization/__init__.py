@@ -1,1 +1,1 @@
-"""Calibrator for NVIDIA's pytorch-quantization, the road to TensorRT; importing this loads no framework."""
+"""Adapter for NVIDIA's pytorch-quantization, the path to TensorRT; importing this does not load the framework."""

@@ -40,17 +40,17 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
 
 NARROWEST, WIDEST = 2, 8
-"""Widths in bits that can be exported: one bit has no level beside zero, more than eight no ONNX integer."""
+"""Bit widths that can be exported: one bit has no level except zero, and ONNX has no integer above eight bits."""
 
 SAMPLES_KEPT = 16
-"""Calibration inputs that are kept to check an exported artifact on: millions of integers in any image network."""
+"""Calibration inputs kept for checking exported artifacts: they give millions of integers in any image network."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What `prepare` was told, kept with the module for the later steps.
+    """The settings of `prepare`, stored with the module for the later steps.
 
-    `samples` are the first calibration inputs, on which artifacts are compared; None before calibration.
+    `samples` are the first calibration inputs, used to compare artifacts; None before calibration.
     """
 
     spec: InputSpec
@@ -71,12 +71,12 @@ class PytorchQuantizationCalibrator(Calibrator):
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
         """Return a copy in eval mode with the framework's quantized modules; it computes in float until calibrated.
 
-        For training, its parameters take gradients once it is calibrated.
+        For training, its parameters become trainable after calibration.
 
         Raises:
-            UsageError: a width that cannot be exported.
-            ModelError: the model has no layer that the framework can quantize, weights that are not finite, or it does
-                not take inputs of the shape of the spec.
+            UsageError: a bit width cannot be exported.
+            ModelError: the model has no layer that the framework can quantize, has weights that are not finite, or does
+                not accept inputs of the shape in the spec.
         """
         _require_supported(recipe, self._options)
         with silenced(NOTICES, logger=LOGGER):
@@ -103,7 +103,7 @@ class PytorchQuantizationCalibrator(Calibrator):
         Raises:
             UsageError: the module does not come from `prepare()`.
             DataError: there is no batch, or one has the wrong shape or holds NaN or infinity.
-            ModelError: finite inputs become infinite or NaN on their way through the model.
+            ModelError: finite inputs become infinite or NaN inside the model.
         """
         run = _run_of(prepared)
         device = device_of(prepared)
@@ -121,16 +121,16 @@ class PytorchQuantizationCalibrator(Calibrator):
         attach_state(prepared, replace(run, samples=torch.cat(kept)))
 
     def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
-        """Return the ends of the ranges that the training learns, if it does."""
+        """Return the learned range limits, if ranges are trained."""
         return tuple(learned_ranges(prepared))
 
     def convert(self, prepared: nn.Module) -> nn.Module:
-        """Return the calibrated module itself: the framework's own fake-quantized modules compute it.
+        """Return the calibrated module itself, which consists of the framework's fake-quantized modules.
 
-        After training, learned ranges become fixed ones.
+        After training, learned ranges are fixed.
 
         Raises:
-            UsageError: it has not been calibrated.
+            UsageError: the model was not calibrated.
         """
         run = _run_of(prepared)
         if run.samples is None:
@@ -143,18 +143,18 @@ class PytorchQuantizationCalibrator(Calibrator):
         return prepared
 
     def describe(self, converted: nn.Module) -> Coverage:
-        """Say which layers are quantized, with their ranges, and which modules stay in float."""
+        """Report which layers are quantized, with their ranges, and which modules stay in float."""
         return describe_coverage(converted, pooling=self._options.pooling)
 
     def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
-        """Write `model_qdq.onnx` into the folder `path`, run it in ONNX Runtime, and compare it with `converted`.
+        """Write `model_qdq.onnx` to the folder `path`, run it in ONNX Runtime, and compare it with `converted`.
 
         Raises:
-            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; it stays as
+            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; the file is kept as
                 `model_qdq.onnx.rejected`.
             DataError: the folder cannot be written.
         """
-        from dfq_pytorch_quantization.export import export_onnx  # noqa: PLC0415  (ONNX Runtime only when it is used)
+        from dfq_pytorch_quantization.export import export_onnx  # noqa: PLC0415  (loads ONNX Runtime only when needed)
 
         run = _run_of(converted)
         if run.samples is None:
@@ -171,7 +171,7 @@ def _require_supported(recipe: Recipe, options: PytorchQuantizationOptions) -> N
     for tensor, bits in (("weights", recipe.weight_bits), ("activations", recipe.activation_bits)):
         if not NARROWEST <= bits <= WIDEST:
             raise UsageError(
-                f"pytorch-quantization takes {NARROWEST} to {WIDEST} bits, got {bits} bits for {tensor} ({recipe}). "
+                f"pytorch-quantization supports {NARROWEST} to {WIDEST} bits, got {bits} bits for {tensor} ({recipe}). "
                 "Choose e.g. w8a8 or w4a4."
             )
     if options.unsigned is True and recipe.activation_bits == WIDEST:
@@ -189,12 +189,15 @@ def _require_quantizable(prepared: nn.Module, model: nn.Module, options: Pytorch
             "; ".join(f"{name or 'the model'}: {reason}" for name, reason in named if reason) or "it has no layers"
         )
         raise ModelError(
-            f"pytorch-quantization quantizes torch.nn convolutions and linear layers, and finds none in "
+            f"pytorch-quantization quantizes torch.nn convolutions and linear layers, but finds none in "
             f"{type(model).__name__} ({reasons}). Build the model from torch.nn.Conv1d to Conv3d and Linear."
         )
     for name, module in layers:
         if not module.weight.isfinite().all():
-            raise ModelError(f"The weight of {name!r} holds NaN or infinity. Load sound weights before quantizing.")
+            raise ModelError(
+                f"Weights must be finite, but the weight of {name!r} contains NaN or infinity. Load valid weights "
+                "before quantizing."
+            )
 
 
 def _each_quantizer(module: Any, method: str) -> None:
@@ -205,7 +208,7 @@ def _each_quantizer(module: Any, method: str) -> None:
 
 @contextmanager
 def _collecting(prepared: nn.Module) -> Iterator[None]:
-    """Let the input quantizers collect what they see from scratch, with the network computing in float."""
+    """Within the block, make the input quantizers collect statistics from scratch, with the network in float."""
     quantizers = [module.input_quantizer for _, module in calibrated_inputs(prepared)]
     for _, module in quantized_modules(prepared):
         _each_quantizer(module, "disable_quant")
@@ -222,7 +225,7 @@ def _load_ranges(prepared: nn.Module, options: PytorchQuantizationOptions, devic
     calibrated = dict(calibrated_inputs(prepared))
     for name, module in quantized_modules(prepared):
         if name in calibrated and module.input_quantizer._calibrator.lowest == float("inf"):  # noqa: SLF001
-            _each_quantizer(module, "disable")  # its weights are used, if at all, without its forward
+            _each_quantizer(module, "disable")  # its forward never ran; its weights may be used directly
             continue
         if name in calibrated:
             load_activation_range(module.input_quantizer, options, device)

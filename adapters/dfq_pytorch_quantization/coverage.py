@@ -1,4 +1,4 @@
-"""Says how each module of a fake-quantized model computes."""
+"""Reports how each module of a fake-quantized model computes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 FUNCTIONS = (
     "(functions)",
-    "other additions, concatenations, activations, functional pooling: the framework quantizes inputs of modules alone",
+    "other additions, concatenations, activations, functional pooling: the framework only quantizes inputs of modules",
 )
 
 
 STORED_BITS = 8
-"""Width of the integers in the ONNX file, whatever part of their range is used."""
+"""Width of the integers in the ONNX file, regardless of how much of their range is used."""
 
 
 def describe_coverage(model: nn.Module, *, pooling: bool) -> Coverage:
-    """Return the number format of every quantized tensor, and every other module with the reason for float."""
+    """Return the number format of every quantized tensor, and the reason why every other module stays in float."""
     modules = [(name, module) for name, module in quantized_modules(model) if _active(module.input_quantizer)]
     tensors = tuple(tensor for name, module in modules for tensor in _tensors(name, module))
     return Coverage(tensors, (*_floating(model, pooling=pooling), FUNCTIONS))

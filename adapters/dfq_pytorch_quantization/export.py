@@ -41,24 +41,24 @@ if TYPE_CHECKING:
 FILE_NAME = "model_qdq.onnx"
 OPSET = 17
 CONTAINER_BITS = 8
-"""Width of the integers that QuantizeLinear makes in this opset; narrower values are stored in them."""
+"""Width of the integers that QuantizeLinear produces in this opset; narrower values are stored in them."""
 
 
 def export_onnx(
     model: nn.Module, spec: InputSpec, folder: Path, *, samples: torch.Tensor, batch_size: int | None = None
 ) -> tuple[Artifact, ...]:
-    """Export `model` into `folder`, check the file, and hand it over if it is sound.
+    """Export `model` to `folder`, check the file, and keep it if it passes.
 
     Args:
         model: calibrated model.
         spec: the input of the network.
-        folder: is created where it does not exist.
+        folder: where to write; created if it does not exist.
         samples: inputs `(N, *shape)` to compare on.
         batch_size: size of the batch axis in the file; None keeps it dynamic.
 
     Raises:
-        ArtifactError: the model cannot be exported, the file breaks a rule of TensorRT, or it does not compute what the
-            model does.
+        ArtifactError: the model cannot be exported, or the file breaks one of TensorRT's rules or does not compute what
+            the model does.
         DataError: the folder cannot be written.
     """
     formats = _formats(model)
@@ -74,9 +74,9 @@ def _formats(model: nn.Module) -> dict[str, IntegerFormat]:
     wide = [name for name, form in formats.items() if not form.fits_int8]
     if wide:
         raise ArtifactError(
-            f"TensorRT computes in int8, levels -128 to 127, and the quantizer {wide[0]!r} has levels "
+            f"TensorRT computes in int8, with levels -128 to 127, but the quantizer {wide[0]!r} has levels "
             f"{formats[wide[0]].lowest} "
-            f"to {formats[wide[0]].highest}. Use unsigned=auto, which makes unsigned levels below 8 bits only."
+            f"to {formats[wide[0]].highest}. Use unsigned=auto, which uses unsigned levels only below 8 bits."
         )
     return formats
 
@@ -93,11 +93,11 @@ def _write(
 
 
 INTEGERS = "dfq_integers: "
-"""Start of the metadata keys that name the tensors of each quantizer."""
+"""Prefix of the metadata keys that name the tensors of each quantizer."""
 
 
 def note_integers(exported: QdqModel) -> None:
-    """Write into the metadata of the file which tensors hold the integers of each quantizer."""
+    """Record in the file's metadata which tensors hold the integers of each quantizer."""
     onnx.helper.set_model_props(
         exported.proto, {f"{INTEGERS}{name}": "\n".join(tensors) for name, tensors in exported.integers.items()}
     )
@@ -126,7 +126,7 @@ def _trace(marked: nn.Module, inputs: torch.Tensor, path: Path, batch_size: int 
                 marked,
                 (example,),
                 str(path),
-                dynamo=False,  # the newer exporter knows no markers
+                dynamo=False,  # the newer exporter does not support the markers
                 opset_version=OPSET,
                 input_names=["input"],
                 output_names=names,
@@ -136,8 +136,8 @@ def _trace(marked: nn.Module, inputs: torch.Tensor, path: Path, batch_size: int 
         raise
     except Exception as error:  # torch.onnx raises whatever the model's own forward does
         raise ArtifactError(
-            f"torch.onnx cannot export the quantized model: {error}. The quantized torch model itself is sound; "
-            "rewrite the operation that is named, or leave the export out."
+            f"torch.onnx cannot export the quantized model: {error}. The quantized torch model itself is fine; "
+            "rewrite the operation that the error names, or leave the export out."
         ) from error
 
 
@@ -159,12 +159,12 @@ def check_file(
 
 
 def _check_structure(exported: QdqModel, model: nn.Module, batch_size: int | None) -> Check:
-    """Require that what every quantized layer reads arrives from a DequantizeLinear."""
+    """Require that every quantized layer reads from a DequantizeLinear."""
     quantizers = active_quantizers(model)
     in_float = float_inputs(exported, list(quantizers))
     if in_float:
         raise ArtifactError(
-            f"A part of the exported model would run in float: {'; '.join(in_float)}. Use the torch model, and report "
+            f"Part of the exported model would run in float: {'; '.join(in_float)}. Use the torch model, and report "
             "this."
         )
     kinds = [node.op_type for node in exported.proto.graph.node]
@@ -179,9 +179,9 @@ def _check_structure(exported: QdqModel, model: nn.Module, batch_size: int | Non
 
 
 def float_inputs(exported: QdqModel, quantizers: list[str]) -> list[str]:
-    """Say which quantized inputs and weights arrive in float, by what the layers read and not by the number of pairs.
+    """Return which quantized inputs and weights arrive in float, judged by what the layers read, not by counting pairs.
 
-    Two quantizers of one tensor with one range are one pair, which feeds both layers.
+    Two quantizers of one tensor with one range form one pair, which feeds both layers.
 
     Args:
         exported: the model of a file.
@@ -218,7 +218,7 @@ def _unfed(index: GraphIndex, name: str, tensor: str) -> Iterator[str]:
 
 
 def _weighted_readers(index: GraphIndex, readers: list[Any]) -> Iterator[Any]:
-    """Yield the layers behind nodes that only move values."""
+    """Yield the weighted layers among the readers, or directly after them."""
     for reader in readers:
         if reader.op_type in WEIGHTED:
             yield reader

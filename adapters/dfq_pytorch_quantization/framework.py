@@ -1,13 +1,14 @@
-"""The one place that imports pytorch-quantization, and the contexts that keep its side effects away from the process.
+"""The only module that imports pytorch-quantization, with the contexts that contain its side effects.
 
-Version 2.1.3 has three of them, read in its source:
+Version 2.1.3 has three, according to its source:
 
-- `import pytorch_quantization` hangs absl's handler into the root logger and compiles with `torch.jit.script`, which
-  warns that it is deprecated;
-- every range that is loaded is logged as a warning;
-- `_compute_amax_mse` moves its histogram to a GPU with `.cuda()`, also where there is none.
+- `import pytorch_quantization` adds absl's handler to the root logger and compiles with `torch.jit.script`, which warns
+  that it is deprecated;
+- it logs every loaded range as a warning;
+- `_compute_amax_mse` moves its histogram to a GPU with `.cuda()`, even if there is none.
 
-A fourth is never touched: `TensorQuantizer.use_fb_fake_quant`, its switch for ONNX export, belongs to the class.
+A fourth is avoided: `TensorQuantizer.use_fb_fake_quant`, its switch for ONNX export, is a class attribute and is never
+set here.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 
-class _StayWhereYouAre(TorchFunctionMode):
+class _IgnoreCuda(TorchFunctionMode):
     """Turns `tensor.cuda()` into `tensor`."""
 
     def __torch_function__(
@@ -58,13 +59,13 @@ class _StayWhereYouAre(TorchFunctionMode):
 
 
 def without_cuda() -> TorchFunctionMode:
-    """Return a context in which `tensor.cuda()` gives the tensor itself, in this thread alone.
+    """Return a context in which `tensor.cuda()` returns the tensor itself, in this thread only.
 
-    The framework's `mse` calibration and its `load_state_dict` call `.cuda()` on whatever machine they run; inside this
-    context they work on the CPU.
+    The framework's `mse` calibration and its `load_state_dict` call `.cuda()` on any machine; inside this context they
+    work on the CPU.
 
     >>> with without_cuda():
     ...     torch.ones(1).cuda().device.type
     'cpu'
     """
-    return _StayWhereYouAre()
+    return _IgnoreCuda()

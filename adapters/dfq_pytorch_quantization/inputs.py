@@ -1,4 +1,4 @@
-"""Finds the layers that the network input itself feeds, and sets their range from the known range of its values."""
+"""Finds the layers that read the network input directly, and sets their range from the known range of its values."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 
 GRID = 4097
-"""Values that stand for one channel of the network input."""
+"""Number of values that represent one channel of the network input."""
 
 
 def layers_on_input(model: nn.Module, spec: InputSpec) -> dict[str, bool]:
-    """Run `model` on two random samples and find the quantized modules that see these very values.
+    """Run `model` on two random samples and find the quantized modules that see exactly these values.
 
-    A module does, if each value it gets is one of the samples' or zero: padding, cropping, reordering and pooling of
-    maxima keep that so.
+    A module counts if each of its input values is one of the samples' values or zero, which remains true after padding,
+    cropping, reordering and max pooling.
 
     Returns:
-        name of each such module, with whether it sees negative values.
+        Name of each such module, with whether it sees negative values.
     """
     parameter = next(model.parameters())
     samples = random_inputs(spec, count=2).to(parameter.device, parameter.dtype)
@@ -34,15 +34,15 @@ def layers_on_input(model: nn.Module, spec: InputSpec) -> dict[str, bool]:
     found: dict[str, bool] = {}
     others: set[str] = set()
 
-    def look(name: str, inputs: torch.Tensor) -> None:
-        # The first few spare the whole comparison for nearly every module.
+    def record(name: str, inputs: torch.Tensor) -> None:
+        # Comparing the first few values avoids the full comparison for nearly every module.
         if inputs.any() and _are_among(inputs.flatten()[:256], values) and _are_among(inputs.flatten(), values):
             found[name] = found.get(name, False) or bool(inputs.min() < 0)
         else:
-            others.add(name)  # a shared module can see other tensors too, whose range is not known
+            others.add(name)  # a shared module can also see other tensors, whose range is unknown
 
     handles = [
-        module.input_quantizer.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
+        module.input_quantizer.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs[0]))
         for name, module in quantized_modules(model)
     ]
     try:
@@ -55,7 +55,7 @@ def layers_on_input(model: nn.Module, spec: InputSpec) -> dict[str, bool]:
 
 
 def _are_among(inputs: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether each of the inputs is one of the sorted values."""
+    """Return whether each of the inputs is one of the sorted values."""
     places = torch.searchsorted(values, inputs.contiguous()).clamp_(max=len(values) - 1)
     return bool((values[places] == inputs).all())
 
@@ -72,15 +72,15 @@ def random_inputs(spec: InputSpec, count: int = 32) -> torch.Tensor:
 
 
 def fix_ranges(model: nn.Module, spec: InputSpec, found: dict[str, bool], options: PytorchQuantizationOptions) -> None:
-    """Choose the ranges on the network input from what the spec says of its values, where it bounds them.
+    """Choose the ranges of the network input from the spec, if it bounds the values.
 
-    The calibration method sees `known_values` in the place of data. Below 8 bits, `mse` cuts the ends off, which pays:
-    see the table in docs/how-to/pytorch-quantization.md.
+    The calibration method sees `known_values` instead of data. Below 8 bits, `mse` clips the ends, which pays off: see
+    the table in docs/how-to/pytorch-quantization.md.
 
     Args:
         model: the prepared model; calibration then skips the quantizers whose range is set.
         spec: the input.
-        found: the modules on the network input, with whether each sees negative values.
+        found: the modules that read the network input, with whether each sees negative values.
         options: the calibration method.
     """
     if spec.bounds is None:
@@ -91,14 +91,14 @@ def fix_ranges(model: nn.Module, spec: InputSpec, found: dict[str, bool], option
         quantizer = module.input_quantizer
         quantizer._calibrator.collect(values if sees_negative else values.clamp(min=0))  # noqa: SLF001  (no public access)
         load_activation_range(quantizer, options, next(model.parameters()).device)
-        quantizer._calibrator = None  # noqa: SLF001  (the framework's own mark of a quantizer that is not calibrated)
+        quantizer._calibrator = None  # noqa: SLF001  (how the framework marks a quantizer that is not calibrated)
 
 
 def known_values(spec: InputSpec) -> torch.Tensor:
-    """Return values as the spec has them, each channel's between its bounds and with both of them.
+    """Return values that represent the input in the spec: each channel's lie between its bounds and include both.
 
-    Normalized channels have mean 0 and variance 1: they are taken as Gaussian, cut off at the bounds. Others are spread
-    evenly.
+    Normalized channels have mean 0 and variance 1: they are treated as Gaussian, clipped at the bounds. Others are
+    evenly spread.
 
     >>> from dfq_plugins.types import InputSpec
     >>> values = known_values(InputSpec((1, 8, 8), mean=(0.5,), std=(0.25,), value_range=(0.0, 1.0)))
@@ -106,7 +106,7 @@ def known_values(spec: InputSpec) -> torch.Tensor:
     (-2.0, 2.0, 0.67)
     """
     bounds = spec.bounds or ((-1.0,) * spec.channels, (1.0,) * spec.channels)
-    quantiles = torch.linspace(0, 1, GRID)  # the ends become infinite as Gaussian values, and are cut off
+    quantiles = torch.linspace(0, 1, GRID)  # the ends become infinite as Gaussian values, and are clipped
     return torch.cat(
         [
             low + quantiles * (high - low) if spec.mean is None else torch.special.ndtri(quantiles).clamp(low, high)

@@ -1,4 +1,4 @@
-"""Records the integers that a fake-quantized model computes with, to compare them with those of an exported file."""
+"""Records the integers that a fake-quantized model computes with, for comparison with an exported file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
-    """Run a calibrated model and record what each quantizer of an input rounds.
+    """Run a calibrated model and record what each input quantizer rounds.
 
     Args:
         model: a calibrated model.
@@ -50,7 +50,7 @@ def torch_weights(model: nn.Module) -> tuple[TorchTensor, ...]:
 
 
 def active_quantizers(model: nn.Module, which: str) -> Iterator[tuple[str, Any]]:
-    """Yield name and quantizer of every input or weight (`which`) that is quantized."""
+    """Yield the name and quantizer of every quantized input or weight (`which`)."""
     for name, module in quantized_modules(model):
         quantizer = getattr(module, f"{which}_quantizer", None)
         if quantizer is not None and not quantizer._disabled:  # noqa: SLF001  (no public access)

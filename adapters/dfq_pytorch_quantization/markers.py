@@ -17,7 +17,7 @@ WEIGHT_SUFFIX = "weight_quantizer"
 def marked_copy(model: nn.Module) -> nn.Module:
     """Return a copy on the CPU in which each active quantizer is a marker, which torch.onnx writes as one node.
 
-    The exporter's own fake quantization is not used: it knows 8 bits only, makes uint8 of unsigned levels, and drops
+    The exporter's fake quantization is not used: it supports only 8 bits, turns unsigned levels into uint8, and drops
     the names of the layers.
 
     Args:
@@ -42,7 +42,7 @@ def active_quantizers(model: nn.Module) -> dict[str, Any]:
 
 
 def quantizer_name(path: str) -> str:
-    """Return the public name of a quantizer: the framework keeps each in a private attribute and a property.
+    """Return the public name of a quantizer, which the framework stores in a private attribute with a property.
 
     >>> quantizer_name("layer1.0.conv1._input_quantizer")
     'layer1.0.conv1.input_quantizer'
@@ -65,7 +65,7 @@ def integer_format(quantizer: Any) -> IntegerFormat:
 def quantized_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the fake-quantized weight of each layer, by the name of its quantizer.
 
-    Every engine rounds these values to the integers that torch has: no value lies near a rounding edge.
+    Every engine rounds these values to the same integers as torch: no value lies near a rounding boundary.
     """
     return {
         name: quantizer(_owner(model, name).weight.detach()).cpu()
@@ -75,7 +75,7 @@ def quantized_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def is_weight(name: str) -> bool:
-    """Whether `name` is that of a weight's quantizer."""
+    """Return whether `name` is the name of a weight quantizer."""
     return name.rpartition(".")[2] == WEIGHT_SUFFIX
 
 
@@ -84,7 +84,7 @@ def _owner(model: nn.Module, name: str) -> Any:
 
 
 class _Marker(nn.Module):
-    """Stands for one quantizer; computes the identity."""
+    """Marks one quantizer; computes the identity."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

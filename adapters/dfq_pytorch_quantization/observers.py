@@ -1,4 +1,4 @@
-"""The framework's calibrators with three guards: they note the sign of what they see, survive zeros, and stay small."""
+"""The framework's calibrators with three guards: they record the sign of values, accept zeros, and stay small."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 BINS = 2048
-"""Bins of a new histogram: the framework's own default."""
+"""Bins of a new histogram: the framework's default."""
 
 MAX_BINS = 4 * BINS
-"""Bins of a grown histogram; before it would exceed them, neighboring bins are merged."""
+"""Maximum bins of a grown histogram; neighboring bins are merged before it would exceed them."""
 
 
 class _Observer:
-    """Passes each tensor on to the framework's calibrator, the next class in the MRO, unless it is all zeros.
+    """Passes each tensor to the framework's calibrator, the next class in the MRO, unless it is all zeros.
 
-    The histogram of a tensor of zeros has bins of width zero, by which the framework divides at the next tensor.
+    The histogram of an all-zero tensor has bins of width zero, and the framework divides by that width at the next
+    tensor.
     """
 
     layer: str = ""
@@ -40,8 +41,8 @@ class _Observer:
         low, high = (float(edge) for edge in torch.aminmax(x.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ModelError(
-                f"The input of {self.layer!r} is not finite for finite network inputs. Find the first layer of the "
-                "float model whose output is NaN or infinite; a range cannot be calibrated on it."
+                f"Ranges need finite values, but the input of {self.layer!r} is not finite for finite network inputs. "
+                "Fix the first layer of the float model whose output is NaN or infinite."
             )
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
         if low < 0 or high > 0:
@@ -49,7 +50,7 @@ class _Observer:
             super().collect(x)  # type: ignore[misc]  # the framework's calibrator
 
     def _make_room(self, highest: float) -> None:
-        """Get ready for a tensor whose largest absolute value is `highest`."""
+        """Prepare for a tensor whose largest absolute value is `highest`."""
 
     def reset(self) -> None:
         self.lowest, self.highest = math.inf, -math.inf
@@ -67,16 +68,16 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
     _calib_bin_edges: torch.Tensor
 
     def collect(self, x: torch.Tensor) -> None:
-        """Add `x` to the histogram, which the framework extends by bins of its first width where `x` exceeds it."""
+        """Add `x` to the histogram, which the framework extends with bins of the same width if `x` exceeds it."""
         super().collect(x)
         if self._calib_hist is not None:
-            # The framework finds the edges of an extended histogram with torch.arange, which can round to one too many.
+            # The framework computes the edges of an extended histogram with torch.arange, which can yield one too many.
             self._calib_bin_edges = self._calib_bin_edges[: self._calib_hist.numel() + 1]
 
     def compute_amax(
         self, method: str, *, stride: int = 1, start_bin: int = START_BIN, percentile: float = 99.99
     ) -> Any:
-        """Return the range that the framework's `method` chooses; its slow search for `mse` is done in one piece."""
+        """Return the range that the framework's `method` chooses; its slow `mse` search is vectorized."""
         if method != "mse" or self._calib_hist is None or self._calib_hist.numel() <= start_bin:
             return super().compute_amax(method, stride=stride, start_bin=start_bin, percentile=percentile)
         return search_mse_range(
@@ -94,7 +95,7 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
         self._num_bins = BINS
 
     def _make_room(self, highest: float) -> None:
-        """Merge bins so that `highest` needs no more than `MAX_BINS`; a first batch can be a thousand times smaller."""
+        """Merge bins so that `highest` needs at most `MAX_BINS`; the first batch can be a thousand times smaller."""
         if self._calib_hist is None:
             return
         width = float(self._calib_bin_edges[1])
@@ -107,30 +108,30 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
 
 
 def observe(layer: str, quantizer: Any) -> None:
-    """Give the input quantizer of `layer` a guarded calibrator in place of the framework's plain one of its kind.
+    """Replace the framework's calibrator in the input quantizer of `layer` with the guarded version of its type.
 
-    Where the quantizer is unsigned, it will cut off what is below zero, as integer hardware does; the framework itself
-    raises a TypeError at the first negative value.
+    An unsigned quantizer then clips negative values to zero, as integer hardware does; the framework itself raises a
+    TypeError at the first negative value.
     """
     histogram = isinstance(quantizer._calibrator, calib.HistogramCalibrator)  # noqa: SLF001  (no public access)
     observer = (HistogramObserver if histogram else MaxObserver)(quantizer.num_bits, None, quantizer.unsigned)
     observer.layer = layer
     quantizer._calibrator = observer  # noqa: SLF001  (as above)
-    quantizer.register_forward_pre_hook(_cut_off_negative)
+    quantizer.register_forward_pre_hook(_clip_negative)
 
 
-def _cut_off_negative(quantizer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _clip_negative(quantizer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return inputs[0].clamp(min=0) if quantizer.unsigned else inputs[0]
 
 
 def set_unsigned(quantizer: Any, *, unsigned: bool) -> None:
-    """Choose the sign of an input quantizer's integers, and of the levels that the searches of its calibrator count."""
+    """Make an input quantizer's integers signed or unsigned, and the levels in its calibrator's searches too."""
     quantizer.unsigned = unsigned
     quantizer._calibrator._unsigned = unsigned  # noqa: SLF001  (no public access)
 
 
 def start_observing(quantizer: Any) -> None:
-    """Forget what the quantizer's calibrator saw, the sign included, and begin to collect."""
+    """Reset the quantizer's calibrator, including the sign, and start collecting."""
     set_unsigned(quantizer, unsigned=False)
     quantizer._calibrator.reset()  # noqa: SLF001  (no public access)
     quantizer.enable_calib()

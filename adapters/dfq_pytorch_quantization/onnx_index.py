@@ -1,4 +1,4 @@
-"""Answers who makes and who reads a tensor of an ONNX graph, and which tensors are constant."""
+"""Finds the producer and readers of a tensor in an ONNX graph, and the constant tensors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 SHAPE_ONLY = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-"""Operators that move values and leave them as they are."""
+"""Operators that move values without changing them."""
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators that multiply their first input by a weight, their second."""
+"""Operators that multiply their first input by a weight, the second input."""
 
 
 @dataclass(frozen=True)
 class GraphIndex:
-    """A look-up over the nodes of one graph; subgraphs are not searched.
+    """Lookups over the nodes of a graph; subgraphs are not searched.
 
     Args:
         graph: an `onnx.GraphProto`.
@@ -32,7 +32,7 @@ class GraphIndex:
 
     @cached_property
     def producers(self) -> dict[str, Any]:
-        """The node that makes each tensor."""
+        """The node that produces each tensor."""
         return {output: node for node in self.graph.node for output in node.output}
 
     @cached_property
@@ -55,7 +55,7 @@ class GraphIndex:
         return {tensor.name: tensor for tensor in self.graph.initializer}
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
-        """Return the value of an initializer or of a Constant node, or None for what is computed."""
+        """Return the value of an initializer or Constant node, or None for a computed tensor."""
         stored = self.initializers.get(name)
         node = self.producers.get(name)
         if stored is None and node is not None and node.op_type == "Constant":
@@ -66,10 +66,10 @@ class GraphIndex:
         return value
 
     def source(self, name: str, through: frozenset[str] = SHAPE_ONLY) -> tuple[str, list[Any]]:
-        """Follow the first inputs of the nodes `through` back to where `name` comes from.
+        """Follow the first inputs of the operators `through` back to where `name` comes from.
 
         Returns:
-            the tensor that none of those nodes makes, and the nodes that were passed, the last one first.
+            The tensor that none of those operators produces, and the nodes that were passed, the last one first.
         """
         passed: list[Any] = []
         while (node := self.producers.get(name)) is not None and node.op_type in through:
@@ -78,7 +78,7 @@ class GraphIndex:
         return name, passed
 
     def source_node(self, name: str, through: frozenset[str] = SHAPE_ONLY) -> Any | None:
-        """Return the node that makes what `source` finds; None for an initializer or an input of the graph."""
+        """Return the node that produces the tensor found by `source`; None for an initializer or a graph input."""
         return self.producers.get(self.source(name, through)[0])
 
 

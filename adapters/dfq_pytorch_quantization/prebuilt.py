@@ -1,7 +1,7 @@
-"""Takes the framework's own modules out of a model that was built with them, so that the recipe applies to every layer.
+"""Replaces the framework's modules in a model that was built with them, so that the recipe applies to every layer.
 
-`quant_modules.initialize()` makes `torch.nn.Conv2d` mean `QuantConv2d`, with the widths and calibrators of its default
-descriptors. Left in place they would be quantized to those and not to the recipe.
+`quant_modules.initialize()` turns `torch.nn.Conv2d` into `QuantConv2d`, with the bit widths and calibrators of its
+default descriptors. If such modules were kept, they would follow those descriptors instead of the recipe.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ QUANTIZERS = ("_input_quantizer", "_weight_quantizer")
 
 
 def to_float_modules(model: nn.Module) -> nn.Module:
-    """Replace, in place, each of the framework's modules by the module of torch.nn that it quantizes.
+    """Replace, in place, each of the framework's modules with the torch.nn module that it quantizes.
 
     Returns:
-        `model`, or the module in its place where the model is a single layer.
+        `model`, or its replacement if the model is a single layer.
 
     Raises:
         ModelError: one of them is calibrated, or this calibrator has no float module for it.
@@ -45,7 +45,7 @@ def to_float_modules(model: nn.Module) -> nn.Module:
 
 
 def _float_module(module: nn.Module) -> nn.Module:
-    """Return a module of torch.nn with the parameters, buffers, hooks and settings of `module`."""
+    """Return a torch.nn module with the parameters, buffers, hooks and settings of `module`."""
     base = FLOAT_CLASSES[type(module)]
     plain = base.__new__(base)
     kept = {name: child for name, child in vars(module)["_modules"].items() if name not in QUANTIZERS}
@@ -59,10 +59,10 @@ def _require_uncalibrated(name: str, module: nn.Module) -> None:
         quantizer: Any = getattr(module, attribute, None)
         if quantizer is not None and quantizer.amax is not None:
             raise ModelError(
-                f"A model is quantized from its float weights, and {name or 'the model'!r} ({type(module).__name__}) "
-                f"is calibrated already (amax {quantizer.amax.max().item():.4g}), a range that the recipe would "
-                "replace. Build the "
-                "model without quant_modules.initialize() and load its weights, or export it in your own flow."
+                f"A model is quantized from its float weights, but {name or 'the model'!r} ({type(module).__name__}) "
+                f"is already calibrated (amax {quantizer.amax.max().item():.4g}), and the recipe would replace that "
+                "range. Build the model without quant_modules.initialize() and load its weights, or export it in your "
+                "own code."
             )
 
 
@@ -72,7 +72,6 @@ def _require_no_quantizer(model: nn.Module) -> None:
             owner = model.get_submodule(name.rpartition(".")[0])
             raise ModelError(
                 f"{name!r} is a quantizer of pytorch-quantization inside {type(owner).__name__}, which the recipe "
-                "cannot set. "
-                "Build the model from torch.nn, without quant_modules.initialize(); for the shortcuts of residual "
-                "additions use the option residual_quantizer."
+                "cannot configure. Build the model from torch.nn, without quant_modules.initialize(); for the "
+                "shortcuts of residual additions, use the option residual_quantizer."
             )

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 MARKER_DOMAIN, MARKER_OPERATOR = "dfq", "FakeQuantize"
 
 LOWEST, HIGHEST = -128, 127
-"""Levels of int8, the only 8-bit integers that TensorRT computes in."""
+"""Levels of int8, the only 8-bit integers that TensorRT computes with."""
 
 
 @dataclass(frozen=True)
 class IntegerFormat:
-    """How a tensor becomes integers: `clip(round(value / scale), lowest, highest)`, with zero point 0.
+    """How a tensor is quantized to integers: `clip(round(value / scale), lowest, highest)`, with zero point 0.
 
     Args:
-        scale: the step as float32: a scalar, or one for each channel `(channels,)`.
-        axis: axis of the channels; None for one step.
+        scale: the step as float32: a scalar, or one per channel `(channels,)`.
+        axis: channel axis; None for a single step.
         lowest: lowest level.
         highest: highest level.
     """
@@ -38,7 +38,7 @@ class IntegerFormat:
 
     @property
     def fits_int8(self) -> bool:
-        """Whether int8 holds every level.
+        """Whether every level fits into int8.
 
         >>> IntegerFormat(np.float32(0.1), None, 0, 127).fits_int8
         True
@@ -49,14 +49,14 @@ class IntegerFormat:
 
     @property
     def bounds(self) -> tuple[Any, Any] | None:
-        """Values of the lowest and the highest level; None where int8 itself ends there."""
+        """Values of the lowest and the highest level; None if they are the limits of int8."""
         if (self.lowest, self.highest) == (LOWEST, HIGHEST):
             return None
         return np.float32(self.lowest) * self.scale, np.float32(self.highest) * self.scale
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What two equal formats have in common."""
+        """Key that is the same for equal formats."""
         return self.scale.tobytes(), self.axis, self.lowest, self.highest
 
 
@@ -66,8 +66,8 @@ class QdqModel:
 
     Args:
         proto: the `onnx.ModelProto`.
-        integers: for each quantizer, the tensors of its integers, one for each time that it is called. Quantizers of
-            one tensor with one format have one tensor in common.
+        integers: for each quantizer, the tensors of its integers, one per call. Quantizers of the same tensor with the
+            same format share one tensor.
     """
 
     proto: Any
@@ -77,13 +77,13 @@ class QdqModel:
 def insert_pairs(
     traced: Any, formats: Mapping[str, IntegerFormat], weights: Mapping[str, np.ndarray[Any, Any]]
 ) -> QdqModel:
-    """Replace each marker by a pair of QuantizeLinear and DequantizeLinear, behind a clip where its levels are fewer.
+    """Replace each marker with a QuantizeLinear and DequantizeLinear pair, after a clip if it has fewer levels.
 
-    A weight needs no clip: its stored values are levels already.
+    A weight needs no clip: its stored values already lie on its levels.
 
     Args:
-        traced: the traced `onnx.ModelProto`; stays as it is.
-        formats: the integers of each quantizer.
+        traced: the traced `onnx.ModelProto`; not changed.
+        formats: the integer format of each quantizer.
         weights: the fake-quantized weight of each weight quantizer, which becomes an initializer.
     """
     proto = onnx.ModelProto()
@@ -130,7 +130,7 @@ class _Builder:
         self.nodes.append(kept)
 
     def replace(self, marker: Any) -> None:
-        """Write the pair of a marker, or take that of an equal quantizer of the same tensor."""
+        """Write the pair for a marker, or reuse that of an equal quantizer of the same tensor."""
         name = next(attribute.s for attribute in marker.attribute if attribute.name == "name").decode()
         tensor = marker.input[0]
         tensor = f"{name}.levels" if name in self._weights else self.renamed.get(tensor, tensor)
@@ -173,18 +173,18 @@ class _Builder:
 
 
 def _remove_unread(graph: Any) -> None:
-    """Remove the nodes and initializers that nothing reads any more: the float weights."""
+    """Remove the nodes and initializers that are no longer read: the float weights."""
     while True:
         read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
         kept = [node for node in graph.node if not read.isdisjoint(node.output) or _has_subgraph(node)]
         if len(kept) == len(graph.node):
             break
-        _exchange(graph.node, kept)
+        _replace_all(graph.node, kept)
     if not any(_has_subgraph(node) for node in graph.node):
-        _exchange(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
+        _replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
 
 
-def _exchange(field: Any, values: Iterable[Any]) -> None:
+def _replace_all(field: Any, values: Iterable[Any]) -> None:
     kept = list(values)
     del field[:]
     field.extend(kept)

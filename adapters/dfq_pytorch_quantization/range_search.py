@@ -1,7 +1,7 @@
 """The framework's search for the range with the least squared error, over all candidate ranges at once.
 
-The framework tries one range after another, in some milliseconds each. The arithmetic and the candidates here are its
-own (`_compute_amax_mse` of its histogram calibrator).
+The framework tries one range after another, a few milliseconds each. The arithmetic and the candidates here are the
+same (`_compute_amax_mse` of its histogram calibrator).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def search_mse_range(
 ) -> torch.Tensor:
     """Return the range whose quantization has the least mean squared error on a histogram of absolute values.
 
-    Every bin center from `start_bin` on, `stride` bins apart, is a candidate; among equals the first one wins.
+    Every bin center from `start_bin` on, `stride` bins apart, is a candidate; among equals, the first one wins.
 
     Args:
-        counts: values in each bin, `(bins,)`.
+        counts: number of values in each bin, `(bins,)`.
         edges: edges of the bins, `(bins + 1,)`.
         num_bits: width of the integers.
         unsigned: whether the integers are unsigned.

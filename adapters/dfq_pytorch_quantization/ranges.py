@@ -1,4 +1,4 @@
-"""Lets the framework choose the range of each quantizer: inputs from what calibration saw, weights from themselves."""
+"""Lets the framework choose each quantizer's range: for inputs from calibration, for weights from the weights."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 
 TENSORRT_BITS = 8
-"""Width of the integers that TensorRT computes in, signed alone."""
+"""Width of the integers that TensorRT computes with, which are always signed."""
 
 SMALLEST_AMAX = 2.0**-23
-"""Twice what the framework takes for zero: a range of zero has a scale of zero, which ONNX cannot hold."""
+"""Twice the value that the framework treats as zero: a range of zero has a scale of zero, which ONNX does not allow."""
 
 WEIGHT_BINS = 256
 """Bins for the weights of one channel. The framework searches from bin 128 on: from half of the maximum."""
 
 CANDIDATES = {"mse": 512, "entropy": 128}
-"""How many ranges the search of one activation tries at most."""
+"""Maximum number of ranges that the search for one activation tries."""
 
 
 def calibrated_inputs(model: nn.Module) -> list[tuple[str, Any]]:
-    """Return name and module of the quantized modules whose input range is to be calibrated."""
+    """Return the name and module of each quantized module whose input range must be calibrated."""
     return [(name, m) for name, m in quantized_modules(model) if m.input_quantizer._calibrator is not None]  # noqa: SLF001
 
 
@@ -45,11 +45,11 @@ def load_activation_range(quantizer: Any, options: PytorchQuantizationOptions, d
         quantizer.amax = SMALLEST_AMAX
     else:
         quantizer.load_calib_amax(**_method_arguments(observer, options))
-    _settle(quantizer, device)
+    _finish_range(quantizer, device)
 
 
 def _method_arguments(observer: Any, options: PytorchQuantizationOptions) -> dict[str, Any]:
-    """Return the arguments of `compute_amax` of the framework's calibrator."""
+    """Return the arguments for `compute_amax` of the framework's calibrator."""
     if options.activations == "max":
         return {}
     if options.activations == "percentile":
@@ -59,23 +59,23 @@ def _method_arguments(observer: Any, options: PytorchQuantizationOptions) -> dic
 
 
 def load_weight_range(layer: Any, options: PytorchQuantizationOptions, device: torch.device) -> None:
-    """Let the framework compute the weight ranges of one layer, each channel's or the whole tensor's."""
+    """Let the framework compute the weight ranges of a layer, per channel or per tensor."""
     quantizer = layer.weight_quantizer
     if options.weights == "max":
         quantizer._calibrator.reset()  # noqa: SLF001  (no public access)
         quantizer._calibrator.collect(layer.weight)  # noqa: SLF001  (as above)
         quantizer.load_calib_amax()
     else:
-        with without_cuda(), _no_channel_of_zeros(layer):
+        with without_cuda(), _without_zero_channels(layer):
             calib.calibrate_weights(layer, method="mse", perchannel=options.per_channel, num_bins=WEIGHT_BINS)
-    _settle(quantizer, device)
+    _finish_range(quantizer, device)
 
 
 @contextmanager
-def _no_channel_of_zeros(layer: nn.Module) -> Iterator[None]:
-    """Fill the output channels whose weights are all zero with ones: the framework's histogram of zeros fails.
+def _without_zero_channels(layer: nn.Module) -> Iterator[None]:
+    """Within the block, set all-zero output channels of the weight to ones: the framework's histogram fails on zeros.
 
-    Their range may be any, since zero is a level of every range.
+    Any range works for them, since every range has zero as a level.
     """
     weight: torch.Tensor = layer.weight.data  # type: ignore[assignment]
     axis = weight_axis(type(layer))
@@ -88,15 +88,15 @@ def _no_channel_of_zeros(layer: nn.Module) -> Iterator[None]:
         weight.masked_fill_(empty, 0.0)
 
 
-def _settle(quantizer: Any, device: torch.device) -> None:
-    """Put the range on the device of the layer, and keep it off zero."""
+def _finish_range(quantizer: Any, device: torch.device) -> None:
+    """Move the range to the layer's device, and keep it above zero."""
     quantizer.to(device)
     quantizer.amax.clamp_(min=SMALLEST_AMAX)
 
 
 def wants_unsigned(options: PytorchQuantizationOptions, bits: int) -> bool:
-    """Whether inputs that are never negative are to be quantized to unsigned levels of this width.
+    """Return whether inputs that are never negative should be quantized to unsigned levels of this width.
 
-    Below 8 bits alone: up to 127 they fit into int8, the only type that TensorRT computes in.
+    Only below 8 bits: levels up to 127 fit into int8, the only type that TensorRT computes with.
     """
     return bits < TENSORRT_BITS and options.unsigned is not False

@@ -1,7 +1,7 @@
-"""Puts a quantizer on the shortcut of each residual addition, as NVIDIA recommends for TensorRT.
+"""Quantizes the shortcut of each residual addition, as NVIDIA recommends for TensorRT.
 
-TensorRT adds a shortcut inside the int8 convolution that it is added to, if the shortcut is quantized; otherwise the
-convolution writes its output in float. Only the shortcut gets a quantizer, never the output of the convolution.
+If a shortcut is quantized, TensorRT fuses the addition into the int8 convolution; otherwise the convolution writes its
+output in float. Only the shortcut gets a quantizer, never the output of the convolution.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESIDUAL_QUANTIZER = "residual_quantizer"
-"""Name of the quantizer in its block: the one in NVIDIA's own quantized ResNet."""
+"""Name of the quantizer in its block, as in NVIDIA's quantized ResNet."""
 
 RESIDUAL_BITS = 8
-"""Width of the shortcut at any recipe: TensorRT adds in int8, and narrower levels would cost accuracy for nothing."""
+"""Width of the shortcut with any recipe: TensorRT adds in int8, so narrower levels would only cost accuracy."""
 
 ADDITIONS = frozenset({operator.add, operator.iadd, torch.add})
 ADDING_METHODS = frozenset({"add", "add_", "__add__", "__iadd__"})
@@ -35,11 +35,11 @@ PASSED = (modules.batchnorm._BatchNorm, modules.Identity, modules.dropout._Dropo
 """Modules between a convolution and an addition that TensorRT folds into the convolution, or that do nothing there."""
 
 PASSED_NAMES = frozenset({"StochasticDepth", "DropPath"})
-"""Such modules of torchvision and timm."""
+"""Class names of such modules in torchvision and timm."""
 
 
 class ResidualQuantizer(nn.Module):
-    """One of the framework's quantizers at a place of its own, with the attributes of a quantized module."""
+    """A standalone quantizer of the framework, with the attributes of a quantized module."""
 
     def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()
@@ -57,19 +57,19 @@ class ResidualQuantizer(nn.Module):
 
 
 def add_residual_quantizers(model: nn.Module, calib_method: str, sample: torch.Tensor) -> nn.Module:
-    """Quantize the shortcut of every addition onto the output of a quantized convolution.
+    """Quantize the shortcut of every addition to the output of a quantized convolution.
 
-    A module whose own forward adds so becomes an `fx.GraphModule` of the same class name, with the same attributes. One
-    whose forward cannot be traced stays as it is.
+    A module whose forward contains such an addition becomes an `fx.GraphModule` with the same class name and
+    attributes. A module whose forward cannot be traced is left as it is.
 
     Args:
-        model: the model with the framework's modules in it, switched off; stays as it is.
-        calib_method: the framework's calibrator of the new quantizers: `"max"` or `"histogram"`.
+        model: the model with the framework's modules, disabled; not changed.
+        calib_method: the framework's calibrator for the new quantizers: `"max"` or `"histogram"`.
         sample: inputs `(batch, *shape)` on which the result must compute exactly what `model` does.
 
     Returns:
-        a copy with the quantizers, switched off; `model` itself where there is no such addition, or where the traced
-        modules do not compute the same: a forward that asks for the type of its input, say.
+        A copy with the quantizers, disabled; `model` itself if it has no such addition, or if the traced modules do not
+        compute the same, e.g. because a forward depends on the type of its input.
     """
     candidate = _replaced(copy.deepcopy(model), calib_method)
     if not any(isinstance(module, ResidualQuantizer) for module in candidate.modules()):
@@ -103,7 +103,7 @@ def _replaced(model: nn.Module, calib_method: str) -> nn.Module:
 
 
 class _OwnForward(fx.Tracer):
-    """Traces the forward of one module, and takes each of its children as a whole."""
+    """Traces the forward of one module, treating each of its children as a leaf."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         return True
@@ -113,7 +113,7 @@ def _with_quantizers(module: nn.Module, calib_method: str) -> nn.Module:
     if not any(True for _ in module.children()) or _is_plain(module):
         return module
     try:
-        graph = _OwnForward().trace(copy.copy(module))  # a forward that keeps a tensor keeps it on the copy
+        graph = _OwnForward().trace(copy.copy(module))  # a forward that stores a tensor stores it on the copy
     except Exception:  # noqa: BLE001  (a forward that branches, loops or unpacks raises whatever it likes)
         return module
     quantizers: dict[str, nn.Module] = {}
@@ -133,25 +133,25 @@ def residual_quantizer(calib_method: str) -> ResidualQuantizer:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module only calls its children in turn, or is one of the framework's."""
+    """Return whether a module only calls its children in turn, or is one of the framework's."""
     return type(module).forward is nn.Sequential.forward or is_quantized(module)
 
 
 def _rebuilt(module: nn.Module, graph: fx.Graph, quantizers: dict[str, nn.Module]) -> nn.Module:
-    """Return a module that computes the graph and has everything else that `module` has."""
+    """Return a module that computes the graph and otherwise has the same attributes as `module`."""
     holder = nn.Module()
     vars(holder).update({key: vars(module)[key] for key in ("_parameters", "_buffers")})
     vars(holder)["_modules"] = {**vars(module)["_modules"], **quantizers}
     built = fx.GraphModule(holder, graph, class_name=type(module).__name__)
     of_modules = set(vars(nn.Module()))
     kept = {key: value for key, value in vars(module).items() if key in of_modules or key not in vars(built)}
-    kept.pop("forward", None)  # a forward of the instance is what was traced
+    kept.pop("forward", None)  # a forward set on the instance was traced already
     vars(built).update({**kept, "_modules": vars(holder)["_modules"]})
     return built
 
 
 def _shortcuts(graph: fx.Graph, module: nn.Module) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Yield each addition onto a convolution's output, with the input that is the shortcut."""
+    """Yield each addition to a convolution's output, with the input that is the shortcut."""
     lengths: dict[fx.Node, int] = {}
     for node in graph.nodes:
         steps = len(list(module.get_submodule(str(node.target)).modules())) if node.op == "call_module" else 1
@@ -163,7 +163,7 @@ def _shortcuts(graph: fx.Graph, module: nn.Module) -> Iterator[tuple[fx.Node, fx
             continue
         onto = [_is_convolved(operand, module) for operand in (first, second)]
         if any(onto) and not any(_is_quantizer(operand, module) for operand in (first, second)):
-            # Where both are convolved, the shortcut is the shorter way: the projection.
+            # If both are convolved, the shortcut is the shorter path: the projection.
             shorter = min((first, second), key=lengths.__getitem__)
             yield node, shorter if all(onto) else (second if onto[0] else first)
 
@@ -176,7 +176,7 @@ def _adds(node: fx.Node) -> bool:
 
 
 def _is_convolved(node: fx.Node, parent: nn.Module) -> bool:
-    """Whether a node is the output of a quantized convolution, with what TensorRT folds into it."""
+    """Return whether a node is the output of a quantized convolution, including what TensorRT folds into it."""
     while node.op == "call_module":
         module: Any = parent.get_submodule(str(node.target))
         while type(module).forward is nn.Sequential.forward:

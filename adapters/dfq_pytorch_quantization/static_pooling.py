@@ -1,4 +1,4 @@
-"""Computes adaptive average pooling by constant matrices, where torch.onnx has no operator: 13 to 6 values, say."""
+"""Computes adaptive average pooling with constant matrices if torch.onnx has no operator, e.g. from 13 to 6 values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SPATIAL_AXES: dict[Any, int] = {
 
 
 class StaticAdaptivePooling(TorchFunctionMode):
-    """Inside this context, adaptive average pooling to a size that does not divide its input's is a matrix product.
+    """Inside this context, adaptive average pooling to a size that does not divide the input size is a matrix product.
 
-    Modules and functions alike; the sizes of the input are those of the example that is traced.
+    This holds for modules and functions; the input sizes are those of the traced example.
     """
 
     def __torch_function__(
@@ -54,11 +54,11 @@ class StaticAdaptivePooling(TorchFunctionMode):
 
 
 def pool_by_matrices(inputs: torch.Tensor, output_sizes: Sequence[int]) -> torch.Tensor:
-    """Return what adaptive average pooling does, by one matrix product for each axis.
+    """Return the result of adaptive average pooling, computed with one matrix product per axis.
 
     Args:
         inputs: `(..., *sizes)`.
-        output_sizes: the pooled size of each of the last axes.
+        output_sizes: the pooled sizes of the last axes.
 
     >>> inputs = torch.arange(10.0).view(1, 1, 2, 5)
     >>> torch.allclose(pool_by_matrices(inputs, (2, 3)), functional.adaptive_avg_pool2d(inputs, (2, 3)))
@@ -73,7 +73,7 @@ def pool_by_matrices(inputs: torch.Tensor, output_sizes: Sequence[int]) -> torch
 
 
 def _constant_size(inputs: torch.Tensor, axis: int) -> int:
-    """Return the size of an axis as a number in the traced graph too: it is not the batch's."""
+    """Return the size of an axis as a constant, in the traced graph too: it is not the batch axis."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python integer")
         return int(inputs.shape[axis])

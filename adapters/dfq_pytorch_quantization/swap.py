@@ -1,4 +1,4 @@
-"""Puts the framework's quantized modules in the place of float ones, instance by instance; torch.nn stays as it is."""
+"""Replaces float modules with the framework's quantized ones, instance by instance; torch.nn is not patched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Recipe
     from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 
-# torch.nn.modules rather than torch.nn: `quant_modules.initialize()` patches the latter alone.
+# torch.nn.modules rather than torch.nn: `quant_modules.initialize()` patches only the latter.
 LAYERS = (_ConvNd, modules.Linear)
 POOLS = (
     modules.AvgPool1d,
@@ -35,7 +35,7 @@ TWINS: dict[type[nn.Module], Any] = {
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether `module` is one of the framework's modules with a quantizer on its input."""
+    """Return whether `module` is one of the framework's modules with a quantizer on its input."""
     return isinstance(getattr(module, "_input_quantizer", None), nn.Module)
 
 
@@ -45,9 +45,9 @@ def quantized_modules(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def float_class(module: nn.Module) -> type[nn.Module] | None:
-    """Return the torch.nn class that `module` behaves as, or None where no quantized class stands for it.
+    """Return the torch.nn class that `module` behaves as, or None if there is no quantized class for it.
 
-    A subclass counts as its base where it adds a constructor alone: the quantized module in its place could not carry
+    A subclass counts as its base if it adds only a constructor: the quantized module that replaces it could not keep
     other methods.
     """
     for index, base in enumerate(type(module).__mro__):
@@ -62,7 +62,7 @@ def _adds_only_a_constructor(cls: type) -> bool:
 
 
 def reason_for_float(module: nn.Module, *, pooling: bool) -> str | None:
-    """Say why a layer that is not quantized stays in float; None for one that is swapped or has nothing to quantize."""
+    """Return why a layer stays in float; None for a layer that is replaced or has nothing to quantize."""
     kind = type(module).__name__
     if isinstance(module, (*LAYERS, *POOLS)):
         return _reason_for_float_layer(module, kind, pooling=pooling)
@@ -78,7 +78,7 @@ def _reason_for_float_layer(module: nn.Module, kind: str, *, pooling: bool) -> s
     if isinstance(module, POOLS) and not pooling:
         return f"{kind}: average pooling is left in float by the option pooling=False"
     if float_class(module) is None:
-        return f"{kind}: a subclass with methods of its own, which a quantized module in its place would lose"
+        return f"{kind}: a subclass that defines methods, which a quantized replacement would lose"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"{kind}: the framework's quantized class does not pad with padding_mode={module.padding_mode!r}"
     return None
@@ -123,12 +123,12 @@ def _twin(module: nn.Module, recipe: Recipe, options: PytorchQuantizationOptions
 
 
 def calib_method(options: PytorchQuantizationOptions) -> str:
-    """Return the framework's name of the calibrator that the activations need."""
+    """Return the framework's name for the calibrator that the activations need."""
     return "max" if options.activations == "max" else "histogram"
 
 
 def weight_axis(kind: type[nn.Module]) -> int:
-    """Return the axis of the output channels in the weight of a layer of class `kind`."""
+    """Return the output channel axis in the weight of a layer of class `kind`."""
     return 1 if issubclass(kind, _ConvTransposeNd) else 0
 
 

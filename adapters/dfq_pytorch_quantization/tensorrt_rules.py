@@ -1,9 +1,8 @@
 """Checks an ONNX file against TensorRT's rules for explicit quantization, without TensorRT.
 
-The rules are those of NVIDIA's developer guide, "Working with Quantized Types", sections "Explicit Quantization" and
-"Q/DQ Layer-Placement Recommendations", and of the pages of the Quantize and Dequantize operators. Each rule is a
-function of the graph that yields its findings; a file without findings is one that TensorRT can run in int8 where it is
-quantized.
+The rules come from NVIDIA's developer guide, "Working with Quantized Types", sections "Explicit Quantization" and "Q/DQ
+Layer-Placement Recommendations", and from the pages on the Quantize and Dequantize operators. Each rule is a function
+of the graph that yields its findings; TensorRT can run the quantized parts of a file without findings in int8.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
     Rule = Callable[[GraphIndex], Iterator["Finding"]]
 
 LEAST_OPSET = 13
-"""The first opset whose QuantizeLinear has an axis: one scale for each channel."""
+"""The first opset whose QuantizeLinear has an axis, for one scale per channel."""
 
 ELEMENTWISE = frozenset({"Add", "Sub", "Sum", "Max", "Min"})
-"""Operators that take two int8 tensors on one scale only."""
+"""Operators that need the same scale for two int8 tensors."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Finding:
     Args:
         rule: name of the rule.
         node: name of the node.
-        detail: what is wrong, and what the rule asks for.
+        detail: what is wrong, and what the rule requires.
     """
 
     rule: str
@@ -53,25 +52,25 @@ class Finding:
 
 
 def check_rules(model: Any) -> tuple[Finding, ...]:
-    """Return every finding of every rule on an `onnx.ModelProto`, in the order of `RULES`."""
+    """Return all findings of all rules for an `onnx.ModelProto`, in the order of `RULES`."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
     index = GraphIndex(model.graph)
     findings = [finding for rule in RULES.values() for finding in rule(index)]
     if opset < LEAST_OPSET:
-        told = f"opset {opset} has no scale for each channel; opset {LEAST_OPSET} or later is needed"
-        findings.insert(0, Finding("opset", "the model", told))
+        detail = f"opset {opset} does not support one scale per channel; opset {LEAST_OPSET} or later is needed"
+        findings.insert(0, Finding("opset", "the model", detail))
     return tuple(findings)
 
 
 def pairs(index: GraphIndex) -> Iterator[Finding]:
-    """Each QuantizeLinear feeds DequantizeLinear only, and each DequantizeLinear reads one or a stored int8 tensor."""
+    """Each QuantizeLinear feeds only DequantizeLinear, which reads a QuantizeLinear or a stored int8 tensor."""
     for node in _nodes(index, QUANTIZE):
         readers = index.consumers.get(node.output[0], [])
         if not readers:
             yield Finding("pairs", label(node), "nothing reads its integers; a DequantizeLinear must")
         for reader in readers:
             if reader.op_type != DEQUANTIZE:
-                yield Finding("pairs", label(node), f"feeds {label(reader)}, which is no DequantizeLinear")
+                yield Finding("pairs", label(node), f"feeds {label(reader)}, which is not a DequantizeLinear")
         if node.output[0] in index.outputs:
             yield Finding(
                 "pairs", label(node), "its integers are an output of the model; a DequantizeLinear must follow"
@@ -100,15 +99,17 @@ def scales(index: GraphIndex) -> Iterator[Finding]:
             other = index.constant(source.input[1])
             same_axis = scale.ndim == 0 or _axis(source) == _axis(node)
             if other is None or not np.array_equal(other, scale) or not same_axis:
-                yield Finding("scales", label(node), f"has another scale or axis than {label(source)}")
+                yield Finding("scales", label(node), f"has a different scale or axis than {label(source)}")
 
 
 def zero_points(index: GraphIndex) -> Iterator[Finding]:
-    """Zero points are constant, int8 and 0; one that is left out makes QuantizeLinear write uint8."""
+    """Zero points are constant, int8 and 0; without one, QuantizeLinear writes uint8."""
     for node in _nodes(index, QUANTIZE, DEQUANTIZE):
         if len(node.input) < 3 or not node.input[2]:  # noqa: PLR2004  (values, scale, zero point)
             if node.op_type == QUANTIZE:
-                yield Finding("zero points", label(node), "has no zero point, which makes uint8; int8 zeros are needed")
+                yield Finding(
+                    "zero points", label(node), "has no zero point, so it writes uint8; int8 zeros are needed"
+                )
             continue
         zero = index.constant(node.input[2])
         if zero is None:
@@ -122,7 +123,7 @@ def zero_points(index: GraphIndex) -> Iterator[Finding]:
 
 
 def weighted_inputs(index: GraphIndex) -> Iterator[Finding]:
-    """A layer with a quantized weight has a quantized input, and one with a quantized input a quantized weight."""
+    """A layer with a quantized weight has a quantized input, and the other way around."""
     for node in _nodes(index, *WEIGHTED):
         data, weight = (_is_dequantized(index, name) for name in node.input[:2])
         stored = index.constant(index.source(node.input[1])[0]) is not None
@@ -135,7 +136,7 @@ def weighted_inputs(index: GraphIndex) -> Iterator[Finding]:
 
 
 def weights(index: GraphIndex) -> Iterator[Finding]:
-    """Weights are quantized straight from a stored tensor, each to its own channels' scales or to one."""
+    """Weights are quantized directly from a stored tensor, with one scale or one per channel."""
     for node in _nodes(index, *WEIGHTED):
         dequantize = index.source_node(node.input[1])
         quantize = None if dequantize is None else index.producers.get(dequantize.input[0])
@@ -148,7 +149,7 @@ def weights(index: GraphIndex) -> Iterator[Finding]:
 
 
 def channel_axes(index: GraphIndex) -> Iterator[Finding]:
-    """Scales for each channel run along the output channels of a weight; activations have one scale."""
+    """Per-channel scales run along the output channels of a weight; activations have one scale."""
     expected = {}
     for node in _nodes(index, *WEIGHTED):
         name, passed = index.source(node.input[1])
@@ -168,15 +169,15 @@ def channel_axes(index: GraphIndex) -> Iterator[Finding]:
         node, passed = expected[dequantize.output[0]]
         wanted, axis = _output_axis(node, passed, stored.ndim), _axis(dequantize) % stored.ndim
         if axis != wanted:
-            told = f"its weight has scales along axis {axis}; {node.op_type} has its output channels on axis {wanted}"
-            yield Finding("channel axes", label(node), told)
+            detail = f"its weight has scales along axis {axis}; {node.op_type} has its output channels on axis {wanted}"
+            yield Finding("channel axes", label(node), detail)
         elif stored.shape[axis] != scale.size:
-            told = f"its weight has {scale.size} scales for {stored.shape[axis]} channels"
-            yield Finding("channel axes", label(node), told)
+            detail = f"its weight has {scale.size} scales for {stored.shape[axis]} channels"
+            yield Finding("channel axes", label(node), detail)
 
 
 def shared_scales(index: GraphIndex) -> Iterator[Finding]:
-    """Int8 tensors that are joined or added have one scale: TensorRT must not rescale one of them first."""
+    """Int8 tensors that are concatenated or added have one scale, so that TensorRT need not rescale one of them."""
     for node in _nodes(index, "Concat", *ELEMENTWISE):
         sources = [index.source_node(name) for name in node.input]
         found = [
@@ -196,16 +197,16 @@ RULES: dict[str, Rule] = {
     "channel axes": channel_axes,
     "shared scales": shared_scales,
 }
-"""Each rule by its name."""
+"""The rules by name."""
 
 
 def residual_additions(model: Any) -> tuple[int, int]:
-    """Count the additions onto a layer's output that TensorRT can fuse with the layer in int8, and all of them.
+    """Count the additions to a layer's output that TensorRT can fuse with the layer in int8, and all such additions.
 
-    An addition fuses if its other input arrives from a DequantizeLinear.
+    An addition can be fused if its other input comes from a DequantizeLinear.
 
     Returns:
-        how many fuse, and how many there are.
+        Number of additions that fuse, and their total number.
     """
     index = GraphIndex(model.graph)
     fused = total = 0
@@ -237,7 +238,7 @@ def _is_dequantized(index: GraphIndex, name: str) -> bool:
 
 
 def _is_activation(index: GraphIndex, node: Any) -> bool:
-    """Whether both inputs of a MatMul are computed: the product of queries and keys, say."""
+    """Return whether both inputs of a MatMul are computed, e.g. the product of queries and keys."""
     return node.op_type == "MatMul" and _stored_behind(index, node.input[1]) is None
 
 
@@ -247,13 +248,13 @@ def _stored_behind(index: GraphIndex, name: str) -> np.ndarray[Any, Any] | None:
 
 
 def _stored_weight(index: GraphIndex, dequantize: Any) -> np.ndarray[Any, Any] | None:
-    """Return the stored tensor that a DequantizeLinear reads, itself or through its QuantizeLinear."""
+    """Return the stored tensor that a DequantizeLinear reads, directly or through its QuantizeLinear."""
     source = index.producers.get(dequantize.input[0])
     return index.constant(source.input[0] if source is not None and source.op_type == QUANTIZE else dequantize.input[0])
 
 
 def _output_axis(node: Any, passed: list[Any], rank: int) -> int:
-    """Return the axis of the output channels in a stored weight, before the transpositions that were passed."""
+    """Return the output channel axis in a stored weight, before the transpositions in `passed`."""
     if node.op_type == "Conv":
         axis = 0
     elif node.op_type == "ConvTranspose":
@@ -269,7 +270,7 @@ def _output_axis(node: Any, passed: list[Any], rank: int) -> int:
 
 
 def _is_layer_output(index: GraphIndex, name: str) -> bool:
-    """Whether a tensor is the output of a convolution or linear layer, with its BatchNorm and bias."""
+    """Return whether a tensor is the output of a convolution or linear layer, with its BatchNorm and bias."""
     node = index.source_node(name, frozenset({"BatchNormalization", "Identity"}))
     if node is not None and node.op_type == "Add" and any(index.constant(other) is not None for other in node.input):
         computed = next((other for other in node.input if index.constant(other) is None), None)

@@ -1,4 +1,4 @@
-"""Fine-tuning of fake-quantized modules: what is learned, and how the ranges end up as numbers that can be exported."""
+"""Fine-tuning of fake-quantized modules: trains weights and ranges, and turns ranges into exportable constants."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def start_training(prepared: nn.Module, options: PytorchQuantizationOptions) -> None:
-    """Let weights, biases and BatchNorm's scale and shift take gradients, and the ranges move as the options say.
+    """Make weights, biases, and BatchNorm's scale and shift trainable, and ranges as the options say.
 
-    The range of the network's input stays where it is known.
+    A known range of the network's input stays fixed.
 
     Args:
         prepared: a calibrated model; changed in place.
-        options: whether the ranges of activations are learned, and whether those of weights follow the weights.
+        options: whether activation ranges are learned, and whether weight ranges follow the weights.
     """
     prepared.requires_grad_(requires_grad=True)
     if options.learned_ranges:
@@ -40,14 +40,14 @@ def start_training(prepared: nn.Module, options: PytorchQuantizationOptions) -> 
 
 
 def learned_ranges(prepared: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the ends of all ranges that are learned."""
+    """Yield the limits of all learned ranges."""
     for quantizer in _learning(prepared):
         yield from (end for end in quantizer.clip.parameters() if end.requires_grad)
 
 
 @torch.no_grad()
 def fix_ranges_after_training(prepared: nn.Module) -> None:
-    """Turn what was learned into ranges of the usual kind, in place; does nothing where there is nothing learned."""
+    """Turn learned ranges into fixed ones, in place; does nothing if no ranges were learned."""
     for quantizer in list(_learning(prepared)):
         highest = torch.max(-quantizer.clip.clip_value_min, quantizer.clip.clip_value_max)
         quantizer.amax.copy_(highest.clamp(min=SMALLEST_AMAX))
@@ -60,17 +60,17 @@ def fix_ranges_after_training(prepared: nn.Module) -> None:
 
 
 def _learn_range(quantizer: Any) -> None:
-    """Let the framework's own `Clip` learn the range, from the calibrated one on.
+    """Let the framework's `Clip` learn the range, starting from the calibrated one.
 
-    The framework takes the larger end as the range. Where the integers are unsigned, the lower end is therefore fixed
-    at zero, or else the range could never shrink.
+    The framework takes the larger limit as the range. For unsigned integers, the lower limit is therefore fixed at
+    zero; otherwise the range could never shrink.
     """
     highest = float(quantizer.amax)
     with silenced(NOTICES, logger=LOGGER):
         quantizer.clip = Clip(-highest, highest, learn_min=True, learn_max=True).to(quantizer.amax.device)
         if quantizer.unsigned:
             quantizer.clip.clip_value_min.requires_grad_(requires_grad=False).zero_()
-        with torch.enable_grad():  # warns, once in a process, that it is experimental
+        with torch.enable_grad():  # warns, once per process, that it is experimental
             quantizer.clip(quantizer.amax).backward()
         quantizer.clip.zero_grad()
     quantizer._learn_amax = True  # noqa: SLF001  (no public access)

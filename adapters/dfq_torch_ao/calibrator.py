@@ -49,22 +49,22 @@ FULL_RANGE = 2**STORAGE_BITS - 1
 class TorchAoCalibrator(Calibrator):
     """Calibrates a model with torch.ao's observers and converts it to torch.ao's int8 modules.
 
-    Every layer that torch.ao has a kernel for is quantized, the first and the last included: activations to unsigned
-    integers per tensor, weights symmetrically per output channel. Below 8 bits the values keep to fewer levels inside
-    int8 storage. The weights are packed for one engine; the process's engine is switched only while packing and
-    checking, and put back.
+    Every layer that torch.ao has a kernel for is quantized, including the first and the last: activations to unsigned
+    integers per tensor, weights symmetrically per output channel. Below 8 bits the values use fewer levels inside int8
+    storage. The weights are packed for one engine; the process's engine is switched only for packing and checking, and
+    then restored.
     """
 
     def __init__(self, options: TorchAoOptions | None = None) -> None:
         self.options = options or TorchAoOptions()
 
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool = False) -> GraphModule:
-        """Return a copy of `model`, traced, with BatchNorm folded and observers inserted.
+        """Return a traced copy of `model` with BatchNorm folded and observers inserted.
 
-        For training, BatchNorm stays beside its convolution, as torch.ao has it, and is folded by `convert`; fake
-        quantizers take the place of observers.
+        For training, BatchNorm stays next to its convolution, as in torch.ao, and is folded by `convert`; fake
+        quantizers replace the observers.
 
-        Where the specification knows the range of the input, the input's quantizer takes it, whatever the data holds.
+        If the specification defines the input range, the input quantizer uses it, regardless of the data.
 
         Raises:
             UsageError: the recipe or the engine is not supported.
@@ -108,11 +108,11 @@ class TorchAoCalibrator(Calibrator):
             start_training(graph, observe=self.options.training_ranges == "moving-average")
 
     def freeze_ranges(self, prepared: nn.Module) -> None:
-        """Stop observing the ranges of activations; those of weights go on following the weights."""
+        """Stop observing activation ranges; weight ranges keep following the weights."""
         freeze_ranges(run_of(prepared)[0])
 
     def convert(self, prepared: nn.Module) -> GraphModule:
-        """Return torch.ao's int8 model with its weights packed for the engine; `prepared` stays as it is.
+        """Return torch.ao's int8 model with its weights packed for the engine; `prepared` is not changed.
 
         Raises:
             UsageError: the model was not calibrated.
@@ -143,17 +143,17 @@ class TorchAoCalibrator(Calibrator):
         return converted
 
     def describe(self, converted: nn.Module) -> Coverage:
-        """List the layers that compute in integers, and those that stay in float with the reason."""
+        """List the layers that compute in integers, and those that stay in float, with the reason."""
         graph, run = run_of(converted)
         with active_engine(run.engine):
             formats = record_formats(graph, run.spec)
         return describe_coverage(graph, formats, run)
 
     def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
-        """Write the TorchScript program `model.torchscript.pt` into the folder `path`, load it and compare.
+        """Write the TorchScript program `model.torchscript.pt` to the folder `path`, load it and compare.
 
         Raises:
-            ArtifactError: the loaded program does not agree with `converted`; it stays as
+            ArtifactError: the loaded program does not agree with `converted`; it is kept as
                 `model.torchscript.pt.rejected`.
             DataError: the folder cannot be written.
         """

@@ -1,8 +1,8 @@
-"""Lets observers in front of a clipping activation, such as ReLU6, observe what is left after clipping.
+"""Makes observers in front of a clipping activation, such as ReLU6, observe the clipped values.
 
 torch.ao fuses ReLU into the layer before it, but no other activation. It quantizes that layer's output over its whole
-range, most of which ReLU6 then throws away: of 256 levels a few dozen remain. The integers saturate at the ends of
-their range anyhow, so that quantizing over the activation's own range computes the same function with all levels.
+range, most of which ReLU6 then discards: of 256 levels, a few dozen remain. The integers saturate at the ends of their
+range anyway, so quantizing over the activation's range computes the same function with all levels.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ Bounds = tuple[float | None, float | None]
 
 
 def observe_clipped_values(prepared: GraphModule) -> int:
-    """Clamp what observers see whose only readers clip it right afterwards.
+    """Clamp the inputs of observers whose only readers clip the values right afterwards.
 
-    The graph computes the same as before, because the reader clips the clamped values once more.
+    The graph computes the same as before, because the reader clips the clamped values again.
 
     Args:
-        prepared: what `prepare_fx` returned; changed in place.
+        prepared: the graph module returned by `prepare_fx`; changed in place.
 
     Returns:
-        How many observers now see clipped values.
+        Number of observers that now see clipped values.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    places: dict[
-        nn.Module, list[Node]
-    ] = {}  # one observer may stand in several places, and then sets one scale for all
+    places: dict[nn.Module, list[Node]] = {}  # one observer may be used in several places, which then share its scale
     for node in prepared.graph.nodes:
         if node.op == "call_module" and observer_of(modules[str(node.target)]) is not None:
             places.setdefault(modules[str(node.target)], []).append(node)
@@ -47,7 +45,7 @@ def observe_clipped_values(prepared: GraphModule) -> int:
 
 
 def _common_bounds(nodes: list[Node], modules: dict[str, nn.Module]) -> Bounds | None:
-    """Return the range that the values of all places of one observer are clipped to, before or after it."""
+    """Return the range that the values are clipped to, before or after the observer, in all of its places."""
     bounds = {_bounds_after(node, modules) or _bounds_before(node, modules) for node in nodes}
     return bounds.pop() if len(bounds) == 1 else None
 
@@ -58,7 +56,7 @@ def _bounds_after(node: Node, modules: dict[str, nn.Module]) -> Bounds | None:
 
 
 def _bounds_before(node: Node, modules: dict[str, nn.Module]) -> Bounds | None:
-    """Return the range of the clipping activation that the node's values come from, through pooling and the like."""
+    """Return the range of the clipping activation that produces the node's values, looking through pooling etc."""
     observer = modules[str(node.target)]
     while len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
@@ -71,7 +69,7 @@ def _bounds_before(node: Node, modules: dict[str, nn.Module]) -> Bounds | None:
 
 
 def clipping_bounds(node: Node, modules: dict[str, nn.Module]) -> Bounds | None:
-    """Return the range that a node clips its input to, or None where it does something else."""
+    """Return the range that a node clips its input to, or None if it does something else."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         if isinstance(module, nn.Hardtanh):  # and its subclass ReLU6

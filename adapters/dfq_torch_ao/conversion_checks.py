@@ -1,4 +1,4 @@
-"""What must hold before and after a conversion, each broken rule with its own message."""
+"""Checks before and after conversion, each with its own error message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def require_calibrated(prepared: GraphModule) -> None:
-    """Refuse to convert while an observer has seen nothing; torch.ao would make up a scale of 1.
+    """Refuse to convert while an observer has seen no data; torch.ao would default to a scale of 1.
 
     Raises:
         UsageError: an observer has seen no data.
@@ -25,7 +25,7 @@ def require_calibrated(prepared: GraphModule) -> None:
     for node in prepared.graph.nodes:
         if node.op == "call_module" and _is_empty(modules[str(node.target)]):
             raise UsageError(
-                f"Observers must see data before conversion, {str(node.target)!r} saw none. Call calibrate() first."
+                f"Observers must see data before conversion, but {str(node.target)!r} saw none. Call calibrate() first."
             )
 
 
@@ -37,10 +37,10 @@ def _is_empty(module: nn.Module) -> bool:
 
 
 def require_quantized(converted: GraphModule) -> None:
-    """Refuse a model in which torch.ao quantized nothing, so that a float model is never passed off as int8.
+    """Reject a model in which torch.ao quantized nothing, so that a float model is never passed off as int8.
 
     Raises:
-        ModelError: no int8 module and no int8 operation is in the graph.
+        ModelError: the graph has no int8 module and no int8 operation.
     """
     if any(map(is_quantized_module, converted.modules())) or any(map(is_quantized_operation, converted.graph.nodes)):
         return
@@ -50,5 +50,5 @@ def require_quantized(converted: GraphModule) -> None:
     )
     raise ModelError(
         f"torch.ao quantized no layer of this model (it computes: {', '.join(kinds) or 'nothing'}). "
-        "It has int8 kernels for convolutions, linear layers, additions and the like."
+        "Use layers that it has int8 kernels for, such as convolutions, linear layers and additions."
     )

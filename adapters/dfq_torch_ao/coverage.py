@@ -1,4 +1,4 @@
-"""Says which layers of a converted model compute in integers, and why the others do not."""
+"""Reports which layers of a converted model compute in integers, and why the others do not."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def describe_coverage(converted: GraphModule, formats: Mapping[Node, TensorFormat], run: Run) -> Coverage:
-    """List the layers that read integers, and those that read floating point with the reason.
+    """List the layers that read integers, and those that read floating point, with the reason.
 
     Args:
-        converted: the graph that `convert_fx` returned.
+        converted: the graph returned by `convert_fx`.
         formats: number formats of its tensors.
-        run: the settings that it was converted with.
+        run: the settings used to convert it.
     """
     modules = dict(converted.named_modules(remove_duplicate=False))
     quantized: list[QuantizedTensor] = []
@@ -45,7 +45,7 @@ def describe_coverage(converted: GraphModule, formats: Mapping[Node, TensorForma
 
 
 def _is_operation(node: Node) -> bool:
-    """Tell whether a node computes something: neither an input nor a change of number format."""
+    """Return whether a node computes something: it is neither an input nor a change of number format."""
     if node.op not in ("call_module", "call_function", "call_method") or node.name.startswith(SATURATION_PREFIX):
         return False
     return node.target not in (torch.quantize_per_tensor, torch.dequantize, "dequantize")
@@ -74,7 +74,7 @@ def _quantized_tensors(
 
 
 def _weight_format(weight: Any, bits: int) -> NumberFormat | None:
-    """Return the format of what a module keeps as `weight`: a method where it is packed; None for a float tensor."""
+    """Return the format of a module's `weight`, which is a method if it is packed; None for a float tensor."""
     if not callable(weight):
         return None
     packed = weight()
@@ -87,7 +87,7 @@ def _weight_format(weight: Any, bits: int) -> NumberFormat | None:
 
 
 def _activation_format(inputs: Sequence[TensorFormat], highest: int) -> NumberFormat:
-    """Return the format of an operation's inputs, with the range where all of them have the same."""
+    """Return the format of an operation's inputs, with the range if they all share it."""
     ranges = {form.value_range(highest) for form in inputs if form.quantized}
     return NumberFormat(
         highest.bit_length(),
@@ -105,5 +105,5 @@ def _float_reason(node: Node, modules: dict[str, nn.Module], run: Run) -> str:
     if moves_values(node, modules):
         return "only moves values, in float, next to quantized layers"
     if run.recipe.activation_bits < STORAGE_BITS and stays_float(node, modules):
-        return "in float below 8 bits: its int8 kernel would not keep to the levels"
+        return "in float below 8 bits: its int8 kernel would not stay within the levels"
     return f"torch.ao has no int8 kernel for {_kind(node, modules)} in this place"

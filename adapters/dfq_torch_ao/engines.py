@@ -1,4 +1,4 @@
-"""The engine that packs and runs int8 weights: chosen by an option, active only while it is needed."""
+"""The engine that packs and runs int8 weights: chosen by an option, active only while needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KNOWN_ENGINES = ("x86", "onednn", "fbgemm", "qnnpack")
 
 
 def resolve_engine(requested: str) -> str:
-    """Return the engine to use: the one asked for, or for `auto` the process's own.
+    """Return the engine to use: the requested one, or the process's current engine for `auto`.
 
     Raises:
         UsageError: this build of torch has no kernels for the engine.
@@ -28,14 +28,14 @@ def resolve_engine(requested: str) -> str:
     if engine not in supported:
         raise UsageError(
             f"The quantized engine must be one that this build of torch has, got {engine!r}. "
-            f"Give engine= one of: {', '.join(sorted(supported))}."
+            f"Set engine= to one of: {', '.join(sorted(supported))}."
         )
     return str(engine)
 
 
 @contextmanager
 def active_engine(engine: str) -> Iterator[None]:
-    """Make `engine` the process's quantized engine within the block, and put the former one back."""
+    """Make `engine` the process's quantized engine within the block, and restore the previous one afterwards."""
     former = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:
@@ -45,7 +45,7 @@ def active_engine(engine: str) -> Iterator[None]:
 
 
 def reduces_range(options: TorchAoOptions, engine: str) -> bool:
-    """Tell whether 8-bit activations keep to 0..127.
+    """Return whether 8-bit activations stay within 0..127.
 
     Without VNNI, the kernels of FBGEMM and oneDNN add pairs of 8-bit products in 16 bits: 2 * 255 * 127 does not fit,
     2 * 127 * 127 does. torch.ao halves the range for x86 and fbgemm on every processor, so that a converted model

@@ -1,7 +1,7 @@
-"""Writes a converted model as a TorchScript program, and hands it over only if it computes the same when loaded.
+"""Writes a converted model as a TorchScript program, and keeps it only if it computes the same when loaded.
 
-TorchScript is the only format of torch that holds torch.ao's packed int8 weights: `torch.export` refuses their class
-(no `__obj_flatten__`). The archive is loaded without the classes of this package.
+TorchScript is the only torch format that can hold torch.ao's packed int8 weights: `torch.export` rejects their class
+(no `__obj_flatten__`). The archive loads without the classes of this package.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TOLERANCE = 1e-5
 
 
 def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engine: str) -> tuple[Artifact, ...]:
-    """Write `converted` into `folder`, load the file, compare both on random inputs, and only then give it its name.
+    """Write `converted` to `folder`, load the file, compare both on random inputs, and only then rename it.
 
     Raises:
         ArtifactError: the model has no TorchScript form, or the loaded program computes something else.
@@ -47,7 +47,7 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engi
     def write(path: Path) -> None:
         program, made_by = _to_torchscript(converted, inputs)
         how.append(made_by)
-        buffer = io.BytesIO()  # TorchScript refuses a path that it does not like with a RuntimeError
+        buffer = io.BytesIO()  # for a path that it cannot write, TorchScript raises a RuntimeError instead of OSError
         torch.jit.save(program, buffer)
         path.write_bytes(buffer.getvalue())
 
@@ -60,19 +60,19 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engi
 
 
 def drop_tensor_annotations(converted: GraphModule) -> None:
-    """Take `torch.Tensor` annotations out of a graph, in place, so that `torch.jit.script` accepts it.
+    """Remove `torch.Tensor` annotations from a graph, in place, so that `torch.jit.script` accepts it.
 
-    FX writes them into its code as `_torch_Tensor_`, a name that TorchScript does not know; it takes what has no
-    annotation for a tensor anyway.
+    FX writes them into its code as `_torch_Tensor_`, a name unknown to TorchScript, which treats unannotated values as
+    tensors anyway.
     """
     for node in converted.graph.nodes:
-        if node.type in (torch.Tensor, "torch.Tensor", "Tensor"):  # text where annotations are postponed
+        if node.type in (torch.Tensor, "torch.Tensor", "Tensor"):  # strings if annotations are postponed
             node.type = None
     converted.recompile()
 
 
 def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, str]:
-    """Return the model's program, compiled from source, or recorded from a run where its source does not compile."""
+    """Return the model's program: scripted, or traced if its source cannot be scripted."""
     trace: Any = torch.jit.trace  # untyped in torch
     try:
         with _own_source(converted):
@@ -82,17 +82,17 @@ def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, st
             return trace(converted, (inputs,)), "torch.jit.trace"
         except RuntimeError as error:
             raise ArtifactError(
-                f"This model has no TorchScript form: {error}. Rewrite what it names, or keep the converted model in "
-                "Python and do without the export."
+                f"This model has no TorchScript form: {error}. Rewrite the operation that the error names, or use the "
+                "converted model in Python without exporting it."
             ) from unscriptable
 
 
 @contextmanager
 def _own_source(converted: nn.Module) -> Iterator[None]:
-    """Let `torch.jit.script` read the source of this very graph.
+    """Make `torch.jit.script` read the source of exactly this graph.
 
-    Brevitas has a copy of FX that counts its made-up file names from zero as FX does, so where both are at work one may
-    hold the other's place in Python's cache of source lines, and another model's program would be compiled.
+    Brevitas bundles a copy of FX that also numbers its generated file names from zero. If both are in use, their
+    entries in Python's cache of source lines can collide, and another model's program would be compiled.
     """
     code = getattr(converted, "code", None)
     name = type(converted).forward.__code__.co_filename
@@ -111,7 +111,7 @@ def _own_source(converted: nn.Module) -> Iterator[None]:
 
 
 def _random_inputs(spec: InputSpec) -> torch.Tensor:
-    """Return inputs within the known range, else standard normal ones, from a generator of their own."""
+    """Return inputs within the known range, otherwise standard normal ones, from a private random generator."""
     rng = torch.Generator().manual_seed(0)
     if spec.input_range is None:
         return torch.randn(_CHECKED_SAMPLES, *spec.shape, generator=rng)
@@ -123,7 +123,7 @@ def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: torch.Tenso
     """Compare two models on all inputs at once and on a single one: both run the same kernels.
 
     Raises:
-        ArtifactError: the loaded one fails, or they differ by more than 1e-5.
+        ArtifactError: the loaded model fails, or they differ by more than 1e-5.
     """
     worst: OutputAgreement | None = None
     for batch in (inputs, inputs[:1]):

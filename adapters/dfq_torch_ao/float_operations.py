@@ -1,10 +1,11 @@
-"""Keeps operations in float, below 8 bits, whose int8 kernels would ignore the narrower range.
+"""Below 8 bits, keeps operations in float if their int8 kernels would ignore the narrower range.
 
-Sigmoid and its like always write 256 levels. Averages write the levels of their input: harmless with 256 of them, but
-a mean of values over 16 levels falls on a few of them only, unless the layer that reads it has a quantizer of its own.
+Sigmoid and similar operations always write 256 levels. Averages write the levels of their input: harmless with 256 of
+them, but a mean of values on 16 levels uses only a few of them, unless the layer that reads it has a separate
+quantizer.
 
-torch.ao lowers dequantize -> operation -> quantize to the int8 kernel even where the operation has no QConfig. An
-identity behind the operation hides the pattern from it; the identity is taken out after the conversion.
+torch.ao lowers dequantize -> operation -> quantize to the int8 kernel even if the operation has no QConfig. An identity
+after the operation hides the pattern; it is removed after the conversion.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ FLOAT_OPERATIONS: tuple[Any, ...] = (
     torch.mean,
     "mean",
 )
-"""Module classes, functions and method names, as a QConfigMapping takes them."""
+"""Module classes, functions and method names, in the form that a QConfigMapping accepts."""
 
 _HIDING = torch.positive
 
 
 def hide_from_lowering(prepared: GraphModule) -> None:
-    """Put an identity behind every operation that is to stay in float, in place."""
+    """Insert an identity after every operation that must stay in float, in place."""
     modules = dict(prepared.named_modules(remove_duplicate=False))
     for node in list(prepared.graph.nodes):
         if stays_float(node, modules):
@@ -64,7 +65,7 @@ def hide_from_lowering(prepared: GraphModule) -> None:
 
 
 def show_again(converted: GraphModule) -> None:
-    """Take the identities out again, in place."""
+    """Remove the identities again, in place."""
     for node in list(converted.graph.nodes):
         if node.op == "call_function" and node.target is _HIDING:
             node.replace_all_uses_with(node.args[0])
@@ -73,7 +74,7 @@ def show_again(converted: GraphModule) -> None:
 
 
 def stays_float(node: Node, modules: dict[str, nn.Module]) -> bool:
-    """Tell whether a node calls one of `FLOAT_OPERATIONS`."""
+    """Return whether a node calls one of `FLOAT_OPERATIONS`."""
     if node.op == "call_module":
         return type(modules[str(node.target)]) in FLOAT_OPERATIONS
     return node.op in ("call_function", "call_method") and node.target in FLOAT_OPERATIONS

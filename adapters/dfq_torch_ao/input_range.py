@@ -1,4 +1,4 @@
-"""Gives the quantizer of the network's input the range that is known, instead of the one that was observed."""
+"""Gives the network's input quantizer the known range instead of the observed one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _MOVING_METHODS = frozenset(
 
 
 def moves_values(node: Node, modules: dict[str, nn.Module]) -> bool:
-    """Tell whether a node only moves, repeats, drops or zero-pads values: the range, zero included, stays the same."""
+    """Return whether a node only moves, repeats, drops or zero-pads values: the range including zero is unchanged."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         if isinstance(module, _CONSTANT_PADS):
@@ -79,14 +79,14 @@ def _argument(node: Node, position: int, name: str) -> Any:
 
 
 def fix_input_range(prepared: GraphModule, input_range: tuple[float, float]) -> int:
-    """Replace each observer of the network's input by one with the known range.
+    """Replace each observer of the network's input with one that has the known range.
 
     Args:
-        prepared: what `prepare_fx` returned; changed in place.
+        prepared: the graph module returned by `prepare_fx`; changed in place.
         input_range: lowest and highest value of the input, e.g. `InputSpec.input_range`.
 
     Returns:
-        How many observers were replaced: 0 where the network first computes with its input, e.g. normalizes it.
+        Number of observers replaced: 0 if the network first computes with its input, e.g. normalizes it.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
     observers = {id(modules[str(node.target)]) for node in _input_observers(prepared, modules)}
@@ -95,7 +95,7 @@ def fix_input_range(prepared: GraphModule, input_range: tuple[float, float]) -> 
 
 
 def replace_observers(prepared: GraphModule, observers: set[int], replacement: Callable[[Any], nn.Module]) -> None:
-    """Replace the observers of these identities, in place, under every name that they have.
+    """Replace the observers with these `id()`s, in place, under every name that they have.
 
     Operations that keep the range, such as max pooling, share one observer under several names.
     """
@@ -105,7 +105,7 @@ def replace_observers(prepared: GraphModule, observers: set[int], replacement: C
 
 
 def _input_observers(prepared: GraphModule, modules: dict[str, nn.Module]) -> Iterator[Node]:
-    """Yield the nodes that observe the first input, directly or behind operations that only move its values."""
+    """Yield the nodes that observe the first input, directly or after operations that only move its values."""
     reached = [next(node for node in prepared.graph.nodes if node.op == "placeholder")]
     while reached:
         for node in reached.pop().users:
@@ -116,7 +116,7 @@ def _input_observers(prepared: GraphModule, modules: dict[str, nn.Module]) -> It
 
 
 def known_range(module: nn.Module, input_range: tuple[float, float]) -> nn.Module:
-    """Return an observer or fake quantizer like `module` with the scale and zero point of the range."""
+    """Return an observer or fake quantizer like `module`, with the scale and zero point of the given range."""
     observer: Any = observer_of(module)
     number_format = {name: getattr(observer, name) for name in ("dtype", "qscheme", "quant_min", "quant_max")}
     reference = MinMaxObserver(**number_format)

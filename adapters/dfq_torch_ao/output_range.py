@@ -1,8 +1,8 @@
-"""Gives the quantizer of the network's output room above what calibration saw.
+"""Gives the network's output quantizer headroom above the calibrated range.
 
-Nothing in a synthetic input asks for logits as large as a real one's: where BatchNorm statistics alone are matched, the
-largest logits stay at less than half. Classes beyond the end of the range would saturate to one and the same integer,
-and the arg max among them be lost. The integer kernels of the x86 engine leave that room by themselves, because their
+Synthetic inputs do not produce logits as large as those of real ones: if only BatchNorm statistics are matched, the
+largest logits stay below half of that. Logits beyond the end of the range would all saturate to the same integer, and
+the arg max among them would be lost. The integer kernels of the x86 engine already have that headroom, because their
 reduced range ends at half of what the storage holds.
 """
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def widen_output_range(calibrated: GraphModule, factor: float) -> int:
-    """Replace each observer of the network's output by one whose range is `factor` times as wide.
+    """Replace each observer of the network's output with one whose range is `factor` times as wide.
 
     Args:
-        calibrated: a prepared module whose observers saw data; changed in place.
+        calibrated: a prepared module whose observers have seen data; changed in place.
         factor: at least 1; 1 changes nothing.
 
     Returns:
-        How many observers were replaced: 0 where the output is computed in float.
+        Number of observers replaced: 0 if the output is computed in float.
     """
     if factor == 1:
         return 0
@@ -53,6 +53,6 @@ def _output_observers(calibrated: GraphModule, modules: dict[str, nn.Module]) ->
 
 
 def _range_of(observer: Any, factor: float) -> tuple[float, float]:
-    """Return the observed range, times `factor`."""
+    """Return the observed range multiplied by `factor`."""
     scale, zero_point = (float(value) for value in observer.calculate_qparams())
     return (observer.quant_min - zero_point) * scale * factor, (observer.quant_max - zero_point) * scale * factor

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dfq_torch_ao.options import TorchAoOptions
 
 STORAGE_BITS = 8
-"""Width of the integers that the kernels of torch.ao read and write, whatever part of their range is used."""
+"""Width of the integers that torch.ao's kernels read and write, regardless of how much of their range is used."""
 
 _LOWEST_BITS = 2
 _ACTIVATION_OBSERVERS: dict[str, Any] = {
@@ -49,7 +49,7 @@ _FLOAT_WEIGHT: tuple[Any, ...] = (nn.LayerNorm, nn.functional.layer_norm)
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse widths that int8 storage cannot hold.
+    """Reject bit widths that int8 storage cannot hold.
 
     Raises:
         UsageError: a width is not between 2 and 8 bits.
@@ -65,8 +65,8 @@ def check_recipe(recipe: Recipe) -> None:
 def weight_range(bits: int) -> tuple[int, int]:
     """Return the lowest and highest weight integer.
 
-    Eight bits keep torch.ao's own -128..127. Below, nothing cuts off what lies outside of the range, so that it must be
-    symmetric: the scale is max|w| / highest, and the largest weight then falls on the highest integer exactly.
+    Eight bits keep torch.ao's -128..127. Below 8 bits, values outside the range are not clipped, so the range must be
+    symmetric: the scale is max|w| / highest, which maps the largest weight exactly to the highest integer.
 
     >>> weight_range(8), weight_range(4)
     ((-128, 127), (-7, 7))
@@ -76,21 +76,21 @@ def weight_range(bits: int) -> tuple[int, int]:
 
 
 def activation_range(recipe: Recipe, options: TorchAoOptions, engine: str) -> tuple[int, int]:
-    """Return the lowest and highest activation integer; 0..127 for 8 bits where the engine needs a reduced range."""
+    """Return the lowest and highest activation integer; 0..127 for 8 bits if the engine needs a reduced range."""
     # Weights below 8 bits cannot overflow the 16-bit sums.
     narrow = recipe.weight_bits == recipe.activation_bits == STORAGE_BITS and reduces_range(options, engine)
     return 0, 2 ** (recipe.activation_bits - narrow) - 1
 
 
 def activation_observer(recipe: Recipe, options: TorchAoOptions, engine: str) -> Any:
-    """Return the constructor of the observers of activations."""
+    """Return the constructor for activation observers."""
     lowest, highest = activation_range(recipe, options, engine)
     kind = _ACTIVATION_OBSERVERS[options.activation_observer]
     return kind.with_args(dtype=torch.quint8, quant_min=lowest, quant_max=highest)
 
 
 def weight_observer(bits: int, *, per_channel: bool) -> Any:
-    """Return the constructor of the observers of weights: symmetric, per output channel or per tensor."""
+    """Return the constructor for weight observers: symmetric, per output channel or per tensor."""
     lowest, highest = weight_range(bits)
     kind, scheme = (
         (PerChannelMinMaxObserver, torch.per_channel_symmetric)
@@ -101,7 +101,7 @@ def weight_observer(bits: int, *, per_channel: bool) -> Any:
 
 
 def training_activation(recipe: Recipe, options: TorchAoOptions, engine: str) -> Any:
-    """Return the constructor of the fake quantizers of activations, around the observers of the options."""
+    """Return the constructor for activation fake quantizers, which wrap the observers chosen by the options."""
     lowest, highest = activation_range(recipe, options, engine)
     follows = options.training_ranges == "moving-average"
     kind = MovingAverageMinMaxObserver if follows else _ACTIVATION_OBSERVERS[options.activation_observer]
@@ -109,7 +109,7 @@ def training_activation(recipe: Recipe, options: TorchAoOptions, engine: str) ->
 
 
 def training_weight(bits: int, *, per_channel: bool) -> Any:
-    """Return the constructor of the fake quantizers of weights, whose ranges are those of the weights at each step."""
+    """Return the constructor for weight fake quantizers, which recompute their ranges from the weights at each step."""
     lowest, highest = weight_range(bits)
     kind, scheme = (
         (MovingAveragePerChannelMinMaxObserver, torch.per_channel_symmetric)
@@ -117,18 +117,18 @@ def training_weight(bits: int, *, per_channel: bool) -> Any:
         else (MovingAverageMinMaxObserver, torch.per_tensor_symmetric)
     )
     settings = {"dtype": torch.qint8, "qscheme": scheme, "quant_min": lowest, "quant_max": highest}
-    return FakeQuantize.with_args(observer=kind, averaging_constant=1.0, **settings)  # an average of the last one alone
+    return FakeQuantize.with_args(observer=kind, averaging_constant=1.0, **settings)  # 1.0: only the last range counts
 
 
 def make_qconfig_mapping(
     recipe: Recipe, options: TorchAoOptions, engine: str, *, training: bool = False
 ) -> QConfigMapping:
-    """Return torch.ao's default mapping of `engine` with the observers of the recipe: every layer is quantized.
+    """Return torch.ao's default mapping for `engine` with the recipe's observers: every layer is quantized.
 
-    For training, fake quantizers with observers inside take the place of observers.
+    For training, fake quantizers with observers inside replace the observers.
 
     Raises:
-        UsageError: torch.ao cannot quantize to the widths of the recipe.
+        UsageError: torch.ao cannot quantize to the recipe's bit widths.
     """
     check_recipe(recipe)
     activation = (training_activation if training else activation_observer)(recipe, options, engine)
@@ -137,7 +137,7 @@ def make_qconfig_mapping(
     weight = weight_of(recipe.weight_bits, per_channel=options.per_channel)
     default = (get_default_qat_qconfig_mapping if training else get_default_qconfig_mapping)(engine)
     mapping = default.set_global(QConfig(activation=activation, weight=weight))
-    for kind in _TRANSPOSED:  # no kernel takes one scale per channel
+    for kind in _TRANSPOSED:  # no kernel supports one scale per channel
         mapping.set_object_type(kind, per_tensor)
     for kind in _FLOAT_WEIGHT:
         mapping.set_object_type(kind, QConfig(activation=activation, weight=PlaceholderObserver))
@@ -150,7 +150,7 @@ def make_qconfig_mapping(
 
 
 def match_histogram_levels(prepared: nn.Module) -> None:
-    """Let histogram observers weigh clipping against the number of levels in use; torch.ao assumes 256."""
+    """Set histogram observers to the number of levels in use when they weigh clipping; torch.ao assumes 256."""
     for module in prepared.modules():
         if isinstance(module, HistogramObserver):
             module.dst_nbins = module.quant_max - module.quant_min + 1

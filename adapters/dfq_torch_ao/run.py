@@ -1,4 +1,4 @@
-"""What `prepare` was told, carried along for the later steps."""
+"""The settings of `prepare`, kept for the later steps."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """Settings of one way through the calibrator, kept with the graph module.
+    """Settings of one pass through the calibrator, stored with the graph module.
 
     Args:
         spec: input of the network.
-        recipe: bit widths that were asked for.
+        recipe: requested bit widths.
         engine: engine that the weights are packed for.
-        highest_activation: highest integer of an activation; 127 with eight bits in a reduced range.
-        non_traceable: submodules left out on purpose.
-        training: whether it was prepared for quantization-aware training.
+        highest_activation: highest activation integer; 127 for eight bits with a reduced range.
+        non_traceable: submodules excluded on purpose.
+        training: whether the model was prepared for quantization-aware training.
     """
 
     spec: InputSpec
@@ -36,11 +36,11 @@ class Run:
 
 
 def run_of(module: nn.Module) -> tuple[GraphModule, Run]:
-    """Return the module as the graph module that it is, and its settings.
+    """Return the module, typed as a graph module, and its settings.
 
     Raises:
         UsageError: the module does not come from this calibrator.
     """
-    otherwise = "what your own prepare_fx returned, convert with torch.ao's own convert_fx"
+    otherwise = "convert the result of your own prepare_fx with torch.ao's convert_fx"
     run = state_of(module, Run, calibrator="torch-ao", otherwise=otherwise)
     return cast("GraphModule", module), run

@@ -1,7 +1,7 @@
 """Keeps activations of fewer than 8 bits within their levels.
 
-An observer's `quant_max` only sets the scale: the kernels of torch.ao cut off at the ends of uint8, not at the end of a
-narrower range. What exceeds the observed range would take levels that the recipe does not have.
+An observer's `quant_max` only sets the scale: torch.ao's kernels clip at the ends of uint8, not of a narrower range.
+Values beyond the observed range would use levels that the recipe does not have.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from dfq_torch_ao.tensor_formats import TensorFormat
 
 SATURATION_PREFIX = "saturate_"
-"""Start of the names of the nodes that are inserted here."""
+"""Name prefix of the nodes inserted here."""
 
 
 def saturate_activations(converted: GraphModule, formats: Mapping[Node, TensorFormat], highest: int) -> None:
-    """Clamp every tensor that is quantized anew to the integers 0..`highest`, in place and on the integers.
+    """Clamp every requantized tensor to the integers 0..`highest`, in place and on the integers.
 
     Args:
         converted: the graph to insert the clamps into.
@@ -46,7 +46,7 @@ def saturate_activations(converted: GraphModule, formats: Mapping[Node, TensorFo
 
 
 def _requantizes(node: Node, converted: GraphModule) -> bool:
-    """Tell whether the node writes integers with a scale of its own; pooling and reshaping keep their input's."""
+    """Return whether the node writes integers with a new scale; pooling and reshaping keep that of their input."""
     if node.op == "call_module":
         return is_quantized_module(converted.get_submodule(str(node.target)))
     return node.target is torch.quantize_per_tensor or is_quantized_operation(node)

@@ -1,4 +1,4 @@
-"""Finds out, by running a converted graph once, which of its tensors are quantized."""
+"""Runs a converted graph once to find which of its tensors are quantized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """Number format of one tensor; scale and zero point are None for floating point."""
+    """Number format of a tensor; scale and zero point are None for floating point."""
 
     dtype: torch.dtype
     scale: float | None = None
@@ -63,13 +63,13 @@ def record_formats(converted: GraphModule, spec: InputSpec) -> dict[Node, Tensor
 
 
 def is_quantized_module(module: torch.nn.Module) -> bool:
-    """Tell whether a module is one of torch.ao's int8 modules, e.g. `torch.ao.nn.intrinsic.quantized.ConvReLU2d`."""
+    """Return whether a module is one of torch.ao's int8 modules, e.g. `torch.ao.nn.intrinsic.quantized.ConvReLU2d`."""
     path = type(module).__module__
     return path.startswith("torch.ao.nn.") and ".quantized." in path and ".reference." not in path
 
 
 def is_quantized_operation(node: Node) -> bool:
-    """Tell whether a node calls one of torch.ao's int8 operations, e.g. `torch.ops.quantized.add_relu`."""
+    """Return whether a node calls one of torch.ao's int8 operations, e.g. `torch.ops.quantized.add_relu`."""
     return node.op == "call_function" and getattr(node.target, "namespace", _namespace(node.target)) == "quantized"
 
 

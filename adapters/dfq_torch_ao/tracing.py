@@ -1,4 +1,4 @@
-"""Turns a failed FX trace into an error that names the source line, the module it stands in, and the way round."""
+"""Turns a failed FX trace into an error that names the source line, its module, and the workaround."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ _NOT_THE_MODEL = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
 def preparation_error(model: nn.Module, error: Exception) -> ModelError:
-    """Return the error to raise where `prepare_fx(model)` failed with `error`."""
+    """Return the error to raise when `prepare_fx(model)` failed with `error`."""
     cause = first_line(error)
     place = failing_line(error, _NOT_THE_MODEL)
     if place is None:
-        return ModelError(f"torch.ao cannot prepare this model: {type(error).__name__}: {cause}")
+        return ModelError(
+            f"torch.ao cannot prepare this model: {type(error).__name__}: {cause}. Rewrite the part that causes it, or "
+            "exclude the submodule with the option non_traceable."
+        )
     return ModelError(
-        f"FX graph mode needs a forward pass that does not branch or loop on tensor values, and stops at "
-        f"{place.text} ({cause}). {_way_round(model, place.frame)}"
+        f"FX graph mode needs a forward pass that does not branch or loop on tensor values, but FX stops at "
+        f"{place.text} ({cause}). {_workaround(model, place.frame)}"
     )
 
 
-def _way_round(model: nn.Module, frame: FrameType) -> str:
+def _workaround(model: nn.Module, frame: FrameType) -> str:
     owner = frame.f_locals.get("self")
     name = next((name for name, module in model.named_modules() if module is owner), "")
     if name:
         return (
-            f"Keep that submodule whole and in float with the option non_traceable=({name!r},) (in a flow of your own: "
-            f"PrepareCustomConfig().set_non_traceable_module_names([{name!r}])), or rewrite the line in tensor "
+            f"Keep that submodule whole and in float with the option non_traceable=({name!r},) (in your own code: "
+            f"PrepareCustomConfig().set_non_traceable_module_names([{name!r}])), or rewrite the line with tensor "
             "operations."
         )
     return (
-        "Move the line into a submodule and name it in the option non_traceable (in a flow of your own: "
+        "Move the line into a submodule and name it in the option non_traceable (in your own code: "
         "PrepareCustomConfig().set_non_traceable_module_names([...])), or into a module-level function marked with "
-        "torch.fx.wrap, or rewrite it in tensor operations."
+        "torch.fx.wrap, or rewrite it with tensor operations."
     )

@@ -1,7 +1,7 @@
-"""Quantization-aware training in FX graph mode: fake quantizers whose ranges are calibrated before the training begins.
+"""Quantization-aware training in FX graph mode: fake quantizers whose ranges are calibrated before training starts.
 
-torch.ao's own recipe starts with ranges of nothing and lets moving averages find them while it trains. Here the
-observers see the data first, as in calibration alone, so that the first training step already has good ranges.
+torch.ao's usual recipe starts with empty ranges and finds them with moving averages during training. Here the observers
+see the data first, as in plain calibration, so the first training step already has good ranges.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def activation_quantizers(prepared: GraphModule) -> list[Any]:
-    """Return the fake quantizers that stand in the graph itself, each once; those of weights are inside of layers."""
+    """Return the fake quantizers called by the graph itself, each once; those of weights are inside the layers."""
     modules = dict(prepared.named_modules(remove_duplicate=False))
     called = [modules[str(node.target)] for node in prepared.graph.nodes if node.op == "call_module"]
     return list({id(module): module for module in called if isinstance(module, FakeQuantizeBase)}.values())
@@ -28,7 +28,7 @@ def activation_quantizers(prepared: GraphModule) -> list[Any]:
 
 @contextmanager
 def collecting_ranges(prepared: GraphModule) -> Iterator[None]:
-    """Let the network compute in float meanwhile, and the observers of activations see what passes."""
+    """Within the block, run the network in float and let the activation observers see the values."""
     _switch(prepared, quantize=False, observe=False)
     handles = [
         quantizer.register_forward_pre_hook(_observe)
@@ -43,13 +43,13 @@ def collecting_ranges(prepared: GraphModule) -> Iterator[None]:
 
 
 def start_training(prepared: GraphModule, *, observe: bool) -> None:
-    """Take the ranges over from the observers, quantize from now on, and let all parameters take gradients.
+    """Copy the ranges from the observers, enable quantization, and make all parameters trainable.
 
-    The ranges of weights follow the weights.
+    Weight ranges follow the weights.
 
     Args:
-        prepared: a network whose observers saw data; changed in place.
-        observe: whether the observers of activations go on observing.
+        prepared: a network whose observers have seen data; changed in place.
+        observe: whether the activation observers keep observing.
     """
     _switch(prepared, quantize=True, observe=True)
     for quantizer in activation_quantizers(prepared):
@@ -61,13 +61,13 @@ def start_training(prepared: GraphModule, *, observe: bool) -> None:
 
 
 def freeze_ranges(prepared: GraphModule) -> None:
-    """Stop the observers of activations; those of weights go on."""
+    """Stop the activation observers; those of weights keep running."""
     for quantizer in activation_quantizers(prepared):
         quantizer.disable_observer()
 
 
 def _observe(quantizer: Any, inputs: tuple[Any, ...]) -> None:
-    # The observer alone: the fake quantizer would search the best range of its histogram anew after every batch.
+    # Call only the observer: the fake quantizer would repeat the range search on its histogram after every batch.
     quantizer.activation_post_process(inputs[0].detach())
 
 

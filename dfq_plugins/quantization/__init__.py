@@ -1,1 +1,1 @@
-"""Takes a network through a framework's quantization: `run` calibrates, `finetune` trains as well."""
+"""Quantizes a network with one framework: `run` calibrates, `finetune` also trains."""

@@ -1,6 +1,6 @@
-"""Artifacts: written under a temporary name, run, compared with the torch model, and only then given their name.
+"""Artifacts: written under a temporary name, run, compared with the torch model, and only then renamed.
 
-A file that fails its check is kept as `<name>.rejected`, and costs neither the other artifacts nor the model.
+A file that fails its check is kept as `<name>.rejected`; the other artifacts and the model are not affected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Calibrator, InputSpec
 
 REJECTED_SUFFIX = ".rejected"
-"""Ends the name of a file that failed its check."""
+"""Suffix of a file that failed its check."""
 
 _UNWRITABLE = frozenset(
     (
@@ -44,12 +44,12 @@ _UNWRITABLE = frozenset(
 
 
 class RejectedArtifactsError(ArtifactError):
-    """An export of which at least one artifact was rejected.
+    """At least one artifact of an export was rejected.
 
     Args:
-        message: what is wrong.
-        rejected: the artifacts that are not handed over.
-        artifacts: those of the same export that passed.
+        message: description of the problem.
+        rejected: the rejected artifacts.
+        artifacts: artifacts of the same export that passed.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class RejectedArtifactsError(ArtifactError):
 
 @dataclass(frozen=True)
 class ArtifactRecipe:
-    """How to make one artifact.
+    """How to create one artifact.
 
     Args:
-        path: where it goes; the folder is created where it does not exist.
-        format: its format, for people.
-        write: writes the file under the temporary name that it is given.
+        path: final path; the folder is created if it does not exist.
+        format: human-readable name of the format.
+        write: writes the file to the temporary path that it is given.
         check: runs that file, compares it with the torch model, and returns the checks that it passed. It raises an
-            `ArtifactError` with the faults where it did not.
+            `ArtifactError` with the faults if the file fails.
     """
 
     path: Path
@@ -78,7 +78,7 @@ class ArtifactRecipe:
 
 
 def write_artifacts(recipes: Iterable[ArtifactRecipe]) -> tuple[Artifact, ...]:
-    """Make each artifact, also where an earlier one failed.
+    """Create each artifact, even if an earlier one failed.
 
     Raises:
         RejectedArtifactsError: at least one was rejected; the error names all of them, and those that passed.
@@ -98,9 +98,9 @@ def write_artifacts(recipes: Iterable[ArtifactRecipe]) -> tuple[Artifact, ...]:
 
 
 def write_artifact(recipe: ArtifactRecipe) -> Artifact:
-    """Write a file under a temporary name, check it, and give it its name.
+    """Write a file under a temporary name, check it, and rename it.
 
-    An older file of that name stays as it is until the new one has passed.
+    An existing file with that name is kept until the new one has passed.
 
     Raises:
         RejectedArtifactsError: the file cannot be written in its format, or failed its check and is now
@@ -124,26 +124,26 @@ def write_artifact(recipe: ArtifactRecipe) -> Artifact:
             ) from error
         raise _rejected(recipe, temporary, error) from error
     finally:
-        with contextlib.suppress(OSError):  # where the folder itself is none, the first error says so
+        with contextlib.suppress(OSError):  # if the folder does not exist, the first error says so
             temporary.unlink(missing_ok=True)
     return Artifact(path, recipe.format, path.stat().st_size, checks)
 
 
 def _rejected(recipe: ArtifactRecipe, temporary: Path, error: Exception) -> RejectedArtifactsError:
-    """Return the error that rejects a file, and keep the file where anything was written."""
+    """Return the error that rejects a file, and keep the file if anything was written."""
     kept = None
     with contextlib.suppress(OSError):
         if temporary.stat().st_size:
             kept = temporary.replace(recipe.path.with_name(recipe.path.name + REJECTED_SUFFIX))
     fault = environment_fault(error)
     if fault is not None:
-        reason = f"{recipe.path.name} could not be made and checked on this machine: {fault}"
+        reason = f"{recipe.path.name} could not be created and checked on this machine: {fault}"
     elif isinstance(error, DfqError):
         reason = str(error)
     else:
         reason = (
-            f"This model has no {recipe.format} form that runs: {type(error).__name__}: {error}. Rewrite what it "
-            "names, or keep the converted model in Python and do without the export."
+            f"This model has no {recipe.format} form that runs: {type(error).__name__}: {error}. Rewrite the operation "
+            "that the error names, or use the converted model in Python without exporting it."
         )
     where = "" if kept is None else f" The file was kept as {kept.name}."
     faults = error.faults if isinstance(error, ArtifactError) else ()
@@ -154,13 +154,13 @@ def _rejected(recipe: ArtifactRecipe, temporary: Path, error: Exception) -> Reje
 def export_all(
     calibrator: Calibrator, converted: nn.Module, spec: InputSpec, folder: Path
 ) -> tuple[tuple[Artifact, ...], tuple[RejectedArtifact, ...]]:
-    """Export a quantized model without ever losing it: return the artifacts that passed, and those that did not.
+    """Export a quantized model so that a failure never loses it: return passed and rejected artifacts.
 
     Args:
         calibrator: the framework's calibrator.
-        converted: what its `convert` returned.
+        converted: the model returned by its `convert`.
         spec: the network's input.
-        folder: where the artifacts go.
+        folder: folder for the artifacts.
     """
     try:
         return calibrator.export(converted, spec, folder), ()
@@ -175,10 +175,10 @@ def export_all(
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made, before any work is done for it.
+    """Reject a folder that cannot be created, before any work is done.
 
     Raises:
-        DataError: it is a file, or leads through one.
+        DataError: the folder is a file, or one of its parents is.
     """
     existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
     if existing is not None and not existing.is_dir():
@@ -191,7 +191,7 @@ class OutputAgreement:
 
     Args:
         samples: number of samples.
-        same_class: share of samples with the same first class; None where the network is not a classifier.
+        same_class: share of samples with the same top-1 class; None if the network is not a classifier.
         largest: largest difference.
         deviation: mean difference, as a share of the standard deviation of the expected outputs.
     """
@@ -215,7 +215,7 @@ def compare(expected: Any, found: Any, *, classifies: bool) -> OutputAgreement:
     Args:
         expected: output of the torch model, `(samples, ...)`: a tensor or an array.
         found: output of the artifact.
-        classifies: whether they are the logits of classes.
+        classifies: whether they are class logits.
 
     Raises:
         ArtifactError: the shapes differ.

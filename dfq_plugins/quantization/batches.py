@@ -1,4 +1,4 @@
-"""Calibration batches as every adapter takes them: each checked, on the model's device, and at least one of them."""
+"""Calibration batches for all adapters: each one checked and on the model's device, and at least one of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def checked_batches(
     batches: Iterable[torch.Tensor], spec: InputSpec, device: torch.device | str = "cpu"
 ) -> Iterator[torch.Tensor]:
-    """Yield each batch `(samples, *shape)` as float32 on `device`; empty ones are left out.
+    """Yield each batch `(samples, *shape)` as float32 on `device`; empty ones are skipped.
 
     Args:
-        batches: what the user calibrates on; read once.
+        batches: the user's calibration batches; read once.
         spec: the network's input.
-        device: where the network is.
+        device: device of the network.
 
     Raises:
-        DataError: there is no sample, or a batch has another shape or holds NaN or infinity.
+        DataError: there are no samples, or a batch has the wrong shape or contains NaN or infinity.
     """
     seen = 0
     for batch in batches:
@@ -37,5 +37,5 @@ def checked_batches(
         expected = ", ".join(map(str, ("samples", *spec.shape)))
         raise DataError(
             f"Calibration needs at least one batch, got none. Give batches of shape ({expected}); note that an "
-            "iterator that was read before gives none."
+            "iterator that was already read yields none."
         )

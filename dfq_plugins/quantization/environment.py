@@ -1,4 +1,4 @@
-"""Tells faults of the machine, such as too little memory, from faults of a model. Imports no torch."""
+"""Distinguishes problems of the machine, such as too little memory, from problems of a model. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 _PATTERNS: tuple[tuple[str, str], ...] = (
     (
         r"can't start new thread|pthread_create|Resource temporarily unavailable|thread constructor failed",
-        "threads were refused. Allow more threads, or use fewer with --threads and OMP_NUM_THREADS",
+        "no more threads could be started. Allow more threads, or use fewer with --threads and OMP_NUM_THREADS",
     ),
     (
         r"(can't|[Cc]annot|[Ff]ailed to) allocate memory|not enough memory|bad_alloc|out of memory",
-        "memory ran out. Free memory, or use fewer or smaller samples",
+        "out of memory. Free memory, or use fewer or smaller samples",
     ),
     (
         r"[Nn]o (working )?(C\+\+ )?compiler|InvalidCxxCompiler|(compiler|g\+\+|gcc|clang|cl\.exe).* not found",
@@ -22,13 +22,13 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
 
 
 def environment_fault(error: BaseException) -> str | None:
-    """Return what this machine lacks and the next step, or None where the error is not about the machine.
+    """Return the machine's problem and the next step, or None if the error is not about the machine.
 
     Args:
-        error: what was raised; its causes are looked at as well.
+        error: the raised error; its causes are checked as well.
 
     >>> environment_fault(MemoryError("64 GB"))
-    'memory ran out. Free memory, or use fewer or smaller samples (64 GB).'
+    'out of memory. Free memory, or use fewer or smaller samples (64 GB).'
     >>> environment_fault(RuntimeError("no such operator")) is None
     True
     """
@@ -41,6 +41,6 @@ def environment_fault(error: BaseException) -> str | None:
             if re.search(pattern, str(link)):
                 return f"{advice} ({text})."
         if isinstance(link, OSError):
-            return f"the operating system refused: {text}."
+            return f"the operating system reported an error: {text}."
         link = link.__cause__
     return None

@@ -1,4 +1,4 @@
-"""Number formats in words, for the command line and reports. Imports no torch."""
+"""Number formats in words, for the command line and reports. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def format_in_words(form: NumberFormat | None, *, with_range: bool = False) -> s
 
     Args:
         form: the format; None is floating point.
-        with_range: name the range as well, where it is known.
+        with_range: include the range, if it is known.
 
     >>> from dfq_plugins.types import NumberFormat
     >>> uint4 = NumberFormat(4, signed=False, symmetric=False, per_channel=False, stored_bits=8, range=(0, 2.64))

@@ -1,7 +1,7 @@
 """Compares the integers that a file computes with the values that torch rounds, tensor by tensor.
 
 An integer is right if it is a correct rounding of torch's value. The sums of a convolution differ in their last bits
-between two engines, so a value within `TIE` of the edge between two levels may fall on either side.
+between two engines, so a value within `TIE` of the boundary between two levels may be rounded either way.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 TIE = 0.02
-"""Distance from the edge between two levels, in steps, within which an integer may fall on either side."""
+"""Distance from the boundary between two levels, in steps, within which a value may be rounded either way."""
 
 LARGEST_SHARE = 1e-3
-"""Largest share of wrong integers in a tensor of activations."""
+"""Maximum share of wrong integers in an activation tensor."""
 
 LARGEST_CHANNEL_SHARE = 0.05
-"""Largest share of wrong integers in one channel of it, where more than `FEW` are wrong."""
+"""Maximum share of wrong integers in one of its channels, if more than `FEW` are wrong."""
 
 FEW = 2
-"""Wrong integers that a channel may have: in a channel of few values, a share says little."""
+"""Number of wrong integers that a channel may always have: with few values, a share says little."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class IntegerAgreement:
 
     Args:
         name: name of the tensor.
-        count: how many integers were compared.
-        equal: how many are equal to torch's.
-        wrong: how many are not a correct rounding of torch's values.
+        count: number of integers compared.
+        equal: number of integers equal to torch's.
+        wrong: number of integers that are not a correct rounding of torch's values.
         largest: the largest difference, in steps.
         worst_channel: wrong integers and size of the channel with the largest share of wrong ones.
         exact: whether a single wrong integer is a fault, as in weights.
@@ -53,7 +53,7 @@ class IntegerAgreement:
 
     @property
     def agrees(self) -> bool:
-        """Whether no more integers are wrong than float arithmetic explains."""
+        """Whether float arithmetic can explain the number of wrong integers."""
         if self.exact:
             return self.wrong == 0
         wrong, size = self.worst_channel
@@ -67,15 +67,15 @@ class IntegerAgreement:
 def compare_integers(
     name: str, found: Array, levels: Array, *, lowest: float, highest: float, channel_axis: int | None = None
 ) -> IntegerAgreement:
-    """Compare integers with the values that they stand for.
+    """Compare integers with the values that they represent.
 
     Args:
-        name: what to call the tensor.
+        name: name of the tensor in reports.
         found: the integers of the file.
         levels: torch's values before rounding, divided by the step; of the same shape.
-        lowest: lowest level; values below it are cut off.
-        highest: highest level.
-        channel_axis: axis of the channels, which are then judged one by one as well.
+        lowest: lowest level; values below it are clipped.
+        highest: highest level; values above it are clipped.
+        channel_axis: channel axis; if given, each channel is checked separately as well.
 
     >>> compare_integers("conv.input", np.array([1, 2, 9]), np.array([0.6, 1.499, 7.2]), lowest=-8, highest=7).wrong
     1
@@ -90,7 +90,7 @@ def compare_integers(
 
 
 def compare_weights(name: str, found: Array, expected: Array, step: Array) -> IntegerAgreement:
-    """Compare the weights of a file, as it dequantizes them, with torch's fake-quantized ones.
+    """Compare the dequantized weights of a file with torch's fake-quantized ones.
 
     Args:
         name: name of the layer.
@@ -106,7 +106,7 @@ def compare_weights(name: str, found: Array, expected: Array, step: Array) -> In
 
 
 def merged(parts: Iterable[IntegerAgreement]) -> IntegerAgreement:
-    """Add up the comparisons of one tensor over several batches."""
+    """Merge the comparisons of one tensor over several batches."""
     total, *others = parts
     for part in others:
         total = IntegerAgreement(
@@ -122,7 +122,7 @@ def merged(parts: Iterable[IntegerAgreement]) -> IntegerAgreement:
 
 
 def _worst(wrong: Array, axis: int | None) -> tuple[int, int]:
-    """Return wrong integers and size of the worst channel."""
+    """Return the number of wrong integers and the size of the worst channel."""
     if axis is None or axis >= wrong.ndim or not wrong.any():
         return 0, 1
     by_channel = np.moveaxis(wrong, axis, 0).reshape(wrong.shape[axis], -1)

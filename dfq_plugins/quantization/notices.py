@@ -1,4 +1,4 @@
-"""Silences, one by one and by their text, notices of frameworks that are for their own developers."""
+"""Silences individual warnings, matched by text, that frameworks emit for their own developers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Notice(NamedTuple):
-    """A warning that says nothing about the user's model.
+    """A warning that does not concern the user's model.
 
     Args:
-        message: regular expression that its text begins with.
-        category: its class, or a base of it.
-        module: regular expression for the module that gives it; empty for any.
+        message: regular expression that matches the beginning of its text.
+        category: its class, or a base class.
+        module: regular expression for the module that emits it; empty for any.
     """
 
     message: str
@@ -31,7 +31,7 @@ def silenced(notices: Iterable[Notice], *, logger: str | None = None) -> Iterato
 
     Args:
         notices: the warnings.
-        logger: name of a logger that passes on errors only meanwhile, for a framework that logs its progress as
+        logger: name of a logger that only passes errors within the block, for a framework that logs its progress as
             warnings.
     """
     log = None if logger is None else logging.getLogger(logger)

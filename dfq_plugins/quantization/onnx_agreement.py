@@ -1,9 +1,9 @@
-"""Compares an ONNX file with the torch model that it was exported from, quantized tensor by quantized tensor.
+"""Compares an ONNX file with the torch model that it was exported from, one quantized tensor at a time.
 
-Each stretch of the file between two quantizers is run on torch's own integers. So every integer of the file is checked,
-and a value on the edge between two levels, which may fall on either side, does not carry its difference on through the
-network. The arithmetic is exact: ONNX Runtime without its optimizations. What the whole file computes, in exact
-arithmetic and as users run it, is reported next to it and decides nothing.
+Each section of the file between two quantizers is run on torch's integers. So every integer of the file is checked, and
+a value on the boundary between two levels, which may be rounded either way, does not propagate its difference through
+the network. The arithmetic is exact: ONNX Runtime without its optimizations. The outputs of the whole file, in exact
+arithmetic and as users run it, are also reported, but do not decide whether the file passes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 BATCH = 4
-"""Samples that run at once, to bound the memory that the integers of a whole network take."""
+"""Batch size, which bounds the memory for the integers of a whole network."""
 
 ENOUGH_INTEGERS = 20_000_000
-"""Integers after which no further batch is compared."""
+"""Number of integers after which no further batch is compared."""
 
 LARGEST_OUTPUT_DIFFERENCE = 1e-3
-"""Largest difference of an output, as a share of the largest output, when its layer starts from torch's integers."""
+"""Maximum difference of an output, as a share of the largest output, when its layer starts from torch's integers."""
 
 SCALE_TOLERANCE = 1e-5
-"""Largest relative difference of two scales that count as the same: they may be computed in another order."""
+"""Maximum relative difference of two scales that count as equal: they may be computed in a different order."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class TorchTensor:
 
     Args:
         name: name of its quantizer.
-        values: its values before they are rounded.
+        values: its values before rounding.
         scale: the step, which broadcasts to `values`.
-        zero_point: the integer of the value 0.
+        zero_point: the integer that represents the value 0.
         lowest: lowest integer.
         highest: highest integer.
     """
@@ -60,7 +60,7 @@ class TorchTensor:
 
     @property
     def levels(self) -> Array:
-        """Values in steps, before they are rounded."""
+        """Values in steps, before rounding."""
         return self.values / self.scale + np.float32(self.zero_point)
 
     @property
@@ -85,16 +85,16 @@ class TorchRun:
 
 @dataclass(frozen=True)
 class OnnxAgreement:
-    """What the comparison of a file with torch found.
+    """Result of comparing a file with torch.
 
     Args:
-        tensors: the integers of each activation, in torch's order.
-        weights: those of each layer's weight.
+        tensors: agreement of each activation's integers, in torch's order.
+        weights: agreement of each layer's weight.
         missing: names of torch's quantizers without a counterpart in the file.
-        scales: names of those whose scale in the file is another one, with both scales in words.
-        output: largest difference of the outputs, as a share of the largest output, each computed from torch's integers
-            in front of it.
-        expected: torch's first output on the samples that were compared.
+        scales: quantizers whose scale differs in the file, each as text with both scales.
+        output: largest difference of the outputs, as a share of the largest output, when the last layers start from
+            torch's integers.
+        expected: torch's first output on the compared samples.
     """
 
     tensors: tuple[IntegerAgreement, ...]
@@ -106,11 +106,11 @@ class OnnxAgreement:
 
     @property
     def samples(self) -> int:
-        """Number of samples that were compared."""
+        """Number of samples compared."""
         return len(self.expected)
 
     def faults(self) -> tuple[str, ...]:
-        """Say what disagrees by more than rounding explains; empty for a sound file."""
+        """Return the disagreements that rounding cannot explain; empty for a correct file."""
         found = [f"{name}: the file does not quantize it" for name in self.missing]
         found += self.scales
         found += [str(part) for part in (*self.weights, *self.tensors) if not part.agrees]
@@ -138,7 +138,7 @@ def compare_file(
     """Compare a file with the torch model.
 
     Args:
-        model: the file's `onnx.ModelProto`, in operators that ONNX Runtime has.
+        model: the file's `onnx.ModelProto`, with operators that ONNX Runtime supports.
         quantizers: its quantized tensors.
         weights: the weights that the torch model quantizes.
         run_torch: runs the torch model on a batch of `inputs`.
@@ -184,7 +184,7 @@ def compare_file(
         first = following
         expected = run_torch(first)
         if len(expected.activations) != len(pairs):
-            break  # a forward that depends on the values; the first batch was compared
+            break  # the forward pass depends on the values; the first batch was compared
     compared = tuple(merged(group) for _, group in sorted(parts.items()))
     found_weights, missing_weights = _compare_weights(weights, quantizers, whole)
     missing = [tensor.name for tensor, pair in zip(expected.activations, pairs, strict=False) if pair is None]
@@ -201,15 +201,15 @@ def compare_file(
 def match(
     quantizers: Sequence[FileQuantizer], tensors: Sequence[TorchTensor], computed_alone: Mapping[str, Array]
 ) -> list[FileQuantizer | None]:
-    """Find, for each tensor that torch quantizes, the quantizer of the file that does the same.
+    """Find, for each tensor that torch quantizes, the corresponding quantizer in the file.
 
-    It has the same shape and scale, and of several such the one whose integers are closest. Exporters merge equal
-    quantizers of one tensor, so that one of the file may serve for several. Where none has the scale, the next one of
-    the shape that is left over is taken: its scale is then the fault.
+    It has the same shape and scale; if there are several, the one with the closest integers is chosen. Exporters merge
+    equal quantizers of a tensor, so one quantizer in the file may match several in torch. If none has the scale, the
+    next unused one with the right shape is chosen: its scale is then reported as a fault.
 
     Args:
-        quantizers: those of activations in the file, in order.
-        tensors: what torch quantized, in order.
+        quantizers: activation quantizers in the file, in order.
+        tensors: tensors that torch quantized, in order.
         computed_alone: the integers that the whole file computes on the same inputs, by name.
     """
     found: list[FileQuantizer | None] = []
@@ -235,7 +235,7 @@ def match(
 
 
 def _run_whole(model: Any, quantizers: Sequence[FileQuantizer], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run the file as it is; return the integers of activations and the values of what it stores, by name."""
+    """Run the unmodified file; return the integers of activations and the values of stored tensors, by name."""
     wanted = [
         (quantizer.values, TensorProto.FLOAT) if quantizer.constant else (quantizer.integers, quantizer.element_type)
         for quantizer in quantizers
@@ -247,7 +247,7 @@ def _run_whole(model: Any, quantizers: Sequence[FileQuantizer], feeds: Mapping[s
 def _compare_weights(
     weights: Sequence[TorchTensor], quantizers: Iterable[FileQuantizer], whole: Mapping[str, Array]
 ) -> tuple[tuple[IntegerAgreement, ...], tuple[str, ...]]:
-    """Compare each weight with the one of its shape and scale that the file stores; return also those without one."""
+    """Compare each weight with the stored one that has its shape and scale; also return the names of missing ones."""
     left = [quantizer for quantizer in quantizers if quantizer.constant]
     found: dict[str, IntegerAgreement] = {}
     for exact in (True, False):
@@ -270,11 +270,11 @@ def _other_scales(pairs: Sequence[FileQuantizer | None], tensors: Sequence[Torch
     for pair, tensor in zip(pairs, tensors, strict=False):
         if pair is not None and not _same(pair.scale, tensor.scale):
             scales = f"{_first(pair.scale):.6g} in the file, {_first(tensor.scale):.6g} in torch"
-            yield f"{tensor.name}: another scale, {scales}"
+            yield f"{tensor.name}: different scale, {scales}"
 
 
 def batches_for(model: Any, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield batches of the size that the file takes; of a few samples where it takes any."""
+    """Yield batches of the size that the file accepts; of a few samples if it accepts any size."""
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     size = axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else BATCH
     size = min(size, len(inputs)) if not axis.HasField("dim_value") else size

@@ -1,4 +1,4 @@
-"""The checks that an ONNX file passes before it is handed over, and what is reported in addition."""
+"""The checks that an exported ONNX file must pass, and figures that are only reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dfq_plugins.quantization.onnx_quantizers import FileQuantizer
 
 SHOWN_FAULTS = 5
-"""Faults that an error message names; the record holds all of them."""
+"""Number of faults that an error message names; the record contains all of them."""
 
 
 def check_onnx(
@@ -37,24 +37,24 @@ def check_onnx(
     """Compare a file with the torch model; see `onnx_agreement`.
 
     Args:
-        model: the file's `onnx.ModelProto`, in operators that ONNX Runtime has.
+        model: the file's `onnx.ModelProto`, with operators that ONNX Runtime supports.
         quantizers: its quantized tensors.
         weights: the weights that the torch model quantizes.
         run_torch: runs the torch model on a batch of `inputs`.
         inputs: `(samples, *shape)`.
-        classifies: whether the outputs are the logits of classes.
-        as_users_run: also report what ONNX Runtime's default session computes. It does not decide: fused kernels
-            differ from processor to processor.
+        classifies: whether the outputs are class logits.
+        as_users_run: also report what ONNX Runtime's default session computes. This cannot fail the check: fused
+            kernels differ from processor to processor.
 
     Raises:
-        ArtifactError: the file cannot be run, or differs by more than rounding explains; it names each layer.
+        ArtifactError: the file cannot be run, or differs by more than rounding explains; the message names the layers.
     """
     agreement = compare_file(model, quantizers, weights, run_torch, inputs)
     faults = agreement.faults()
     if faults:
         more = f"; and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
         raise ArtifactError(
-            f"The file does not compute what the torch model does: {'; '.join(faults[:SHOWN_FAULTS])}{more}. In all, "
+            f"The file does not compute what the torch model does: {'; '.join(faults[:SHOWN_FAULTS])}{more}. Overall, "
             f"{agreement}. Use the converted torch model, and report this.",
             faults=faults,
         )
@@ -67,14 +67,16 @@ def check_onnx(
     if not as_users_run:
         return checks
     try:
-        told = str(compare(agreement.expected, _run(model, default_session(program), compared), classifies=classifies))
+        outcome = str(
+            compare(agreement.expected, _run(model, default_session(program), compared), classifies=classifies)
+        )
     except ArtifactError as error:
-        told = str(error)
-    return (*checks, Check("whole file, ONNX Runtime's defaults on this processor, for information", told))
+        outcome = str(error)
+    return (*checks, Check("whole file, ONNX Runtime's defaults on this processor, for information", outcome))
 
 
 def _run(model: Any, session: Any, inputs: torch.Tensor) -> Any:
-    """Return the first output on all inputs, also run on a single one where the file takes any number."""
+    """Return the first output on all inputs; also run a single input if the file accepts any batch size."""
     name = model.graph.input[0].name
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
     batches = list(batches_for(model, inputs)) if fixed else [inputs]

@@ -1,4 +1,4 @@
-"""Finds the quantized tensors in an ONNX graph of standard QuantizeLinear and DequantizeLinear nodes."""
+"""Finds the quantized tensors in an ONNX graph with standard QuantizeLinear and DequantizeLinear nodes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FileQuantizer:
     Args:
         integers: name of the tensor that holds its integers.
         values: name of the tensor that holds the same values, dequantized.
-        scale: the step, one or one per channel.
-        element_type: `onnx.TensorProto` type of the integers; float where another format stores them as such.
+        scale: the step, one per tensor or one per channel.
+        element_type: `onnx.TensorProto` type of the integers; float if the format stores them as floats.
         constant: whether it is stored in the file, as weights and biases are.
     """
 
@@ -47,7 +47,7 @@ def constants_of(graph: Any) -> dict[str, Array]:
 
 
 def qdq_quantizers(graph: Any) -> Iterator[FileQuantizer]:
-    """Yield the tensors that DequantizeLinear nodes read, each once; a Clip of the integers may stand before them."""
+    """Yield the tensors that DequantizeLinear nodes read, each once, possibly after a Clip of the integers."""
     constants = constants_of(graph)
     producers = {name: node for node in graph.node for name in node.output}
     seen = set()
@@ -67,9 +67,9 @@ def qdq_quantizers(graph: Any) -> Iterator[FileQuantizer]:
 
 
 def cut_at(model: Any, quantizers: Sequence[FileQuantizer]) -> bytes:
-    """Return a copy of a model in which the integers of each quantizer are an input, and an output under another name.
+    """Return a copy of a model in which each quantizer's integers are an input, and an output under a new name.
 
-    So each stretch between two quantizers runs on integers that are fed to it.
+    So each section between two quantizers runs on integers that are fed to it.
     """
     cut = onnx.ModelProto()
     cut.CopyFrom(model)
@@ -85,7 +85,7 @@ def cut_at(model: Any, quantizers: Sequence[FileQuantizer]) -> bytes:
 
 
 def exposed(model: Any, tensors: Sequence[tuple[str, int]]) -> bytes:
-    """Return a copy of a model with more outputs: names of tensors with their element types."""
+    """Return a copy of a model with additional outputs, given as tensor names with element types."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     present = {value.name for value in copied.graph.output}
@@ -96,7 +96,7 @@ def exposed(model: Any, tensors: Sequence[tuple[str, int]]) -> bytes:
 
 
 def computed(name: str) -> str:
-    """Return the name under which a cut model puts out what it computes for a tensor that it is fed."""
+    """Return the output name under which a cut model returns its own result for a tensor that it is fed."""
     return f"{name} (computed)"
 
 
@@ -110,7 +110,7 @@ _MOVES = frozenset(("QuantizeLinear", "Clip", "Transpose", "Identity", "Cast", "
 
 
 def _is_constant(tensor: str, constants: dict[str, Array], producers: dict[str, Any]) -> bool:
-    """Whether a tensor is stored in the file, or is a stored one that was quantized or moved."""
+    """Return whether a tensor is stored in the file, or is a stored one that was quantized or moved."""
     while tensor not in constants:
         node = producers.get(tensor)
         if node is None or node.op_type not in _MOVES:

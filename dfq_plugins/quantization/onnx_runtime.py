@@ -1,4 +1,4 @@
-"""Runs ONNX files in ONNX Runtime: exactly as they are written, or as users run them."""
+"""Runs ONNX files in ONNX Runtime: exactly as written, or with the default optimizations."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def exact_session(model: bytes | Path) -> Any:
-    """Return a session that runs each operator as it is written, in float.
+    """Return a session that runs each operator as written, in float.
 
-    The fused int8 kernels of the default session add up pairs of products in 16 bits on processors without VNNI, and
-    cut off what is larger. They round in other places, too. That says something about the processor, not the file.
+    On processors without VNNI, the fused int8 kernels of the default session add pairs of products in 16 bits, and clip
+    larger sums. They also round in other places. These differences come from the processor, not the file.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the file.
@@ -33,7 +33,7 @@ def exact_session(model: bytes | Path) -> Any:
 
 
 def default_session(model: bytes | Path) -> Any:
-    """Return a session with the optimizations that users get who set none.
+    """Return a session with the default optimizations.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the file.
@@ -42,7 +42,7 @@ def default_session(model: bytes | Path) -> Any:
 
 
 def run_session(session: Any, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
-    """Return the outputs of a session; all of them where none are named.
+    """Return the named outputs of a session, or all of them if none are named.
 
     Raises:
         ArtifactError: ONNX Runtime cannot run the file on these inputs.
@@ -51,11 +51,11 @@ def run_session(session: Any, feeds: Mapping[str, Array], outputs: Sequence[str]
         found: list[Array] = session.run(outputs, dict(feeds))
     except (MemoryError, OSError):
         raise
-    except Exception as error:  # its exceptions share no base but this
+    except Exception as error:  # its exceptions have no other common base class
         samples = len(next(iter(feeds.values())))
         raise ArtifactError(
-            f"ONNX Runtime cannot run the file on a batch of {samples}: {error}. Look for sizes, such as the batch's, "
-            "that the model's forward takes as constants."
+            f"ONNX Runtime cannot run the file on a batch of {samples}: {error}. Look for sizes, such as the batch "
+            "size, that the model's forward treats as constants."
         ) from error
     return found
 
@@ -73,7 +73,7 @@ def _session(model: bytes | Path, settings: Any) -> Any:
         return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
     except (MemoryError, OSError):
         raise
-    except Exception as error:  # its exceptions share no base but this
+    except Exception as error:  # its exceptions have no other common base class
         raise ArtifactError(
             f"ONNX Runtime cannot load the file: {error}. Use the converted torch model, and report this."
         ) from error

@@ -1,6 +1,6 @@
-"""What a calibrator knows about a model travels in the module that `prepare` returned, not in the calibrator.
+"""Stores a calibrator's state in the module that `prepare` returned, not in the calibrator.
 
-So a second calibrator object, and a deep copy of the module, work in every later step.
+So every later step also works with another calibrator object, or with a deep copy of the module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ATTRIBUTE = "_dfq_state"
 
 
 def attach_state(module: nn.Module, state: object) -> None:
-    """Keep `state` with `module`, in place of an earlier state of the same class.
+    """Store `state` with `module`, replacing an earlier state of the same class.
 
     Args:
         module: a prepared or converted module.
@@ -30,16 +30,16 @@ def attach_state(module: nn.Module, state: object) -> None:
 
 
 def state_of(module: nn.Module, kind: type[State], *, calibrator: str, otherwise: str = "") -> State:
-    """Return the state of class `kind` that was attached to `module`, or to what it is a deep copy of.
+    """Return the state of class `kind` that was attached to `module`, or to the original that it is a deep copy of.
 
     Args:
-        module: what a step of the calibrator was given.
+        module: the module passed to a step of the calibrator.
         kind: class of the state.
         calibrator: name of the calibrator, for the error.
-        otherwise: what to do with a model from elsewhere, for the error: a clause without a full stop.
+        otherwise: what to do with a model from elsewhere, for the error: a clause without a period.
 
     Raises:
-        UsageError: nothing of that class is attached: the module does not come from this calibrator's `prepare`.
+        UsageError: no state of that class is attached: the module does not come from this calibrator's `prepare`.
     """
     state = _states(module).get(_key(kind)) if isinstance(module, nn.Module) else None
     if isinstance(state, kind):
@@ -51,7 +51,7 @@ def state_of(module: nn.Module, kind: type[State], *, calibrator: str, otherwise
 
 
 def require_prepared_shape(given: InputSpec, prepared: InputSpec) -> None:
-    """Require that a model is exported for the input that it was prepared for.
+    """Require that a model is exported with the input shape that it was prepared for.
 
     Raises:
         UsageError: the shapes differ.
@@ -68,7 +68,7 @@ def _key(kind: type) -> str:
 
 
 def _states(module: nn.Module) -> dict[str, Any]:
-    """Return where a module keeps its states: a deep copy of a graph module carries nothing over but its `meta`."""
+    """Return the dictionary of a module's states: a deep copy of a graph module keeps only its `meta`."""
     meta = vars(module).get("meta")
     if isinstance(meta, dict):
         return meta

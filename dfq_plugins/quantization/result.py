@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuantizationRun:
-    """A quantized model with everything that is known about it.
+    """A quantized model with its coverage, artifacts and agreement.
 
     Args:
-        model: the framework's native object.
+        model: the framework's native model.
         calibrator: name of the calibrator.
         recipe: bit widths.
         coverage: which layers are quantized and how, and what stays in float.
         artifacts: exported files, each checked.
         rejected: exports that failed, and the files that failed their check, each with the reason.
-        agreement: share of the calibration inputs on which float and quantized model name the same class; NaN where
-            the network is no classifier.
+        agreement: share of the calibration inputs on which the float and the quantized model predict the same class;
+            NaN if the network is not a classifier.
     """
 
     model: nn.Module

@@ -73,7 +73,7 @@ def run_quantization(
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> QuantizationRun:
-    """Quantize a model after training, with one framework's own observers, kernels and export.
+    """Quantize a model after training, with one framework's observers, kernels and export.
 
     Args:
         model: trained float network; not changed.

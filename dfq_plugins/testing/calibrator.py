@@ -25,21 +25,21 @@ _RUNS = pytest.StashKey[dict[tuple[type, str], QuantizedRun]]()
 
 
 class CalibratorContract:
-    """Tests that every `Calibrator` passes. Subclass it, and give the fixture `calibrator`.
+    """Tests that every `Calibrator` must pass. Subclass it and define the fixture `calibrator`.
 
-    The network is the trained digits classifier of `dfq demo`, the inputs are smooth noise in its valid range. Override
-    `model`, `spec` and `samples` together for a framework that needs another kind of network, `recipe` for one without
-    8 bits.
+    The network is the trained digits classifier of `dfq demo`, and the inputs are smooth noise in its valid range.
+    Override `model`, `spec` and `samples` together for a framework that needs a different kind of network, and `recipe`
+    for one that does not support 8 bits.
 
     Attributes:
-        least_agreement: share of samples on which the quantized network names the float network's class.
+        least_agreement: minimum share of samples on which the quantized network predicts the float network's class.
     """
 
     least_agreement: ClassVar[float] = 0.8
 
     @pytest.fixture
     def calibrator(self) -> Calibrator:
-        """Return the calibrator under test; every subclass gives its own."""
+        """Return the calibrator under test; every subclass defines it."""
         raise NotImplementedError(f"{type(self).__name__} needs a fixture 'calibrator' that returns the calibrator.")
 
     @pytest.fixture
@@ -49,32 +49,32 @@ class CalibratorContract:
 
     @pytest.fixture
     def spec(self) -> InputSpec:
-        """Return what the network takes."""
+        """Return the network's input specification."""
         return DIGITS_SPEC
 
     @pytest.fixture
     def samples(self, spec: InputSpec) -> torch.Tensor:
-        """Return inputs `(samples, *shape)` to calibrate on and to compare with."""
+        """Return inputs `(samples, *shape)` for calibration and comparison."""
         return smooth_noise(spec)
 
     @pytest.fixture
     def recipe(self) -> Recipe:
-        """Return bit widths at which the framework is close to float."""
+        """Return bit widths at which the framework is close to float accuracy."""
         return Recipe(8, 8)
 
     @pytest.fixture
     def unsupported_recipe(self) -> Recipe:
-        """Return bit widths that the framework does not have."""
+        """Return bit widths that the framework does not support."""
         return Recipe(1, 1)
 
     @pytest.fixture
     def task(self, model: nn.Module, spec: InputSpec, recipe: Recipe, samples: torch.Tensor) -> Task:
-        """Return the fixtures above as one record."""
+        """Return these fixtures as one record."""
         return Task(model, spec, recipe, samples)
 
     @pytest.fixture
     def run(self, request: pytest.FixtureRequest, calibrator: Calibrator, task: Task) -> QuantizedRun:
-        """Return one run's result; tests that only look at it share it."""
+        """Return the result of one run, shared by the tests that only read it."""
         case = (type(self), request.node.callspec.id if hasattr(request.node, "callspec") else "")
         runs = request.config.stash.setdefault(_RUNS, {})
         if case not in runs:
@@ -83,7 +83,7 @@ class CalibratorContract:
 
     @pytest.fixture(autouse=True)
     def _process_as_in_the_host(self) -> Iterator[None]:
-        """Put the process back after each test, whatever the calibrator did to it."""
+        """Restore the process state after each test, whatever the calibrator changed."""
         with preserve_global_state():
             yield
 
@@ -99,16 +99,16 @@ class CalibratorContract:
     ) -> None:
         """`prepare`, `calibrate`, `convert`, `describe`, `export`, in the host's order."""
         prepared = calibrator.prepare(task.model, task.spec, task.recipe, training=False)
-        assert isinstance(prepared, nn.Module), f"prepare() returns an nn.Module, got {type(prepared).__name__}."
+        assert isinstance(prepared, nn.Module), f"prepare() must return an nn.Module, got {type(prepared).__name__}."
         with torch.no_grad():
             calibrator.calibrate(prepared, [task.samples])
         converted = calibrator.convert(prepared)
-        assert isinstance(converted, nn.Module), f"convert() returns an nn.Module, got {type(converted).__name__}."
+        assert isinstance(converted, nn.Module), f"convert() must return an nn.Module, got {type(converted).__name__}."
         coverage = calibrator.describe(converted)
-        assert isinstance(coverage, Coverage), f"describe() returns a Coverage, got {type(coverage).__name__}."
+        assert isinstance(coverage, Coverage), f"describe() must return a Coverage, got {type(coverage).__name__}."
         artifacts = calibrator.export(converted, task.spec, tmp_path / "artifacts")
-        assert isinstance(artifacts, tuple), f"export() returns a tuple of Artifact, got {type(artifacts).__name__}."
-        assert all(isinstance(artifact, Artifact) for artifact in artifacts), "export() returns Artifact records."
+        assert isinstance(artifacts, tuple), f"export() must return a tuple, got {type(artifacts).__name__}."
+        assert all(isinstance(artifact, Artifact) for artifact in artifacts), "export() must return Artifact records."
 
     def test_the_callers_model_stays_as_it_is(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
         """Weights, buffers, classes, modes, hooks, requires_grad."""
@@ -116,76 +116,79 @@ class CalibratorContract:
         converted = self.quantized(calibrator, task)
         calibrator.export(converted, task.spec, tmp_path / "artifacts")
         changed = differing(before, model_state(task.model))
-        assert not changed, f"The caller's model stays as it is, but {changed[:5]} changed. Work on copy.deepcopy()."
+        assert not changed, f"The caller's model must not change, but {changed[:5]} did. Work on copy.deepcopy()."
 
     def test_the_process_stays_as_it_is(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
-        """Default dtype, grad mode, quantized engine, and the names in `torch`, `torch.nn` and its functional.
+        """Default dtype, grad mode, quantized engine, and the names in `torch`, `torch.nn` and `torch.nn.functional`.
 
-        The random states are the host's to keep: frameworks draw from them.
+        The host restores the random states, because frameworks draw from them.
         """
         before = {name: value for name, value in process_state().items() if not name.endswith("random state")}
         converted = self.quantized(calibrator, task)
         calibrator.export(converted, task.spec, tmp_path / "artifacts")
         changed = differing(before, process_state())
         assert not changed, (
-            f"The process stays as it is, but {changed[:5]} changed. Put back what the framework patches."
+            f"The process state must not change, but {changed[:5]} did. Restore what the framework patches."
         )
 
     def test_the_quantized_model_takes_any_batch_size(self, run: QuantizedRun, task: Task) -> None:
-        """One sample and many, with finite outputs of the float model's shape."""
+        """Both one sample and many give finite outputs with the float model's shape."""
         for inputs in (task.samples, task.samples[:1]):
             expected, found = outputs(task.model, inputs), outputs(run.converted, inputs)
             assert found.shape == expected.shape, (
-                f"The quantized model returns outputs of the float model's shape, {tuple(expected.shape)}, got "
+                f"The quantized model's outputs must have the float model's shape, {tuple(expected.shape)}, got "
                 f"{tuple(found.shape)}."
             )
-            assert bool(found.isfinite().all()), "The quantized model's outputs are finite."
+            assert bool(found.isfinite().all()), "The quantized model's outputs must be finite."
 
     def test_the_quantized_model_agrees_with_the_float_model(self, run: QuantizedRun, task: Task) -> None:
-        """The same class for most samples."""
+        """Both predict the same class for most samples."""
         same = outputs(task.model, task.samples).flatten(1).argmax(1) == outputs(run.converted, task.samples).flatten(
             1
         ).argmax(1)
         agreement = same.float().mean().item()
         assert agreement >= self.least_agreement, (
-            f"At {task.recipe} the quantized model names the float model's class for at least "
+            f"At {task.recipe} the quantized model must predict the float model's class for at least "
             f"{self.least_agreement:.0%} of {len(task.samples)} samples, got {agreement:.0%}."
         )
 
     def test_the_quantized_model_is_no_float_model(self, run: QuantizedRun, task: Task) -> None:
-        """Rounding shows in its outputs."""
+        """Its outputs show rounding."""
         same = torch.allclose(
             outputs(task.model, task.samples), outputs(run.converted, task.samples), rtol=1e-4, atol=1e-5
         )
         assert not same, (
-            f"At {task.recipe} outputs differ by rounding, but they are the float model's: nothing is quantized."
+            f"At {task.recipe} outputs must differ by rounding, but they equal the float model's: nothing is quantized."
         )
 
     def test_the_ranges_come_from_the_data(self, calibrator: Calibrator, task: Task) -> None:
-        """Inputs without contrast give other ranges, so another quantized network."""
+        """Inputs with low contrast give other ranges, and so a different quantized network."""
         first, second = (
             outputs(self.quantized(calibrator, task, [batch]), task.samples)
             for batch in (task.samples, task.samples * 0.02)
         )
-        assert not torch.equal(first, second), "Ranges come from the data, but other batches gave the same network."
+        assert not torch.equal(first, second), (
+            "Ranges must come from the data, but different batches gave the same network."
+        )
 
     def test_the_same_data_give_the_same_model(self, calibrator: Calibrator, task: Task) -> None:
-        """One calibrator object may be used again, and keeps nothing of an earlier run."""
+        """A calibrator object may be reused, and keeps nothing from an earlier run."""
         first = outputs(self.quantized(calibrator, task), task.samples)
         self.quantized(calibrator, task, [task.samples * 0.02])
         again = outputs(self.quantized(calibrator, task), task.samples)
         assert torch.equal(first, again), (
-            "The same data give the same quantized model, also after another run. Keep nothing in the calibrator that "
-            "belongs to one model."
+            "The same data must give the same quantized model, even after another run. Do not store state of one model "
+            "in the calibrator."
         )
 
     def test_batches_may_be_a_generator_of_uneven_sizes(self, calibrator: Calibrator, task: Task) -> None:
-        """Read once, and the last batch is smaller."""
+        """They can be read only once, and the last batch is smaller."""
         converted = self.quantized(calibrator, task, iter(torch.split(task.samples, 24)))
-        assert bool(outputs(converted, task.samples).isfinite().all()), "The quantized model's outputs are finite."
+        finite = bool(outputs(converted, task.samples).isfinite().all())
+        assert finite, "The quantized model's outputs must be finite."
 
     def test_another_calibrator_object_continues(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
-        """What a later step needs travels in the module that `prepare` returned, not in the calibrator."""
+        """State for later steps is stored in the module that `prepare` returned, not in the calibrator."""
         second, third = copy.deepcopy(calibrator), copy.deepcopy(calibrator)
         expected = outputs(self.quantized(calibrator, task), task.samples)
         prepared = calibrator.prepare(task.model, task.spec, task.recipe, training=False)
@@ -193,35 +196,38 @@ class CalibratorContract:
             second.calibrate(prepared, [task.samples])
         converted = third.convert(prepared)
         assert torch.equal(outputs(converted, task.samples), expected), (
-            "A second calibrator object continues where the first one stopped, but gave another model. Keep state in "
-            "the module, e.g. with dfq_plugins.quantization.prepared.attach_state."
+            "A second calibrator object must continue where the first one stopped, but gave a different model. Store "
+            "state in the module, e.g. with dfq_plugins.quantization.prepared.attach_state."
         )
-        assert third.describe(converted).quantized, "describe() of a second calibrator object lists what is quantized."
-        assert third.export(converted, task.spec, tmp_path), "export() of a second calibrator object writes artifacts."
+        coverage = third.describe(converted)
+        assert coverage.quantized, "describe() of another calibrator object must list what is quantized."
+        artifacts = third.export(converted, task.spec, tmp_path)
+        assert artifacts, "export() of another calibrator object must write artifacts."
 
     def test_deep_copies_work_in_the_later_steps(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
-        """Of what `prepare` returned, before and after `calibrate`, and of what `convert` returned."""
+        """Copies of the prepared module, before and after `calibrate`, and of the converted one."""
         expected = outputs(self.quantized(calibrator, task), task.samples)
         prepared = copy.deepcopy(calibrator.prepare(task.model, task.spec, task.recipe, training=False))
         with torch.no_grad():
             calibrator.calibrate(prepared, [task.samples])
         converted = copy.deepcopy(calibrator.convert(copy.deepcopy(prepared)))
         assert torch.equal(outputs(converted, task.samples), expected), (
-            "A deep copy of a prepared or converted model is as good as the original, but computes something else."
+            "A deep copy of a prepared or converted model must work like the original, but computes something else."
         )
         coverage = calibrator.describe(converted)
-        assert coverage.quantized, "describe() takes a deep copy of a converted model."
-        assert calibrator.export(converted, task.spec, tmp_path), "export() takes a deep copy of a converted model."
+        assert coverage.quantized, "describe() must accept a deep copy of a converted model."
+        artifacts = calibrator.export(converted, task.spec, tmp_path)
+        assert artifacts, "export() must accept a deep copy of a converted model."
 
     def test_a_model_from_elsewhere_is_a_usage_error(self, calibrator: Calibrator, task: Task) -> None:
-        """`calibrate` and `convert` take what `prepare` returned."""
+        """`calibrate` and `convert` only accept modules returned by `prepare`."""
         with refused("calibrate() of a model that was not prepared", UsageError):
             calibrator.calibrate(task.model, [task.samples])
         with refused("convert() of a model that was not prepared", UsageError):
             calibrator.convert(task.model)
 
     def test_another_input_shape_is_not_exported(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
-        """The specification is that of `prepare`."""
+        """The input shape must be the one given to `prepare`."""
         converted = self.quantized(calibrator, task)
         other = InputSpec((task.spec.channels + 1, *task.spec.shape[1:]))
         with refused("export() with another input shape", UsageError):
@@ -229,7 +235,7 @@ class CalibratorContract:
 
     @pytest.mark.parametrize("wrong", ["no batch", "another shape", "not finite"])
     def test_unusable_data_are_refused(self, calibrator: Calibrator, task: Task, wrong: str) -> None:
-        """With a `DataError`, rather than a network of meaningless ranges; see `InputSpec.check_batch`."""
+        """They raise a `DataError` instead of giving a network with meaningless ranges; see `InputSpec.check_batch`."""
         batches = {
             "no batch": [],
             "another shape": [task.samples.new_zeros(4, task.spec.channels + 1, *task.spec.shape[1:])],
@@ -247,12 +253,12 @@ class CalibratorContract:
     def test_an_unsupported_recipe_is_a_usage_error(
         self, calibrator: Calibrator, task: Task, unsupported_recipe: Recipe
     ) -> None:
-        """At once, in `prepare`, naming the widths."""
+        """It is raised early, in `prepare`, and names the bit widths."""
         with refused(f"prepare() for {unsupported_recipe}", UsageError) as caught:
             calibrator.prepare(task.model, task.spec, unsupported_recipe, training=False)
         error = str(caught[0])
         bits = str(unsupported_recipe.weight_bits)
-        assert bits in error, f"The error names the widths asked for, {unsupported_recipe}, got: {error}"
+        assert bits in error, f"The error must name the requested bit widths, {unsupported_recipe}, got: {error}"
 
     def test_training_is_refused_or_reaches_the_weights(self, calibrator: Calibrator, task: Task) -> None:
         """`prepare(training=True)` raises a UsageError, or returns a network that gradients flow through."""
@@ -264,52 +270,52 @@ class CalibratorContract:
             calibrator.calibrate(prepared, [task.samples])
         prepared.train()(task.samples).square().mean().backward()
         moved = [name for name, parameter in prepared.named_parameters() if parameter.grad is not None]
-        assert moved, "A network prepared for training has weights that gradients reach, but none got any."
+        assert moved, "In a network prepared for training, gradients must reach the weights, but none got any."
         found = outputs(calibrator.convert(prepared), task.samples)
-        assert bool(found.isfinite().all()), "After training, convert() gives a network with finite outputs."
+        assert bool(found.isfinite().all()), "After training, convert() must return a network with finite outputs."
 
     def test_describe_names_layers_that_exist(self, run: QuantizedRun, task: Task) -> None:
-        """Layers with weights by their names in the float model, each with the number format of its weight."""
+        """Weighted layers have their names in the float model, each with the number format of its weight."""
         quantized = run.calibrator.describe(run.converted).quantized
         own = {name for name, _ in task.model.named_modules()}
         assert any(tensor.role == "weight" and tensor.name in own for tensor in quantized), (
-            "describe() lists the weight of at least one layer of the float model, got "
+            "describe() must list the weight of at least one layer of the float model, got "
             f"{[(tensor.name, tensor.role) for tensor in quantized]}."
         )
         pairs = [(tensor.name, tensor.role) for tensor in quantized]
         repeated = sorted({pair for pair in pairs if pairs.count(pair) > 1})
-        assert not repeated, f"describe() lists each tensor once, but {repeated} several times."
+        assert not repeated, f"describe() must list each tensor once, but lists {repeated} several times."
         graph = getattr(run.converted, "graph", None)
         known = (
             own | {name for name, _ in run.converted.named_modules()} | {n.name for n in getattr(graph, "nodes", ())}
         )
         strange = [tensor.name for tensor in quantized if tensor.name not in known]
-        assert not strange, f"describe() names modules or nodes that exist, but there is no {strange}."
+        assert not strange, f"describe() must name existing modules or nodes, but {strange} do not exist."
 
     def test_artifacts_are_checked_files_and_nothing_else_is_left(
         self, calibrator: Calibrator, task: Task, tmp_path: Path
     ) -> None:
-        """Each file has its size and passed a check; no temporary file stays; a second export replaces the first."""
+        """Each file has its size and a passed check; no temporary file is left; a second export replaces the first."""
         folder = tmp_path / "new" / "artifacts"
         converted = self.quantized(calibrator, task)
         calibrator.export(converted, task.spec, folder)
         artifacts = calibrator.export(converted, task.spec, folder)
-        assert artifacts, "export() writes at least one artifact, got none."
+        assert artifacts, "export() must write at least one artifact, got none."
         for artifact in artifacts:
-            assert artifact.path.is_file(), f"An artifact is a file, but there is no {artifact.path}."
+            assert artifact.path.is_file(), f"An artifact must be a file, but {artifact.path} does not exist."
             size = artifact.path.stat().st_size
             assert artifact.size_bytes == size, f"{artifact.path.name} has {size} bytes, not {artifact.size_bytes}."
-            assert artifact.checks, f"{artifact.path.name} was handed over unchecked. Run it, compare, and say so."
-            assert all(check.name and check.detail for check in artifact.checks), "A check has a name and figures."
+            assert artifact.checks, f"{artifact.path.name} was not checked. Run it, compare it, and record the check."
+            assert all(check.name and check.detail for check in artifact.checks), "A check needs a name and figures."
         found, named = {path for path in folder.rglob("*") if path.is_file()}, {a.path for a in artifacts}
         assert found == named, (
-            f"The folder holds the artifacts and nothing else, but {sorted(p.name for p in found ^ named)} differ."
+            f"The folder must contain exactly the artifacts, but {sorted(p.name for p in found ^ named)} differ."
         )
 
     def test_a_failed_export_leaves_nothing_half_written(
         self, calibrator: Calibrator, task: Task, tmp_path: Path
     ) -> None:
-        """Where a name is taken by a folder, a DfqError says so and no file stays."""
+        """If a folder already has the artifact's name, a DfqError says so and no file is left."""
         converted = self.quantized(calibrator, task)
         first, taken = tmp_path / "first", tmp_path / "taken"
         for artifact in calibrator.export(converted, task.spec, first):
@@ -317,4 +323,4 @@ class CalibratorContract:
         with refused("export() to a name that a folder has"):
             calibrator.export(converted, task.spec, taken)
         left = [path.name for path in taken.rglob("*") if path.is_file()]
-        assert not left, f"A failed export leaves no file, but {left} stayed. Remove what was begun."
+        assert not left, f"A failed export must leave no files, but left {left}. Remove unfinished files."

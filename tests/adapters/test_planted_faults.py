@@ -112,7 +112,7 @@ def test_a_weight_scale_that_is_wrong_by_five_percent(exported: Exported, tmp_pa
 def test_an_activation_scale_that_is_wrong_by_five_percent(exported: Exported, tmp_path: Path) -> None:
     name = exported.activation_quantizers()[0].input[1]
     exported.change(name, lambda scale: scale * 1.05)
-    assert "another scale" in exported.refused(tmp_path)
+    assert "different scale" in exported.refused(tmp_path)
 
 
 def test_one_channel_of_weights_that_is_off_by_one_step(exported: Exported, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_other_artifacts_are_written_all_the_same(tmp_path: Path) -> None:
         write_artifacts(recipes)
     assert [artifact.path.name for artifact in caught.value.artifacts] == ["second"]
     assert [artifact.name for artifact in caught.value.rejected] == ["first", "third"]
-    assert "This model has no text form that runs: ValueError: no such node. Rewrite what it names" in str(caught.value)
+    assert "This model has no text form that runs: ValueError: no such node. Rewrite the operation" in str(caught.value)
     assert names(tmp_path) == ["first.rejected", "second", "third.rejected"]
 
 
@@ -92,15 +92,15 @@ def test_what_could_not_be_written_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (MemoryError(), r"memory ran out"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory ran out"),
-        (RuntimeError("can't start new thread"), "threads were refused"),
-        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "threads were refused"),
+        (MemoryError(), r"out of memory\. Free"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (RuntimeError("can't start new thread"), "no more threads could be started"),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "no more threads could be started"),
         (RuntimeError("InvalidCxxCompiler: No working C++ compiler found"), r"a C\+\+ compiler is missing"),
     ],
 )
 def test_a_fault_of_the_machine_is_told_as_such(tmp_path: Path, error: Exception, told: str) -> None:
-    with pytest.raises(ArtifactError, match=f"could not be made and checked on this machine: {told}") as caught:
+    with pytest.raises(ArtifactError, match=f"could not be created and checked on this machine: {told}") as caught:
         write_artifact(recipe(tmp_path / "model", check=failing(error)))
     assert "Rewrite" not in str(caught.value)
     assert names(tmp_path) == ["model.rejected"]

@@ -1,1 +1,1 @@
-"""What the option target=finn adds: a network in FINN's operators, one quantizer per producer, and a checked file."""
+"""The option target=finn: a network built from FINN's operators, one quantizer per producer, and a checked file."""

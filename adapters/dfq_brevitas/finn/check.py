@@ -1,4 +1,4 @@
-"""Holds a QONNX file to FINN's rules, and says in a report which it passed."""
+"""Checks a QONNX file against FINN's rules, and reports which ones it passed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 8
 
 
 def check_finn_rules(path: Path) -> Check:
-    """Check a QONNX file by all of FINN's rules.
+    """Check a QONNX file against all of FINN's rules.
 
     Args:
         path: a QONNX file.
@@ -35,14 +35,14 @@ def check_finn_rules(path: Path) -> Check:
         shown = "; ".join(f"{rule}: {finding.node} {finding.detail}" for rule, finding in found[:_SHOWN])
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise ArtifactError(
-            f"A QONNX file for FINN must keep to FINN's rules, but this one breaks {len(found)}: {shown}{more}. Change "
-            "what the node was exported from, or leave target=finn out; if the network holds nothing unusual, please "
-            "report it."
+            f"A QONNX file for FINN must follow FINN's rules, but this one breaks {len(found)}: {shown}{more}. Change "
+            "the operation that the node was exported from, or leave target=finn out; if the network contains nothing "
+            "unusual, please report it."
         )
     return Check(CHECK_NAME, f"passed: {', '.join(name for name, _ in RULES)}")
 
 
 def finn_violations(model: onnx.ModelProto) -> tuple[tuple[str, Finding], ...]:
-    """Return every violation in a QONNX model with the name of its rule."""
+    """Return every violation in a QONNX model, with the name of the violated rule."""
     graph = view_graph(model.graph)
     return tuple((name, finding) for name, rule in RULES for finding in rule(graph))

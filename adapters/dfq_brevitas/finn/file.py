@@ -1,4 +1,4 @@
-"""Brings an exported QONNX graph into the form that FINN's conversion reads; each step computes the same."""
+"""Converts an exported QONNX graph to the form that FINN's conversion reads, without changing what it computes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PARAMETERS = (1, 2)  # scale and zero point of a Quant node; its width must sta
 
 
 def give_parameters_a_rank(model: ModelWrapper) -> None:
-    """Give scalar parameters of Quant nodes on constants the shape (1,), in place.
+    """Reshape the scalar parameters of Quant nodes on constants to (1,), in place.
 
-    A bias becomes `(1, channels, 1, 1)` when FINN takes it out of its convolution, and a parameter without a rank
-    cannot follow it; one of shape (1,) need not.
+    A bias becomes `(1, channels, 1, 1)` when FINN moves it out of its convolution. Scalar parameters cannot be reshaped
+    along with it; parameters of shape (1,) need not be.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -33,10 +33,10 @@ def give_parameters_a_rank(model: ModelWrapper) -> None:
 
 
 def finn_onnx(model: ModelWrapper) -> ModelWrapper:
-    """Return the graph with padding inside its convolutions and biases behind them.
+    """Return the graph with padding moved into its convolutions and biases moved after them.
 
-    FINN pads in its convolutions only. The qonnx that FINN 0.10 comes with leaves a quantized bias in its convolution,
-    and the converted network then computes something else.
+    FINN pads only in its convolutions. The qonnx version shipped with FINN 0.10 leaves a quantized bias in its
+    convolution, and the converted network then computes something else.
     """
     fold_padding(model)
     for step in (ExtractBiasFromConv(), InferShapes(), RemoveUnusedTensors(), GiveUniqueNodeNames()):
@@ -45,7 +45,7 @@ def finn_onnx(model: ModelWrapper) -> ModelWrapper:
 
 
 def fold_padding(model: ModelWrapper) -> None:
-    """Let each convolution pad its own input where a Pad node with zeros stands before it, in place."""
+    """Fold each Pad node that pads with zeros into the convolutions that read it, in place."""
     for pad in [node for node in model.graph.node if node.op_type == "Pad"]:
         amounts = _spatial_zero_padding(model, pad)
         readers = model.find_consumers(pad.output[0])
@@ -62,7 +62,7 @@ def fold_padding(model: ModelWrapper) -> None:
 
 
 def _spatial_zero_padding(model: ModelWrapper, pad: Any) -> np.ndarray[Any, Any] | None:
-    """Return what a Pad node adds in front of and behind each spatial axis, or None where it does anything else."""
+    """Return the padding before and after each spatial axis, or None if the Pad node does anything else."""
     mode = next((attribute.s for attribute in pad.attribute if attribute.name == "mode"), b"constant")
     amounts = model.get_initializer(pad.input[1])
     filling = model.get_initializer(pad.input[2]) if len(pad.input) > _SPATIAL and pad.input[2] else np.zeros(1)

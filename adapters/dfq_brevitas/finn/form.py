@@ -1,4 +1,4 @@
-"""Rewrites a traced float network in the operators that FINN has hardware for; what has no such form is refused."""
+"""Rewrites a traced float network with the operators that FINN has hardware for, and rejects all others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from dfq_brevitas.finn.modules import Concatenation
-from dfq_brevitas.finn.pools import exchange_pools
+from dfq_brevitas.finn.pools import replace_pools
 from dfq_brevitas.finn.refusals import require_finn_operations
-from dfq_brevitas.finn.shortcuts import exchange_shortcuts
+from dfq_brevitas.finn.shortcuts import replace_shortcuts
 from dfq_brevitas.grid import OnGrid
 
 if TYPE_CHECKING:
@@ -25,26 +25,26 @@ _IMAGE_RANK = 4
 
 
 def finn_form(graph: GraphModule, spec: InputSpec) -> GraphModule:
-    """Rewrite a float network in FINN's operators, in place; it computes the same.
+    """Rewrite a float network with FINN's operators, in place, without changing what it computes.
 
-    Means over a map become global average pooling, smaller averages a depthwise convolution of constant weights, the
-    sliced and padded shortcut of ResNets a 1x1 convolution.
+    Means over a map become global average pooling, smaller averages become a depthwise convolution with constant
+    weights, and the sliced and padded shortcut of ResNets becomes a 1x1 convolution.
 
     Args:
-        graph: a traced float network, BatchNorm folded.
-        spec: its input, whose shape decides which pooling covers the whole map.
+        graph: a traced float network with BatchNorm folded.
+        spec: the input, whose shape decides which pooling covers the whole map.
 
     Raises:
-        ModelError: an operation has no form in FINN; the message names each.
+        ModelError: FINN does not support an operation; the message names each one.
     """
     for node in list(graph.graph.nodes):
-        _exchange_mean(graph, node)
-        _exchange_concatenation(graph, node)
-        _exchange_moves(graph, node)
+        _replace_mean(graph, node)
+        _replace_concatenation(graph, node)
+        _replace_moves(graph, node)
     graph.recompile()
     shapes = input_shapes(graph, spec)
-    exchange_pools(graph, shapes)
-    exchange_shortcuts(graph, shapes)
+    replace_pools(graph, shapes)
+    replace_shortcuts(graph, shapes)
     graph.graph.lint()
     graph.recompile()
     require_finn_operations(graph)
@@ -52,7 +52,7 @@ def finn_form(graph: GraphModule, spec: InputSpec) -> GraphModule:
 
 
 def input_shapes(graph: GraphModule, spec: InputSpec) -> dict[str, Shape]:
-    """Run one sample of zeros and return the shape that each module reads, by the module's name."""
+    """Run one sample of zeros and return the input shape of each module, by module name."""
     found: dict[str, Shape] = {}
 
     def record(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -69,8 +69,8 @@ def input_shapes(graph: GraphModule, spec: InputSpec) -> dict[str, Shape]:
     return found
 
 
-def _exchange_mean(graph: GraphModule, node: Node) -> None:
-    """Make a mean over height and width a global average pooling."""
+def _replace_mean(graph: GraphModule, node: Node) -> None:
+    """Replace a mean over height and width with global average pooling."""
     if node.target not in ("mean", torch.mean) or len(node.all_input_nodes) != 1:
         return
     _, axes, keeps = _arguments(node, (("input", None), ("dim", None), ("keepdim", False)))
@@ -82,7 +82,7 @@ def _exchange_mean(graph: GraphModule, node: Node) -> None:
     replace_node(graph, node, pooled)
 
 
-def _exchange_concatenation(graph: GraphModule, node: Node) -> None:
+def _replace_concatenation(graph: GraphModule, node: Node) -> None:
     if node.target is not torch.cat:
         return
     parts, axis = _arguments(node, (("tensors", ()), ("dim", 0)))
@@ -93,7 +93,7 @@ def _exchange_concatenation(graph: GraphModule, node: Node) -> None:
     replace_node(graph, node, joined)
 
 
-def _exchange_moves(graph: GraphModule, node: Node) -> None:
+def _replace_moves(graph: GraphModule, node: Node) -> None:
     """Keep zero padding and nearest upsampling on the quantization grid."""
     if node.target is nn.functional.interpolate:
         _, size, factor, mode = _arguments(
@@ -113,19 +113,19 @@ def _exchange_moves(graph: GraphModule, node: Node) -> None:
 
 
 def _arguments(node: Node, names: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
-    """Return a call's arguments by name, whether given by position or keyword, with their defaults."""
+    """Return a call's arguments, whether positional or keyword, with their defaults."""
     given = dict(zip((name for name, _ in names), node.args, strict=False)) | dict(node.kwargs)
     return tuple(given.get(name, default) for name, default in names)
 
 
 def insert_module(graph: GraphModule, node: Node, name: str, module: nn.Module, *, source: Node | None = None) -> Node:
-    """Call a new module in front of a node, on another node's output or on what the node itself reads."""
+    """Call a new module in front of a node, on the output of `source`, or on the node's input if there is none."""
     graph.add_module(name, module)
     with graph.graph.inserting_before(node):
         return graph.graph.call_module(name, (source or node.all_input_nodes[0],))
 
 
 def replace_node(graph: GraphModule, node: Node, other: Node) -> None:
-    """Let all readers of a node read another one, and remove it."""
+    """Make all readers of a node read another one, and remove the node."""
     node.replace_all_uses_with(other)
     graph.graph.erase_node(node)

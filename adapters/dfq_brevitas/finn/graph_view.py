@@ -1,4 +1,4 @@
-"""An exported graph as FINN's rules read it: who makes each tensor, who reads it, and which values are constant."""
+"""An exported graph as FINN's rules read it: producer and readers of each tensor, and the constant values."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 QUANTIZERS = ("Quant", "BipolarQuant")
 MOVES = ("Pad", "MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Resize", "Upsample")
-"""Operators whose output values are some of their input's, or zero."""
+"""Operators whose output values are input values or zero."""
 
 
 @dataclass(frozen=True)
 class GraphView:
-    """One ONNX graph, indexed by tensor names.
+    """An ONNX graph, indexed by tensor names.
 
     Args:
         nodes: the nodes in order.
-        producers: the node that makes each tensor.
+        producers: the node that produces each tensor.
         readers: the nodes that read each tensor.
         constants: the initializers.
-        shapes: the sizes of each tensor; None where one is not known.
+        shapes: the sizes of each tensor; unknown ones are None.
         inputs: names of the graph's inputs.
         outputs: names of the graph's outputs.
     """
@@ -47,7 +47,7 @@ class GraphView:
         return (node for node in self.nodes if node.op_type in kinds)
 
     def is_constant(self, tensor: str) -> bool:
-        """Tell whether a tensor is an initializer, or one behind a quantizer."""
+        """Return whether a tensor is an initializer or a quantized initializer."""
         producer = self.producers.get(tensor)
         if producer is not None and producer.op_type in QUANTIZERS:
             return producer.input[0] in self.constants

@@ -1,4 +1,4 @@
-"""Operations that FINN has no hardware for, as convolutions and moves that it has; each computes exactly the same."""
+"""Exact equivalents, built from FINN's operations, of operations that FINN has no hardware for."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _SELECTING_WEIGHTS = scaled_int.Int8WeightPerTensorFloat.let(
 
 
 class ChannelSelection(quant_nn.QuantConv2d):  # type: ignore[misc]  # Brevitas is untyped
-    """A 1x1 convolution that strides over a map and puts zero channels around its own.
+    """A 1x1 convolution that strides over a map and pads its channels with zero channels.
 
-    This is the shortcut of ResNets with option A (He et al. 2015, section 3.3), which slices and pads otherwise. Its
-    weights are 0 and 1 at a scale of 1, so that the output is on the input's grid. They are a buffer: nothing trains or
-    corrects them.
+    It replaces the shortcut of ResNets with option A (He et al. 2015, section 3.3), which slices and pads. Its weights
+    are 0 and 1 at a scale of 1, so the output is on the input's grid. They are a buffer, so they are neither trained
+    nor corrected.
 
     Args:
         channels: channels of the input `(batch, channels, height, width)`.
-        before: zero channels in front of them.
-        after: zero channels behind them.
-        stride: step down and across.
+        before: zero channels before them.
+        after: zero channels after them.
+        stride: vertical and horizontal step.
     """
 
     def __init__(self, channels: int, before: int, after: int, stride: tuple[int, int]) -> None:
@@ -41,7 +41,7 @@ class ChannelSelection(quant_nn.QuantConv2d):  # type: ignore[misc]  # Brevitas 
         self.register_buffer("weight", selection)
 
     def forward(self, inputs: Any) -> Any:
-        """Select; a quantized tensor keeps its scale."""
+        """Select the channels; a quantized tensor keeps its scale."""
         if isinstance(inputs, QuantTensor):
             return inputs.set(value=super().forward(inputs.value))
         return super().forward(inputs)
@@ -50,18 +50,18 @@ class ChannelSelection(quant_nn.QuantConv2d):  # type: ignore[misc]  # Brevitas 
 class Averaging(nn.Conv2d):
     """A depthwise convolution whose weights are all 1/(height x width) of its kernel: an average pooling.
 
-    A class of its own, because its weights need two bits whatever the recipe says.
+    It is a separate class because its weights need two bits, regardless of the recipe.
     """
 
 
 class QuantAveraging(quant_nn.QuantConv2d):  # type: ignore[misc]  # Brevitas is untyped
-    """What Brevitas's quantizers make of an `Averaging`."""
+    """The quantized version of `Averaging`."""
 
 
 def averaging(
     channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int] = (0, 0)
 ) -> Averaging:
-    """Return the convolution that computes `nn.AvgPool2d(kernel, stride, padding)` on maps with so many channels.
+    """Return the convolution that computes `nn.AvgPool2d(kernel, stride, padding)` on maps with `channels` channels.
 
     >>> maps = torch.randn(2, 3, 8, 8)
     >>> bool(torch.allclose(averaging(3, (2, 4), (2, 4))(maps), nn.AvgPool2d((2, 4))(maps), atol=1e-6))
@@ -74,7 +74,7 @@ def averaging(
 
 
 class Concatenation(nn.Module):
-    """Concatenates tensors whose quantizers share one scale; the result keeps the first one's."""
+    """Concatenates tensors whose quantizers share one scale; the result keeps the quantization of the first."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Average pooling as FINN has it: over the whole map, or as a depthwise convolution of constant weights."""
+"""Average pooling as FINN supports it: over the whole map, or as a depthwise convolution with constant weights."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 _GLOBAL = (1, 1)
 
 
-def exchange_pools(graph: GraphModule, shapes: dict[str, Shape]) -> None:
-    """Exchange the average poolings of a float network, in place; what cannot be exchanged stays.
+def replace_pools(graph: GraphModule, shapes: dict[str, Shape]) -> None:
+    """Replace the average poolings of a float network, in place; unsupported ones are left as they are.
 
     Args:
         graph: a float network.
-        shapes: what each module reads, `(batch, channels, height, width)`, by its name.
+        shapes: input shape of each module, `(batch, channels, height, width)`, by module name.
     """
     for name, module in list(graph.named_modules()):
         if isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d)) and name in shapes:
             channels, *size = shapes[name][-3:]
-            new = _exchanged(module, channels, (size[0], size[1]))
+            new = _replacement(module, channels, (size[0], size[1]))
             if new is not None:
                 graph.set_submodule(name, new)
 
 
-def _exchanged(module: nn.Module, channels: int, size: Pair) -> nn.Module | None:
+def _replacement(module: nn.Module, channels: int, size: Pair) -> nn.Module | None:
     window = _adaptive_window(module, size) if isinstance(module, nn.AdaptiveAvgPool2d) else _window(module)
     if window is None:
         return None
@@ -45,7 +45,7 @@ def _exchanged(module: nn.Module, channels: int, size: Pair) -> nn.Module | None
 
 
 def _adaptive_window(module: nn.AdaptiveAvgPool2d, size: Pair) -> tuple[Pair, Pair, Pair] | None:
-    """Return kernel, stride and padding where every output averages as many values, else None."""
+    """Return kernel, stride and padding if every output averages the same number of values, otherwise None."""
     wanted = _pair(module.output_size)
     output = (wanted[0] or size[0], wanted[1] or size[1])
     if size[0] % output[0] or size[1] % output[1]:
@@ -55,7 +55,7 @@ def _adaptive_window(module: nn.AdaptiveAvgPool2d, size: Pair) -> tuple[Pair, Pa
 
 
 def _window(module: Any) -> tuple[Pair, Pair, Pair] | None:
-    """Return kernel, stride and padding where every output is divided by the same count, else None."""
+    """Return kernel, stride and padding if every output is divided by the same count, otherwise None."""
     padding = _pair(module.padding)
     counted = padding == (0, 0) or module.count_include_pad
     if module.ceil_mode or module.divisor_override is not None or not counted:

@@ -1,4 +1,4 @@
-"""Puts exactly one quantizer behind each producer of a network in FINN's form."""
+"""Inserts exactly one quantizer after each producer of a network in FINN's form."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def finn_quantized_graph(
     """Insert Brevitas's quantizers into a float graph of FINN's operators, in place.
 
     FINN turns each quantizer into thresholds, and a ReLU with its quantizer into one set of them. So each ReLU has one
-    unsigned quantizer that all readers share, whatever else a layer, addition or concatenation reads has one signed
-    quantizer behind its producer, and global averages have none: they sum integers.
+    unsigned quantizer that all readers share. Any other tensor that a layer, addition or concatenation reads has one
+    signed quantizer after its producer. Global averages are not quantized: they sum integers.
 
-    Biases stay in float unless asked for: FINN adds them to the thresholds, and where it scales a bias that is left
-    over, at the network's end, a quantized one keeps a type that its values have no longer.
+    Biases stay in float unless requested: FINN adds them to the thresholds. If a bias is left over at the network's
+    end, FINN scales it, and a quantized bias would then keep a type that no longer fits its values.
 
     Args:
-        graph: what `finn_form` returned.
-        recipe: widths of weights and activations.
+        graph: the graph returned by `finn_form`.
+        recipe: bit widths of weights and activations.
         options: `addition_bits` is the width of signed quantizers that no layer reads.
-        training: whether the graph is to be trained.
+        training: whether the graph will be trained.
 
     Raises:
-        ModelError: Brevitas cannot exchange a module.
+        ModelError: Brevitas cannot replace a module.
     """
     maps = quantizer_maps(recipe, options, training=training)
     wide = quantizer_maps(replace(recipe, activation_bits=options.addition_bits), options).identities["signed"]
     two_bits = weight_quantizer(replace(recipe, weight_bits=_AVERAGING_BITS), options)
     averaging = (QuantAveraging, maps.layers[nn.Conv2d][1] | {"weight_quant": two_bits})
-    layers = maps.layers | {Averaging: averaging, ChannelSelection: None}  # None: quantized already
+    layers = maps.layers | {Averaging: averaging, ChannelSelection: None}  # None: already quantized
     ignored, brevitas_config.IGNORE_MISSING_KEYS = brevitas_config.IGNORE_MISSING_KEYS, True  # scales are new
     try:
         act_handler(graph, layer_map=maps.activations)
@@ -72,11 +72,11 @@ def finn_quantized_graph(
 
 
 def release_clipping(graph: GraphModule) -> None:
-    """Let the quantizer of each ReLU6 do its clipping, in place, because FINN knows no clipped ReLU.
+    """Let the quantizer of each ReLU6 do the clipping, in place, because FINN does not support a clipped ReLU.
 
     Call it at the end of calibration: while biases are corrected, quantizers are switched off to run the float network,
-    which clips. The range was found behind the clipping and does not exceed 6, so that the quantized values stay the
-    same; where a shared or power-of-two scale exceeds it, the network clips at the scale's end instead.
+    which clips. The range was calibrated after clipping and does not exceed 6, so the quantized values stay the same;
+    if a shared or power-of-two scale exceeds it, the network clips at the end of that scale instead.
     """
     for module in graph.modules():
         if isinstance(module, QuantReLU6):
@@ -84,7 +84,7 @@ def release_clipping(graph: GraphModule) -> None:
 
 
 def _needs_integers(graph: GraphModule, node: Node) -> bool:
-    """Tell whether anything reads a node's values that must be integers; a ReLU, or constants, need not."""
+    """Return whether any reader needs the node's values as integers; ReLUs and operations with constants do not."""
     if role_of(graph, node) is Role.INPUT:
         return True
     return any(_reads_integers(graph, user, pooled=role_of(graph, node) is Role.POOL) for user in node.users)
@@ -94,24 +94,24 @@ def _reads_integers(graph: GraphModule, user: Node, *, pooled: bool) -> bool:
     role = role_of(graph, user)
     if role is Role.MOVE:
         return any(_reads_integers(graph, further, pooled=pooled) for further in user.users)
-    # The sums that a global average makes are integers: a layer reads them as they are.
+    # A global average produces sums, which are integers: a layer reads them as they are.
     return role is Role.JOIN or (role in (Role.LAYER, Role.POOL) and not pooled)
 
 
 def _layer_reads(graph: GraphModule, node: Node) -> bool:
-    """Tell whether a layer reads a node's values, perhaps through moves, and at the recipe's width.
+    """Return whether a layer reads a node's values at the recipe's width, possibly through moves.
 
-    What an average pooling hands on are no activations of the recipe's width: they are sums.
+    The outputs of an average pooling are sums, not activations of the recipe's width.
     """
     if _is_averaging(graph, node):
         return False
     return any(
-        role_of(graph, user) is Role.LAYER or (_hands_on(graph, user) and _layer_reads(graph, user))
+        role_of(graph, user) is Role.LAYER or (_passes_on(graph, user) and _layer_reads(graph, user))
         for user in node.users
     )
 
 
-def _hands_on(graph: GraphModule, node: Node) -> bool:
+def _passes_on(graph: GraphModule, node: Node) -> bool:
     role = role_of(graph, node)
     return role is Role.MOVE or (role is Role.JOIN and node.op == "call_module")
 
@@ -121,7 +121,7 @@ def _is_averaging(graph: GraphModule, node: Node) -> bool:
 
 
 def _quantize_output(graph: GraphModule, node: Node, quantizer: Quantizer) -> None:
-    """Put a quantizer behind a node that all readers but the network's output share."""
+    """Insert one quantizer after a node for all readers except the network's output."""
     kind, arguments = quantizer
     name = f"{node.name}_quant"
     graph.add_module(name, kind(**arguments).eval())
@@ -133,7 +133,7 @@ def _quantize_output(graph: GraphModule, node: Node, quantizer: Quantizer) -> No
 
 
 def _dequantize(graph: GraphModule) -> None:
-    """Take the plain tensor where an operation does not know Brevitas's."""
+    """Insert a `Dequantize` in front of operations that do not support Brevitas's quantized tensors."""
     graph.add_module("dequantize", Dequantize())
     for node in list(graph.graph.nodes):
         concatenates = node.op == "call_module" and role_of(graph, node) is Role.JOIN

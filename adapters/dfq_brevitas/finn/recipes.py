@@ -1,4 +1,4 @@
-"""Which recipes and options fit FINN."""
+"""Checks which recipes and options work with FINN."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Recipe
 
 WIDEST_THRESHOLDS = 8
-"""FINN converts no wider activation unless its builder is told to (`max_multithreshold_bit_width`)."""
+"""FINN does not convert wider activations unless its builder is configured to (`max_multithreshold_bit_width`)."""
 
 
 def require_finn_recipe(recipe: Recipe, options: BrevitasOptions) -> None:
-    """Raise where a width or option contradicts target=finn.
+    """Reject bit widths and options that contradict target=finn.
 
     Raises:
         UsageError: activations or an end layer stay in float, or additions are wider than FINN's thresholds.
     """
     if recipe.activation_bits == FLOAT_BITS:
         raise UsageError(
-            f"target=finn needs quantized activations, because FINN computes with integers throughout, got {recipe}. "
+            f"target=finn needs quantized activations, because FINN computes only with integers, got {recipe}. "
             "Choose e.g. w4a4, or leave target=finn out."
         )
     if options.keeps_ends(recipe.weight_bits):
@@ -33,6 +33,6 @@ def require_finn_recipe(recipe: Recipe, options: BrevitasOptions) -> None:
         )
     if options.addition_bits > WIDEST_THRESHOLDS:
         raise UsageError(
-            f"target=finn takes additions of at most {WIDEST_THRESHOLDS} bits, because FINN converts no wider "
-            f"activation, got addition_bits={options.addition_bits}. Choose {WIDEST_THRESHOLDS}."
+            f"target=finn needs additions of at most {WIDEST_THRESHOLDS} bits, because FINN does not convert wider "
+            f"activations, got addition_bits={options.addition_bits}. Choose {WIDEST_THRESHOLDS}."
         )

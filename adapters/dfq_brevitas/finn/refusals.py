@@ -1,4 +1,4 @@
-"""Names every operation of a network that FINN has no hardware for, each with a way round."""
+"""Names every operation of a network that FINN has no hardware for, with a workaround for each."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dfq_plugins.errors import ModelError
 if TYPE_CHECKING:
     from dfq_brevitas.framework import GraphModule, Node
 
-_MEND = "Exchange it in the float network and train that, or leave target=finn out"
-_RELU = "FINN turns ReLU and ReLU6 into thresholds, and no other activation: train the network with one of them"
-_IMAGES = "FINN takes maps of height and width: write it as the layer for images with a kernel of (k, 1)"
+_REPLACE = "Replace it in the float network and train that, or leave target=finn out"
+_RELU = "FINN turns ReLU and ReLU6 into thresholds, but no other activation: train the network with one of them"
+_IMAGES = "FINN needs maps with height and width: use the two-dimensional layer with a kernel of (k, 1)"
 _SCALE_ONLY = (
-    "FINN multiplies activations by constants only: leave the gate out, as networks without squeeze-and-excite do"
+    "FINN multiplies activations only by constants: leave the gate out, as in networks without squeeze-and-excite"
 )
-_PADDING = "FINN pads with zeros, in front of convolutions only: let a convolution read what is padded"
+_PADDING = "FINN only pads with zeros, in front of convolutions: let a convolution read the padded map"
 _SPATIAL_PADS = 4  # torch lists left, right, top, bottom first, then those of the channels
 _WAYS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     (
@@ -40,12 +40,12 @@ _WAYS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d), _IMAGES),
     (
         (nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-        "an average needs windows of one size that count their padding: choose an output size that divides the map's",
+        "an average needs windows of one size that count their padding: use an output size that divides the map size",
     ),
     ((nn.Upsample,), "FINN upsamples by repeating values: use mode='nearest'"),
     (
         (nn.Conv2d, nn.ConvTranspose2d),
-        "FINN's convolutions have one group, or one per channel: split the layer, or use either",
+        "FINN's convolutions have one group or one group per channel: use either, or split the layer",
     ),
 )
 _CALLS = (("mul", _SCALE_ONLY), ("interpolate", "FINN upsamples by repeating values: use mode='nearest'"))
@@ -65,16 +65,17 @@ _ACTIVATION_CALLS = (
 
 
 def require_finn_operations(graph: GraphModule) -> None:
-    """Raise where an operation has no form in FINN.
+    """Reject operations that FINN does not support.
 
     Raises:
-        ModelError: names each such module or call, with the way round.
+        ModelError: FINN has no hardware for a module or call; the message names each, with a workaround.
     """
-    refused = {_name(graph, node): _way_round(graph, node) for node in graph.graph.nodes if _is_refused(graph, node)}
+    refused = {_name(graph, node): _workaround(graph, node) for node in graph.graph.nodes if _is_refused(graph, node)}
     if refused:
         listed = "; ".join(f"{name}: {way}" for name, way in refused.items())
         raise ModelError(
-            f"With target=finn a network holds only what FINN has hardware for, but this one has {listed}."
+            f"With target=finn, a network must contain only operations that FINN has hardware for, but this one has "
+            f"{listed}."
         )
 
 
@@ -91,7 +92,7 @@ def _is_refused(graph: GraphModule, node: Node) -> bool:
 
 
 def _is_padding_of_convolutions(graph: GraphModule, node: Node) -> bool:
-    """Tell whether a node pads maps on all sides, for convolutions only: they can pad by themselves."""
+    """Return whether a node pads maps only for convolutions, which can do the padding themselves."""
     module = graph.get_submodule(str(node.target))
     if not isinstance(module, OnGrid) or module.function is not nn.functional.pad:
         return False
@@ -118,13 +119,13 @@ def _called(node: Node) -> str:
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
-def _way_round(graph: GraphModule, node: Node) -> str:
+def _workaround(graph: GraphModule, node: Node) -> str:
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         if isinstance(module, OnGrid):
-            return _PADDING if module.function is nn.functional.pad else _MEND
-        return next((way for kinds, way in _WAYS if isinstance(module, kinds)), _MEND)
+            return _PADDING if module.function is nn.functional.pad else _REPLACE
+        return next((way for kinds, way in _WAYS if isinstance(module, kinds)), _REPLACE)
     name = _called(node)
     if name in _ACTIVATION_CALLS:
         return _RELU
-    return next((way for called, way in _CALLS if called == name), _MEND)
+    return next((way for called, way in _CALLS if called == name), _REPLACE)

@@ -1,4 +1,4 @@
-"""What each node of a traced network is to FINN."""
+"""The role of each node of a traced network in FINN."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Role(Enum):
     INPUT = "the network's input"
     OUTPUT = "the network's output"
     ACTIVATION = "a ReLU, whose quantizer becomes its thresholds"
-    QUANTIZER = "a quantizer by itself"
+    QUANTIZER = "a standalone quantizer"
     LAYER = "weights that read integers"
     JOIN = "an addition or concatenation, whose inputs need one scale"
     MOVE = "moves values, or takes the largest of them, and keeps their grid"
     POOL = "a global average, which sums integers"
     AFFINE = "multiplies or adds constants, which FINN moves into thresholds"
     SHAPE = "reads a shape"
-    FOREIGN = "nothing that FINN knows"
+    FOREIGN = "an operation unknown to FINN"
 
 
 PRODUCERS = frozenset((Role.LAYER, Role.AFFINE, Role.POOL))
-"""Roles whose output is on no grid that a reader could name."""
+"""Roles whose output is not on a known quantization grid."""
 
 _KINDS: tuple[tuple[tuple[type[nn.Module], ...], Role], ...] = (
     ((nn.ReLU, nn.ReLU6, quant_nn.QuantReLU, QuantReLU6), Role.ACTIVATION),
@@ -54,7 +54,7 @@ _SHAPES = (getattr, "size", "dim")
 
 
 def role_of(graph: GraphModule, node: Node) -> Role:
-    """Return what a node is to FINN."""
+    """Return the role of a node in FINN."""
     if node.op in ("placeholder", "output"):
         return Role.INPUT if node.op == "placeholder" else Role.OUTPUT
     if node.op == "call_module":

@@ -1,9 +1,10 @@
 """FINN's rules for a QONNX graph, one pure function each.
 
-They restate what FINN's first build step, `ConvertQONNXtoFINN`, does with a file: biases leave their convolutions,
-weights are folded, and each activation quantizer becomes thresholds together with the ReLU before it. They also restate
-which operators the later steps have hardware for. FINN refuses some violations, and converts others into a network that
-computes something else. Source: github.com/Xilinx/finn, commits 39f0c9a (main) and 73ba5ed (dev) of April 2026.
+They restate what FINN's first build step, `ConvertQONNXtoFINN`, does with a file: it moves biases out of their
+convolutions, folds weights, and turns each activation quantizer into thresholds together with the ReLU before it. They
+also restate which operators the later steps have hardware for. FINN rejects some violations, and converts others into a
+network that computes something else. Source: github.com/Xilinx/finn, commits 39f0c9a (main) and 73ba5ed (dev) of April
+2026.
 """
 
 from __future__ import annotations
@@ -69,10 +70,10 @@ def connected(graph: GraphView) -> Findings:
     for node in graph.nodes:
         for tensor in node.input:
             if tensor not in known:
-                yield Finding(node.name, f"reads {tensor}, which nothing makes")
+                yield Finding(node.name, f"reads {tensor}, which nothing produces")
     for tensor in graph.outputs:
         if tensor not in known:
-            yield Finding(tensor, "is an output that nothing makes")
+            yield Finding(tensor, "is an output that nothing produces")
 
 
 def known_operators(graph: GraphView) -> Findings:
@@ -87,13 +88,13 @@ def static_shapes(graph: GraphView) -> Findings:
     for tensor in dict.fromkeys((*graph.inputs, *graph.producers, *graph.outputs)):
         shape = graph.shapes.get(tensor, (None,))
         if None in shape:
-            yield Finding(tensor, f"has the shape {shape}, which is not known in full")
+            yield Finding(tensor, f"has the shape {shape}, which is not fully known")
 
 
 def one_quantizer_per_producer(graph: GraphView) -> Findings:
-    """A tensor is read by one quantizer at most, and a ReLU by its quantizer and nothing else.
+    """A tensor is read by at most one quantizer, and a ReLU only by its quantizer.
 
-    FINN deletes the ReLU with the first of its quantizers; what else reads it is left without an input.
+    FINN deletes the ReLU with the first of its quantizers, which leaves other readers without an input.
     """
     for tensor, readers in graph.readers.items():
         quantizers = [node.name for node in readers if node.op_type in QUANTIZERS and node.input[0] == tensor]
@@ -102,19 +103,19 @@ def one_quantizer_per_producer(graph: GraphView) -> Findings:
             yield Finding(maker.name if maker else tensor, f"is read by the quantizers {', '.join(quantizers)}")
         elif maker is not None and maker.op_type == "Relu" and (len(readers) > 1 or tensor in graph.outputs):
             others = [node.name for node in readers if node.name not in quantizers] or ["the graph's output"]
-            yield Finding(maker.name, f"is read by {', '.join(others)} besides its quantizer")
+            yield Finding(maker.name, f"is read by {', '.join(others)} in addition to its quantizer")
 
 
 def quantized_relus(graph: GraphView) -> Findings:
-    """Every ReLU has a quantizer, which makes it thresholds."""
+    """Every ReLU has a quantizer, which turns it into thresholds."""
     for node in graph.nodes_of("Relu"):
         readers = graph.readers.get(node.output[0], ())
         if not any(reader.op_type in QUANTIZERS for reader in readers):
-            yield Finding(node.name, "has no quantizer behind it")
+            yield Finding(node.name, "has no quantizer after it")
 
 
 def signs(graph: GraphView) -> Findings:
-    """Quantizers behind ReLUs are unsigned and not narrow, all others of activations are signed."""
+    """Quantizers after ReLUs are unsigned and not narrow; all other activation quantizers are signed."""
     for node in graph.activation_quantizers():
         maker = graph.producers.get(node.input[0])
         after_relu = maker is not None and maker.op_type == "Relu"
@@ -131,7 +132,7 @@ def zero_points(graph: GraphView) -> Findings:
     for node in graph.nodes_of("Quant"):
         zero_point = graph.constants.get(node.input[2])
         if zero_point is None or zero_point.size != 1 or np.any(zero_point):
-            yield Finding(node.name, f"needs the zero point 0, one for all, but has {_short(zero_point)}")
+            yield Finding(node.name, f"needs a single zero point of 0, but has {_short(zero_point)}")
         elif node.input[0] in graph.constants and zero_point.shape != (1,) and _feeds_a_bias(graph, node):
             yield Finding(node.name, f"quantizes a bias and needs a zero point of shape (1,), not {zero_point.shape}")
 
@@ -141,9 +142,9 @@ def widths(graph: GraphView) -> Findings:
     for node in graph.nodes_of("Quant"):
         width = graph.constants.get(node.input[3])
         if width is None or width.size != 1 or not float(width.item()).is_integer() or width.item() < 1:
-            yield Finding(node.name, f"needs a constant whole width, but has {_short(width)}")
+            yield Finding(node.name, f"needs a constant integer width, but has {_short(width)}")
         elif width.item() > WIDEST and not _feeds_a_bias(graph, node):
-            yield Finding(node.name, f"has {width.item():g} bits, more than the {WIDEST} that FINN's thresholds take")
+            yield Finding(node.name, f"has {width.item():g} bits, but FINN's thresholds take at most {WIDEST}")
 
 
 def scales(graph: GraphView) -> Findings:
@@ -159,11 +160,11 @@ def scales(graph: GraphView) -> Findings:
 
 
 def rounding(graph: GraphView) -> Findings:
-    """Every quantizer rounds to nearest, as thresholds halfway between levels do."""
+    """Every quantizer rounds to nearest, like thresholds halfway between levels."""
     for node in graph.nodes_of("Quant"):
         mode = attribute(node, "rounding_mode", "ROUND")
         if str(mode).upper() != "ROUND":
-            yield Finding(node.name, f"rounds by {mode}, not to nearest")
+            yield Finding(node.name, f"uses the rounding mode {mode}, not round-to-nearest")
 
 
 def integer_layers(graph: GraphView) -> Findings:
@@ -171,27 +172,27 @@ def integer_layers(graph: GraphView) -> Findings:
     for node in graph.nodes_of(*_LAYERS):
         weights = graph.producers.get(node.input[1])
         if weights is None or weights.op_type not in QUANTIZERS or weights.input[0] not in graph.constants:
-            yield Finding(node.name, "needs weights behind a quantizer, straight from constants")
+            yield Finding(node.name, "needs constant weights that go directly through a quantizer")
         if not _is_integer(graph, node.input[0]):
-            yield Finding(node.name, f"reads {node.input[0]}, which no quantizer stands behind")
+            yield Finding(node.name, f"reads {node.input[0]}, which is not quantized")
 
 
 def joined_scales(graph: GraphView) -> Findings:
-    """All inputs of an addition or concatenation are quantized on one scale, which FINN moves behind it."""
+    """All inputs of an addition or concatenation are quantized with one scale, which FINN moves after it."""
     for node in graph.nodes_of("Add", "Concat"):
         tensors = [tensor for tensor in node.input if not graph.is_constant(tensor)]
         found = [_scales_behind(graph, tensor) for tensor in tensors]
         if len(tensors) < 2:  # noqa: PLR2004  a constant joins without a scale
             continue
         if any(len(behind) == 0 for behind in found):
-            yield Finding(node.name, "joins a tensor that no quantizer stands behind")
+            yield Finding(node.name, "joins a tensor that is not quantized")
         elif len(frozenset().union(*found)) > 1:
             listed = ", ".join(" and ".join(f"{scale:.6g}" for scale in sorted(behind)) for behind in found)
-            yield Finding(node.name, f"joins tensors of the scales {listed}")
+            yield Finding(node.name, f"joins tensors with the scales {listed}")
 
 
 def convolutions(graph: GraphView) -> Findings:
-    """Convolutions are on maps of height and width, of one group or one per channel."""
+    """Convolutions read maps with height and width, and have one group or one per channel."""
     for node in graph.nodes_of(*_CONVOLUTIONS):
         shape = graph.shapes.get(node.input[0], ())
         groups = attribute(node, "group", 1)
@@ -209,11 +210,11 @@ def multiplications(graph: GraphView) -> Findings:
 
 
 def nearest_upsampling(graph: GraphView) -> Findings:
-    """Upsampling repeats values."""
+    """Upsampling must repeat values."""
     for node in graph.nodes_of("Resize", "Upsample"):
         mode = attribute(node, "mode", "nearest")
         if mode != "nearest":
-            yield Finding(node.name, f"upsamples in the mode {mode}")
+            yield Finding(node.name, f"upsamples with mode {mode}, not nearest")
 
 
 RULES: tuple[tuple[str, Rule], ...] = (
@@ -233,11 +234,11 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("products with constants", multiplications),
     ("nearest upsampling", nearest_upsampling),
 )
-"""All rules with the names that reports and errors give them."""
+"""All rules, with the names used in reports and errors."""
 
 
 def _is_integer(graph: GraphView, tensor: str) -> bool:
-    """Tell whether a tensor is a quantizer's output, or integers at a scale computed from one."""
+    """Return whether a tensor is a quantizer's output, or scaled integers computed from one."""
     maker = graph.producers.get(tensor)
     if maker is None:
         return False
@@ -250,7 +251,7 @@ def _is_integer(graph: GraphView, tensor: str) -> bool:
 
 
 def _scales_behind(graph: GraphView, tensor: str) -> frozenset[float]:
-    """Return the scales of the quantizers whose grid a tensor is on; empty where there is none."""
+    """Return the scales of the quantizers whose grid a tensor is on; empty if there is none."""
     maker = graph.producers.get(tensor)
     if maker is None:
         return frozenset()
@@ -264,7 +265,7 @@ def _scales_behind(graph: GraphView, tensor: str) -> frozenset[float]:
 
 
 def _selects(graph: GraphView, convolution: Any) -> bool:
-    """Tell whether a convolution only hands on channels: each output is one input, or zero, at a scale of 1."""
+    """Return whether a convolution only passes channels on: each output is one input, or zero, at a scale of 1."""
     quantizer = graph.producers.get(convolution.input[1])
     weights = graph.constants.get(quantizer.input[0]) if quantizer is not None else None
     scale = graph.constants.get(quantizer.input[1]) if quantizer is not None else None
@@ -275,7 +276,7 @@ def _selects(graph: GraphView, convolution: Any) -> bool:
 
 
 def _feeds_a_bias(graph: GraphView, quantizer: Any) -> bool:
-    """Tell whether a quantizer's output is added: by an addition, or as a layer's third input."""
+    """Return whether a quantizer's output is added: by an addition, or as a layer's third input."""
     tensor = quantizer.output[0]
     if quantizer.input[0] not in graph.constants:
         return False
@@ -284,7 +285,7 @@ def _feeds_a_bias(graph: GraphView, quantizer: Any) -> bool:
 
 
 def _weight_scale(graph: GraphView, quantizer: Any, scale: np.ndarray[Any, Any]) -> Findings:
-    """Find scales of a layer's weights that are neither one nor one per output."""
+    """Find weight scales that are neither one per tensor nor one per output."""
     tensor = quantizer.output[0]
     for layer in graph.readers.get(tensor, ()):
         if layer.op_type in _OUTPUT_AXIS and tensor == layer.input[1] and scale.size > 1:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class FixedThreshold(nn.Module):
-    """Stands where Brevitas computes the largest integer of a width: members of other widths share one scale.
+    """Replaces Brevitas's computation of a width's largest integer, so quantizers of different widths share a scale.
 
-    Brevitas stores the end of the range and divides it by that integer. With the divisor of one member in all of them a
-    shared end gives a shared scale.
+    Brevitas stores the end of the range and divides it by that integer. If all quantizers use the same divisor, a
+    shared range end gives a shared scale.
     """
 
     threshold: torch.Tensor
@@ -36,8 +36,8 @@ class FixedThreshold(nn.Module):
 def share_scales(graph: GraphModule) -> None:
     """Give the quantizers in front of each addition and concatenation the largest of their scales, in place.
 
-    The largest fits them all. Call it after calibration, in which each finds its own. They share the parameter from
-    then on, so that training keeps them equal.
+    The largest covers them all. Call it after calibration, which finds a scale for each. They share the parameter from
+    then on, so training keeps them equal.
     """
     for names in scale_groups(graph):
         quantizers = [graph.get_submodule(name).act_quant.fused_activation_quant_proxy.tensor_quant for name in names]

@@ -23,19 +23,19 @@ _ALL_PADS = 6
 
 @dataclass(frozen=True)
 class _Selection:
-    """Zero channels in front and behind, and the step down and across."""
+    """Zero channels before and after, and the vertical and horizontal step."""
 
     before: int = 0
     after: int = 0
     stride: tuple[int, int] = (1, 1)
 
 
-def exchange_shortcuts(graph: GraphModule, shapes: dict[str, Shape]) -> None:
-    """Exchange strided slices and channel padding for convolutions, in place; other moves stay.
+def replace_shortcuts(graph: GraphModule, shapes: dict[str, Shape]) -> None:
+    """Replace strided slices and channel padding with convolutions, in place; other moves are left as they are.
 
     Args:
         graph: a float network whose slices and paddings are `OnGrid` modules.
-        shapes: what each module reads, `(batch, channels, height, width)`, by its name.
+        shapes: input shape of each module, `(batch, channels, height, width)`, by module name.
     """
     for node in list(graph.graph.nodes):
         selection = _selection(graph, node, shapes)
@@ -48,7 +48,7 @@ def exchange_shortcuts(graph: GraphModule, shapes: dict[str, Shape]) -> None:
 
 
 def _join_pairs(graph: GraphModule) -> None:
-    """Make one convolution of a slice that only a channel padding reads."""
+    """Merge a slice that only a channel padding reads with that padding into one convolution."""
     for node in list(graph.graph.nodes):
         source = node.all_input_nodes[0] if node.all_input_nodes else node
         first, second = _module(graph, source), _module(graph, node)
@@ -65,7 +65,7 @@ def _join_pairs(graph: GraphModule) -> None:
 
 
 def _selection(graph: GraphModule, node: Node, shapes: dict[str, Shape]) -> _Selection | None:
-    """Return what a move selects, or None where it is no such move."""
+    """Return the selection that a move makes, or None if the move is not a selection."""
     module = _module(graph, node)
     if not isinstance(module, OnGrid) or len(shapes.get(str(node.target), ())) != _IMAGE_RANK:
         return None

@@ -329,22 +329,27 @@ def test_the_export_runs_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("network", "message"),
     [
         (Gated(), r"gate \(Sigmoid\): FINN turns ReLU and ReLU6 into thresholds.*mul \(mul\): .*leave the gate out"),
-        (OneDimensional(), r"conv \(Conv1d\): FINN takes maps of height and width: write it .* a kernel of \(k, 1\)"),
+        (OneDimensional(), r"conv \(Conv1d\): FINN needs maps with height and width: use .* a kernel of \(k, 1\)"),
         (Headless(nn.Conv2d(8, 8, 3, groups=2)), r"middle \(Conv2d\): FINN's convolutions have one group"),
         (Headless(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")), r"middle \(Conv2d\)"),
         (Headless(nn.Upsample(scale_factor=2, mode="bilinear")), r"middle \(Upsample\): .* use mode='nearest'"),
-        (Headless(nn.AdaptiveAvgPool2d(3)), r"middle \(AdaptiveAvgPool2d\): .* an output size that divides the map's"),
+        (
+            Headless(nn.AdaptiveAvgPool2d(3)),
+            r"middle \(AdaptiveAvgPool2d\): .* an output size that divides the map size",
+        ),
         (
             Headless(nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(2))),
-            r"middle.0 \(pad\): FINN pads with zeros, in front",
+            r"middle.0 \(pad\): FINN only pads with zeros, in front",
         ),
         (Headless(nn.Hardswish()), r"middle \(Hardswish\): FINN turns ReLU"),
-        (Headless(nn.GroupNorm(2, 8)), r"middle \(GroupNorm\): Exchange it in the float network and train that"),
+        (Headless(nn.GroupNorm(2, 8)), r"middle \(GroupNorm\): Replace it in the float network and train that"),
     ],
     ids=lambda value: value.middle.__class__.__name__ if isinstance(value, Headless) else None,
 )
 def test_what_finn_has_no_hardware_for_is_named(network: nn.Module, message: str) -> None:
-    with pytest.raises(ModelError, match="With target=finn a network holds only what FINN has hardware for") as caught:
+    with pytest.raises(
+        ModelError, match="With target=finn, a network must contain only operations that FINN"
+    ) as caught:
         quantized(network.eval())
     caught.match(message)
 

@@ -408,7 +408,7 @@ def test_what_cannot_be_quantized_stays_in_float_and_is_named() -> None:
         ("pool", "QuantAdaptiveAvgPool2d", "input"),
     ]
     reasons = dict(coverage.unquantized)
-    assert "subclass with methods of its own" in reasons["derived"]
+    assert "subclass that defines methods" in reasons["derived"]
     assert "padding_mode='reflect'" in reasons["reflecting"]
     assert "TensorRT folds" in reasons["norm"]
     assert "no quantized class" in reasons["recurrent"]
@@ -503,7 +503,7 @@ def _prepare(
 
 @pytest.mark.parametrize(("recipe", "told"), [("w1a8", "1 bits for weights"), ("w8a16", "16 bits for activations")])
 def test_other_widths_are_refused(tiny_network: nn.Module, tiny_spec: InputSpec, recipe: str, told: str) -> None:
-    with pytest.raises(UsageError, match=rf"takes 2 to 8 bits, got {told} \({recipe}\)\. Choose e\.g\. w8a8"):
+    with pytest.raises(UsageError, match=rf"supports 2 to 8 bits, got {told} \({recipe}\)\. Choose e\.g\. w8a8"):
         _prepare(tiny_network, tiny_spec, recipe)
 
 
@@ -516,7 +516,7 @@ def test_unsigned_levels_of_8_bits_are_refused(tiny_network: nn.Module, tiny_spe
 
 
 def test_training_at_other_widths_is_refused(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
-    with pytest.raises(UsageError, match=r"takes 2 to 8 bits, got 1 bits for weights \(w1a8\)"):
+    with pytest.raises(UsageError, match=r"supports 2 to 8 bits, got 1 bits for weights \(w1a8\)"):
         _prepare(tiny_network, tiny_spec, "w1a8", training=True)
 
 
@@ -532,7 +532,7 @@ def test_a_model_without_layers_to_quantize_is_refused() -> None:
 
 def test_weights_must_be_finite(tiny_network: Any, tiny_spec: InputSpec) -> None:
     tiny_network.conv.weight.data[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ModelError, match=r"The weight of 'conv' holds NaN or infinity\. Load sound weights"):
+    with pytest.raises(ModelError, match=r"the weight of 'conv' contains NaN or infinity\. Load valid weights"):
         _prepare(tiny_network, tiny_spec)
 
 
@@ -571,7 +571,7 @@ class Exploding(nn.Module):
 
 
 def test_activations_must_stay_finite() -> None:
-    with pytest.raises(ModelError, match=r"The input of 'second' is not finite for finite network inputs"):
+    with pytest.raises(ModelError, match=r"the input of 'second' is not finite for finite network inputs\. Fix"):
         quantize(Exploding(), InputSpec((4,)), [torch.ones(2, 4)])
 
 

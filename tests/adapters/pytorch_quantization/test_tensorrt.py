@@ -225,13 +225,13 @@ def two_scales_in_a_concatenation(proto: Any) -> None:
 
 
 PLANTED: list[tuple[str, str, Change]] = [
-    ("pairs", "which is no DequantizeLinear", without_dequantize),
+    ("pairs", "which is not a DequantizeLinear", without_dequantize),
     ("pairs", "nothing reads its integers", dangling_quantize),
     ("scales", "is computed; it must be constant", computed_scale),
     ("scales", "scales must be positive", lambda proto: store(proto, "stem.input_quantizer.scale", np.float32(-0.1))),
     ("scales", "scales must be positive", lambda proto: store(proto, "stem.input_quantizer.scale", np.float32(np.nan))),
     ("zero points", "is uint8; int8 is needed", uint8_zero_point),
-    ("zero points", "has no zero point, which makes uint8", no_zero_point),
+    ("zero points", "has no zero point, so it writes uint8", no_zero_point),
     ("zero points", "is 3; 0 is needed", lambda proto: store(proto, "stem.input_quantizer.zero_point", np.int8(3))),
     ("weighted inputs", "arrives in float, its weight in int8", float_input),
     ("weights", "is computed before", computed_weight),
@@ -262,7 +262,7 @@ def test_an_old_opset_is_a_finding(exported: tuple[nn.Module, Path]) -> None:
     proto = onnx.load(exported[1])
     proto.opset_import[0].version = 12
     assert str(check_rules(proto)[0]) == (
-        "the model: opset 12 has no scale for each channel; opset 13 or later is needed (opset)"
+        "the model: opset 12 does not support one scale per channel; opset 13 or later is needed (opset)"
     )
 
 
@@ -288,7 +288,10 @@ def bias_of_another_channel(proto: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (scale_off_by_5_percent, r"down\.input_quantizer: another scale|integers are off by more than a rounding tie"),
+        (
+            scale_off_by_5_percent,
+            r"down\.input_quantizer: different scale|integers are off by more than a rounding tie",
+        ),
         (one_channel_off_by_one_step, r"up\.weight: "),
         (bias_of_another_channel, "the outputs differ by "),
     ],
@@ -323,7 +326,7 @@ def test_a_missing_quantizer_is_told(exported: tuple[nn.Module, Path]) -> None:
     [
         (scale_off_by_5_percent, r"does not compute what the torch model does: .*down\.input_quantizer"),
         (wrong_axis("up", 0), r"breaks 1 of TensorRT's rules .*ConvTranspose has its output channels on axis 1"),
-        (float_input, r"A part of the exported model would run in float: .*'stem\.weight_quantizer': the input"),
+        (float_input, r"Part of the exported model would run in float: .*'stem\.weight_quantizer': the input"),
     ],
 )
 def test_a_faulty_file_is_not_handed_over(
