@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dfq_plugins.pruning.run import prune
     from dfq_plugins.quality.run import inspect
     from dfq_plugins.quantization.finetune import finetune
+    from dfq_plugins.quantization.load import load_quantized
     from dfq_plugins.quantization.run import quantize, run_quantization
     from dfq_plugins.recording.options import RecordingOptions
     from dfq_plugins.recording.run import record
@@ -41,6 +42,7 @@ __all__ = [
     "hookimpl",
     "inspect",
     "load_network",
+    "load_quantized",
     "prune",
     "quantize",
     "record",
@@ -63,6 +65,7 @@ _lazy, __dir__ = lazy_names(
         "hookimpl": "hookspecs",
         "inspect": "quality.run",
         "load_network": "network.load",
+        "load_quantized": "quantization.load",
         "prune": "pruning.run",
         "quantize": "quantization.run",
         "record": "recording.run",

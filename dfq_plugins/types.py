@@ -356,6 +356,21 @@ class Calibrator(PluginBase):
     def freeze_ranges(self, prepared: nn.Module) -> None:
         """Stop observing activation ranges, in place; called late in training, possibly twice."""
 
+    def load(self, path: Path) -> nn.Module:
+        """Return a module that computes what an artifact of `export` computes, for `dfq_plugins.load_quantized`.
+
+        Implement it together with the entry's `artifact_suffixes`. The file may come from anyone: read it without
+        Python's pickle.
+
+        Raises:
+            UsageError: files of this framework cannot be loaded, or not those of this format.
+            DataError: the file is damaged.
+        """
+        raise UsageError(
+            f"{type(self).__name__} does not load the files that it exports, got {path}. Open it with the framework's "
+            "own tools, or keep the converted model in Python."
+        )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -551,8 +566,16 @@ class LearningGeneratorEntry(PluginEntry):
     """Registers a `LearningGenerator`. One that also synthesizes data sets is registered as a generator, too."""
 
 
+@dataclass(frozen=True)
 class CalibratorEntry(PluginEntry):
-    """Registers a `Calibrator`."""
+    """Registers a `Calibrator`.
+
+    Args:
+        artifact_suffixes: endings of the names of the files that its `load` takes, e.g. `(".torchscript.pt",)`. They
+            are part of the entry so that the owner of a file is found without importing any framework.
+    """
+
+    artifact_suffixes: tuple[str, ...] = ()
 
 
 class ProgressListenerEntry(PluginEntry):

@@ -63,7 +63,8 @@ def main(model: nn.Module) -> None:
     first: str = run.coverage.quantized[0].name
     sizes: list[int] = [artifact.size_bytes for artifact in run.artifacts]
     agreement: float = run.agreement
-    print(shape, batches, quantized, first, sizes, agreement, dfq.__version__)
+    loaded: nn.Module = dfq.load_quantized(run.artifacts[0].path)
+    print(shape, batches, quantized, first, sizes, agreement, loaded, dfq.__version__)
 '''
 
 

@@ -10,7 +10,7 @@ import torch
 
 from dfq_brevitas.bias import correct_biases, is_weight_layer
 from dfq_brevitas.coverage import describe_coverage
-from dfq_brevitas.export import export_onnx
+from dfq_brevitas.export import export_onnx, load_exported
 from dfq_brevitas.finn.form import finn_form
 from dfq_brevitas.finn.quantizing import finn_quantized_graph, release_clipping
 from dfq_brevitas.finn.recipes import require_finn_recipe
@@ -196,6 +196,14 @@ class BrevitasCalibrator(Calibrator):
         require_prepared_shape(spec, run.spec)
         classifies, with_qcdq = spec.num_classes is not None, run.recipe.weight_bits > 1
         return export_onnx(graph, run.samples, path, classifies=classifies, with_qcdq=with_qcdq, target=run.target)
+
+    def load(self, path: Path) -> nn.Module:
+        """Return a module that runs either file in ONNX Runtime, in exact arithmetic.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return load_exported(path)
 
 
 class _Batches:

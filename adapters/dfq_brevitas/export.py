@@ -25,6 +25,7 @@ from dfq_brevitas.qonnx_lowering import lowered
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
+from dfq_plugins.quantization.onnx_module import OnnxModule, load_onnx
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
 
 if TYPE_CHECKING:
@@ -130,6 +131,17 @@ def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classif
     quantizers = tuple(qdq_quantizers(model.graph))
     run = partial(torch_run, graph)
     return check_onnx(model, quantizers, torch_weights(graph), run, samples, classifies=classifies)
+
+
+def load_exported(path: Path) -> OnnxModule:
+    """Return a module that runs a QONNX or a QCDQ file in ONNX Runtime.
+
+    QONNX's quantizers are rewritten in standard operators; QCDQ has no others.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    return load_onnx(path, rewrite=lambda model: lowered(model)[0])
 
 
 def run_qonnx(path: Path, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

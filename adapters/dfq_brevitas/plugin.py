@@ -22,4 +22,5 @@ def dfq_calibrators() -> Iterable[CalibratorEntry]:
         requires=("brevitas", "onnx", "onnxoptimizer", "onnxruntime", "qonnx"),
         install="dfq-plugins[brevitas]",
         options=BrevitasOptions,
+        artifact_suffixes=(".qonnx.onnx", ".qcdq.onnx"),
     )

@@ -162,6 +162,16 @@ class PytorchQuantizationCalibrator(Calibrator):
         require_prepared_shape(spec, run.spec)
         return export_onnx(converted, spec, path, samples=run.samples, batch_size=self._options.batch_size)
 
+    def load(self, path: Path) -> nn.Module:
+        """Return a module that runs `model_qdq.onnx` in ONNX Runtime, in exact arithmetic.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        from dfq_plugins.quantization.onnx_module import load_onnx  # noqa: PLC0415  (ONNX Runtime only when it is used)
+
+        return load_onnx(path)
+
 
 def _run_of(module: nn.Module) -> _Run:
     return state_of(module, _Run, calibrator="pytorch-quantization")

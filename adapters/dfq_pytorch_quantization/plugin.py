@@ -22,4 +22,5 @@ def dfq_calibrators() -> Iterator[CalibratorEntry]:
         requires=("pytorch_quantization", "onnx", "onnxruntime"),
         install="dfq-plugins[pytorch-quantization]",
         options=PytorchQuantizationOptions,
+        artifact_suffixes=("_qdq.onnx",),
     )

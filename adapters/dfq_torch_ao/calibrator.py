@@ -20,7 +20,7 @@ from dfq_torch_ao.clipping import observe_clipped_values
 from dfq_torch_ao.conversion_checks import require_calibrated, require_quantized
 from dfq_torch_ao.coverage import describe_coverage
 from dfq_torch_ao.engines import active_engine, resolve_engine
-from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript
+from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript, load_torchscript
 from dfq_torch_ao.float_operations import hide_from_lowering, show_again
 from dfq_torch_ao.input_range import fix_input_range
 from dfq_torch_ao.notices import NOTICES
@@ -161,3 +161,16 @@ class TorchAoCalibrator(Calibrator):
         require_prepared_shape(spec, run.spec)
         with silenced(NOTICES), preserve_global_state(), active_engine(run.engine):
             return export_torchscript(graph, spec, path, run.engine)
+
+    def load(self, path: Path) -> nn.Module:
+        """Return the TorchScript program of a file on the CPU, its weights packed for the engine of the export.
+
+        torch's own C++ reader reads the archive; Python's pickle is not involved. But the program itself runs whatever
+        TorchScript operators it holds: load only files that you trust, as with any program.
+
+        Raises:
+            UsageError: this build of torch does not have that engine.
+            DataError: the file is damaged.
+        """
+        with silenced(NOTICES), preserve_global_state():
+            return load_torchscript(path, default_engine=self.options.engine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import linecache
+import zipfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ import torch
 from torch.jit.frontend import FrontendError
 from torch.utils import _pytree as pytree
 
-from dfq_plugins.errors import ArtifactError
+from dfq_plugins.errors import ArtifactError, DataError, UsageError, first_line
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, OutputAgreement, compare, write_artifacts
 from dfq_plugins.types import Check
+from dfq_torch_ao.engines import active_engine, resolve_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 FILE_NAME = "model.torchscript.pt"
 _CHECKED_SAMPLES = 16
 _TOLERANCE = 1e-5
+_ENGINE = "dfq_engine"
+"""Name under which the archive holds the engine that its weights are packed for."""
 
 
 def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engine: str) -> tuple[Artifact, ...]:
@@ -41,22 +45,65 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engi
         DataError: the folder cannot be written.
     """
     inputs = _random_inputs(spec)
-    load: Any = torch.jit.load  # untyped in torch
     how: list[str] = []
 
     def write(path: Path) -> None:
         program, made_by = _to_torchscript(converted, inputs)
         how.append(made_by)
         buffer = io.BytesIO()  # for a path that it cannot write, TorchScript raises a RuntimeError instead of OSError
-        torch.jit.save(program, buffer)
+        torch.jit.save(program, buffer, _extra_files={_ENGINE: engine})
         path.write_bytes(buffer.getvalue())
 
     def check(path: Path) -> tuple[Check, ...]:
         program = Check("program", f"{how[0]}, for torch.backends.quantized.engine = {engine!r}")
         classifies = spec.num_classes is not None
-        return program, compare_outputs(converted, load(str(path)), inputs, classifies=classifies)
+        return program, compare_outputs(converted, load_torchscript(path), inputs, classifies=classifies)
 
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "TorchScript", write, check)])
+
+
+def load_torchscript(path: Path, *, default_engine: str = "auto") -> nn.Module:
+    """Load a program on the CPU and pack its weights for the engine that the file names.
+
+    Args:
+        path: a file that `export_torchscript` wrote.
+        default_engine: engine for a program that names none.
+
+    Raises:
+        UsageError: this build of torch does not have the engine.
+        DataError: the file cannot be read, or is not a TorchScript archive.
+    """
+    load: Any = torch.jit.load  # untyped in torch
+    try:
+        content = path.read_bytes()
+        named = _engine_of(content)
+    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    try:
+        engine = resolve_engine(named or default_engine)
+    except UsageError as error:
+        raise UsageError(
+            f"The weights of {path} are packed for the engine {named or default_engine!r}, which this build of torch "
+            "does not have. Load it with another build, or quantize for an engine that this one has."
+        ) from error
+    with active_engine(engine):
+        try:
+            program: nn.Module = load(io.BytesIO(content), map_location="cpu")
+        except RuntimeError as error:  # all that torch's reader raises
+            raise _damaged(path, error) from error
+    return program.eval()
+
+
+def _engine_of(content: bytes) -> str | None:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        noted = next((name for name in archive.namelist() if name.endswith(f"/extra/{_ENGINE}")), None)
+        return None if noted is None else archive.read(noted).decode()
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} must be a readable TorchScript archive, but: {first_line(error).rstrip('.')}. Export it again."
+    )
 
 
 def drop_tensor_annotations(converted: GraphModule) -> None:

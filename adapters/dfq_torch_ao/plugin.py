@@ -22,4 +22,5 @@ def dfq_calibrators() -> Iterable[CalibratorEntry]:
         requires=("torch",),
         install="dfq-plugins[torch-ao]",
         options=TorchAoOptions,
+        artifact_suffixes=(".torchscript.pt",),
     )

@@ -16,7 +16,7 @@ from dfq_plugins.errors import PluginError, UsageError, nearest
 from dfq_plugins.host.loading import PluginHost
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.host.plugin_info import KINDS, Kind, PluginInfo, PluginKind, attributed, attributed_iterator
-from dfq_plugins.types import InputSpec
+from dfq_plugins.types import CalibratorEntry, InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -233,6 +233,10 @@ def _check_entry(plugin_kind: PluginKind, entry: PluginEntry) -> None:
         raise ValueError(f"a factory must be 'package.module:Class', got {entry.factory!r} for {entry.name!r}")
     if isinstance(entry.requires, str):
         raise TypeError(f"requires must be a tuple of import names, got text {entry.requires!r} for {entry.name!r}")
+    if isinstance(entry, CalibratorEntry):
+        suffixes: object = entry.artifact_suffixes
+        if not isinstance(suffixes, tuple) or not all(isinstance(suffix, str) and suffix for suffix in suffixes):
+            raise TypeError(f"artifact_suffixes must be a tuple of name endings, got {suffixes!r} for {entry.name!r}")
     if not is_dataclass(entry.options) or not isinstance(entry.options, type):
         raise TypeError(f"options must be a dataclass, got {entry.options!r} for {entry.name!r}")
     describe_options(entry.options)  # raises here, attributed to the plugin, if an annotation cannot be resolved

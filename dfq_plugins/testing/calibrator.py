@@ -33,9 +33,12 @@ class CalibratorContract:
 
     Attributes:
         least_agreement: minimum share of samples on which the quantized network predicts the float network's class.
+        largest_loaded_deviation: mean difference between the outputs of a loaded artifact and of the quantized network,
+            as a share of the difference that quantization makes. Values between two levels may be rounded either way.
     """
 
     least_agreement: ClassVar[float] = 0.8
+    largest_loaded_deviation: ClassVar[float] = 0.1
 
     @pytest.fixture
     def calibrator(self) -> Calibrator:
@@ -311,6 +314,30 @@ class CalibratorContract:
         assert found == named, (
             f"The folder must contain exactly the artifacts, but {sorted(p.name for p in found ^ named)} differ."
         )
+
+    def test_an_artifact_loads_back(self, calibrator: Calibrator, task: Task, tmp_path: Path) -> None:
+        """`load` computes what `convert` returned, from at least one artifact; it refuses the others, or all."""
+        converted = self.quantized(calibrator, task)
+        expected = outputs(converted, task.samples)
+        noise = (expected - outputs(task.model, task.samples)).abs().mean().item()
+        loaded: list[nn.Module] = []
+        for artifact in calibrator.export(converted, task.spec, tmp_path):
+            try:
+                loaded.append(calibrator.load(artifact.path))
+            except UsageError:
+                continue
+            found = outputs(loaded[-1], task.samples)
+            assert found.shape == expected.shape, (
+                f"{artifact.path.name} loads back with outputs of the shape {tuple(expected.shape)}, got "
+                f"{tuple(found.shape)}."
+            )
+            deviation = (found - expected).abs().mean().item() / noise
+            assert deviation <= self.largest_loaded_deviation, (
+                f"{artifact.path.name} loads back as the network that was exported, within "
+                f"{self.largest_loaded_deviation:.0%} of the difference that quantization makes, got {deviation:.0%}."
+            )
+        if type(calibrator).load is not Calibrator.load:
+            assert loaded, "load() takes at least one of the files that export() writes, but refused all of them."
 
     def test_a_failed_export_leaves_nothing_half_written(
         self, calibrator: Calibrator, task: Task, tmp_path: Path

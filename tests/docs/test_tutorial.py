@@ -87,7 +87,7 @@ def test_the_commands_of_the_page_run(site: tuple[Path, Path]) -> None:
     assert "generator 'dead-leaves': 16 of 16 tests passed." in completed.stdout
     assert "learning generator 'ascent': 12 of 12 tests passed." in completed.stdout
     assert "Fine-tuned for 40 steps" in completed.stdout
-    assert "calibrator 'onnxruntime': 22 of 22 tests passed." in completed.stdout
+    assert "calibrator 'onnxruntime': 23 of 23 tests passed." in completed.stdout
     assert "128 samples from dead-leaves" in completed.stdout
     assert "Quantized by onnxruntime at w8a8: 6 layers." in completed.stdout
     assert [path.name for path in (folder / "int8").iterdir()] == ["model_int8.onnx"]

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from dfq_plugins.demo.network import DIGITS_SPEC
+from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.model_state import untouched
 from dfq_plugins.quantization.batches import checked_batches
@@ -243,6 +243,12 @@ class Rounding(Calibrator):
             temporary.unlink(missing_ok=True)
         return (Artifact(target, "text", len(text), (Check("read", "it is there"),)),)
 
+    def load(self, path: Path) -> nn.Module:
+        loaded: Any = digits_network()
+        loaded.classifier = RoundedLinear(loaded.classifier)
+        loaded.classifier.range = float(path.read_text())
+        return loaded  # type: ignore[no-any-return]
+
 
 class Anything(Rounding):
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
@@ -384,6 +390,21 @@ class Unchecked(Rounding):
         return (Artifact(artifact.path, artifact.format, artifact.size_bytes, ()),)
 
 
+class Floating(Rounding):
+    """Loads the float network, whatever was exported."""
+
+    def load(self, path: Path) -> nn.Module:
+        del path
+        return digits_network()
+
+
+class Unloadable(Rounding):
+    """Says that it loads files, and refuses its own."""
+
+    def load(self, path: Path) -> nn.Module:
+        raise UsageError(f"Only files of another format are loaded, got {path}. Give one.")
+
+
 class HalfWriting(Rounding):
     def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         (path / "range.part").write_text("half") if (path / "range.txt").is_dir() else None
@@ -411,6 +432,8 @@ BROKEN_CALIBRATORS: list[tuple[type[Rounding], str]] = [
     (Inventing, "test_describe_names_layers_that_exist"),
     (Untidy, "test_artifacts_are_checked_files_and_nothing_else_is_left"),
     (Unchecked, "test_artifacts_are_checked_files_and_nothing_else_is_left"),
+    (Floating, "test_an_artifact_loads_back"),
+    (Unloadable, "test_an_artifact_loads_back"),
     (HalfWriting, "test_a_failed_export_leaves_nothing_half_written"),
 ]
 """Each broken calibrator, and the test that catches it."""

@@ -45,6 +45,11 @@ def agreement(network: nn.Module, model: nn.Module, inputs: torch.Tensor) -> flo
 def test_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     names = run_example("In one call")
+    section = PAGE.read_text(encoding="utf-8").split("## Load it back\n")[1]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    exec(block[1], names)  # noqa: S102  (our own page)
+    assert torch.equal(names["logits"].argmax(1), names["run"].model(names["data"].inputs(16)).argmax(1))
     assert (tmp_path / "quantized" / "model_qdq.onnx").is_file()
     assert "same class for" in capsys.readouterr().out
     assert names["run"].agreement > 0.9

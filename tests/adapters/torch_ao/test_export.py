@@ -14,6 +14,7 @@ from torch import nn
 from dfq_plugins.errors import ArtifactError, DataError
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
+from dfq_torch_ao import export
 from dfq_torch_ao.calibrator import TorchAoCalibrator
 from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
@@ -75,6 +76,15 @@ def test_the_file_needs_torch_only(
     assert torch.equal(torch.load(tmp_path / "outputs.pt"), converted(tiny_batches[0]))
 
 
+def test_torch_export_still_refuses_packed_weights(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
+) -> None:
+    """Once a release of torch allows it, export `torch.export` programs as well, and change docs/how-to/torch-ao.md."""
+    converted = quantize(tiny_network, tiny_spec, tiny_batches)
+    with pytest.raises(Exception, match="__obj_flatten__"):
+        torch.export.export(converted, (tiny_batches[0],))
+
+
 class TestAFailingCheck:
     def test_keeps_the_file_as_rejected_and_leaves_an_older_one(
         self,
@@ -87,7 +97,7 @@ class TestAFailingCheck:
         converted = quantize(tiny_network, tiny_spec, tiny_batches)
         (artifact,) = TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
         before = artifact.path.read_bytes()
-        monkeypatch.setattr(torch.jit, "load", lambda _: tiny_network)  # computes something else
+        monkeypatch.setattr(export, "load_torchscript", lambda _: tiny_network)  # computes something else
         engine = torch.backends.quantized.engine
         with pytest.raises(ArtifactError) as caught:
             TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
@@ -105,11 +115,11 @@ class TestAFailingCheck:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        def interrupted(_: str) -> nn.Module:
+        def interrupted(_: Path) -> nn.Module:
             raise KeyboardInterrupt
 
         converted = quantize(tiny_network, tiny_spec, tiny_batches)
-        monkeypatch.setattr(torch.jit, "load", interrupted)
+        monkeypatch.setattr(export, "load_torchscript", interrupted)
         with pytest.raises(KeyboardInterrupt):
             TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
         assert list(tmp_path.iterdir()) == []
@@ -123,7 +133,7 @@ class TestAFailingCheck:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         converted = quantize(tiny_network, tiny_spec, tiny_batches)
-        monkeypatch.setattr(torch.jit, "load", lambda _: lambda inputs: converted(inputs) * float("nan"))
+        monkeypatch.setattr(export, "load_torchscript", lambda _: lambda inputs: converted(inputs) * float("nan"))
         with pytest.raises(ArtifactError, match="maximum difference nan"):
             TorchAoCalibrator().export(converted, tiny_spec, tmp_path)
 

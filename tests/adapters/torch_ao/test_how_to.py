@@ -27,17 +27,18 @@ PAGE = DOCS / "how-to" / "torch-ao.md"
 @pytest.mark.filterwarnings(r"ignore:`torch.jit.load` is deprecated")
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = [point for point in entry_points(group="dfq_plugins") if point.name in ("torch-ao", "builtin-generators")]
-    for module in ("synthesis.run", "quantization.run", "quantization.finetune"):
+    for module in ("synthesis.run", "quantization.run", "quantization.finetune", "quantization.load"):
         monkeypatch.setattr(f"dfq_plugins.{module}.get_registry", lambda: build_registry(entry_points=mine))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102 - the page's own examples
     run, data = names["run"], names["data"]
     assert run.agreement > 0.8  # type: ignore[attr-defined]
     assert torch.equal(names["logits"], run.model(data.inputs(16)))  # type: ignore[attr-defined, arg-type]
+    assert torch.equal(names["loaded_logits"], names["logits"])  # type: ignore[arg-type]
     tuned, network, trained = names["tuned"], names["model"], names["trained"]
     assert tuned.agreement > 0.8  # type: ignore[attr-defined]
     assert (tmp_path / "finetuned" / "model.torchscript.pt").is_file()

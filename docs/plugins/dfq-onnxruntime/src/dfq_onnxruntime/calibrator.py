@@ -15,6 +15,7 @@ from dfq_onnxruntime.model import OnnxModel, export_float
 from dfq_onnxruntime.plugin import OnnxRuntimeOptions
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, compare, write_artifacts
+from dfq_plugins.quantization.onnx_module import load_onnx
 from dfq_plugins.quantization.prepared import require_prepared_shape
 from dfq_plugins.types import Artifact, Calibrator, Check, Coverage, InputSpec, Recipe
 
@@ -75,6 +76,9 @@ class OnnxRuntimeCalibrator(Calibrator):
             check=lambda file: (check(OnnxModel(file.read_bytes(), spec), converted),),
         )
         return write_artifacts([recipe])
+
+    def load(self, path: Path) -> nn.Module:
+        return load_onnx(path, exact=False)  # as the converted model runs it
 
 
 def require_own(model: nn.Module) -> OnnxModel:

@@ -28,4 +28,5 @@ def dfq_calibrators() -> Iterator[CalibratorEntry]:
         requires=("onnx", "onnxruntime", "onnxscript"),
         install="dfq-onnxruntime",
         options=OnnxRuntimeOptions,
+        artifact_suffixes=("_int8.onnx",),
     )

@@ -1,0 +1,105 @@
+"""An ONNX file as a torch module: ONNX Runtime computes it, tensors go in and come out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+from torch import nn
+
+from dfq_plugins.errors import DataError, first_line
+from dfq_plugins.quantization.onnx_runtime import default_session, exact_session, run_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class OnnxModule(nn.Module):
+    """Runs an ONNX program on the CPU, without gradients. It holds the program itself, so it can be copied.
+
+    It takes any batch size. A program for a fixed batch size is run several times, so that it takes multiples of that
+    size.
+
+    Args:
+        program: content of an ONNX file with one input `(samples, *shape)`.
+        exact: run each operator as it is written, rather than with ONNX Runtime's default optimizations, whose int8
+            kernels may saturate and round differently from processor to processor.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the program.
+        DataError: the program does not have exactly one input.
+    """
+
+    def __init__(self, program: bytes, *, exact: bool = True) -> None:
+        super().__init__()
+        self.program, self.exact = program, exact
+        self.session = self._open_session()
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            names = ", ".join(value.name for value in inputs) or "none"
+            raise DataError(f"The ONNX program must have exactly one input, got {names}. Give an exported network.")
+        self._input, self._shape = inputs[0].name, tuple(inputs[0].shape)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Return the program's output for inputs `(samples, *shape)`; a tuple where it has several.
+
+        Raises:
+            DataError: the inputs do not have the shape that the program takes.
+        """
+        size = self._batch_size(inputs)
+        batches = [inputs] if size is None else torch.split(inputs, size)
+        runs = [run_session(self.session, {self._input: batch.detach().cpu().float().numpy()}) for batch in batches]
+        outputs = tuple(torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*runs, strict=True))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None}  # a session cannot be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # untyped in torch
+        self.session = self._open_session()
+
+    def _open_session(self) -> Any:
+        return exact_session(self.program) if self.exact else default_session(self.program)
+
+    def _batch_size(self, inputs: torch.Tensor) -> int | None:
+        """Return the batch size that the program is fixed to, if it is, and check the shape of the inputs."""
+        size, *shape = self._shape
+        fixed = size if isinstance(size, int) else None
+        fits = inputs.ndim == len(self._shape) and all(
+            found == wanted for found, wanted in zip(inputs.shape[1:], shape, strict=True) if isinstance(wanted, int)
+        )
+        if not fits or (fixed is not None and (len(inputs) == 0 or len(inputs) % fixed)):
+            samples = "samples" if fixed in (None, 1) else f"a multiple of {fixed}"
+            raise DataError(
+                f"A batch of inputs must have the shape ({', '.join(map(str, (samples, *shape)))}), got "
+                f"{tuple(inputs.shape)}. Give inputs of the shape that the model was exported for."
+            )
+        return fixed
+
+
+def load_onnx(path: Path, *, rewrite: Callable[[Any], Any] | None = None, exact: bool = True) -> OnnxModule:
+    """Read an ONNX file as a module.
+
+    Args:
+        path: the file.
+        rewrite: turns its `onnx.ModelProto` into one in operators that ONNX Runtime has; None if it already is.
+        exact: see `OnnxModule`.
+
+    Raises:
+        DataError: the file cannot be read, or is not an ONNX file that ONNX Runtime can load.
+    """
+    try:
+        program = path.read_bytes()
+        if rewrite is not None:
+            program = rewrite(onnx.load_from_string(program)).SerializeToString()
+        return OnnxModule(program, exact=exact)
+    except MemoryError:
+        raise
+    except Exception as error:  # protobuf's, onnx's and ONNX Runtime's own
+        reason = first_line(error.__cause__ or error).rstrip(".")
+        raise DataError(
+            f"{path} must be a readable ONNX file of a quantized model, but: {reason}. Export it again."
+        ) from error
