@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
-from qonnx.util.cleanup import cleanup_model
 
 from dfq_brevitas.finn.check import check_finn_rules
 from dfq_brevitas.finn.file import finn_onnx, give_parameters_a_rank
 from dfq_brevitas.framework import GraphModule, export_onnx_qcdq, export_qonnx
 from dfq_brevitas.integers import torch_run, torch_weights
 from dfq_brevitas.notices import NOTICES
+from dfq_brevitas.qonnx_cleanup import clean_qonnx
 from dfq_brevitas.qonnx_lowering import lowered
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
 from dfq_plugins.quantization.notices import silenced
@@ -79,9 +79,9 @@ def export_onnx(
 def _write_qonnx(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
     export_qonnx(copy.deepcopy(graph), args=sample, export_path=str(path), **_settings())
     # The first step of every QONNX flow, including FINN's: fold constants, infer shapes, name nodes.
-    model = cleanup_model(ModelWrapper(str(path)))
-    give_parameters_a_rank(model)
-    model.save(str(path))
+    model = clean_qonnx(onnx.load(path))
+    give_parameters_a_rank(model.graph)
+    onnx.save(model, path)
 
 
 def _write_finn(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:

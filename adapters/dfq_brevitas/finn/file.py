@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import helper
 from qonnx.transformation.extract_conv_bias import ExtractBiasFromConv
 from qonnx.transformation.general import GiveReadableTensorNames, GiveUniqueNodeNames, RemoveUnusedTensors
 from qonnx.transformation.infer_shapes import InferShapes
@@ -17,19 +17,23 @@ _SPATIAL = 2
 _PARAMETERS = (1, 2)  # scale and zero point of a Quant node; its width must stay a scalar
 
 
-def give_parameters_a_rank(model: ModelWrapper) -> None:
+def give_parameters_a_rank(graph: Any) -> None:
     """Reshape the scalar parameters of Quant nodes on constants to (1,), in place.
 
     A bias becomes `(1, channels, 1, 1)` when FINN moves it out of its convolution. Scalar parameters cannot be reshaped
     along with it; parameters of shape (1,) need not be.
+
+    Args:
+        graph: an `onnx.GraphProto` in which each node has its own parameters.
     """
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    described = {value.name: value for value in graph.value_info}
+    for node in graph.node:
         if node.op_type == "Quant" and node.input[0] in constants:
-            for position in _PARAMETERS:
-                tensor = constants.get(node.input[position])
-                if tensor is not None and len(tensor.dims) == 0:
-                    model.set_initializer(tensor.name, numpy_helper.to_array(tensor).reshape(1))
+            for name in (node.input[position] for position in _PARAMETERS):
+                if name in constants and len(constants[name].dims) == 0:
+                    constants[name].dims.append(1)
+                    described[name].type.tensor_type.shape.dim.add().dim_value = 1
 
 
 def finn_onnx(model: ModelWrapper) -> ModelWrapper:
