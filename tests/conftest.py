@@ -16,8 +16,8 @@ from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.synthesis.run import synthesize
 from dfq_plugins.types import InputSpec
 from forks import ForkServer
-from networks import TinyNetwork, settle_batch_norm
 from places import ROOT, SUPPORT
+from tiny_networks import TinyNetwork, settle_batch_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -93,10 +93,10 @@ def test_mypy_accepts_a_users_script_and_finds_a_wrong_call(folder: Path, pytest
         text=True,
         check=False,
     )
-    errors = [line for line in completed.stdout.splitlines() if ": error: " in line]
-    assert [line.split(":")[0] for line in errors] == ["wrong.py", "typo.py"], completed.stdout + completed.stderr
-    assert 'Unexpected keyword argument "recpie" for "quantize"' in errors[1]
-    assert 'Argument "num_samples" to "synthesize" has incompatible type "str"; expected "int"' in errors[0]
+    errors = sorted(line for line in completed.stdout.splitlines() if ": error: " in line)
+    assert [line.split(":")[0] for line in errors] == ["typo.py", "wrong.py"], completed.stdout + completed.stderr
+    assert 'Unexpected keyword argument "recpie" for "quantize"' in errors[0]
+    assert 'Argument "num_samples" to "synthesize" has incompatible type "str"; expected "int"' in errors[1]
 
 
 def test_pyright_accepts_a_users_script_and_finds_a_wrong_call(folder: Path) -> None:

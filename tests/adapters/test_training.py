@@ -263,7 +263,7 @@ class TestPytorchQuantization:
         one_step(student.train(), inputs)
         worker.convert(student)
         after = capture(student)
-        assert len(before) == 6
+        assert len(before) == 7
         assert all(torch.equal(value, after[name]) for name, value in before.items())
 
     def test_learned_ranges_end_as_fixed_ones(
@@ -273,7 +273,8 @@ class TestPytorchQuantization:
                                         percentile=90.0)  # fmt: skip
         known = float(student.stem.input_quantizer.amax)
         calibrated = float(student.conv.input_quantizer.amax)
-        assert len(worker.scale_parameters(student)) == 2  # the upper ends of two ranges: the input's is known
+        # The upper ends of two ranges, and both ends of the shortcut's; the input's range is known.
+        assert len(worker.scale_parameters(student)) == 4
         one_step(student.train(), inputs)
         trained = student.eval()(inputs)
         converted = worker.convert(student)
@@ -303,5 +304,5 @@ class TestPytorchQuantization:
         _, student = self.prepared(tiny_network, tiny_spec, inputs)
         with silenced(NOTICES, logger=LOGGER):
             student(inputs).square().sum().backward()
-        assert len(quantized_modules(student)) == 3
+        assert len(quantized_modules(student)) == 4
         assert all(parameter.grad is not None for parameter in student.parameters())

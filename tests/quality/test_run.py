@@ -240,7 +240,7 @@ def test_one_sample_is_too_few(tiny_network: nn.Module) -> None:
 
 
 def test_samples_of_another_shape_are_refused(tiny_network: nn.Module) -> None:
-    with pytest.raises(DataError, match=r"takes samples of shape \(3, 8, 8\), but the data has \(3, 4, 4\)"):
+    with pytest.raises(DataError, match=r"must have the shape \(samples, 3, 8, 8\), got \(4, 3, 4, 4\)"):
         inspect(torch.zeros(4, 3, 4, 4), tiny_network, spec=SPEC)
 
 

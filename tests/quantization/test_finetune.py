@@ -307,7 +307,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
 torch.set_num_threads(1)
-from networks import TinyNetwork, settle_batch_norm
+from tiny_networks import TinyNetwork, settle_batch_norm
 from dfq_plugins.distillation.state import capture
 from dfq_plugins.quantization.finetune import finetune
 from dfq_plugins.host.registry import build_registry

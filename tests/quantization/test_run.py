@@ -16,8 +16,8 @@ from dfq_plugins.errors import DataError, ModelError, PluginError, UsageError
 from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.quantization.run import quantize, run_quantization
 from dfq_plugins.types import Batch, InputSpec, ProgressEvent, Recipe
-from networks import nan_weights, other_channels
 from snapshot import Snapshot
+from tiny_networks import nan_weights, other_channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

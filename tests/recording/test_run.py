@@ -632,7 +632,7 @@ def test_what_is_no_data_is_refused(tmp_path: Path, data: Any, message: str) -> 
 
 
 def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"must have the shape \(samples, 1, 6, 6\), got \(4, 1, 5, 5\)"):
+    with pytest.raises(DataError, match=r"must have the shape \(samples, 1, 6, 6\), got \(4, 1, 5, 5\)"):
         refused(tmp_path, data=[torch.zeros(4, 1, 5, 5)])()
 
 

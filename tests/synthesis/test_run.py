@@ -18,8 +18,8 @@ from dfq_plugins.errors import DataError, DivergedError, ModelError, PluginError
 from dfq_plugins.statistics.batch_norm import layer_divergences
 from dfq_plugins.synthesis.run import default_shard_size, synthesize
 from dfq_plugins.types import InputSpec, ProgressEvent
-from networks import nan_weights, other_channels
 from snapshot import Snapshot
+from tiny_networks import nan_weights, other_channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -65,10 +65,8 @@ def test_the_plugin_is_found_and_its_options_are_checked() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "agreement",
         "framework",
         "inputs",
-        "integer_agreement",
         "markers",
         "qdq_graph",
         "range_search",
