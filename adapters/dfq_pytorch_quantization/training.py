@@ -10,6 +10,7 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_pytorch_quantization.framework import Clip
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.ranges import SMALLEST_AMAX, calibrated_inputs
+from dfq_pytorch_quantization.residual import ResidualQuantizer
 from dfq_pytorch_quantization.swap import quantized_modules
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def start_training(prepared: nn.Module, options: PytorchQuantizationOptions) -> None:
     """Make weights, biases, and BatchNorm's scale and shift trainable, and ranges as the options say.
 
-    A known range of the network's input stays fixed.
+    A known range of the network's input stays fixed, and so do the ranges of residual shortcuts, which have 8 bits: their
+    two limits would be learned apart, and the exported range is symmetric.
 
     Args:
         prepared: a calibrated model; changed in place.
@@ -32,7 +34,8 @@ def start_training(prepared: nn.Module, options: PytorchQuantizationOptions) -> 
     prepared.requires_grad_(requires_grad=True)
     if options.learned_ranges:
         for _, module in calibrated_inputs(prepared):
-            if module.input_quantizer.amax is not None and not _off(module.input_quantizer):
+            fixed = isinstance(module, ResidualQuantizer) or _off(module.input_quantizer)
+            if module.input_quantizer.amax is not None and not fixed:
                 _learn_range(module.input_quantizer)
     if options.training_weights == "follow":
         for quantizer in _weight_quantizers(prepared):
