@@ -30,7 +30,7 @@ class Shortcut(nn.Module):
 def quantize_additions(graph: GraphModule, quantizer: tuple[type[nn.Module], dict[str, Any]]) -> None:
     """Pass: quantize both inputs of each addition with one new quantizer, so that they share a scale, in place.
 
-    Call it before Brevitas inserts its quantizers: it leaves an addition alone if its inputs share a scale.
+    Call it before Brevitas inserts its quantizers: Brevitas skips an addition if its inputs share a scale.
     """
     kind, arguments = quantizer
     for node in list(graph.graph.nodes):

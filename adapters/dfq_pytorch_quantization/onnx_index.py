@@ -91,5 +91,5 @@ def attribute_of(node: Any, name: str, default: Any) -> Any:
 
 
 def label(node: Any) -> str:
-    """Return the name of a node, or its kind and first output where it has none."""
+    """Return the name of a node, or its kind and first output if it has none."""
     return str(node.name or f"{node.op_type} of {node.output[0]!r}")

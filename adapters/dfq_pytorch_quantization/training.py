@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def start_training(prepared: nn.Module, options: PytorchQuantizationOptions) -> None:
     """Make weights, biases, and BatchNorm's scale and shift trainable, and ranges as the options say.
 
-    A known range of the network's input stays fixed, and so do the ranges of residual shortcuts, which have 8 bits: their
-    two limits would be learned apart, and the exported range is symmetric.
+    A known range of the network's input stays fixed, and so do the ranges of residual shortcuts, which have 8 bits:
+    their two limits would be learned apart, and the exported range is symmetric.
 
     Args:
         prepared: a calibrated model; changed in place.
