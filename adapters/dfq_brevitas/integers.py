@@ -68,12 +68,14 @@ def _activation_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _recorder(name: str, proxy: Any, calls: list[TorchTensor]) -> Callable[..., None]:
     def record(_module: nn.Module, arguments: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
-        _, scale, zero_point, bit_width = output
+        rounded, scale, zero_point, bit_width = output
         lowest, highest = integer_range(
             int(bit_width), signed=bool(proxy.is_signed), narrow=bool(proxy.is_narrow_range)
         )
-        values = _numpy(arguments[0])
-        calls.append(TorchTensor(name, values, _numpy(scale), lowest, highest, float(zero_point.reshape(-1)[0])))
+        zero = float(zero_point.reshape(-1)[0])
+        calls.append(
+            TorchTensor(name, _numpy(arguments[0]), _numpy(scale), lowest, highest, zero, rounded=_numpy(rounded))
+        )
 
     return record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from dfq_plugins.quantization.onnx_quantizers import FileQuantizer
     from dfq_plugins.types import Artifact, InputSpec
     from dfq_pytorch_quantization.qdq_graph import IntegerFormat
 
@@ -152,10 +154,16 @@ def check_file(
     exported = read_file(path)
     onnx.checker.check_model(exported.proto)
     structure, rules = _check_structure(exported, model, batch_size), _check_rules(exported)
-    quantizers = tuple(qdq_quantizers(exported.proto.graph))
+    quantizers = tuple(_named(exported, quantizer) for quantizer in qdq_quantizers(exported.proto.graph))
     run = partial(torch_run, model)
     checks = check_onnx(exported.proto, quantizers, torch_weights(model), run, samples, classifies=classifies)
     return (structure, rules, *checks)
+
+
+def _named(exported: QdqModel, quantizer: FileQuantizer) -> FileQuantizer:
+    """Return the quantizer with the names of torch's quantizers that it stands for."""
+    names = tuple(name for name, tensors in exported.integers.items() if quantizer.integers in tensors)
+    return replace(quantizer, names=names)
 
 
 def _check_structure(exported: QdqModel, model: nn.Module, batch_size: int | None) -> Check:

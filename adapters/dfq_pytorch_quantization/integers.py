@@ -45,7 +45,7 @@ def torch_weights(model: nn.Module) -> tuple[TorchTensor, ...]:
     found = []
     for name, quantizer in active_quantizers(model, "weight"):
         weight = quantizer(layers[name.rpartition(".")[0]].weight.detach())
-        found.append(_tensor(f"{name.rpartition('.')[0]}.weight", quantizer, weight))
+        found.append(_tensor(f"{name.rpartition('.')[0]}.weight", quantizer, weight, weight))
     return tuple(found)
 
 
@@ -58,16 +58,17 @@ def active_quantizers(model: nn.Module, which: str) -> Iterator[tuple[str, Any]]
 
 
 def _recorder(name: str, calls: list[TorchTensor]) -> Callable[..., None]:
-    def record(quantizer: Any, arguments: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
-        calls.append(_tensor(name, quantizer, arguments[0]))
+    def record(quantizer: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        calls.append(_tensor(name, quantizer, arguments[0], output))
 
     return record
 
 
-def _tensor(name: str, quantizer: Any, values: torch.Tensor) -> TorchTensor:
+def _tensor(name: str, quantizer: Any, values: torch.Tensor, rounded: torch.Tensor) -> TorchTensor:
     highest = 2 ** (quantizer.num_bits - 1 + int(quantizer.unsigned)) - 1
     lowest = 0 if quantizer.unsigned else -highest - (not quantizer.narrow_range)
-    return TorchTensor(name, _numpy(values), _numpy(quantizer.amax) / highest, lowest, highest)
+    step = _numpy(quantizer.amax) / highest
+    return TorchTensor(name, _numpy(values), step, lowest, highest, rounded=_numpy(rounded))
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

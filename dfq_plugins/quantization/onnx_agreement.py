@@ -49,6 +49,8 @@ class TorchTensor:
         zero_point: the integer that represents the value 0.
         lowest: lowest integer.
         highest: highest integer.
+        rounded: the values that torch computes with. None rounds `values` here, which may decide exact ties differently;
+            averages of few integers are full of those.
     """
 
     name: str
@@ -57,6 +59,7 @@ class TorchTensor:
     lowest: float
     highest: float
     zero_point: float = 0.0
+    rounded: Array | None = None
 
     @property
     def levels(self) -> Array:
@@ -66,6 +69,9 @@ class TorchTensor:
     @property
     def integers(self) -> Array:
         """The integers that torch computes with."""
+        if self.rounded is not None:
+            exact: Array = np.rint(self.rounded / self.scale + np.float32(self.zero_point))
+            return exact
         rounded: Array = np.clip(np.rint(self.levels), self.lowest, self.highest)
         return rounded
 
@@ -203,7 +209,8 @@ def match(
 ) -> list[FileQuantizer | None]:
     """Find, for each tensor that torch quantizes, the corresponding quantizer in the file.
 
-    It has the same shape and scale; if there are several, the one with the closest integers is chosen. Exporters merge
+    It has the tensor's name if the file says so, else the same shape and scale. If there are several, the one with the
+    closest integers is chosen. Exporters merge
     equal quantizers of a tensor, so one quantizer in the file may match several in torch. If none has the scale, the
     next unused one with the right shape is chosen: its scale is then reported as a fault.
 
@@ -214,11 +221,9 @@ def match(
     """
     found: list[FileQuantizer | None] = []
     for tensor in tensors:
-        fitting = [
-            quantizer
-            for quantizer in quantizers
-            if computed_alone[quantizer.integers].shape == tensor.values.shape and _same(quantizer.scale, tensor.scale)
-        ]
+        alike = [q for q in quantizers if computed_alone[q.integers].shape == tensor.values.shape]
+        named = [quantizer for quantizer in alike if tensor.name in quantizer.names]
+        fitting = named or [quantizer for quantizer in alike if _same(quantizer.scale, tensor.scale)]
         if len(fitting) > 1:
             integers = tensor.integers
             fitting.sort(key=lambda quantizer: -float((computed_alone[quantizer.integers] == integers).mean()))

@@ -26,6 +26,7 @@ class FileQuantizer:
         scale: the step, one per tensor or one per channel.
         element_type: `onnx.TensorProto` type of the integers; float if the format stores them as floats.
         constant: whether it is stored in the file, as weights and biases are.
+        names: torch's quantizers that it stands for, where the file says so.
     """
 
     integers: str
@@ -33,6 +34,7 @@ class FileQuantizer:
     scale: Array
     element_type: int
     constant: bool
+    names: tuple[str, ...] = ()
 
 
 def constants_of(graph: Any) -> dict[str, Array]:
