@@ -49,8 +49,8 @@ class TorchTensor:
         zero_point: the integer that represents the value 0.
         lowest: lowest integer.
         highest: highest integer.
-        rounded: the values that torch computes with. None rounds `values` here, which may decide exact ties differently;
-            averages of few integers are full of those.
+        rounded: the values that torch computes with. None rounds `values` here, which may decide exact ties
+            differently; averages of few integers are full of those.
     """
 
     name: str
