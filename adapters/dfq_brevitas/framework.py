@@ -17,6 +17,7 @@ with silenced(NOTICES):
         ParameterFromRuntimeStatsScaling,
         ParameterFromStatsFromParameterScaling,
     )
+    from brevitas.core.stats import AbsPercentile
     from brevitas.export import export_onnx_qcdq, export_qonnx
     from brevitas.fx import GraphModule, Node
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode, quantization_status_manager
@@ -34,6 +35,7 @@ with silenced(NOTICES):
 __all__ = [
     "ADD_FNS",
     "ADD_METHODS",
+    "AbsPercentile",
     "ActQuantProxyFromInjectorBase",
     "BinaryQuant",
     "CeilSte",

@@ -19,10 +19,12 @@ from dfq_brevitas.framework import (
     SignedBinaryWeightPerTensorConst,
     StatsFromParameterScaling,
     StatsOp,
+    brevitas_config,
     nonlinear,
     quant_nn,
     scaled_int,
 )
+from dfq_brevitas.percentile import TailPercentile
 
 if TYPE_CHECKING:
     from dfq_brevitas.options import BrevitasOptions
@@ -160,6 +162,8 @@ def activation_quantizer(recipe: Recipe, options: BrevitasOptions, *, signed: bo
             chosen = chosen.let(scaling_stats_op=StatsOp.MAX)
         else:
             chosen = chosen.let(high_percentile_q=options.percentile_for(recipe.activation_bits))
+            if not brevitas_config.JIT_ENABLED:  # TorchScript compiles Brevitas's own classes only
+                chosen = chosen.let(scaling_stats_impl=TailPercentile)
     return chosen.let(bit_width=recipe.activation_bits, **_restriction(options))
 
 
