@@ -331,10 +331,11 @@ class CalibratorContract:
                 f"{artifact.path.name} loads back with outputs of the shape {tuple(expected.shape)}, got "
                 f"{tuple(found.shape)}."
             )
-            deviation = (found - expected).abs().mean().item() / noise
-            assert deviation <= self.largest_loaded_deviation, (
+            deviation = (found - expected).abs().mean().item()
+            assert deviation <= self.largest_loaded_deviation * noise, (
                 f"{artifact.path.name} loads back as the network that was exported, within "
-                f"{self.largest_loaded_deviation:.0%} of the difference that quantization makes, got {deviation:.0%}."
+                f"{self.largest_loaded_deviation:.0%} of the mean difference that quantization makes, {noise:.3g}, but "
+                f"differs by {deviation:.3g}."
             )
         if type(calibrator).load is not Calibrator.load:
             assert loaded, "load() takes at least one of the files that export() writes, but refused all of them."

@@ -51,7 +51,7 @@ def test_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     exec(block[1], names)  # noqa: S102  (our own page)
     assert torch.equal(names["logits"].argmax(1), names["run"].model(names["data"].inputs(16)).argmax(1))
     assert (tmp_path / "quantized" / "model_qdq.onnx").is_file()
-    assert "top-1 agreement" in capsys.readouterr().out
+    assert "top-1 agreement 100.0%" in capsys.readouterr().out
     assert names["run"].agreement > 0.9
 
 
