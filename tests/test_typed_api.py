@@ -99,6 +99,7 @@ def test_mypy_accepts_a_users_script_and_finds_a_wrong_call(folder: Path, pytest
     assert 'Argument "num_samples" to "synthesize" has incompatible type "str"; expected "int"' in errors[1]
 
 
+@pytest.mark.slow
 def test_pyright_accepts_a_users_script_and_finds_a_wrong_call(folder: Path) -> None:
     settings = {"typeCheckingMode": "strict", "include": ["right.py", "wrong.py", "typo.py"], "extraPaths": [str(ROOT)]}
     (folder / "pyrightconfig.json").write_text(json.dumps(settings))

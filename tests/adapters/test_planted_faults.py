@@ -100,22 +100,26 @@ def exported(
     return Exported(tmp_path / FILES[form], check, output_channels=8)
 
 
+@pytest.mark.slow
 def test_a_sound_file_passes(exported: Exported) -> None:
     assert exported.check(exported.path)
 
 
+@pytest.mark.slow
 def test_a_weight_scale_that_is_wrong_by_five_percent(exported: Exported, tmp_path: Path) -> None:
     for name in {node.input[1] for node in exported.weight_nodes()}:
         exported.change(name, lambda scale: scale * 1.05)
     assert re.search("conv.weight: |has its output channels on axis 0", exported.refused(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_activation_scale_that_is_wrong_by_five_percent(exported: Exported, tmp_path: Path) -> None:
     name = exported.activation_quantizers()[0].input[1]
     exported.change(name, lambda scale: scale * 1.05)
     assert "different scale" in exported.refused(tmp_path)
 
 
+@pytest.mark.slow
 def test_one_channel_of_weights_that_is_off_by_one_step(exported: Exported, tmp_path: Path) -> None:
     node = exported.weight_nodes()[0]
     scale = numpy_helper.to_array(exported.constant(node.input[1])).reshape(-1)
@@ -136,6 +140,7 @@ def test_one_channel_of_weights_that_is_off_by_one_step(exported: Exported, tmp_
     assert "of 576 integers are not torch's, by up to 1 steps" in told
 
 
+@pytest.mark.slow
 def test_a_quantizer_that_is_missing(exported: Exported, tmp_path: Path) -> None:
     node = exported.activation_quantizers()[1]
     end = node.output[0]
@@ -152,6 +157,7 @@ def test_a_quantizer_that_is_missing(exported: Exported, tmp_path: Path) -> None
     assert exported.refused(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_axis_that_is_wrong(exported: Exported, tmp_path: Path) -> None:
     for node in exported.weight_nodes():
         if node.op_type == "Quant":

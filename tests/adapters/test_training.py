@@ -67,6 +67,7 @@ def one_step(student: nn.Module, inputs: torch.Tensor, rate: float = 0.02) -> No
                 parameter.grad = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a4"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_result_is_native_exported_and_checked(
@@ -84,6 +85,7 @@ def test_the_result_is_native_exported_and_checked(
         assert type(run.model.stem) is kinds[framework]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_run_resumes_exactly(framework: str, tune: Callable[..., FinetuneRun], tmp_path: Path) -> None:
     settings: dict[str, Any] = {"learned_ranges": True} if framework == "pytorch-quantization" else {}

@@ -75,6 +75,7 @@ def test_a_broken_plugin_exits_with_8_and_says_what_fails() -> None:
     )
 
 
+@pytest.mark.slow
 def test_one_name_of_two_kinds_is_checked_as_both() -> None:
     contracts = json.loads(run("both", "--check", "--json").stdout)["contracts"]
     assert [(contract["kind"], contract["failed"]) for contract in contracts] == [("generator", {}), ("calibrator", {})]

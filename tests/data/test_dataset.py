@@ -119,6 +119,7 @@ def test_default_collate_works(data: SyntheticDataset) -> None:
     assert torch.equal(default_collate([data[0], data[7]]).inputs, INPUTS[[0, 7]])
 
 
+@pytest.mark.slow
 def test_worker_processes_read_for_themselves(data: SyntheticDataset) -> None:
     data.inputs()
     loader = DataLoader(data, batch_size=6, num_workers=1, multiprocessing_context="spawn")

@@ -152,6 +152,7 @@ def live_bytes() -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
     def peak(shards: int) -> int:
         seen: list[int] = []
@@ -195,6 +196,7 @@ def run_alone(tmp_path: Path, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"CXX": "no-such-compiler"}, {"PATH": "/nonexistent"}], ids=["CXX", "PATH"])
 def test_missing_compiler_is_noted_once_and_the_run_goes_on(tmp_path: Path, environment: dict[str, str]) -> None:
     note, *rest = run_alone(tmp_path, **environment)
@@ -203,6 +205,7 @@ def test_missing_compiler_is_noted_once_and_the_run_goes_on(tmp_path: Path, envi
     assert rest == ["8 samples"]
 
 
+@pytest.mark.slow
 def test_cache_folder_that_cannot_be_written_is_replaced_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     note, *rest = run_alone(tmp_path, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "file" / "cache"), CXX="no-such-compiler")

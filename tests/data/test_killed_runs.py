@@ -47,6 +47,7 @@ def run(fork_server: ForkServer, folder: Path, samples: int = 70, kill_after: fl
     return fork_server.wait(process)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_run_killed_twenty_times_ends_as_if_it_had_never_been(fork_server: ForkServer, tmp_path: Path) -> None:
     began = time.monotonic()
@@ -70,6 +71,7 @@ def test_run_killed_twenty_times_ends_as_if_it_had_never_been(fork_server: ForkS
     assert len(found) > 3, f"the kills hit few different moments: {found}"
 
 
+@pytest.mark.slow
 def test_extension_killed_on_the_way_ends_as_if_it_had_never_been(fork_server: ForkServer, tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         assert run(fork_server, tmp_path / name, samples=10) == 0, fork_server.log.read_text()

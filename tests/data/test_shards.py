@@ -69,6 +69,7 @@ def test_shard_states_what_it_is(shard: Path) -> None:
         assert json.loads(file.metadata()[METADATA_KEY])["sha256"] == found.proof.sha256
 
 
+@pytest.mark.slow
 def test_bytes_are_the_same_in_every_process(shard: Path, tmp_path: Path) -> None:
     # safetensors writes several metadata keys in an order that changes from process to process.
     script = f"""

@@ -119,6 +119,7 @@ for shard in writer.pending():
 
 
 # Each file is synced once and its folder once: 0 the plan, 2 the first shard, 4 the second.
+@pytest.mark.slow
 @pytest.mark.parametrize(("sync", "finished"), [(0, 0), (4, 1)])
 def test_run_killed_in_the_middle_of_a_write_goes_on_to_the_same_bytes(
     tmp_path: Path, sync: int, finished: int
@@ -323,6 +324,7 @@ def test_second_run_in_the_folder_refuses_until_the_first_ends(tmp_path: Path) -
     run(tmp_path)
 
 
+@pytest.mark.slow
 def test_second_process_in_the_folder_refuses(tmp_path: Path) -> None:
     with DatasetWriter.begin(tmp_path, make_plan()):
         other = subprocess.run(

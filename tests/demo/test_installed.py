@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
 
+@pytest.mark.slow
 def test_installed_frameworks_keep_the_digits_accuracy_at_eight_bits(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

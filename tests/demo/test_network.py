@@ -67,6 +67,7 @@ def test_missing_scikit_learn_names_the_pip_line(monkeypatch: pytest.MonkeyPatch
         load_digits()
 
 
+@pytest.mark.slow
 def test_training_learns_is_repeatable_and_leaves_the_global_random_state() -> None:
     digits, held_out = load_digits()
     before = torch.get_rng_state()

@@ -120,6 +120,7 @@ def make_registry(monkeypatch: pytest.MonkeyPatch, *hooks: object) -> Registry:
     return build_registry(entry_points=[EntryPoint("demo", PLUGIN, "dfq_plugins")], strict=True)
 
 
+@pytest.mark.slow
 def test_demo_measures_every_ready_pair_and_leaves_refused_cells_empty(registry: Registry, tmp_path: Path) -> None:
     result = run_demo(tmp_path / "out", registry=registry)
     assert result.columns == (("identity", "w8a8"), ("identity", "w4a4"), ("eight", "w8a8"), ("eight", "w4a4"))
@@ -183,6 +184,7 @@ def test_text_shows_the_table(registry: Registry, tmp_path: Path) -> None:
     assert str(tmp_path) in text
 
 
+@pytest.mark.slow
 def test_rerun_over_an_earlier_demo_works_also_with_another_seed(registry: Registry, tmp_path: Path) -> None:
     run_demo(tmp_path, registry=registry)
     first = (tmp_path / "synthetic" / "bns" / "shard-00000.safetensors").read_bytes()

@@ -224,6 +224,7 @@ class TestCompilation:
 
 
 class TestResume:
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [OPTIONS, EVERYTHING], ids=["plain", "everything"])
     def test_an_interrupted_run_equals_an_uninterrupted_one(
         self, options: TrainingOptions, tiny_network: nn.Module, examples: Examples, tmp_path: Path

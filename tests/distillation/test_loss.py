@@ -85,6 +85,7 @@ def prepared_by(name: str, teacher: nn.Module, inputs: Tensor, **options: Any) -
 FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("pair", ["block-ends", "stage2.conv1", "stage1.conv2", "stage2", "linear", "pool"])
 def test_what_enters_a_module_is_the_same_in_every_framework(
@@ -179,6 +180,7 @@ class TestDropIn:
         assert set(loss.latest) == {"kl", "logit", "label"}
         assert not any(term.requires_grad for term in loss.latest.values())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("framework", FRAMEWORKS)
     @pytest.mark.parametrize(
         "options", [{}, {"feature_weight": 1.0, "attention_weight": 1.0}], ids=["plain", "feature_layers"]

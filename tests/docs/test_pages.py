@@ -50,6 +50,7 @@ def pages_with_examples() -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pages_with_examples())
 def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

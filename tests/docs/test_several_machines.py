@@ -54,6 +54,7 @@ def test_slurm_script_is_a_script(tmp_path: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
+@pytest.mark.slow
 def test_torchrun_on_one_machine_makes_the_set_of_one_process(tmp_path: Path) -> None:
     """With fewer samples and steps than the page, and one thread for each process in both cases."""
     command = COMMANDS[0].replace("--num-samples 256", "--num-samples 100 -O iterations=3 --threads 1")

@@ -70,6 +70,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder, site
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(site: tuple[Path, Path]) -> None:
     folder, installed = site
     commands = [words[1:] for words in COMMANDS if words[0] == "dfq"]
@@ -93,6 +94,7 @@ def test_the_commands_of_the_page_run(site: tuple[Path, Path]) -> None:
     assert [path.name for path in (folder / "int8").iterdir()] == ["model_int8.onnx"]
 
 
+@pytest.mark.slow
 def test_the_packages_own_tests_are_the_contracts(site: tuple[Path, Path]) -> None:
     folder, installed = site
     assert COMMANDS[-1] == ["pytest", "dfq-dead-leaves", "dfq-ascent", "dfq-onnxruntime"]

@@ -106,6 +106,7 @@ def test_the_four_generators_come_first_through_the_public_hook(registry: Regist
     assert tuple(registry.generators)[: len(NAMES)] == NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 64), (31, 64), (40, 32), (45, 32)])
 def test_exactly_as_many_as_asked_for_in_batches_no_larger(
@@ -228,6 +229,7 @@ def test_gaussian_has_the_moments_of_the_input(registry: Registry, network: nn.M
     assert (drawn.mean().item(), drawn.std().item()) == (pytest.approx(4, abs=0.05), pytest.approx(2, abs=0.05))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["kl", "l2"])
 def test_bns_lowers_the_divergence_far_below_that_of_noise(
     registry: Registry, network: nn.Module, divergence: str
@@ -290,6 +292,7 @@ def test_an_objective_without_any_term_is_refused(registry: Registry, network: n
         make(registry, "bns", network, 5, batch_norm_weight=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -316,6 +319,7 @@ def test_every_setting_changes_the_result(registry: Registry, network: nn.Module
 # ------------------------------------------------------------------------------------ statistics of the set
 
 
+@pytest.mark.slow
 def test_set_statistics_match_the_whole_shard_with_small_steps(registry: Registry, network: nn.Module) -> None:
     """Steps of 8 samples each: judged alone they cannot have the spread of the whole, judged together they can."""
     batches = make(registry, "bns", network, 48, statistics="set", iterations=25, step_samples=8)
@@ -342,6 +346,7 @@ def test_pools_of_equal_batches_are_the_moments_of_their_union(network: nn.Modul
 # ------------------------------------------------------------------------------------ unknown normalization
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value_range", [None, (-120.0, 136.0), (0.0, 400.0)])
 def test_inputs_of_unknown_normalization_start_at_the_right_scale(
     registry: Registry, value_range: tuple[float, float] | None
@@ -425,6 +430,7 @@ def settled(inputs: torch.Tensor) -> nn.Module:
 # ------------------------------------------------------------------------------------ precision, compilation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_both_precisions_reach_the_same_statistics(registry: Registry, network: nn.Module, precision: str) -> None:
     batches = make(registry, "bns", network, 64, iterations=40, precision=precision)
@@ -509,6 +515,7 @@ def test_a_compiler_that_stops_half_way_leaves_no_stale_statistics(
     assert torch.equal(plain, inputs_of(make(registry, "bns", network, 32, compile="always")))
 
 
+@pytest.mark.slow
 def test_the_step_is_traced_as_one_graph_with_the_same_result(
     registry: Registry, network: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -660,6 +667,7 @@ def test_few_samples_are_optimized_at_a_size_that_has_statistics(
 # ------------------------------------------------------------------------------------- the border of training
 
 
+@pytest.mark.slow
 def test_inputs_fit_the_network_as_training_showed_its_images() -> None:
     """The stored statistics are those of images over a border; the synthetic ones, shown plainly, have none."""
     spec = InputSpec((3, 16, 16), value_range=(-2.0, 2.0))

@@ -297,6 +297,7 @@ class TestAdversarial:
 
 
 class TestGdfq:
+    @pytest.mark.slow
     def test_it_makes_images_of_the_wanted_class_with_the_stored_statistics(
         self, tiny_network: nn.Module, tiny_spec: InputSpec
     ) -> None:
@@ -323,6 +324,7 @@ class TestGdfq:
         made.batch(8)
         assert sizes == [8] * 7
 
+    @pytest.mark.slow
     def test_it_makes_a_data_set_by_itself(self, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
         options = {**SMALL, "iterations": 60, "learning_rate": 0.01}
         given: dict[str, Any] = {"generator": "gdfq", "num_samples": 40, "options": options}
@@ -368,6 +370,7 @@ def tune(tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch
 
 @pytest.mark.parametrize("generator", ["adversarial", "gdfq"])
 class TestFinetuning:
+    @pytest.mark.slow
     def test_a_run_resumes_exactly(self, generator: str, tune: Callable[..., FinetuneRun], tmp_path: Path) -> None:
         training = {"mixup": 0.5, "padding": 1}
         whole = tune(generator, training=training)
@@ -382,6 +385,7 @@ class TestFinetuning:
         assert same(capture(resumed.model), capture(whole.model))
         assert [point.held_out_loss for point in resumed.history] == [point.held_out_loss for point in whole.history]
 
+    @pytest.mark.slow
     def test_the_warm_up_is_reported_once(
         self, generator: str, tune: Callable[..., FinetuneRun], tmp_path: Path
     ) -> None:
@@ -391,6 +395,7 @@ class TestFinetuning:
         told = [(event.completed, event.total) for event in events if event.stage == "warm up"]
         assert told == [(1, 3), (2, 3), (3, 3)]
 
+    @pytest.mark.slow
     def test_its_settings_are_part_of_the_run(
         self, generator: str, tune: Callable[..., FinetuneRun], tmp_path: Path
     ) -> None:
@@ -401,6 +406,7 @@ class TestFinetuning:
         with pytest.raises(DataError, match="checkpoint of another run"):
             tune(generator, work=tmp_path, generator_options={**SMALL, "width": 9})
 
+    @pytest.mark.slow
     def test_the_model_stays_as_it_was(
         self, generator: str, tune: Callable[..., FinetuneRun], tiny_network: nn.Module
     ) -> None:
@@ -423,6 +429,7 @@ class TestFinetuning:
             )
         assert events == []
 
+    @pytest.mark.slow
     def test_on_the_command_line(self, generator: str, tmp_path: Path) -> None:
         model = ["dfq_plugins.demo.network:digits_network", "--shape", "1,8,8", "--mean", "0.3", "--std", "0.375"]
         made = CliRunner().invoke(

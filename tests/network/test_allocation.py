@@ -57,6 +57,7 @@ def measured() -> dict[str, float]:
     return figures
 
 
+@pytest.mark.slow
 def test_a_block_of_the_same_size_needs_no_new_pages(measured: dict[str, float]) -> None:
     assert measured["kept"] < measured["fetched"] / 10
 

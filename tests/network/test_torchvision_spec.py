@@ -24,6 +24,7 @@ def build(name: str, **settings: Any) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side"),
     [

@@ -415,6 +415,7 @@ class TestFilters:
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny_network.modules())
         assert torch.equal(torch.random.get_rng_state(), random)
 
+    @pytest.mark.slow
     def test_a_run_that_was_interrupted_goes_on(self, run: Callable[..., PruneRun], tmp_path: Path) -> None:
         whole = run(macs=0.7, options={"penalty_warm_up": 0.9})
         for stage, step in (("sparsify", 4), ("finetune", 8)):
@@ -454,6 +455,7 @@ class TestFilters:
 
 
 class TestRefusals:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("settings", "message"),
         [

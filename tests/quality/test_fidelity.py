@@ -129,6 +129,7 @@ def test_both_networks_stay_as_they_were() -> None:
         assert not module._forward_hooks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrator", ["torch-ao", "pytorch-quantization", "brevitas"])
 def test_every_framework_matches_its_layers_with_weights(
     calibrator: str, tiny_network: nn.Module, tiny_batches: list[torch.Tensor]

@@ -331,6 +331,7 @@ sys.stdout.write(f"artifacts {{rank}} {{len(run.artifacts)}}\\n")  # at once: tw
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # four processes import torch, which takes long on a busy machine
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     from safetensors.torch import load_file

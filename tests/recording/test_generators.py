@@ -205,6 +205,7 @@ def generated(generator: Any, network: nn.Module, count: int, losses: list[float
     return torch.cat([batch.inputs for batch in batches])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_come_nearer_to_what_was_recorded(name: str, recorded: ActivationRecord, network: nn.Module) -> None:
     losses: list[float] = []
@@ -305,6 +306,7 @@ def test_a_budget_of_time_is_kept(recorded: ActivationRecord, network: nn.Module
     assert 10 <= budget.iterations < 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrator", ["torch-ao", "pytorch-quantization", "brevitas"])
 def test_the_inputs_feed_every_calibrator(calibrator: str, recorded: ActivationRecord, network: nn.Module) -> None:
     settings = {"record": str(recorded.folder), "iterations": 100}

@@ -139,6 +139,7 @@ def test_tables_scroll_and_can_be_reached_by_keyboard(report: Report) -> None:
     assert '<div class="scroll" tabindex="0" role="region" aria-label="Top-1 in percent.">' in render_html(report)
 
 
+@pytest.mark.slow
 def test_rendering_is_repeatable_and_leaves_matplotlib_as_it_was(report: Report) -> None:
     before = dict(mpl.rcParams)
     assert render_html(report) == render_html(report)

@@ -103,6 +103,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_of_a_synthesis_has_every_part(made: Path) -> None:
     found = page(made / "made.html")
     assert found.headings == [

@@ -86,6 +86,7 @@ def uninterrupted(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFact
     return contents(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_any_number_of_ranks_gives_the_same_bytes(
     fork_server: ForkServer, uninterrupted: dict[str, bytes], tmp_path: Path, count: int

@@ -130,6 +130,7 @@ def run(network: nn.Module, spec: InputSpec, **settings: Any) -> SyntheticDatase
     return synthesize(network, spec, **{"num_samples": 40, "batch_size": 16, **settings})
 
 
+@pytest.mark.slow
 def test_set_made_in_a_budget_is_whole_and_says_what_it_took(
     tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path
 ) -> None:
@@ -206,6 +207,7 @@ def raise_(error: Exception) -> None:
     raise error
 
 
+@pytest.mark.slow
 def test_wall_clock_that_jumps_changes_nothing(
     tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def trained(layer: nn.modules.batchnorm._BatchNorm) -> nn.modules.batchnorm._Bat
     return layer.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiling", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_outputs_and_gradients_are_those_of_the_layer(name: str, compiling: bool) -> None:

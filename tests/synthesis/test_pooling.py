@@ -17,6 +17,7 @@ def both(module: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     return outputs, torch.autograd.grad(outputs.square().sum(), leaf)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_values_and_gradients_are_those_of_the_layer(layer: nn.MaxPool2d, memory_format: torch.memory_format) -> None:

@@ -47,6 +47,7 @@ def files(folder: Path) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------- what stays as it was
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["gaussian", "inception", "bns", "bns+inception", "vandal"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_caller_s_model_and_process_stay_as_they_are(
@@ -133,6 +134,7 @@ def test_models_of_other_precision_are_inverted_in_float32(
 # ------------------------------------------------------------------------------------- counts, names, options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["gaussian", "bns", "noise", "double"])
 @pytest.mark.parametrize("count", [1, 33])
 def test_exactly_as_many_samples_as_asked_for(run: Callable[..., SyntheticDataset], generator: str, count: int) -> None:
@@ -319,6 +321,7 @@ def uncopyable(network: nn.Module) -> nn.Module:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -393,6 +396,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["gaussian", "bns", "bns+inception"])
 @pytest.mark.parametrize("after", [0, 40, 70])
 def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_bytes(

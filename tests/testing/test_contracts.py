@@ -75,6 +75,7 @@ class TestRounding(CalibratorContract):
         return Rounding()
 
 
+@pytest.mark.slow
 class TestAdapters(CalibratorContract):
     @pytest.fixture(params=["torch-ao", "pytorch-quantization", "brevitas"])
     def calibrator(self, request: pytest.FixtureRequest) -> Any:
@@ -85,16 +86,19 @@ def failed_names(kind: Any, build: Any, only: str) -> set[str]:
     return {name.partition("[")[0] for name in run_contract(kind, build, only=only).failed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "test"), BROKEN_GENERATORS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_generator_is_caught(broken: type[Uniform], test: str) -> None:
     assert failed_names("generator", broken, test) == {test}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "test"), BROKEN_LEARNERS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_learning_generator_is_caught(broken: type[Nudging], test: str) -> None:
     assert failed_names("learning generator", broken, test) == {test}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "test"), BROKEN_CALIBRATORS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_calibrator_is_caught(broken: type[Rounding], test: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken is Patching:
@@ -114,6 +118,7 @@ def test_every_test_of_a_contract_has_a_plugin_that_breaks_it(contract: type, br
     assert {name for name in dir(contract) if name.startswith("test_")} == {test for _, test in broken}
 
 
+@pytest.mark.slow
 def test_a_failure_says_rule_value_and_next_step() -> None:
     (reason,) = run_contract("generator", Greedy, only="larger").failed.values()
     assert reason == "Batches must have at most batch_size=4 samples, got [10]. Split larger batches."
@@ -126,6 +131,7 @@ def test_a_failure_says_rule_value_and_next_step() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_plugin_that_cannot_be_built_fails_every_test() -> None:
     def build() -> object:
         raise RuntimeError("no weights on disk")
@@ -144,6 +150,7 @@ def test_a_contract_without_its_fixture_says_so() -> None:
         CalibratorContract.calibrator.__wrapped__(CalibratorContract())  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_check_leaves_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_ADDOPTS", "--no-such-option")
     before = torch.get_rng_state()

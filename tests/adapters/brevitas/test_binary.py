@@ -164,6 +164,7 @@ class TestTraining:
         assert torch.equal(layer.weight, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["binary", "w1a8"])
 def test_fine_tuned_without_data_from_end_to_end(
     recipe: str, tiny_network: nn.Module, tiny_spec: InputSpec, tmp_path: Path

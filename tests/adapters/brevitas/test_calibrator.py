@@ -60,6 +60,7 @@ def sliced() -> nn.Module:
         return SlicedShortcut().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "weight_bits", "activation_bits"), [("w8a8", 8, 8), ("w4a8", 4, 8), ("w2a3", 2, 3)])
 def test_widths_are_read_back_from_the_quantizers(
     tiny_network: nn.Module,
@@ -80,6 +81,7 @@ def test_widths_are_read_back_from_the_quantizers(
     assert [format_in_words(tensor.format) for tensor in additions] == ["int8 per tensor, symmetric"]
 
 
+@pytest.mark.slow
 def test_input_and_additions_may_be_as_narrow_as_all_others(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
@@ -89,6 +91,7 @@ def test_input_and_additions_may_be_as_narrow_as_all_others(
     assert [format_in_words(form) for form in forms] == ["int3 per tensor, symmetric"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("narrow", "lowest"), [(False, -8), (True, -7)])
 def test_each_channel_holds_few_levels(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], narrow: bool, lowest: int
@@ -102,6 +105,7 @@ def test_each_channel_holds_few_levels(
         assert max(len(channel.unique()) for channel in quantized) <= 7 - lowest + 1
 
 
+@pytest.mark.slow
 def test_activations_take_few_values(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
@@ -144,6 +148,7 @@ def test_batch_norm_stays_where_it_shall(
     assert floating["norm1"] == "BatchNorm2d: Brevitas has no quantizer for it in graph mode"
 
 
+@pytest.mark.slow
 def test_input_scale_covers_the_known_range(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
@@ -223,6 +228,7 @@ class LinearBottleneck(nn.Module):
         return (hidden + self.second(hidden)).mean((2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("addition_bits", [4, 8])
 def test_sums_that_can_be_negative_stay_signed(
     tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], addition_bits: int
@@ -315,6 +321,7 @@ def test_output_of_a_network_that_ends_in_relu_is_a_plain_tensor(
     assert type(quantize(network, tiny_spec, tiny_batches)(tiny_batches[0])) is torch.Tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -346,6 +353,7 @@ def test_every_option_leaves_a_working_network(
     assert converted.conv.bias_quant.is_quant_enabled == options.get("quantize_bias", True)
 
 
+@pytest.mark.slow
 def test_the_statistic_decides_the_scale(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
@@ -371,6 +379,7 @@ def test_max_scale_is_the_mean_over_batches_of_the_largest_value(
     assert converted.relu2.act_quant.scale().item() * 15 == pytest.approx(sum(found) / len(found), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_bias_correction_restores_the_means_of_the_float_network(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]
 ) -> None:
@@ -395,6 +404,7 @@ def test_channel_mean_knows_where_the_channels_are() -> None:
     torch.testing.assert_close(channel_mean(outputs, linear), outputs.mean((0, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"gptq": True}, {"learned_round": True, "learned_round_steps": 200}], ids=str)
 def test_chosen_weights_are_on_the_grid_and_differ_from_rounding(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], options: dict[str, Any]

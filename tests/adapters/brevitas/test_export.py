@@ -69,6 +69,7 @@ def test_files_hold_the_quantizers_and_run_on_other_data(
     assert {"QuantizeLinear", "DequantizeLinear", "Clip"} <= {node.op_type for node in onnx.load(qcdq.path).graph.node}
 
 
+@pytest.mark.slow
 def test_files_hold_additions_as_narrow_as_all_others(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_files_hold_additions_as_narrow_as_all_others(
     ] * 2
 
 
+@pytest.mark.slow
 def test_a_file_that_disagrees_is_kept_as_rejected_and_the_other_one_is_written(
     converted: GraphModule, tiny_spec: InputSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_file_that_disagrees_is_kept_as_rejected_and_the_other_one_is_written(
     assert {path.name for path in tmp_path.iterdir()} == {"model.qonnx.onnx.rejected", "model.qcdq.onnx"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [Recipe(4, 4), Recipe(1, 8), Recipe(3, 32)])
 def test_the_lowered_file_computes_what_qonnx_does(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path, recipe: Recipe

@@ -127,6 +127,7 @@ def require_same_after_passes(path: Path, inputs: np.ndarray[Any, Any], *, each:
         assert difference <= SAME * np.abs(expected).max(), f"{type(step).__name__} changes the outputs: {difference}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONVERTED, ids=lambda kind: kind.__name__)
 def test_networks_keep_to_the_rules_and_survive_the_passes(kind: type[nn.Module], tmp_path: Path) -> None:
     model = ready(kind)
@@ -144,6 +145,7 @@ def test_networks_keep_to_the_rules_and_survive_the_passes(kind: type[nn.Module]
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONVERTED, ids=lambda kind: kind.__name__)
 def test_the_form_of_finn_computes_the_same_in_float(kind: type[nn.Module]) -> None:
     network, inputs = trained(kind), batches()[0]
@@ -152,6 +154,7 @@ def test_the_form_of_finn_computes_the_same_in_float(kind: type[nn.Module]) -> N
         torch.testing.assert_close(rewritten(inputs), network(inputs), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Residual, Averaged], ids=lambda kind: kind.__name__)
 def test_eight_bits_stay_near_the_float_network(kind: type[nn.Module]) -> None:
     network, inputs = trained(kind), batches()[0]
@@ -178,6 +181,7 @@ def test_relu6_clips_the_float_reference_of_the_bias_correction() -> None:
     assert shift < 0.005
 
 
+@pytest.mark.slow
 def test_one_quantizer_stands_behind_each_relu_and_an_addition_has_one_scale(good_file: Path) -> None:
     graph = onnx.load(good_file).graph
     made_by = {output: node for node in graph.node for output in node.output}
@@ -227,6 +231,7 @@ def test_the_input_is_signed_even_where_nothing_negative_arrives() -> None:
     torch.testing.assert_close(scale, torch.tensor(1 / 127))
 
 
+@pytest.mark.slow
 def test_training_keeps_the_scales_equal(tmp_path: Path) -> None:
     calibrator = BrevitasCalibrator(BrevitasOptions(target="finn"))
     prepared = calibrator.prepare(trained(Residual), SPEC, Recipe(4, 4), training=True)
@@ -243,6 +248,7 @@ def test_training_keeps_the_scales_equal(tmp_path: Path) -> None:
     assert exported(calibrator.convert(prepared), tmp_path).checks[2].name == CHECK_NAME
 
 
+@pytest.mark.slow
 def test_power_of_two_scales(tmp_path: Path) -> None:
     artifact = exported(quantized(trained(Residual), power_of_two_scales=True), tmp_path)
     graph = onnx.load(artifact.path).graph
@@ -253,6 +259,7 @@ def test_power_of_two_scales(tmp_path: Path) -> None:
             assert np.all(exponents == np.round(exponents)), node.name
 
 
+@pytest.mark.slow
 def test_zero_points_of_biases_have_a_rank_for_every_target(tmp_path: Path) -> None:
     model = quantized(trained(Plain), target="generic")
     assert exported(quantized(trained(Plain), quantize_bias=True), tmp_path).checks[2].name == CHECK_NAME
@@ -265,6 +272,7 @@ def test_zero_points_of_biases_have_a_rank_for_every_target(tmp_path: Path) -> N
     np.testing.assert_allclose(run(wrapped.transform(ExtractBiasFromConv()), inputs), run(wrapped, inputs), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_demo_network_and_the_report(tmp_path: Path) -> None:
     inputs = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 0.5
     told = dfq_plugins.run_quantization(

@@ -155,6 +155,7 @@ def test_the_framework_may_be_patching_torch_nn_meanwhile(
     assert isinstance(quantized.stem, quant_nn.QuantConv2d)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a4"])
 @pytest.mark.parametrize(
     ("method", "arguments"),
@@ -223,6 +224,7 @@ def test_weights_have_a_range_for_each_output_channel(
     assert torch.equal(amax, highest) if weights == "max" else bool((amax < highest).any() and (amax <= highest).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["max", "mse"])
 def test_weights_can_have_one_range(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], weights: str
@@ -435,6 +437,7 @@ def test_coverage_says_the_number_formats(
     assert words[3].startswith("uint4 in 8 bits per tensor, symmetric, 0 to ")
 
 
+@pytest.mark.slow
 def test_a_layer_that_sees_zeros_alone_and_empty_channels_are_calibrated() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
     with torch.no_grad():

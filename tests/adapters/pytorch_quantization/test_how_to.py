@@ -55,6 +55,7 @@ def test_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert names["run"].agreement > 0.9
 
 
+@pytest.mark.slow
 def test_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tuned = run_example("Fine-tune")["tuned"]
@@ -81,6 +82,7 @@ def test_own_training_loop(tiny_network: nn.Module, tiny_spec: InputSpec) -> Non
     assert names["loss"].isfinite()
 
 
+@pytest.mark.slow
 def test_own_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     for layer in (quant_nn.QuantConv2d, quant_nn.QuantLinear, quant_nn.QuantAdaptiveAvgPool2d):
         monkeypatch.setattr(layer, "default_quant_desc_input", layer.default_quant_desc_input)

@@ -321,6 +321,7 @@ def test_a_missing_quantizer_is_told(exported: tuple[nn.Module, Path]) -> None:
     assert told == ["'down.input_quantizer' has no QuantizeLinear"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "told"),
     [

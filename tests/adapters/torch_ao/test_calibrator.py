@@ -169,6 +169,7 @@ class TestConversion:
 
 
 class TestBitWidths:
+    @pytest.mark.slow
     @pytest.mark.parametrize("text", ["w4a4", "w2a2", "w4a8", "w8a3", "w5a6", "w7a7"])
     def test_values_keep_to_the_levels_of_the_recipe(
         self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], text: str

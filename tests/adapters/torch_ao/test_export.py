@@ -61,6 +61,7 @@ def test_the_file_computes_what_the_model_does(
     ]
 
 
+@pytest.mark.slow
 def test_the_file_needs_torch_only(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
 ) -> None:

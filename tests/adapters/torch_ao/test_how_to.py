@@ -22,6 +22,7 @@ PAGE = DOCS / "how-to" / "torch-ao.md"
 
 
 # In a flow of their own, users see torch's notices; the adapter silences them only in its own calls.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")
 @pytest.mark.filterwarnings(r"ignore:`torch.jit.load` is deprecated")

@@ -45,6 +45,7 @@ def accuracy(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> fl
     return (model(inputs).argmax(1) == labels).float().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "largest_drop"), [("w8a8", 0.02), ("w4a8", 0.06), ("w4a4", 0.2)])
 def test_resnet20(networks: ModuleType, recipe: str, largest_drop: float) -> None:
     model = networks.build(RESNET)
@@ -63,6 +64,7 @@ def test_dscnn(networks: ModuleType) -> None:
     assert accuracy(model, inputs[200:], labels[200:]) - accuracy(converted, inputs[200:], labels[200:]) < largest_drop
 
 
+@pytest.mark.slow
 def test_mobilenet_needs_a_scale_per_channel(networks: ModuleType) -> None:
     name = "mobilenetv1_075_imagenet"
     model, spec = networks.build(name), InputSpec((3, 224, 224), (0.5,) * 3, (0.5,) * 3, (0.0, 1.0), 1000)
