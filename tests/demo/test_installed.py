@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from dfq_plugins.demo import sources
 from dfq_plugins.demo.run import ready, run_demo
 from dfq_plugins.host.registry import get_registry
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 @pytest.mark.slow

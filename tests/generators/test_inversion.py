@@ -15,9 +15,9 @@ from torch import nn
 
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
 from dfq_plugins.generators.inversion import SMALLEST_BATCH, BatchNormGenerator, balanced_labels, even_split
-from dfq_plugins.generators.noise import Noise, colored, draw_noise, known_noise
+from dfq_plugins.generators.noise import Noise, colored, draw_noise
 from dfq_plugins.generators.options import BatchNormOptions
-from dfq_plugins.generators.start import color_candidates, fitted_noise, scale_candidates
+from dfq_plugins.generators.start import color_candidates, fitted_noise, known_noise, scale_candidates
 from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.statistics.augmentation import Augmentation, augment

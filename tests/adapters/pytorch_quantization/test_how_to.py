@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -19,7 +20,6 @@ from places import DOCS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
 
 PAGE = DOCS / "how-to" / "pytorch-quantization.md"
 SYNTHESIZE = "num_samples=256"
