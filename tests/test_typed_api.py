@@ -81,6 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_mypy_accepts_a_users_script_and_finds_a_wrong_call(folder: Path, pytestconfig: pytest.Config) -> None:
     # Kept where pytest keeps things: reading torch's types takes half a minute.
     cache = kept.mkdir("typed-api") if (kept := getattr(pytestconfig, "cache", None)) else folder / "cache"

@@ -135,6 +135,7 @@ class TestBrevitas:
         (known,) = known_input_scalings(student)
         assert any(scale is known.value for scale in worker.scale_parameters(student))
 
+    @pytest.mark.slow
     def test_weight_scales_may_follow_the_weights(
         self, tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor, tmp_path: Path
     ) -> None:

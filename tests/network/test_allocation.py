@@ -62,6 +62,7 @@ def test_a_block_of_the_same_size_needs_no_new_pages(measured: dict[str, float])
     assert measured["kept"] < measured["fetched"] / 10
 
 
+@pytest.mark.slow
 def test_what_is_free_goes_back_to_the_system(measured: dict[str, float]) -> None:
     assert measured["held"] > 0.75 * measured["block"]
     assert measured["left"] < 0.25 * measured["block"]

@@ -93,6 +93,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, path: Path) -> None
     torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.abs().max()) / 127)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("calibrator", FRAMEWORKS)
 def test_files_load_in_a_fresh_process_without_pickle(
@@ -155,6 +156,7 @@ def test_a_fixed_batch_size_takes_its_multiples(quantized: Callable[..., Quantiz
             loaded(DATA[:count])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.qonnx.onnx", "model.qcdq.onnx"])
 def test_brevitas_files_take_any_batch_size(
     quantized: Callable[..., QuantizationRun], name: str, tmp_path: Path

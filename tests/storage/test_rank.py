@@ -97,6 +97,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(
     assert contents(folder) == uninterrupted
 
 
+@pytest.mark.slow
 def test_shard_of_a_killed_rank_falls_to_the_others(
     fork_server: ForkServer, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:

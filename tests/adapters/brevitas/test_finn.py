@@ -207,6 +207,7 @@ def _next(node: Any, readers: dict[str, list[Any]]) -> list[str]:
     return [reader.op_type for reader in readers[node.output[0]]]
 
 
+@pytest.mark.slow
 def test_formats_say_what_is_read_at_which_width() -> None:
     calibrator, model = BrevitasCalibrator(), ready(Residual)
     coverage = calibrator.describe(model)
@@ -305,6 +306,7 @@ def test_every_rule_is_planted() -> None:
     assert {rule for rule, _ in PLANTED} == {name for name, _ in RULES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "plant"), PLANTED, ids=lambda value: getattr(value, "__name__", None))
 def test_a_planted_violation_is_found(rule: str, plant: Callable[[Violations], str], good_file: Path) -> None:
     model = onnx.load(good_file)

@@ -29,6 +29,7 @@ def agreement(network: nn.Module, model: nn.Module, inputs: torch.Tensor) -> flo
         return (network(inputs).argmax(1) == model(inputs).argmax(1)).float().mean().item()
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = [point for point in entry_points(group="dfq_plugins") if point.name in ("brevitas", "builtin-generators")]
     if len(mine) != 2:

@@ -212,6 +212,7 @@ def test_mse_ranges_lose_less_than_the_whole_range(
     assert errors["mse"] < errors["max"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["max", "mse"])
 def test_weights_have_a_range_for_each_output_channel(
     tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], weights: str

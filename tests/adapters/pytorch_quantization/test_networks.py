@@ -199,6 +199,7 @@ def test_layers_that_read_one_tensor_share_a_pair(build: type[nn.Module], tmp_pa
     assert kinds.count("QuantizeLinear") < len(quantizers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [torchvision.models.resnet18, torchvision.models.mobilenet_v3_small])
 def test_torchvision(build: Any, tmp_path: Path) -> None:
     model = seeded(build)
@@ -258,6 +259,7 @@ def test_pooling_by_matrices_is_adaptive_pooling(shape: tuple[int, ...], sizes: 
 # Residual additions
 
 
+@pytest.mark.slow
 def test_shortcuts_are_quantized_to_8_bits_at_any_recipe(tmp_path: Path) -> None:
     model, artifact = export(seeded(torchvision.models.resnet18), (3, 32, 32), tmp_path, "w4a4")
     names = [name for name, module in model.named_modules() if isinstance(module, ResidualQuantizer)]
