@@ -87,7 +87,7 @@ def test_own_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     for layer in (quant_nn.QuantConv2d, quant_nn.QuantLinear, quant_nn.QuantAdaptiveAvgPool2d):
         monkeypatch.setattr(layer, "default_quant_desc_input", layer.default_quant_desc_input)
     with torch.random.fork_rng(devices=[]):
-        names = run_example("In your own flow")
+        names = run_example("In your own code")
     assert nn.Conv2d is not quant_nn.QuantConv2d
     assert len(names["quantizers"]) == 13  # the inputs of five convolutions, a linear layer and a pooling; six weights
     assert all(quantizer.amax is not None and not quantizer._if_calib for quantizer in names["quantizers"])
