@@ -10,6 +10,7 @@ from dfq_plugins.cli import progress
 from dfq_plugins.cli.arguments import json_option
 from dfq_plugins.cli.group import set_resume_hint
 from dfq_plugins.cli.output import print_json
+from dfq_plugins.cli.results import print_rejected, require_artifacts
 
 
 @click.command()
@@ -33,8 +34,11 @@ def demo(output: Path, seed: int, as_json: bool) -> None:
         from dfq_plugins.demo.run import run_demo  # noqa: PLC0415  imports torch
 
         result = run_demo(output, seed, [listener])
+    rejected = [artifact for _, artifact in result.rejected]
     if as_json:
         print_json(result.as_dict())
-        return
-    click.echo(result.render_text())
-    click.echo(f"\nReport: {result.report}")
+    else:
+        click.echo(result.render_text())
+        print_rejected(rejected)
+        click.echo(f"\nReport: {result.report}")
+    require_artifacts(rejected)

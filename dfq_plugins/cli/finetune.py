@@ -92,7 +92,7 @@ def finetune_and_print(
     else:
         print_finetune_run(run)
         announce(report)
-    require_artifacts(run)
+    require_artifacts(run.rejected)
 
 
 def print_finetune_run(run: FinetuneRun) -> None:

@@ -91,13 +91,13 @@ def quantize(
             run, measured = _run_with_report(network, dataset, what, listener, report, hold_out)
     if as_json:
         print_json(run_as_dict(run) | {"report": report, "held_out": measured})
-        require_artifacts(run)
+        require_artifacts(run.rejected)
         return
     print_run(run)
     if measured is not None:
         click.echo("Agreement on {samples} held-out samples: {agreement:.2%}".format(**measured))
     announce(report)
-    require_artifacts(run)
+    require_artifacts(run.rejected)
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""What `dfq quantize` and `dfq finetune` print of a quantized model."""
+"""What `dfq quantize`, `dfq finetune` and `dfq demo` print of a quantized model and its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from dfq_plugins.errors import ArtifactError
 from dfq_plugins.quantization.formats import coverage_in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from dfq_plugins.quantization.result import QuantizationRun
+    from dfq_plugins.types import RejectedArtifact
 
 
 def print_run(run: QuantizationRun) -> None:
@@ -30,9 +33,14 @@ def print_run(run: QuantizationRun) -> None:
     ]
     if rows:
         print_table(("Artifact", "Format", "Size", "Check"), rows)
-    for rejected in run.rejected:
-        click.echo(f"Rejected: {rejected.path or rejected.name or 'the export'}: {rejected.reason}")
-        for fault in rejected.faults:
+    print_rejected(run.rejected)
+
+
+def print_rejected(rejected: Iterable[RejectedArtifact]) -> None:
+    """Print which artifacts were rejected, why, and what differs."""
+    for artifact in rejected:
+        click.echo(f"Rejected: {artifact.path or artifact.name or 'the export'}: {artifact.reason}")
+        for fault in artifact.faults:
             click.echo(f"  {fault}")
 
 
@@ -48,14 +56,14 @@ def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
     }
 
 
-def require_artifacts(run: QuantizationRun) -> None:
+def require_artifacts(rejected: Sequence[RejectedArtifact]) -> None:
     """Fail, after everything else was written and printed, where an artifact was rejected.
 
     Raises:
         ArtifactError: names the rejected artifacts.
     """
-    if run.rejected:
-        names = ", ".join(rejected.name or "the export" for rejected in run.rejected)
+    if rejected:
+        names = ", ".join(artifact.name or "the export" for artifact in rejected)
         raise ArtifactError(
             f"Rejected: {names}. Everything else was written; the quantized model itself is sound. See above for what "
             "differs."

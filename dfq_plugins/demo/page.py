@@ -60,6 +60,7 @@ def demo_report(result: DemoResult, sources: Sequence[CalibrationSource], calibr
         noise_section(noise, "held-out digits") if noise else None,
         sections.coverage_section(coverages),
         sections.artifact_section(result.artifacts, result.output),
+        sections.rejected_section([artifact for _, artifact in result.rejected]) if result.rejected else None,
         sections.settings_section(_settings(sources, calibrators)),
     )
     footer = f"Made by dfq demo in {result.seconds:.0f} seconds."

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dfq_plugins.quality.fidelity import Fidelity
-    from dfq_plugins.types import Artifact, Coverage
+    from dfq_plugins.types import Artifact, Coverage, RejectedArtifact
 
 NOT_MEASURED = "-"
 
@@ -50,6 +50,7 @@ class DemoResult:
         default: name of the default generator's data.
         measurements: all cells of the table.
         artifacts: the deployment files, each with the calibrator that wrote it.
+        rejected: the exports that failed, each with its calibrator and the reason.
         report: the HTML page.
         seconds: wall time of the run.
     """
@@ -62,6 +63,7 @@ class DemoResult:
     default: str
     measurements: tuple[Measurement, ...]
     artifacts: tuple[tuple[str, Artifact], ...]
+    rejected: tuple[tuple[str, RejectedArtifact], ...]
     report: Path
     seconds: float
 
@@ -112,6 +114,15 @@ class DemoResult:
                     "checks": [{"name": check.name, "detail": check.detail} for check in artifact.checks],
                 }
                 for calibrator, artifact in self.artifacts
+            ],
+            "rejected": [
+                {
+                    "calibrator": calibrator,
+                    "name": artifact.name,
+                    "reason": artifact.reason,
+                    "faults": [*artifact.faults],
+                }
+                for calibrator, artifact in self.rejected
             ],
             "output": str(self.output),
             "report": self.report.relative_to(self.output).as_posix(),

@@ -15,7 +15,7 @@ from dfq_plugins.demo.page import demo_report
 from dfq_plugins.demo.result import DemoResult, Measurement
 from dfq_plugins.demo.sources import real_source, synthetic_source
 from dfq_plugins.demo.train import accuracy
-from dfq_plugins.errors import ArtifactError, ModelError, PluginError, UsageError
+from dfq_plugins.errors import ModelError, PluginError, UsageError
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.listeners import Broadcast
 from dfq_plugins.quality.fidelity import layer_fidelity
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dfq_plugins.demo.data import Digits
     from dfq_plugins.demo.sources import CalibrationSource
     from dfq_plugins.host.registry import PluginInfo, Registry
-    from dfq_plugins.types import Artifact
+    from dfq_plugins.quantization.result import QuantizationRun
 
     Listeners = Sequence[Callable[[ProgressEvent], None]]
 
@@ -86,7 +86,7 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
             sources.append(synthetic_source(bench.network, name, data_folder, seed, listeners, registry))
         except UsageError as refusal:  # the generator needs more than the network, such as a record
             logger.info("The demo skips generator %r: %s", name, refusal)
-    measurements, artifacts = measure_all(bench, sources, columns, tell)
+    measurements, exported = measure_all(bench, sources, columns, tell)
     result = DemoResult(
         output=output,
         float_accuracy=100 * accuracy(bench.network, held_out),
@@ -95,7 +95,8 @@ def run_demo(output: Path, seed: int = 0, listeners: Listeners = (), registry: R
         columns=columns,
         default=DEFAULT_GENERATOR,
         measurements=measurements,
-        artifacts=artifacts,
+        artifacts=tuple((run.calibrator, artifact) for run in exported for artifact in run.artifacts),
+        rejected=tuple((run.calibrator, artifact) for run in exported for artifact in run.rejected),
         report=output / folder.REPORT_FILE,
         seconds=time.monotonic() - began,
     )
@@ -127,23 +128,23 @@ def measure_all(
     sources: Sequence[CalibrationSource],
     columns: Sequence[tuple[str, str]],
     tell: Callable[[ProgressEvent], None],
-) -> tuple[tuple[Measurement, ...], tuple[tuple[str, Artifact], ...]]:
-    """Quantize on every source for every column; return the cells and the written files."""
+) -> tuple[tuple[Measurement, ...], tuple[QuantizationRun, ...]]:
+    """Quantize on every source for every column; return the cells, and the runs that exported files."""
     cells = [(source, calibrator, recipe) for calibrator, recipe in columns for source in sources]
     measurements: list[Measurement] = []
-    artifacts: list[tuple[str, Artifact]] = []
+    exported: list[QuantizationRun] = []
     for number, (source, calibrator, recipe) in enumerate(cells):
         tell(ProgressEvent("quantize and measure", number, len(cells)))
-        cell, written = measure(bench, source, calibrator, recipe)
+        cell, run = measure(bench, source, calibrator, recipe)
         measurements.append(cell)
-        artifacts += [(calibrator, artifact) for artifact in written]
+        exported += [run] if run is not None and (run.artifacts or run.rejected) else []
     tell(ProgressEvent("quantize and measure", len(cells), len(cells)))
-    return tuple(measurements), tuple(artifacts)
+    return tuple(measurements), tuple(exported)
 
 
 def measure(
     bench: Bench, source: CalibrationSource, calibrator: str, recipe: str
-) -> tuple[Measurement, tuple[Artifact, ...]]:
+) -> tuple[Measurement, QuantizationRun | None]:
     """Quantize on one source with one framework; if the framework rejects the recipe, the cell stays empty."""
     exported = (source.name, recipe) == (DEFAULT_GENERATOR, EXPORTED_RECIPE)
     empty = Measurement(source.name, calibrator, recipe, accuracy=None)
@@ -158,14 +159,12 @@ def measure(
             registry=bench.registry,
         )
     except (UsageError, ModelError) as refusal:
-        return replace(empty, refusal=str(refusal)), ()
-    if run.rejected:
-        raise ArtifactError(f"{calibrator} at {recipe}: {'; '.join(artifact.reason for artifact in run.rejected)}")
+        return replace(empty, refusal=str(refusal)), None
     percent = 100 * accuracy(run.model, bench.held_out)
     fidelity = None
     if exported and run.coverage.quantized:
         fidelity = layer_fidelity(bench.network, run.model, bench.held_out.inputs[:COMPARED], run.coverage)
-    return replace(empty, accuracy=percent, coverage=run.coverage, fidelity=fidelity), run.artifacts
+    return replace(empty, accuracy=percent, coverage=run.coverage, fidelity=fidelity), run
 
 
 def calibrator_settings(registry: Registry) -> dict[str, object]:

@@ -53,7 +53,7 @@ def test_it_is_printed_and_fails_at_the_end(rejected_run: QuantizationRun, capsy
     with pytest.raises(
         ArtifactError, match=r"^Rejected: model\.torchscript\.pt\. Everything else was written"
     ) as caught:
-        require_artifacts(rejected_run)
+        require_artifacts(rejected_run.rejected)
     assert caught.value.exit_code == 7
     told = json.loads(json.dumps(run_as_dict(rejected_run), default=str))
     assert told["rejected"][0]["faults"] == ["conv: 3 of 9 integers"]

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from dfq_plugins.cli.demo import demo
 from dfq_plugins.demo.run import run_demo
-from dfq_plugins.errors import DataError, PluginError, UsageError
+from dfq_plugins.errors import ArtifactError, DataError, PluginError, UsageError
 from dfq_plugins.hookspecs import hookimpl
 from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.types import (
@@ -93,6 +95,13 @@ class OnlyEightBits(Identity):
         return prepared
 
 
+class Unexported(Identity):
+    """A calibrator whose export fails."""
+
+    def export(self, _converted: nn.Module, _spec: InputSpec, _path: Path) -> tuple[Artifact, ...]:
+        raise ArtifactError("the exporter does not know this layer")
+
+
 @hookimpl
 def dfq_generators() -> Iterable[GeneratorEntry]:
     yield GeneratorEntry("bns", "stands in for the default", f"{PLUGIN}:Noise")
@@ -115,7 +124,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 def make_registry(monkeypatch: pytest.MonkeyPatch, *hooks: object) -> Registry:
     module = ModuleType(PLUGIN)
     vars(module).update({hook.__name__: hook for hook in hooks})
-    vars(module).update({kind.__name__: kind for kind in (Noise, Identity, OnlyEightBits)})
+    vars(module).update({kind.__name__: kind for kind in (Noise, Identity, OnlyEightBits, Unexported)})
     monkeypatch.setitem(sys.modules, PLUGIN, module)
     return build_registry(entry_points=[EntryPoint("demo", PLUGIN, "dfq_plugins")], strict=True)
 
@@ -232,3 +241,20 @@ def test_demo_leaves_the_global_state(registry: Registry, tmp_path: Path) -> Non
     run_demo(tmp_path, registry=registry)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.slow
+def test_a_failed_export_costs_no_measurement_and_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @hookimpl
+    def dfq_calibrators() -> Iterable[CalibratorEntry]:
+        yield CalibratorEntry("unexported", "exports nothing", f"{PLUGIN}:Unexported")
+
+    registry = make_registry(monkeypatch, dfq_generators, dfq_calibrators)
+    monkeypatch.setattr("dfq_plugins.demo.run.get_registry", lambda: registry)
+    shown = CliRunner().invoke(demo, ["--output", str(tmp_path)])
+    assert isinstance(shown.exception, ArtifactError)
+    assert "Rejected: the export: the exporter does not know this layer" in shown.output
+    assert "Files that were rejected" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    result = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))
+    assert result["rejected"][0]["reason"] == "the exporter does not know this layer"
+    assert all(cell["accuracy"] is not None for cell in result["measurements"])
