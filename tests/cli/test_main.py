@@ -153,6 +153,8 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(demo_that: Callable[[BaseEx
 
 def test_what_frameworks_print_stays_off_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
     class Result:
+        rejected = ()
+
         def as_dict(self) -> dict[str, int]:
             return {"rows": 3}
 

@@ -316,6 +316,7 @@ def test_similarity_ranks_sources(model: str, folder: Path, tmp_path: Path) -> N
 @dataclass(frozen=True)
 class Demo:
     report: Path
+    rejected: tuple[()] = ()
 
     def render_text(self) -> str:
         return "the table"
