@@ -15,7 +15,7 @@ import torch
 from dfq_plugins.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -49,6 +49,23 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Keep forward hooks within the block: registered as the handles are drawn, and removed whatever happens.
+
+    >>> relu, seen = torch.nn.ReLU(), []
+    >>> with hooked([relu.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))]):
+    ...     _ = relu(torch.zeros(3))
+    >>> _ = relu(torch.zeros(4))
+    >>> seen
+    [3]
+    """
+    with ExitStack() as attached:
+        for handle in handles:
+            attached.callback(handle.remove)
+        yield
+
+
 class ForwardHooks(ABC):
     """Forward hooks on a network, removed when the context closes or `close` is called."""
 
@@ -61,8 +78,7 @@ class ForwardHooks(ABC):
     def open(self) -> Self:
         """Attach all hooks until `close`, or none if one of them fails."""
         with ExitStack() as attached:
-            for handle in self.attach():
-                attached.callback(handle.remove)
+            attached.enter_context(hooked(self.attach()))
             self._attached = attached.pop_all()
         return self
 

@@ -26,6 +26,7 @@ from dfq_brevitas.framework import (
     quant_nn,
     quantization_status_manager,
 )
+from dfq_plugins.model_state import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -83,12 +84,8 @@ def _run_with_hooks(
     def make(name: str) -> Callable[..., Any]:
         return lambda _module, _inputs, output: hook(name, output.value if isinstance(output, QuantTensor) else output)
 
-    handles = [module.register_forward_hook(make(name)) for name, module in layers.items()]
-    try:
+    with hooked(module.register_forward_hook(make(name)) for name, module in layers.items()):
         model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _channel_axis(layer: nn.Module, dimensions: int) -> int:

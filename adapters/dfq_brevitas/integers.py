@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from dfq_brevitas.bias import is_weight_layer
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, QuantTensor
 from dfq_brevitas.qonnx_lowering import integer_range
+from dfq_plugins.model_state import hooked
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
 
 if TYPE_CHECKING:
@@ -28,15 +29,12 @@ def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
         inputs: `(samples, *shape)`.
     """
     calls: list[TorchTensor] = []
-    handles = [
+    hooks = (
         proxy.fused_activation_quant_proxy.tensor_quant.register_forward_hook(_recorder(name, proxy, calls))
         for name, proxy in _activation_quantizers(model)
-    ]
-    try:
+    )
+    with hooked(hooks):
         outputs = pytree.tree_leaves(model(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
     plain = (output.value if isinstance(output, QuantTensor) else output for output in outputs)
     return TorchRun(tuple(_numpy(output) for output in plain if isinstance(output, torch.Tensor)), tuple(calls))
 

@@ -16,6 +16,7 @@ from dfq_brevitas.framework import (
     gptq_mode,
     quantization_status_manager,
 )
+from dfq_plugins.model_state import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,12 +57,9 @@ def _record(model: nn.Module, layer: Any, batches: Iterable[torch.Tensor]) -> tu
     """Return the layer's inputs in the quantized network, and its float outputs for them."""
     found: list[torch.Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _module, args: found.append(_plain(args[0]).detach()))
-    try:
-        with torch.no_grad():
-            for inputs in batches:
-                model(inputs)
-    finally:
-        hook.remove()
+    with torch.no_grad(), hooked([hook]):
+        for inputs in batches:
+            model(inputs)
     seen = torch.cat(found)
     with torch.no_grad(), _float(layer):
         return seen, torch.cat([_plain(layer(part)) for part in torch.split(seen, _BATCH)])

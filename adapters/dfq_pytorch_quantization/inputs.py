@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dfq_plugins.model_state import hooked
 from dfq_pytorch_quantization.ranges import load_activation_range
 from dfq_pytorch_quantization.swap import quantized_modules
 
@@ -41,16 +42,12 @@ def layers_on_input(model: nn.Module, spec: InputSpec) -> dict[str, bool]:
         else:
             others.add(name)  # a shared module can also see other tensors, whose range is unknown
 
-    handles = [
+    hooks = (
         module.input_quantizer.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs[0]))
         for name, module in quantized_modules(model)
-    ]
-    try:
-        with torch.no_grad():
-            model(samples)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with torch.no_grad(), hooked(hooks):
+        model(samples)
     return {name: negative for name, negative in found.items() if name not in others}
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from dfq_plugins.model_state import device_of
+from dfq_plugins.model_state import device_of, hooked
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
-from dfq_pytorch_quantization.swap import quantized_modules
+from dfq_pytorch_quantization.markers import active_quantizers, is_weight, quantized_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import numpy as np
     from torch import nn
@@ -27,34 +27,24 @@ def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
         inputs: `(samples, *shape)`.
     """
     calls: list[TorchTensor] = []
-    handles = [
-        quantizer.register_forward_hook(_recorder(name, calls)) for name, quantizer in active_quantizers(model, "input")
-    ]
-    try:
+    hooks = (
+        quantizer.register_forward_hook(_recorder(name, calls))
+        for name, quantizer in active_quantizers(model).items()
+        if not is_weight(name)
+    )
+    with hooked(hooks):
         outputs = pytree.tree_leaves(model(inputs.to(device_of(model))))
-    finally:
-        for handle in handles:
-            handle.remove()
     return TorchRun(tuple(_numpy(output) for output in outputs if isinstance(output, torch.Tensor)), tuple(calls))
 
 
 @torch.no_grad()
 def torch_weights(model: nn.Module) -> tuple[TorchTensor, ...]:
     """Return the fake-quantized weights of a calibrated model."""
-    layers = dict(quantized_modules(model))
-    found = []
-    for name, quantizer in active_quantizers(model, "weight"):
-        weight = quantizer(layers[name.rpartition(".")[0]].weight.detach())
-        found.append(_tensor(f"{name.rpartition('.')[0]}.weight", quantizer, weight, weight))
-    return tuple(found)
-
-
-def active_quantizers(model: nn.Module, which: str) -> Iterator[tuple[str, Any]]:
-    """Yield the name and quantizer of every quantized input or weight (`which`)."""
-    for name, module in quantized_modules(model):
-        quantizer = getattr(module, f"{which}_quantizer", None)
-        if quantizer is not None and not quantizer._disabled:  # noqa: SLF001  (no public access)
-            yield f"{name}.{which}_quantizer", quantizer
+    quantizers = active_quantizers(model)
+    return tuple(
+        _tensor(f"{name.rpartition('.')[0]}.weight", quantizers[name], weight, weight)
+        for name, weight in quantized_weights(model).items()
+    )
 
 
 def _recorder(name: str, calls: list[TorchTensor]) -> Callable[..., None]:

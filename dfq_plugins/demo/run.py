@@ -137,7 +137,8 @@ def measure_all(
         tell(ProgressEvent("quantize and measure", number, len(cells)))
         cell, run = measure(bench, source, calibrator, recipe)
         measurements.append(cell)
-        exported += [run] if run is not None and (run.artifacts or run.rejected) else []
+        if run is not None and (run.artifacts or run.rejected):
+            exported.append(run)
     tell(ProgressEvent("quantize and measure", len(cells), len(cells)))
     return tuple(measurements), tuple(exported)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from dfq_plugins.model_state import device_of
+from dfq_plugins.model_state import device_of, hooked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,12 +49,8 @@ def record_calls(model: nn.Module, sample: Tensor) -> list[Call]:
     def hook(name: str) -> Any:
         return lambda module, inputs, output: note(name, module, inputs, output)
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
-    try:
+    with hooked(module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name):
         model(sample.to(device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(calls.values())
 
 

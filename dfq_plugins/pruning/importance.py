@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from dfq_plugins.distillation.terms import are_logits
+from dfq_plugins.model_state import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,10 +70,7 @@ def _read_by(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[
     def hook(name: str) -> Any:
         return lambda _, inputs: features[name].append(inputs[0])
 
-    with ExitStack() as stack:
-        for name in names:
-            handle = model.get_submodule(name).register_forward_pre_hook(hook(name))
-            stack.callback(handle.remove)
+    with hooked(model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names):
         yield features
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfq_plugins.errors import DfqError, ModelError, first_line
+from dfq_plugins.model_state import hooked
 from dfq_plugins.network.trace_errors import failing_line
 
 if TYPE_CHECKING:
@@ -37,13 +38,9 @@ def require_traceable(model: nn.Module, sample: Tensor) -> None:
 
         return hook
 
-    handles = [module.register_forward_pre_hook(cut_detector(name)) for name, module in model.named_modules() if name]
-    try:
-        with traced(model):
-            outputs = model(sample.detach().clone().requires_grad_())
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = (module.register_forward_pre_hook(cut_detector(name)) for name, module in model.named_modules() if name)
+    with hooked(hooks), traced(model):
+        outputs = model(sample.detach().clone().requires_grad_())
     if cuts:
         raise ModelError(
             f"The network cannot be traced for pruning: the input of {cuts[0]!r} has no gradient, because an operation "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
-from dfq_plugins.model_state import device_of, frozen_copy
+from dfq_plugins.model_state import device_of, frozen_copy, hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -114,12 +114,8 @@ def _reason(name: str, known: dict[str, nn.Module], found: dict[str, nn.Module])
 def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[Calls]:
     """Record the outputs of the named modules in the order of the calls."""
     calls: Calls = []
-    handles = [model.get_submodule(name).register_forward_hook(_recorder(name, calls)) for name in names]
-    try:
+    with hooked(model.get_submodule(name).register_forward_hook(_recorder(name, calls)) for name in names):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _recorder(name: str, calls: Calls) -> Any:

@@ -13,6 +13,7 @@ from dfq_brevitas.finn.pools import replace_pools
 from dfq_brevitas.finn.refusals import require_finn_operations
 from dfq_brevitas.finn.shortcuts import replace_shortcuts
 from dfq_brevitas.grid import OnGrid
+from dfq_plugins.model_state import hooked
 
 if TYPE_CHECKING:
     from dfq_brevitas.framework import GraphModule, Node
@@ -59,13 +60,9 @@ def input_shapes(graph: GraphModule, spec: InputSpec) -> dict[str, Shape]:
         if inputs and isinstance(inputs[0], torch.Tensor):
             found[name] = tuple(inputs[0].shape)
 
-    handles = [module.register_forward_pre_hook(partial(record, name)) for name, module in graph.named_modules()]
-    try:
-        with torch.no_grad():
-            graph(torch.zeros(1, *spec.shape, device=next(graph.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = (module.register_forward_pre_hook(partial(record, name)) for name, module in graph.named_modules())
+    with torch.no_grad(), hooked(hooks):
+        graph(torch.zeros(1, *spec.shape, device=next(graph.parameters()).device))
     return found
 
 

@@ -57,10 +57,6 @@ class GraphView:
         """Yield the quantizers of activations."""
         return (node for node in self.nodes_of(*QUANTIZERS) if node.input[0] not in self.constants)
 
-    def parameter_quantizers(self) -> Iterator[Any]:
-        """Yield the quantizers of weights and biases."""
-        return (node for node in self.nodes_of(*QUANTIZERS) if node.input[0] in self.constants)
-
 
 def view_graph(graph: Any) -> GraphView:
     """Index an `onnx.GraphProto`."""
