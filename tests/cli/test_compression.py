@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from dfq_plugins.cli import cli
+from command_line import SPEC, network_file, run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from click.testing import Result
 
 NETWORK = """
 import torch
@@ -41,21 +39,12 @@ def unseeded():
 def wide():
     return network(20)
 """
-SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
 QUICK = ["-T", "steps=4", "-T", "batch_size=8", "-T", "num_evaluations=2"]
-
-
-def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    path = tmp_path / "net.py"
-    path.write_text(NETWORK)
-    return f"{path}:network"
+    return network_file(tmp_path, NETWORK)
 
 
 @pytest.fixture

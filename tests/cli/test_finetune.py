@@ -6,10 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from click.testing import CliRunner
 
 import dfq_plugins
-from dfq_plugins.cli import cli
+from command_line import SPEC, network_file, run
 from dfq_plugins.distillation.history import TrainingPoint
 from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE
@@ -21,43 +20,13 @@ from dfq_plugins.types import Coverage, Recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from click.testing import Result
 
-NETWORK = """
-import torch
-from torch import nn
-
-def network():
-    rng = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model.append(nn.Linear(4, 5))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.rand(parameter.shape, generator=rng) - 0.5)
-        model[1].running_mean += torch.rand(4, generator=rng)
-        model[1].running_var *= 0.5
-    return model
-
-def other():
-    model = network()
-    model[5].bias.data += 1
-    return model
-"""
-SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
 QUICK = ["--calibrator", "pytorch-quantization", "--recipe", "w4a4", "-T", "steps=6", "-T", "batch_size=8"]
-
-
-def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    path = tmp_path / "net.py"
-    path.write_text(NETWORK)
-    return f"{path}:network"
+    return network_file(tmp_path)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from command_line import SPEC, network_file
 from dfq_plugins.cli import cli
 from dfq_plugins.recording.info import read_info
 
@@ -32,14 +33,11 @@ def network():
         model[4].bias.zero_()
     return model
 """
-SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    path = tmp_path / "net.py"
-    path.write_text(NETWORK)
-    return f"{path}:network"
+    return network_file(tmp_path, NETWORK)
 
 
 @pytest.fixture
