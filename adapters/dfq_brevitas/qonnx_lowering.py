@@ -16,7 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dfq_plugins.errors import ArtifactError
-from dfq_plugins.quantization.onnx_quantizers import FileQuantizer, constants_of
+from dfq_plugins.quantization.onnx_graph import GraphIndex
+from dfq_plugins.quantization.onnx_quantizers import FileQuantizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ def lowered(model: Any) -> tuple[Any, tuple[FileQuantizer, ...]]:
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    constants = constants_of(copied.graph)
+    constants = GraphIndex(copied.graph).constants()
     nodes: list[Any] = []
     quantizers: list[FileQuantizer] = []
     for node in model.graph.node:

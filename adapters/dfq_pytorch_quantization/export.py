@@ -14,6 +14,7 @@ from dfq_plugins.errors import ArtifactError
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
+from dfq_plugins.quantization.onnx_graph import GraphIndex
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
 from dfq_plugins.types import Check
 from dfq_pytorch_quantization.integers import torch_run, torch_weights
@@ -25,7 +26,7 @@ from dfq_pytorch_quantization.markers import (
     quantized_weights,
 )
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
-from dfq_pytorch_quantization.onnx_index import DEQUANTIZE, QUANTIZE, WEIGHTED, GraphIndex
+from dfq_pytorch_quantization.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
 from dfq_pytorch_quantization.qdq_graph import QdqModel, insert_pairs
 from dfq_pytorch_quantization.static_pooling import StaticAdaptivePooling
 from dfq_pytorch_quantization.tensorrt_rules import RULES, check_rules, residual_additions
@@ -208,8 +209,8 @@ def float_inputs(exported: QdqModel, quantizers: list[str]) -> list[str]:
 
 def _unfed(index: GraphIndex, name: str, tensor: str) -> Iterator[str]:
     producer = index.producers.get(tensor)
-    dequantizers = [node for node in index.consumers.get(tensor, ()) if node.op_type == DEQUANTIZE]
-    readers = [reader for node in dequantizers for reader in index.consumers.get(node.output[0], ())]
+    dequantizers = [node for node in index.readers.get(tensor, ()) if node.op_type == DEQUANTIZE]
+    readers = [reader for node in dequantizers for reader in index.readers.get(node.output[0], ())]
     if producer is None or producer.op_type != QUANTIZE:
         yield f"nothing quantizes {tensor!r}"
     elif not readers and not any(node.output[0] in index.outputs for node in dequantizers):
@@ -231,7 +232,7 @@ def _weighted_readers(index: GraphIndex, readers: list[Any]) -> Iterator[Any]:
         if reader.op_type in WEIGHTED:
             yield reader
         else:
-            behind = [node for output in reader.output for node in index.consumers.get(output, ())]
+            behind = [node for output in reader.output for node in index.readers.get(output, ())]
             yield from (node for node in behind if node.op_type in WEIGHTED)
 
 

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfq_pytorch_quantization.onnx_index import (
-    DEQUANTIZE,
-    QUANTIZE,
-    WEIGHTED,
-    GraphIndex,
-    attribute_of,
-    label,
-)
+from dfq_plugins.quantization.onnx_graph import GraphIndex, attribute, label
+from dfq_pytorch_quantization.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,8 +58,8 @@ def check_rules(model: Any) -> tuple[Finding, ...]:
 
 def pairs(index: GraphIndex) -> Iterator[Finding]:
     """Each QuantizeLinear feeds only DequantizeLinear, which reads a QuantizeLinear or a stored int8 tensor."""
-    for node in _nodes(index, QUANTIZE):
-        readers = index.consumers.get(node.output[0], [])
+    for node in index.nodes_of(QUANTIZE):
+        readers = index.readers.get(node.output[0], ())
         if not readers:
             yield Finding("pairs", label(node), "nothing reads its integers; a DequantizeLinear must")
         for reader in readers:
@@ -75,18 +69,18 @@ def pairs(index: GraphIndex) -> Iterator[Finding]:
             yield Finding(
                 "pairs", label(node), "its integers are an output of the model; a DequantizeLinear must follow"
             )
-    for node in _nodes(index, DEQUANTIZE):
+    for node in index.nodes_of(DEQUANTIZE):
         source = index.producers.get(node.input[0])
         stored = index.constant(node.input[0])
         if not (source is not None and source.op_type == QUANTIZE) and (stored is None or stored.dtype != np.int8):
             yield Finding("pairs", label(node), "reads neither a QuantizeLinear nor a stored int8 tensor")
-        if not index.consumers.get(node.output[0]) and node.output[0] not in index.outputs:
+        if not index.readers.get(node.output[0]) and node.output[0] not in index.outputs:
             yield Finding("pairs", label(node), "nothing reads its values")
 
 
 def scales(index: GraphIndex) -> Iterator[Finding]:
     """Scales are constant, positive and finite, and a pair has one scale."""
-    for node in _nodes(index, QUANTIZE, DEQUANTIZE):
+    for node in index.nodes_of(QUANTIZE, DEQUANTIZE):
         scale = index.constant(node.input[1])
         if scale is None:
             yield Finding("scales", label(node), f"its scale {node.input[1]!r} is computed; it must be constant")
@@ -104,7 +98,7 @@ def scales(index: GraphIndex) -> Iterator[Finding]:
 
 def zero_points(index: GraphIndex) -> Iterator[Finding]:
     """Zero points are constant, int8 and 0; without one, QuantizeLinear writes uint8."""
-    for node in _nodes(index, QUANTIZE, DEQUANTIZE):
+    for node in index.nodes_of(QUANTIZE, DEQUANTIZE):
         if len(node.input) < 3 or not node.input[2]:  # noqa: PLR2004  (values, scale, zero point)
             if node.op_type == QUANTIZE:
                 yield Finding(
@@ -124,7 +118,7 @@ def zero_points(index: GraphIndex) -> Iterator[Finding]:
 
 def weighted_inputs(index: GraphIndex) -> Iterator[Finding]:
     """A layer with a quantized weight has a quantized input, and the other way around."""
-    for node in _nodes(index, *WEIGHTED):
+    for node in index.nodes_of(*WEIGHTED):
         data, weight = (_is_dequantized(index, name) for name in node.input[:2])
         stored = index.constant(index.source(node.input[1])[0]) is not None
         if weight and not data:
@@ -137,7 +131,7 @@ def weighted_inputs(index: GraphIndex) -> Iterator[Finding]:
 
 def weights(index: GraphIndex) -> Iterator[Finding]:
     """Weights are quantized directly from a stored tensor, with one scale or one per channel."""
-    for node in _nodes(index, *WEIGHTED):
+    for node in index.nodes_of(*WEIGHTED):
         dequantize = index.source_node(node.input[1])
         quantize = None if dequantize is None else index.producers.get(dequantize.input[0])
         if quantize is None or quantize.op_type != QUANTIZE or _is_activation(index, node):
@@ -151,12 +145,12 @@ def weights(index: GraphIndex) -> Iterator[Finding]:
 def channel_axes(index: GraphIndex) -> Iterator[Finding]:
     """Per-channel scales run along the output channels of a weight; activations have one scale."""
     expected = {}
-    for node in _nodes(index, *WEIGHTED):
+    for node in index.nodes_of(*WEIGHTED):
         name, passed = index.source(node.input[1])
         dequantize = index.producers.get(name)
         if dequantize is not None and dequantize.op_type == DEQUANTIZE:
             expected[dequantize.output[0]] = (node, passed)
-    for dequantize in _nodes(index, DEQUANTIZE):
+    for dequantize in index.nodes_of(DEQUANTIZE):
         scale = index.constant(dequantize.input[1])
         if scale is None or scale.size == 1:
             continue
@@ -178,7 +172,7 @@ def channel_axes(index: GraphIndex) -> Iterator[Finding]:
 
 def shared_scales(index: GraphIndex) -> Iterator[Finding]:
     """Int8 tensors that are concatenated or added have one scale, so that TensorRT need not rescale one of them."""
-    for node in _nodes(index, "Concat", *ELEMENTWISE):
+    for node in index.nodes_of("Concat", *ELEMENTWISE):
         sources = [index.source_node(name) for name in node.input]
         found = [
             index.constant(source.input[1]) for source in sources if source is not None and source.op_type == DEQUANTIZE
@@ -210,7 +204,7 @@ def residual_additions(model: Any) -> tuple[int, int]:
     """
     index = GraphIndex(model.graph)
     fused = total = 0
-    for node in _nodes(index, "Add"):
+    for node in index.nodes_of("Add"):
         if any(index.constant(name) is not None for name in node.input):
             continue  # a bias
         from_layer = [_is_layer_output(index, name) for name in node.input]
@@ -224,12 +218,8 @@ def residual_additions(model: Any) -> tuple[int, int]:
     return fused, total
 
 
-def _nodes(index: GraphIndex, *kinds: str) -> Iterator[Any]:
-    return (node for node in index.graph.node if node.op_type in kinds)
-
-
 def _axis(node: Any) -> int:
-    return int(attribute_of(node, "axis", 1))
+    return int(attribute(node, "axis", 1))
 
 
 def _is_dequantized(index: GraphIndex, name: str) -> bool:
@@ -260,12 +250,12 @@ def _output_axis(node: Any, passed: list[Any], rank: int) -> int:
     elif node.op_type == "ConvTranspose":
         axis = 1
     elif node.op_type == "Gemm":
-        axis = 0 if attribute_of(node, "transB", 0) else 1
+        axis = 0 if attribute(node, "transB", 0) else 1
     else:
         axis = rank - 1
     for transpose in passed:
         if transpose.op_type == "Transpose":
-            axis = attribute_of(transpose, "perm", list(range(rank))[::-1])[axis]
+            axis = attribute(transpose, "perm", list(range(rank))[::-1])[axis]
     return axis
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from dfq_plugins.quantization.onnx_graph import GraphIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
+
+_MOVES = frozenset(("QuantizeLinear", "Clip", "Transpose", "Identity", "Cast", "Reshape"))
+"""Operators through which a stored tensor stays known before anything is computed."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +42,13 @@ class FileQuantizer:
     names: tuple[str, ...] = ()
 
 
-def constants_of(graph: Any) -> dict[str, Array]:
-    """Return the initializers and constant nodes of a graph by name."""
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            value = next((item.t for item in node.attribute if item.name == "value"), None)
-            if value is not None:
-                found[node.output[0]] = numpy_helper.to_array(value)
-    return found
-
-
 def qdq_quantizers(graph: Any) -> Iterator[FileQuantizer]:
     """Yield the tensors that DequantizeLinear nodes read, each once, possibly after a Clip of the integers."""
-    constants = constants_of(graph)
-    producers = {name: node for node in graph.node for name in node.output}
+    index = GraphIndex(graph)
+    constants = index.constants()
     seen = set()
-    for node in graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] in seen:
+    for node in index.nodes_of("DequantizeLinear"):
+        if node.input[0] in seen:
             continue
         seen.add(node.input[0])
         if node.input[1] in constants:
@@ -64,7 +58,7 @@ def qdq_quantizers(graph: Any) -> Iterator[FileQuantizer]:
                 node.output[0],
                 constants[node.input[1]],
                 kind or TensorProto.UINT8,
-                _is_constant(node.input[0], constants, producers),
+                index.source(node.input[0], _MOVES)[0] in constants,
             )
 
 
@@ -106,16 +100,3 @@ def _serialized(model: Any) -> bytes:
     del model.graph.value_info[:]  # stale for renamed tensors
     data: bytes = model.SerializeToString()
     return data
-
-
-_MOVES = frozenset(("QuantizeLinear", "Clip", "Transpose", "Identity", "Cast", "Reshape"))
-
-
-def _is_constant(tensor: str, constants: dict[str, Array], producers: dict[str, Any]) -> bool:
-    """Return whether a tensor is stored in the file, or is a stored one that was quantized or moved."""
-    while tensor not in constants:
-        node = producers.get(tensor)
-        if node is None or node.op_type not in _MOVES:
-            return False
-        tensor = node.input[0]
-    return True

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from dfq_brevitas.finn.graph_view import view_graph
+from dfq_brevitas.finn.graph_view import GraphView
 from dfq_brevitas.finn.rules import RULES, Finding
 from dfq_plugins.errors import ArtifactError
 from dfq_plugins.types import Check
@@ -44,5 +44,5 @@ def check_finn_rules(path: Path) -> Check:
 
 def finn_violations(model: onnx.ModelProto) -> tuple[tuple[str, Finding], ...]:
     """Return every violation in a QONNX model, with the name of the violated rule."""
-    graph = view_graph(model.graph)
+    graph = GraphView(model.graph)
     return tuple((name, finding) for name, rule in RULES for finding in rule(graph))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dfq_brevitas.finn.graph_view import MOVES, QUANTIZERS, GraphView, attribute
+from dfq_brevitas.finn.graph_view import MOVES, QUANTIZERS, GraphView
+from dfq_plugins.quantization.onnx_graph import attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,8 +67,8 @@ class Finding:
 
 def connected(graph: GraphView) -> Findings:
     """Every input of every node exists: a graph input, a constant, or another node's output."""
-    known = {*graph.inputs, *graph.constants, *graph.producers, ""}
-    for node in graph.nodes:
+    known = {*graph.inputs, *graph.stored, *graph.producers, ""}
+    for node in graph.graph.node:
         for tensor in node.input:
             if tensor not in known:
                 yield Finding(node.name, f"reads {tensor}, which nothing produces")
@@ -78,7 +79,7 @@ def connected(graph: GraphView) -> Findings:
 
 def known_operators(graph: GraphView) -> Findings:
     """Every operator is one that FINN converts or has hardware for."""
-    for node in graph.nodes:
+    for node in graph.graph.node:
         if node.op_type not in OPERATORS:
             yield Finding(node.name, f"is {node.op_type}, which FINN has no hardware for")
 
@@ -130,17 +131,17 @@ def signs(graph: GraphView) -> Findings:
 def zero_points(graph: GraphView) -> Findings:
     """Every zero point is a single constant 0; that of a bias has the shape (1,)."""
     for node in graph.nodes_of("Quant"):
-        zero_point = graph.constants.get(node.input[2])
+        zero_point = graph.stored.get(node.input[2])
         if zero_point is None or zero_point.size != 1 or np.any(zero_point):
             yield Finding(node.name, f"needs a single zero point of 0, but has {_short(zero_point)}")
-        elif node.input[0] in graph.constants and zero_point.shape != (1,) and _feeds_a_bias(graph, node):
+        elif node.input[0] in graph.stored and zero_point.shape != (1,) and _feeds_a_bias(graph, node):
             yield Finding(node.name, f"quantizes a bias and needs a zero point of shape (1,), not {zero_point.shape}")
 
 
 def widths(graph: GraphView) -> Findings:
     """Every width is a constant whole number: 1 to 8 for activations and weights; biases may have more."""
     for node in graph.nodes_of("Quant"):
-        width = graph.constants.get(node.input[3])
+        width = graph.stored.get(node.input[3])
         if width is None or width.size != 1 or not float(width.item()).is_integer() or width.item() < 1:
             yield Finding(node.name, f"needs a constant integer width, but has {_short(width)}")
         elif width.item() > WIDEST and not _feeds_a_bias(graph, node):
@@ -150,10 +151,10 @@ def widths(graph: GraphView) -> Findings:
 def scales(graph: GraphView) -> Findings:
     """Every scale is constant and positive: one per tensor or channel for activations, per output for weights."""
     for node in graph.nodes_of(*QUANTIZERS):
-        scale = graph.constants.get(node.input[1])
+        scale = graph.stored.get(node.input[1])
         if scale is None or not np.all(np.isfinite(scale)) or not np.all(scale > 0):
             yield Finding(node.name, f"needs constant positive scales, but has {_short(scale)}")
-        elif node.input[0] in graph.constants:
+        elif node.input[0] in graph.stored:
             yield from _weight_scale(graph, node, scale)
         elif scale.size not in (1, _channels(graph, node.input[0])):
             yield Finding(node.name, f"has {scale.size} scales, neither one nor one per channel")
@@ -171,7 +172,7 @@ def integer_layers(graph: GraphView) -> Findings:
     """Every layer with weights reads quantized values, and its weights come from a quantizer of constants."""
     for node in graph.nodes_of(*_LAYERS):
         weights = graph.producers.get(node.input[1])
-        if weights is None or weights.op_type not in QUANTIZERS or weights.input[0] not in graph.constants:
+        if weights is None or weights.op_type not in QUANTIZERS or weights.input[0] not in graph.stored:
             yield Finding(node.name, "needs constant weights that go directly through a quantizer")
         if not _is_integer(graph, node.input[0]):
             yield Finding(node.name, f"reads {node.input[0]}, which is not quantized")
@@ -256,7 +257,7 @@ def _scales_behind(graph: GraphView, tensor: str) -> frozenset[float]:
     if maker is None:
         return frozenset()
     if maker.op_type in QUANTIZERS:
-        scale = graph.constants.get(maker.input[1])
+        scale = graph.stored.get(maker.input[1])
         return frozenset(() if scale is None else scale.flatten().tolist())
     if maker.op_type == "Concat":
         return frozenset[float]().union(*(_scales_behind(graph, part) for part in maker.input))
@@ -267,8 +268,8 @@ def _scales_behind(graph: GraphView, tensor: str) -> frozenset[float]:
 def _selects(graph: GraphView, convolution: Any) -> bool:
     """Return whether a convolution only passes channels on: each output is one input, or zero, at a scale of 1."""
     quantizer = graph.producers.get(convolution.input[1])
-    weights = graph.constants.get(quantizer.input[0]) if quantizer is not None else None
-    scale = graph.constants.get(quantizer.input[1]) if quantizer is not None else None
+    weights = graph.stored.get(quantizer.input[0]) if quantizer is not None else None
+    scale = graph.stored.get(quantizer.input[1]) if quantizer is not None else None
     if weights is None or scale is None:
         return False
     only_ones = bool(np.all((weights == 0) | (weights == 1)) and np.all(scale == 1))
@@ -278,7 +279,7 @@ def _selects(graph: GraphView, convolution: Any) -> bool:
 def _feeds_a_bias(graph: GraphView, quantizer: Any) -> bool:
     """Return whether a quantizer's output is added: by an addition, or as a layer's third input."""
     tensor = quantizer.output[0]
-    if quantizer.input[0] not in graph.constants:
+    if quantizer.input[0] not in graph.stored:
         return False
     readers = graph.readers.get(tensor, ())
     return all(node.op_type == "Add" or tensor in list(node.input)[2:3] for node in readers)
@@ -289,7 +290,7 @@ def _weight_scale(graph: GraphView, quantizer: Any, scale: np.ndarray[Any, Any])
     tensor = quantizer.output[0]
     for layer in graph.readers.get(tensor, ()):
         if layer.op_type in _OUTPUT_AXIS and tensor == layer.input[1] and scale.size > 1:
-            outputs = graph.constants[quantizer.input[0]].shape[_OUTPUT_AXIS[layer.op_type]]
+            outputs = graph.stored[quantizer.input[0]].shape[_OUTPUT_AXIS[layer.op_type]]
             if (
                 scale.size != outputs
                 or scale.ndim <= _OUTPUT_AXIS[layer.op_type]
