@@ -22,12 +22,16 @@ from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
 from dfq_brevitas.training import learned_scales, take_gradients
+from dfq_brevitas.way_round import way_round
 from dfq_brevitas.weights import apply_gptq, learn_rounding
 from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.model_state import device_of, frozen_copy
+from dfq_plugins.model_state import device_of
+from dfq_plugins.network.fit import fitted_copy
+from dfq_plugins.network.tracing.trace import trace
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
+from dfq_plugins.quantization.step_errors import step_errors
 from dfq_plugins.types import Calibrator
 
 if TYPE_CHECKING:
@@ -86,7 +90,7 @@ class BrevitasCalibrator(Calibrator):
             ModelError: the model cannot be traced, or contains nothing to quantize.
         """
         _require_supported(recipe, self.options)
-        private = frozen_copy(model).float()
+        private = trace(fitted_copy(model), spec, way_round=way_round)
         with silenced(NOTICES):
             merge = self.options.merges_batch_norm(recipe.weight_bits, training=training)
             traced = float_graph(private, self.options, merge_batch_norm=merge)
@@ -126,7 +130,7 @@ class BrevitasCalibrator(Calibrator):
         """
         run, graph = _run_of(prepared)
         data = _Batches(batches, run.spec, device_of(graph))
-        with torch.no_grad(), silenced(NOTICES):
+        with torch.no_grad(), silenced(NOTICES), step_errors("Brevitas", "calibrate", graph, way_round):
             with calibration_mode(graph):
                 for inputs in data:
                     graph(inputs)

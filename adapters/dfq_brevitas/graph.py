@@ -12,10 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dfq_brevitas.additions import quantize_additions, split_shortcuts
+from dfq_brevitas.configuration import kept_configuration
 from dfq_brevitas.foreign import dequantize_foreign_operations
 from dfq_brevitas.framework import (
     GraphModule,
-    brevitas_config,
     layerwise_quantize,
     preprocess_for_quantize,
     quantize,
@@ -25,7 +25,9 @@ from dfq_brevitas.inserted import remember_places
 from dfq_brevitas.output import strip_output_quantizers
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, UNSIGNED_ACTIVATIONS, quantizer_maps
 from dfq_brevitas.signs import make_inputs_unsigned, make_sums_signed
-from dfq_brevitas.tracing import preparation_error
+from dfq_brevitas.way_round import way_round
+from dfq_plugins.network.tracing.batch_norm import fold_batch_norms
+from dfq_plugins.quantization.step_errors import step_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,14 +41,16 @@ if TYPE_CHECKING:
     GraphPass = Callable[[GraphModule], None]
 
 
-def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm: bool) -> GraphModule:
+def float_graph(model: GraphModule, options: BrevitasOptions, *, merge_batch_norm: bool) -> GraphModule:
     """Trace a private copy of the model, fold BatchNorm if requested, and equalize as the options say.
 
     Raises:
         ModelError: FX cannot trace the model.
     """
     equalize = options.equalization_iterations
-    try:
+    if merge_batch_norm:
+        fold_batch_norms(model)
+    with step_errors("Brevitas", "prepare", model, way_round):
         graph = preprocess_for_quantize(
             model,
             equalize_iters=equalize,
@@ -56,8 +60,6 @@ def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm:
             relu6_to_relu=equalize > 0,
             merge_bn=merge_batch_norm,
         )
-    except Exception as error:
-        raise preparation_error(model, error) from error
     apply_passes(graph, (keep_moves_on_grid,))
     return graph
 
@@ -74,8 +76,7 @@ def quantized_graph(
     """
     maps = quantizer_maps(recipe, options, training=training)
     kept = end_layers(graph) if options.keeps_ends(recipe.weight_bits) else ()
-    ignored = brevitas_config.IGNORE_MISSING_KEYS
-    try:
+    with step_errors("Brevitas", "prepare", graph, way_round), kept_configuration():
         if recipe.activation_bits == FLOAT_BITS:
             layerwise = layerwise_quantize(graph, maps.layers, name_blacklist=list(kept))
             return apply_passes(layerwise, ())
@@ -89,10 +90,6 @@ def quantized_graph(
                 quant_act_map=maps.activations,
                 unsigned_act_tuple=UNSIGNED_ACTIVATIONS,
             )
-    except Exception as error:
-        raise preparation_error(graph, error) from error
-    finally:
-        brevitas_config.IGNORE_MISSING_KEYS = ignored  # Brevitas does not restore it when it fails
     remember_places(quantized, former)
     return apply_passes(quantized, passes_after(maps, recipe, options))
 

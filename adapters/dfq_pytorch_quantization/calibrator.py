@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.fit import fitted_copy
 from dfq_plugins.network.trial import trial_run
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
@@ -80,7 +80,7 @@ class PytorchQuantizationCalibrator(Calibrator):
         """
         _require_supported(recipe, self._options)
         with silenced(NOTICES, logger=LOGGER):
-            prepared = swap(to_float_modules(copy.deepcopy(model).eval()), recipe, self._options).eval()
+            prepared = swap(to_float_modules(fitted_copy(model)), recipe, self._options).eval()
             _require_quantizable(prepared, model, self._options)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "disable_quant")

@@ -10,11 +10,14 @@ import torch
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
-from dfq_plugins.errors import ModelError
-from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.model_state import device_of, preserve_global_state
+from dfq_plugins.network.fit import fitted_copy
+from dfq_plugins.network.tracing.batch_norm import fold_batch_norms
+from dfq_plugins.network.tracing.trace import trace
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape
+from dfq_plugins.quantization.step_errors import step_errors
 from dfq_plugins.types import Calibrator
 from dfq_torch_ao.clipping import observe_clipped_values
 from dfq_torch_ao.conversion_checks import require_calibrated, require_quantized
@@ -30,8 +33,8 @@ from dfq_torch_ao.qconfig import STORAGE_BITS, activation_range, make_qconfig_ma
 from dfq_torch_ao.run import Run, run_of
 from dfq_torch_ao.saturation import saturate_activations
 from dfq_torch_ao.tensor_formats import record_formats
-from dfq_torch_ao.tracing import preparation_error
 from dfq_torch_ao.training import collecting_ranges, freeze_ranges, start_training
+from dfq_torch_ao.way_round import way_round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,16 +74,17 @@ class TorchAoCalibrator(Calibrator):
             ModelError: FX cannot trace the model.
         """
         engine = resolve_engine(self.options.engine)
-        private = frozen_copy(model).float()
+        opaque = self.options.non_traceable
+        private = trace(fitted_copy(model), spec, opaque=opaque, way_round=way_round)
+        if not training:
+            fold_batch_norms(private)
         exceptions = PrepareCustomConfig().set_non_traceable_module_names(list(self.options.non_traceable))
         with silenced(NOTICES), preserve_global_state():
             mapping = make_qconfig_mapping(recipe, self.options, engine, training=training)
             insert = prepare_qat_fx if training else prepare_fx
-            try:
+            with step_errors("torch.ao", "prepare", private, way_round):
                 sample = torch.zeros(1, *spec.shape)
                 prepared: GraphModule = insert(private.train(training), mapping, (sample,), exceptions).eval()
-            except Exception as error:
-                raise preparation_error(private, error) from error
         if recipe.activation_bits < STORAGE_BITS:
             hide_from_lowering(prepared)
             match_histogram_levels(prepared)
@@ -99,7 +103,8 @@ class TorchAoCalibrator(Calibrator):
             DataError: there is no batch, or one has the wrong shape or holds NaN or infinity.
         """
         graph, run = run_of(prepared)
-        with torch.no_grad(), collecting_ranges(graph) if run.training else nullcontext():
+        collecting = collecting_ranges(graph) if run.training else nullcontext()
+        with torch.no_grad(), collecting, step_errors("torch.ao", "calibrate", graph, way_round):
             for batch in checked_batches(batches, run.spec, device_of(graph)):
                 graph(batch)
         if run.training:
@@ -124,17 +129,11 @@ class TorchAoCalibrator(Calibrator):
         if run.highest_activation == FULL_RANGE and not run.training:
             widen_output_range(observed, self.options.output_margin)
         with silenced(NOTICES), preserve_global_state(), active_engine(run.engine):
-            try:
+            with step_errors(f"torch.ao with the engine {run.engine!r}", "convert", observed, _other_engine):
                 converted: GraphModule = convert_fx(observed)
                 if run.recipe.activation_bits < STORAGE_BITS:
                     show_again(converted)
                 formats = record_formats(converted, run.spec)
-            except (RuntimeError, NotImplementedError) as error:
-                cause = str(error).strip().split("\n", maxsplit=1)[0]
-                raise ModelError(
-                    f"The engine {run.engine!r} of torch.ao cannot run this model in int8: {cause.rstrip('.')}. "
-                    "Try another engine, or keep the layer in float with the option non_traceable."
-                ) from error
             require_quantized(converted)
             if run.recipe.activation_bits < STORAGE_BITS:
                 saturate_activations(converted, formats, run.highest_activation)
@@ -174,3 +173,7 @@ class TorchAoCalibrator(Calibrator):
         """
         with silenced(NOTICES), preserve_global_state():
             return load_torchscript(path, default_engine=self.options.engine)
+
+
+def _other_engine(name: str) -> str:
+    return f"Try another engine. {way_round(name)}"

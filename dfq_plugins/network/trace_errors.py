@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,3 +37,27 @@ def failing_line(error: Exception, not_the_model: Collection[Path]) -> FailingLi
     frame, line = found
     path_text = frame.f_code.co_filename
     return FailingLine(frame, f"{path_text}:{line}: `{linecache.getline(path_text, line).strip()}`")
+
+
+def code_line(frame: FrameType | None, not_the_model: Collection[Path]) -> str:
+    """Return `path:number: `code`` of the innermost frame of a model's code; empty if its file is not known.
+
+    Args:
+        frame: a frame of the code that observes the model; the search goes outward from it, up to that code again.
+        not_the_model: folders of torch and of the observing code.
+    """
+    observer = None if frame is None else Path(frame.f_code.co_filename).parent
+    inside = False
+    while frame is not None and not (inside and Path(frame.f_code.co_filename).parent == observer):
+        inside = inside or Path(frame.f_code.co_filename).parent != observer
+        if _is_model_code(frame.f_code.co_filename, tuple(not_the_model)):
+            text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}: `{text}`"
+        frame = frame.f_back
+    return ""
+
+
+@cache
+def _is_model_code(file: str, not_the_model: tuple[Path, ...]) -> bool:
+    path = Path(file)
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in not_the_model)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from dfq_brevitas.configuration import kept_configuration
 from dfq_brevitas.finn.modules import Averaging, ChannelSelection, QuantAveraging
 from dfq_brevitas.finn.roles import PRODUCERS, Role, role_of
 from dfq_brevitas.foreign import Dequantize
 from dfq_brevitas.framework import act_handler, brevitas_config, layer_handler
 from dfq_brevitas.quantizers import QuantReLU6, quantizer_maps, weight_quantizer
-from dfq_brevitas.tracing import preparation_error
+from dfq_brevitas.way_round import way_round
+from dfq_plugins.quantization.step_errors import step_errors
 
 if TYPE_CHECKING:
     from dfq_brevitas.framework import GraphModule, Node
@@ -51,14 +53,10 @@ def finn_quantized_graph(
     two_bits = weight_quantizer(replace(recipe, weight_bits=_AVERAGING_BITS), options)
     averaging = (QuantAveraging, maps.layers[nn.Conv2d][1] | {"weight_quant": two_bits})
     layers = maps.layers | {Averaging: averaging, ChannelSelection: None}  # None: already quantized
-    ignored, brevitas_config.IGNORE_MISSING_KEYS = brevitas_config.IGNORE_MISSING_KEYS, True  # scales are new
-    try:
+    with step_errors("Brevitas", "prepare", graph, way_round), kept_configuration():
+        brevitas_config.IGNORE_MISSING_KEYS = True  # scales are new
         act_handler(graph, layer_map=maps.activations)
         layer_handler(graph, layer_map=layers, requantize_output=False, quant_identity_map={})
-    except Exception as error:
-        raise preparation_error(graph, error) from error
-    finally:
-        brevitas_config.IGNORE_MISSING_KEYS = ignored
     for node in list(graph.graph.nodes):
         role = role_of(graph, node)
         produces = role in PRODUCERS or role is Role.INPUT or (role is Role.JOIN and node.op != "call_module")

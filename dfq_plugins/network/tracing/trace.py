@@ -1,0 +1,163 @@
+"""Traces a network for the frameworks that need a graph, and checks that the graph computes what the network does."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dfq_plugins.errors import DfqError, ModelError, first_line
+from dfq_plugins.model_state import device_of, preserve_global_state
+from dfq_plugins.network.trace_errors import failing_line
+from dfq_plugins.network.tracing.batch import unify
+from dfq_plugins.network.tracing.graph import write_graph
+from dfq_plugins.network.tracing.operation import Recording, UntraceableError, leaves
+from dfq_plugins.network.tracing.recorder import NOT_THE_MODEL, plain_structure, record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from torch.fx import GraphModule
+
+    from dfq_plugins.types import InputSpec
+
+_BATCHES = (2, 3)
+"""Batch sizes of the two recordings: sizes that differ between them follow the batch."""
+_CHECKED_BATCH = 4
+_TOLERANCE = 1e-3
+"""Largest difference from the network, relative to its largest output: only rounding in another order."""
+
+
+def trace(
+    model: nn.Module,
+    spec: InputSpec,
+    *,
+    opaque: Collection[str] = (),
+    way_round: Callable[[str], str] | None = None,
+) -> GraphModule:
+    """Return a network as a graph of torch's layers and functions, for any batch size and the specification's shape.
+
+    Python decides what Python can decide: branches and loops on shapes, assertions, flags and optional arguments.
+    Layers of `torch.nn` stay submodules under their names; layers written as functions become such submodules; a layer
+    that is called again gets a twin. Each operation has one spelling.
+
+    Args:
+        model: a private copy in eval mode; the graph takes its submodules and parameters.
+        spec: the input of the network.
+        opaque: names of submodules to keep as one call, whatever they do.
+        way_round: returns what users of the framework can do about a submodule that cannot be traced, given its name.
+
+    Raises:
+        ModelError: the forward pass depends on values of its input, or differs between batch sizes; names the line.
+    """
+    with preserve_global_state(), torch.no_grad(), _advised(way_round or _rewrite):
+        checked = example_inputs(spec, _CHECKED_BATCH, model)
+        expected = plain_structure(_run(model, checked, spec))  # first: some networks keep what they compute once
+        first, second = (_recorded(model, spec, batch, opaque) for batch in _BATCHES)
+        graph = write_graph(model, unify(first, second), first.output, first.shapes)
+        _require_equal(graph, checked, expected)
+    return graph
+
+
+def _rewrite(_name: str) -> str:
+    return "Rewrite that line with tensor operations, or move it out of the network."
+
+
+@contextmanager
+def _advised(way_round: Callable[[str], str]) -> Iterator[None]:
+    """Add to an error of the recording what users of the framework can do about it."""
+    try:
+        yield
+    except UntraceableError as error:
+        raise ModelError(f"{error} {way_round(error.module)}") from error
+
+
+def example_inputs(spec: InputSpec, samples: int, model: nn.Module) -> dict[str, Tensor]:
+    """Return inputs `(samples, *shape)` by the name of the network's argument: uniform noise within the known range."""
+    noise = torch.rand(samples, *spec.shape, generator=torch.Generator().manual_seed(samples))
+    if spec.bounds is None:
+        noise = 4 * noise - 2
+    else:
+        low, high = (torch.tensor(edge).view(-1, *[1] * (len(spec.shape) - 1)) for edge in spec.bounds)
+        noise = low + noise * (high - low)
+    return {_argument(model): noise.to(device_of(model))}
+
+
+def _argument(model: nn.Module) -> str:
+    """Return the name of the first argument of a network's forward."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return "input"
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return named[0] if named else "input"
+
+
+def call_with(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """Run a network on its inputs."""
+    return model(*inputs.values())
+
+
+def _recorded(model: nn.Module, spec: InputSpec, samples: int, opaque: Collection[str]) -> Recording:
+    with _model_errors(spec):
+        return record(model, example_inputs(spec, samples, model), call_with, opaque=opaque)
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Tensor], spec: InputSpec) -> Any:
+    with _model_errors(spec):
+        return call_with(model, {name: value.clone() for name, value in inputs.items()})
+
+
+@contextmanager
+def _model_errors(spec: InputSpec) -> Iterator[None]:
+    """Name the line of the network at which running it fails.
+
+    Raises:
+        ModelError: it failed.
+    """
+    try:
+        yield
+    except DfqError:
+        raise
+    except Exception as error:
+        line = failing_line(error, NOT_THE_MODEL)
+        where = "" if line is None else f" at {line.text}"
+        raise ModelError(
+            f"The network does not run on inputs of shape {spec.shape}: {type(error).__name__}{where}: "
+            f"{first_line(error)}. Give the shape of one sample as the network expects it, or mend that line."
+        ) from error
+
+
+def _require_equal(graph: GraphModule, inputs: Mapping[str, Tensor], expected: Any) -> None:
+    """Check the graph against the network at a third batch size.
+
+    Raises:
+        ModelError: an output differs by more than rounding.
+    """
+    found = graph(*inputs.values())
+    wanted, given = ([value for value in leaves(output) if isinstance(value, Tensor)] for output in (expected, found))
+    if len(wanted) != len(given):
+        raise ModelError(f"The traced network returns {len(given)} tensors instead of {len(wanted)}. {_REPORT}")
+    for index, (one, other) in enumerate(zip(wanted, given, strict=True)):
+        if one.shape != other.shape:
+            shapes = f"{tuple(other.shape)} instead of {tuple(one.shape)} for {_CHECKED_BATCH} samples"
+            raise ModelError(f"Output {index} of the traced network has the shape {shapes}. {_REPORT}")
+        if not one.is_floating_point():
+            continue
+        finite = one.isfinite()
+        scale = one[finite].abs().max() if finite.any() else one.new_zeros(())
+        difference = (one - other)[finite].abs().max() if finite.any() else one.new_zeros(())
+        if not torch.equal(finite, other.isfinite()) or difference > _TOLERANCE * scale:
+            raise ModelError(
+                f"Output {index} of the traced network differs by {float(difference):.2g} where the largest is "
+                f"{float(scale):.2g}. {_REPORT}"
+            )
+
+
+_REPORT = (
+    "The forward pass is random, keeps state between calls, or changes tensors in a way that tracing does not see. "
+    "Remove that, or use the calibrator 'pytorch-quantization', which does not trace."
+)
