@@ -27,7 +27,7 @@ from dfq_brevitas.weights import apply_gptq, learn_rounding
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.fit import fitted_copy
-from dfq_plugins.network.tracing.trace import trace
+from dfq_plugins.network.tracing.trace import example_inputs, trace
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
@@ -97,7 +97,8 @@ class BrevitasCalibrator(Calibrator):
             if self.options.target == "finn":
                 graph = finn_quantized_graph(finn_form(traced, spec), recipe, self.options, training=training)
             else:
-                graph = quantized_graph(traced, recipe, self.options, training=training)
+                sample = next(iter(example_inputs(spec, 2, private).values()))
+                graph = quantized_graph(traced, recipe, self.options, sample=sample, training=training)
             _require_quantized(graph, model, keeps_ends=self.options.keeps_ends(recipe.weight_bits))
             if recipe.activation_bits != FLOAT_BITS:
                 self._configure_input(graph, spec, recipe)

@@ -19,7 +19,12 @@ class Dequantize(nn.Module):
 
     def forward(self, inputs: Any) -> Any:
         """Return the values."""
-        return inputs.value if isinstance(inputs, QuantTensor) else inputs
+        return plain(inputs)
+
+
+def plain(value: Any) -> Any:
+    """Return the values of one of Brevitas's quantized tensors; anything else as it is."""
+    return value.value if isinstance(value, QuantTensor) else value
 
 
 def dequantize_foreign_operations(graph: GraphModule) -> None:
@@ -32,8 +37,8 @@ def dequantize_foreign_operations(graph: GraphModule) -> None:
             if source.op == "call_module" and isinstance(graph.get_submodule(str(source.target)), _float_kinds()):
                 continue
             with graph.graph.inserting_before(node):
-                plain = graph.graph.call_module("dequantize", (source,))
-            node.replace_input_with(source, plain)
+                values = graph.graph.call_module("dequantize", (source,))
+            node.replace_input_with(source, values)
 
 
 def _float_kinds() -> tuple[type[nn.Module], ...]:
@@ -43,7 +48,9 @@ def _float_kinds() -> tuple[type[nn.Module], ...]:
 
 def _is_foreign(graph: GraphModule, node: Node) -> bool:
     if node.op == "call_module":
-        return type(graph.get_submodule(str(node.target))) in LAYERS  # kept in float
+        module = graph.get_submodule(str(node.target))
+        in_float = type(module).__module__.startswith("torch.nn.") and next(module.parameters(), None) is not None
+        return type(module) in LAYERS or in_float
     if node.op == "call_method":
         return str(node.target) not in _KNOWN_METHODS
     if node.op == "call_function":

@@ -20,6 +20,8 @@ with silenced(NOTICES):
     from brevitas.core.stats import AbsPercentile
     from brevitas.export import export_onnx_qcdq, export_qonnx
     from brevitas.fx import GraphModule, Node
+    from brevitas.fx.brevitas_tracer import symbolic_trace
+    from brevitas.graph import quantize_impl
     from brevitas.graph.calibrate import bias_correction_mode, calibration_mode, quantization_status_manager
     from brevitas.graph.gptq import gptq_mode
     from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize, quantize
@@ -68,5 +70,7 @@ __all__ = [
     "quant_nn",
     "quantization_status_manager",
     "quantize",
+    "quantize_impl",
     "scaled_int",
+    "symbolic_trace",
 ]

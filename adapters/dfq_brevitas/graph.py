@@ -6,33 +6,41 @@ a graph in place, one idea each; `passes_before` and `passes_after` list them in
 
 from __future__ import annotations
 
+import copy
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 from dfq_brevitas.additions import quantize_additions, split_shortcuts
-from dfq_brevitas.configuration import kept_configuration
+from dfq_brevitas.configuration import kept_configuration, limited_rounds
 from dfq_brevitas.foreign import dequantize_foreign_operations
 from dfq_brevitas.framework import (
     GraphModule,
+    calibration_mode,
     layerwise_quantize,
     preprocess_for_quantize,
     quantize,
+    symbolic_trace,
 )
 from dfq_brevitas.grid import keep_moves_on_grid
 from dfq_brevitas.inserted import remember_places
+from dfq_brevitas.isolation import isolate_functions, quantize_joins
 from dfq_brevitas.output import strip_output_quantizers
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, UNSIGNED_ACTIVATIONS, quantizer_maps
 from dfq_brevitas.signs import make_inputs_unsigned, make_sums_signed
 from dfq_brevitas.way_round import way_round
+from dfq_plugins.errors import DfqWarning, first_line
 from dfq_plugins.network.tracing.batch_norm import fold_batch_norms
 from dfq_plugins.quantization.step_errors import step_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from dfq_brevitas.options import BrevitasOptions
     from dfq_brevitas.quantizers import QuantizerMaps
@@ -50,26 +58,41 @@ def float_graph(model: GraphModule, options: BrevitasOptions, *, merge_batch_nor
     equalize = options.equalization_iterations
     if merge_batch_norm:
         fold_batch_norms(model)
+    preprocess = partial(
+        preprocess_for_quantize,
+        trace_model=False,
+        equalize_iters=equalize,
+        # Only equalization moves biases; without it, the layers remain comparable with the caller's.
+        equalize_merge_bias=equalize > 0,
+        # Equalization scales activations, which ReLU6 does not allow: it clips at a fixed value.
+        relu6_to_relu=equalize > 0,
+        merge_bn=merge_batch_norm,
+    )
     with step_errors("Brevitas", "prepare", model, way_round):
-        graph = preprocess_for_quantize(
-            model,
-            equalize_iters=equalize,
-            # Only equalization moves biases; without it, the layers remain comparable with the caller's.
-            equalize_merge_bias=equalize > 0,
-            # Equalization scales activations, which ReLU6 does not allow: it clips at a fixed value.
-            relu6_to_relu=equalize > 0,
-            merge_bn=merge_batch_norm,
-        )
+        traced: GraphModule = symbolic_trace(model)
+        original = copy.deepcopy(traced)
+        try:
+            graph: GraphModule = preprocess(traced)
+        except Exception:  # noqa: BLE001  Brevitas raises whatever its graph walks run into
+            graph = preprocess(original, equalize_iters=0, equalize_merge_bias=False, relu6_to_relu=False)
     apply_passes(graph, (keep_moves_on_grid,))
     return graph
 
 
 def quantized_graph(
-    graph: GraphModule, recipe: Recipe, options: BrevitasOptions, *, training: bool = False
+    graph: GraphModule, recipe: Recipe, options: BrevitasOptions, *, sample: Tensor, training: bool = False
 ) -> GraphModule:
     """Insert Brevitas's quantizers into a float graph, in place.
 
-    If activations stay in float, only the layers are replaced, by Brevitas's layers with quantized weights.
+    If activations stay in float, only the layers are replaced, by Brevitas's layers with quantized weights. If Brevitas
+    cannot align or run the network, it gets it with functions isolated and quantizers at every join, and a warning.
+
+    Args:
+        graph: the float graph.
+        recipe: the bit widths.
+        options: the settings.
+        sample: inputs for a trial run, `(batch, *shape)`.
+        training: whether the graph will be trained.
 
     Raises:
         ModelError: Brevitas cannot handle the graph.
@@ -80,18 +103,60 @@ def quantized_graph(
         if recipe.activation_bits == FLOAT_BITS:
             layerwise = layerwise_quantize(graph, maps.layers, name_blacklist=list(kept))
             return apply_passes(layerwise, ())
-        apply_passes(graph, passes_before(recipe, options))
-        former = {name for name, _ in graph.named_modules()}
-        with _hidden_layers(graph, kept) as unmapped:
-            quantized = quantize(
-                graph,
-                quant_identity_map=maps.identities,
-                compute_layer_map=maps.layers | unmapped,
-                quant_act_map=maps.activations,
-                unsigned_act_tuple=UNSIGNED_ACTIVATIONS,
-            )
+        insert = partial(_inserted, maps=maps, recipe=recipe, options=options, kept=kept)
+        original = copy.deepcopy(graph)
+        try:
+            quantized = insert(graph, passes_before(recipe, options))
+            _require_running(quantized, sample)
+        except Exception as error:  # noqa: BLE001  Brevitas raises whatever its graph walks run into
+            isolated = insert(original, passes_for_isolation(recipe, options))
+            _require_running(isolated, sample)
+            warnings.warn(_isolation_note(error), DfqWarning, stacklevel=2)
+            return isolated
+    return quantized
+
+
+def _inserted(
+    graph: GraphModule,
+    before: Iterable[GraphPass],
+    *,
+    maps: QuantizerMaps,
+    recipe: Recipe,
+    options: BrevitasOptions,
+    kept: Iterable[str],
+) -> GraphModule:
+    apply_passes(graph, before)
+    former = {name for name, _ in graph.named_modules()}
+    with _hidden_layers(graph, kept) as unmapped, limited_rounds(graph):
+        quantized = quantize(
+            graph,
+            quant_identity_map=maps.identities,
+            compute_layer_map=maps.layers | unmapped,
+            quant_act_map=maps.activations,
+            unsigned_act_tuple=UNSIGNED_ACTIVATIONS,
+        )
     remember_places(quantized, former)
     return apply_passes(quantized, passes_after(maps, recipe, options))
+
+
+def _require_running(graph: GraphModule, sample: Tensor) -> None:
+    """Run a copy once as in calibration, so that a graph that cannot run is noticed before any work."""
+    trial = copy.deepcopy(graph)
+    with torch.no_grad(), calibration_mode(trial):
+        trial(sample)
+
+
+def _isolation_note(error: Exception) -> str:
+    return (
+        f"Brevitas cannot align the quantizers of this network as it is ({type(error).__name__}: {first_line(error)}). "
+        "Each input of an addition or concatenation gets a quantizer of its own, and other functions run in float."
+    )
+
+
+def passes_for_isolation(recipe: Recipe, options: BrevitasOptions) -> tuple[GraphPass, ...]:
+    """Return the passes over the float graph of a network that Brevitas cannot align, in order."""
+    wider = quantizer_maps(replace(recipe, activation_bits=options.addition_bits), options)
+    return (partial(quantize_joins, quantizer=wider.identities["signed"]), isolate_functions)
 
 
 def passes_before(recipe: Recipe, options: BrevitasOptions) -> tuple[GraphPass, ...]:

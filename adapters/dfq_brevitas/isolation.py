@@ -1,0 +1,68 @@
+"""Hides from Brevitas what its graph walks do not understand, for networks that it cannot align or run otherwise.
+
+Each input of an addition or concatenation gets a quantizer of its own, and every function becomes a module that takes
+and returns plain tensors. That costs a quantizer more at some inputs, and the inputs do not share a scale.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dfq_brevitas.additions import is_addition
+from dfq_brevitas.foreign import plain
+from dfq_plugins.network.tracing.operation import map_values
+
+if TYPE_CHECKING:
+    from dfq_brevitas.framework import GraphModule, Node
+
+    Quantizer = tuple[type[nn.Module], dict[str, Any]]
+
+
+class PlainCall(nn.Module):
+    """Calls a function of torch, or a method of a tensor, on plain tensors."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.operation, self.target = node.op, node.target
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the result of the call; quantized tensors are passed as their values."""
+        values, named = map_values(plain, args), map_values(plain, kwargs)
+        if self.operation == "call_method":
+            return getattr(values[0], self.target)(*values[1:], **named)
+        return self.target(*values, **named)
+
+    def extra_repr(self) -> str:
+        """Name the function."""
+        return str(getattr(self.target, "__name__", self.target))
+
+
+def isolate_functions(graph: GraphModule) -> None:
+    """Pass: turn every function and method into a module of which Brevitas knows nothing, in place."""
+    for node in list(graph.graph.nodes):
+        if node.op not in {"call_function", "call_method"}:
+            continue
+        name = f"{node.name}_plain"
+        graph.add_module(name, PlainCall(node))
+        with graph.graph.inserting_before(node):
+            called = graph.graph.call_module(name, node.args, node.kwargs)
+        called.meta.update(node.meta)
+        node.replace_all_uses_with(called)
+        graph.graph.erase_node(node)
+
+
+def quantize_joins(graph: GraphModule, quantizer: Quantizer) -> None:
+    """Pass: give each input of an addition or concatenation a quantizer, in place; call it before they are isolated."""
+    kind, arguments = quantizer
+    for node in list(graph.graph.nodes):
+        if not (is_addition(node) or node.target is torch.cat) or len(node.all_input_nodes) < 2:  # noqa: PLR2004
+            continue
+        for index, source in enumerate(node.all_input_nodes):
+            name = f"{node.name}_quant_{index}"
+            graph.add_module(name, kind(**arguments).eval())
+            with graph.graph.inserting_before(node):
+                quantized = graph.graph.call_module(name, (source,))
+            node.replace_input_with(source, quantized)
