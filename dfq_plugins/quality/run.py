@@ -131,7 +131,7 @@ def _distances(
     """Run every batch through the network once; return divergence and surprise of each layer."""
     if not names:
         for batch in batches:
-            network(batch)
+            network(batch.clone())
         return {}
     stored = stored_statistics(network, spec, names)
     moments = pooled_moments(network, batches, spec, names)
