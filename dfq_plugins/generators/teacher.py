@@ -11,6 +11,7 @@ from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.statistics.augmentation import Augmentation, apply_maps, draw_maps, padding_of
 from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers, stored_statistics
 from dfq_plugins.statistics.requirements import require_batch_norm
+from dfq_plugins.synthesis.gradients import require_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +29,8 @@ class ObservedTeacher:
         options: whether to match BatchNorm statistics, the divergence, the padding, and the precision.
 
     Raises:
-        ModelError: statistics are to be matched, but the network has no trained statistics that a forward pass reaches.
+        ModelError: statistics are to be matched, but a forward pass reaches no trained statistics, or no gradient
+            reaches the inputs.
     """
 
     def __init__(self, model: nn.Module, spec: InputSpec, options: NetworkOptions) -> None:
@@ -41,6 +43,8 @@ class ObservedTeacher:
         self._fill = torch.tensor(spec.pad_value, device=self.device)
         if self.matches:
             require_batch_norm(model)
+        require_gradients(model, spec, statistics=self.matches)
+        if self.matches:
             self._names = require_reached_layers(model, spec)
             self._stored = stored_statistics(model, spec, self._names)
 

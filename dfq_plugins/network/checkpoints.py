@@ -47,7 +47,7 @@ class Weights:
     def place(self) -> str:
         """The keys and the prefix, as text; empty for a bare state dict."""
         parts = [f"[{key!r}]" for key in self.keys]
-        return "".join(parts) + (f" without {self.prefix!r}" if self.prefix else "")
+        return "".join(parts) + (f"{', ' * bool(parts)}names behind {self.prefix!r}" if self.prefix else "")
 
     @property
     def rank(self) -> tuple[int, ...]:
@@ -146,8 +146,9 @@ def _fits(wanted: Tensor, given: Tensor) -> bool:
 
 
 def _shown_prefix(prefix: str, inside: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return the prefix with the wrapper behind it, if all names have one that the network's do not have."""
-    first = next(iter(inside), "")
-    wrapper = first.partition(".")[0] + "."
-    wrapped = wrapper.removesuffix(".") in _WRAPPERS and first not in expected
-    return prefix + wrapper if wrapped and all(name.startswith(wrapper) for name in inside) else prefix
+    """Return the prefix with the wrappers behind it that the network's names do not have."""
+    wrappers = ""
+    while (first := next(iter(inside), "")) not in expected and (part := first.partition(".")[0]) in _WRAPPERS:
+        wrappers += f"{part}."
+        inside = {name.removeprefix(f"{part}."): value for name, value in inside.items()}
+    return prefix + wrappers

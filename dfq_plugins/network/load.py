@@ -212,7 +212,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     found = find_weights(_read_state(path), model)
     if not found:
-        raise ModelError(f"The weights file {path} does not hold a state dict, a mapping of names to tensors.")
+        raise ModelError(
+            f"The weights file {path} does not hold a state dict, a mapping of names to tensors. Save the network's "
+            "state_dict()."
+        )
     best, *others = found
     try:
         report = model.load_state_dict(best.state, strict=False)
@@ -231,15 +234,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def _choice(path: Path, taken: Weights, others: list[Weights]) -> str:
     """Say which weights of a checkpoint were loaded, and how to load others that fit as well."""
-    left_out = f", left out {_shorten(list(taken.left_out))}" if taken.left_out else ""
-    text = f"Weights from {path.name}: took {taken.place.strip() or 'the network'}{left_out}."
+    left_out = f"; left out {_shorten(list(taken.left_out))}" if taken.left_out else ""
+    text = f"Weights from {path.name}: took {taken.place or 'the network'}{left_out}."
     if others:
         other = others[0]
         kept = (
             "weights" if not other.prefix else f"{{k: v for k, v in weights.items() if k.startswith({other.prefix!r})}}"
         )
         keys = "".join(f"[{key!r}]" for key in other.keys)
-        places = _shorten([weights.place.strip() or "the top level" for weights in others])
+        places = _shorten([weights.place or "the top level" for weights in others])
         text += (
             f" Weights that fit are also in {places}. To load those, save them alone: "
             f"weights = torch.load({path.name!r}){keys}; torch.save({kept}, 'other.pth')."

@@ -15,7 +15,12 @@ from dfq_plugins.network.memory import halves, is_out_of_memory, note_halving
 from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.private_copy import private_copy
 from dfq_plugins.statistics.augmentation import apply_maps
-from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers, stored_statistics
+from dfq_plugins.statistics.batch_norm import (
+    StatisticsHooks,
+    functional_layers,
+    require_reached_layers,
+    stored_statistics,
+)
 from dfq_plugins.synthesis import terms as objectives
 from dfq_plugins.synthesis.compilation import explained_failure, remember_compiled
 from dfq_plugins.synthesis.fast_layers import freeze_norms, native_pooling
@@ -59,7 +64,7 @@ class InversionObjective:
         if self.matches:
             names = require_reached_layers(model, spec)
             self.stored = stored_statistics(model, spec, names)
-            functional = _functional_norms(model, spec, names)
+            functional = functional_layers(model, spec, names)
             self.hooks = StatisticsHooks(self.model, spec, names, modules_only=not functional)
             self.hooks.open()  # on our copy, so they stay attached as long as it exists
             self._compiler_works = not functional
@@ -278,11 +283,3 @@ def _runs(model: nn.Module, spec: InputSpec, half: bool, layout: torch.memory_fo
         logger.debug("The fast copy of %s does not run: %s", type(model).__name__, first_line(error))
         return False
     return True
-
-
-@torch.no_grad()
-def _functional_norms(model: nn.Module, spec: InputSpec, names: tuple[str, ...]) -> set[str]:
-    """Return the layers that normalize another tensor than their input; see `StatisticsHooks.functional`."""
-    with StatisticsHooks(model, names=names) as hooks:
-        model(torch.zeros(_TRIAL_SAMPLES, *spec.shape, device=device_of(model)))
-        return hooks.functional
