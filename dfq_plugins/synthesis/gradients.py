@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dfq_plugins.errors import ModelError
+from dfq_plugins.errors import ModelError, first_line
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.trace_errors import failing_line
 from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers
 from dfq_plugins.statistics.requirements import INSTEAD
 
@@ -87,31 +88,40 @@ def require_gradients(model: nn.Module, spec: InputSpec, *, statistics: bool) ->
         statistics: whether BatchNorm statistics are matched; otherwise only the outputs count.
 
     Raises:
-        ModelError: no gradient reaches the inputs; the message names the line at which it ends.
+        ModelError: no gradient reaches the inputs, or the network fails with gradients; the message names the line.
     """
     names = require_reached_layers(model, spec) if statistics else ()
     inputs = torch.rand(_SAMPLES, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device_of(model))
-    leaf = inputs.requires_grad_()
-    with StatisticsHooks(model, names=names) as hooks, _GradientEnds() as ends:
-        outputs = model(leaf.clone())
-        moments = {name: [*call] for name, call in zip(hooks.layers, hooks.collect_calls(), strict=True)}
-    values = {name: [value for call in calls for value in (call.mean, call.var)] for name, calls in moments.items()}
-    values = values or {"outputs": [value for value in _tensors(outputs) if value.is_floating_point()]}
+    leaf, ends, kind = inputs.requires_grad_(), _GradientEnds(), type(model).__name__
+    try:
+        with StatisticsHooks(model, names=names) as hooks:  # also in the backward pass, for networks that recompute
+            with ends:
+                outputs = model(leaf.clone())
+            values = _observed(hooks) or {"outputs": [part for part in _tensors(outputs) if part.is_floating_point()]}
+            total = [part.float().sum() for parts in values.values() for part in parts if part.requires_grad]
+            found = torch.autograd.grad(torch.stack(total).sum(), leaf, allow_unused=True) if total else (None,)
+    except RuntimeError as error:
+        line = failing_line(error, tuple(map(Path, _FOLDERS)))
+        raise ModelError(
+            f"Inputs are optimized by their gradient, but {kind} does not run with gradients: {first_line(error)}"
+            f"{'' if line is None else f' at {line.text}'}. Change that line, or use what needs none. {INSTEAD}"
+        ) from error
     lost = [name for name, parts in values.items() if not any(part.requires_grad for part in parts)]
-    if len(lost) == len(values):
-        raise ModelError(_message(type(model).__name__, ends.lines, "ends"))
+    if found[0] is None:
+        raise ModelError(_message(kind, ends.lines, "ends"))
+    if ends.steps and not bool(found[0].any()):
+        raise ModelError(_message(kind, ends.steps, "is zero behind"))
     if lost:
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        place = _place(ends.lines, "ends")
         logger.warning(
-            "The statistics of %s%s cannot be matched: the gradient %s.",
-            *(", ".join(lost[:_SHOWN]), more, _place(ends.lines, "ends")),
+            "The statistics of %s%s cannot be matched: the gradient %s.", ", ".join(lost[:_SHOWN]), more, place
         )
-    total = torch.stack([part.float().sum() for parts in values.values() for part in parts if part.requires_grad]).sum()
-    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
-    if gradient is None:
-        raise ModelError(_message(type(model).__name__, ends.lines, "ends"))
-    if ends.steps and not bool(gradient.any()):
-        raise ModelError(_message(type(model).__name__, ends.steps, "is zero behind"))
+
+
+def _observed(hooks: StatisticsHooks) -> dict[str, list[Tensor]]:
+    calls = zip(hooks.layers, hooks.collect_calls(), strict=True)
+    return {name: [value for call in moments for value in (call.mean, call.var)] for name, moments in calls}
 
 
 def _place(lines: Sequence[str], verb: str) -> str:

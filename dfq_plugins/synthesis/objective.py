@@ -101,6 +101,7 @@ class InversionObjective:
         return self._step_in_halves(inputs, *arguments)
 
     def _step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
+        self._forget_calls()  # of a backward pass that computes activations again (torch.utils.checkpoint)
         if self._compiles:
             # The compiler compiles the backward pass when it first runs, so both passes are guarded together.
             try:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dfq_plugins.data.calibration_data import as_calibration_data
 from dfq_plugins.distillation.loss import DistillationLoss
@@ -155,6 +156,45 @@ class SharedHeads(TinyNetwork):
         self.norm2 = self.norm1
 
 
+class Recomputing(TinyNetwork):
+    """Stores no activations for the backward pass, as DenseNet can."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        def block(hidden: torch.Tensor) -> torch.Tensor:
+            return self.norm2(self.conv(self.norm1(self.stem(hidden)).relu())).relu()
+
+        return self.linear(checkpoint(block, inputs, use_reentrant=False).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """A sequence of vectors, normalized over both axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.recurrent = nn.Linear(24, 8), nn.BatchNorm1d(8), nn.LSTM(8, 8, batch_first=True)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(inputs.permute(0, 2, 1, 3).flatten(2))  # (batch, rows, features)
+        normalized = self.norm(hidden.transpose(1, 2)).transpose(1, 2).relu()
+        return self.last(self.recurrent(normalized)[0][:, -1])
+
+
+class HandWritten(nn.Module):
+    """A BatchNorm in plain arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(8))
+        self.register_buffer("running_var", torch.ones(8))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.running_mean.lerp_(inputs.mean((0, 2, 3)), 0.1)
+            self.running_var.lerp_(inputs.var((0, 2, 3)), 0.1)
+        return (inputs - self.running_mean.view(1, -1, 1, 1)) * (self.running_var + 1e-5).rsqrt().view(1, -1, 1, 1)
+
+
 class DropPath(TinyNetwork):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         kept = torch.rand(len(inputs), 1, 1, 1) > 0.5 if self.training else 1
@@ -196,6 +236,9 @@ NETWORKS = {
     "shared BatchNorm": SharedHeads,
     "DropPath": DropPath,
     "hook on BatchNorm": hooked,
+    "recomputed activations": Recomputing,
+    "recurrent": Recurrent,
+    "hand-written BatchNorm": lambda: with_norms(HandWritten()),
     "no running statistics": lambda: with_norms(nn.BatchNorm2d(8, track_running_stats=False)),
     "cumulative average": lambda: with_norms(nn.BatchNorm2d(8, momentum=None)),
     "no affine": lambda: with_norms(nn.BatchNorm2d(8, affine=False)),
@@ -326,6 +369,21 @@ def test_a_lost_gradient_is_refused_with_its_line(kind: type[nn.Module], generat
 
 def test_noise_needs_no_gradient() -> None:
     assert len(synthesize(trained(NoGradient()), SPEC, generator="gaussian", num_samples=4)) == 4
+
+
+class InferenceOnly(TinyNetwork):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.requires_grad:
+            raise RuntimeError("inference only")  # here
+        return super().forward(inputs)
+
+
+def test_a_network_that_fails_with_gradients_is_refused_with_its_line() -> None:
+    message = (
+        r"but InferenceOnly does not run with gradients: inference only at .*test_networks.py:\d+: `.*# here`. Change"
+    )
+    with pytest.raises(ModelError, match=message):
+        synthesize(trained(InferenceOnly()), SPEC, num_samples=4)
 
 
 def test_layers_that_no_gradient_reaches_are_named(caplog: pytest.LogCaptureFixture) -> None:
