@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import random
+import sys
 from abc import ABC, abstractmethod
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 
-from dfq_plugins.errors import ModelError
+from dfq_plugins.private_copy import private_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -24,19 +25,12 @@ if TYPE_CHECKING:
 def frozen_copy(model: nn.Module) -> nn.Module:
     """Return a deep copy in eval mode and float32 whose parameters do not require gradients.
 
+    What the network is wrapped in, such as DataParallel or `torch.compile`, is not copied.
+
     Raises:
-        ModelError: the model cannot be copied.
+        ModelError: the model is TorchScript, has layers without a size, or cannot be copied.
     """
-    try:
-        copied = copy.deepcopy(model)
-    except Exception as error:
-        message = (
-            f"The model {type(model).__name__} cannot be copied ({error}). dfq-plugins works on a copy to leave your "
-            "model unchanged: remove whatever cannot be copied (open files, locks, lambdas with state), or build a "
-            "fresh model."
-        )
-        raise ModelError(message) from error
-    return copied.eval().float().requires_grad_(requires_grad=False)
+    return private_copy(model).eval().float().requires_grad_(requires_grad=False)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -128,14 +122,19 @@ def _restore_buffers(module: nn.Module, named: dict[str, torch.Tensor | None], k
 def preserve_global_state() -> Iterator[None]:
     """Restore random states (Python, NumPy, torch), default dtype and grad mode, even after an error.
 
-    Inside the context, the default dtype is float32 and gradients are recorded, whatever the caller set.
+    Inside the context, the default dtype is float32, gradients are recorded, and functions that the caller compiled run
+    uncompiled, whatever the caller set: hooks and copies would have torch compile them again and again.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the global state itself
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
     started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if started else []
     try:
-        with torch.inference_mode(mode=False), torch.random.fork_rng(devices=devices):
+        with (
+            torch.inference_mode(mode=False),
+            torch.random.fork_rng(devices=devices),
+            _uncompiled(),
+        ):
             torch.set_default_dtype(torch.float32)
             torch.set_grad_enabled(True)
             yield
@@ -144,6 +143,13 @@ def preserve_global_state() -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(gradients)
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing the compiler takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_copy_computes_in_float32(tiny_network: nn.Module, dtype: torch.dtyp
 
 def test_what_cannot_be_copied_is_refused_with_the_way_round() -> None:
     network = nn.Linear(2, 2)
-    network.cached = network(torch.zeros(1, 2))  # a result with its graph
+    network.lock = threading.Lock()
     with pytest.raises(ModelError, match=r"The model Linear cannot be copied \(.*remove whatever cannot be copied"):
         frozen_copy(network)
 

@@ -26,6 +26,11 @@ with silenced(NOTICES):
     from brevitas.graph.gptq import gptq_mode
     from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize, quantize
     from brevitas.graph.quantize_impl import ADD_FNS, ADD_METHODS, act_handler, layer_handler
+    from brevitas.graph.standardize import (
+        DuplicateSharedStatelessModule,
+        RemoveStochasticModules,
+        TorchFunctionalToModule,
+    )
     from brevitas.inject.enum import RestrictValueType, ScalingImplType, ScalingPerOutputType, StatsOp
     from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
     from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
@@ -41,6 +46,7 @@ __all__ = [
     "ActQuantProxyFromInjectorBase",
     "BinaryQuant",
     "CeilSte",
+    "DuplicateSharedStatelessModule",
     "GraphModule",
     "LearnedRoundHardSigmoid",
     "LearnedRoundSte",
@@ -50,12 +56,14 @@ __all__ = [
     "ParameterFromStatsFromParameterScaling",
     "QuantTensor",
     "QuantWeightBiasInputOutputLayer",
+    "RemoveStochasticModules",
     "RestrictValueType",
     "ScalingImplType",
     "ScalingPerOutputType",
     "SignedBinaryWeightPerTensorConst",
     "StatsFromParameterScaling",
     "StatsOp",
+    "TorchFunctionalToModule",
     "act_handler",
     "bias_correction_mode",
     "brevitas_config",

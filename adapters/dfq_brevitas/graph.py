@@ -19,7 +19,10 @@ from dfq_brevitas.additions import quantize_additions, split_shortcuts
 from dfq_brevitas.configuration import kept_configuration, limited_rounds
 from dfq_brevitas.foreign import dequantize_foreign_operations
 from dfq_brevitas.framework import (
+    DuplicateSharedStatelessModule,
     GraphModule,
+    RemoveStochasticModules,
+    TorchFunctionalToModule,
     calibration_mode,
     layerwise_quantize,
     preprocess_for_quantize,
@@ -74,8 +77,15 @@ def float_graph(model: GraphModule, options: BrevitasOptions, *, merge_batch_nor
         try:
             graph: GraphModule = preprocess(traced)
         except Exception:  # noqa: BLE001  Brevitas raises whatever its graph walks run into
-            graph = preprocess(original, equalize_iters=0, equalize_merge_bias=False, relu6_to_relu=False)
+            graph = standardized(original)
     apply_passes(graph, (keep_moves_on_grid,))
+    return graph
+
+
+def standardized(graph: GraphModule) -> GraphModule:
+    """Return a traced graph with activations as modules, without equalization: its walk is what some networks break."""
+    for standard in (TorchFunctionalToModule(), DuplicateSharedStatelessModule(), RemoveStochasticModules()):
+        graph = standard.apply(graph)
     return graph
 
 

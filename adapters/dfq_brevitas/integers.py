@@ -34,7 +34,7 @@ def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
         for name, proxy in _activation_quantizers(model)
     )
     with hooked(hooks):
-        outputs = pytree.tree_leaves(model(inputs))
+        outputs = pytree.tree_leaves(model(inputs.clone()))
     plain = (output.value if isinstance(output, QuantTensor) else output for output in outputs)
     return TorchRun(tuple(_numpy(output) for output in plain if isinstance(output, torch.Tensor)), tuple(calls))
 

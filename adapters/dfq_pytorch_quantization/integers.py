@@ -33,7 +33,7 @@ def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
         if not is_weight(name)
     )
     with hooked(hooks):
-        outputs = pytree.tree_leaves(model(inputs.to(device_of(model))))
+        outputs = pytree.tree_leaves(model(inputs.clone().to(device_of(model))))
     return TorchRun(tuple(_numpy(output) for output in outputs if isinstance(output, torch.Tensor)), tuple(calls))
 
 

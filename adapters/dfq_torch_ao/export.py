@@ -197,4 +197,4 @@ def _loaded_outputs(loaded: nn.Module, batch: torch.Tensor) -> list[torch.Tensor
 
 @torch.no_grad()
 def _outputs(model: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
-    return [leaf.float() for leaf in pytree.tree_leaves(model(batch)) if isinstance(leaf, torch.Tensor)]
+    return [leaf.float() for leaf in pytree.tree_leaves(model(batch.clone())) if isinstance(leaf, torch.Tensor)]

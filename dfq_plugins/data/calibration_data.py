@@ -23,13 +23,15 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class InputBatches:
-    """Batches of inputs that can be iterated repeatedly."""
+    """Batches of inputs that can be iterated repeatedly; each pass gets copies, which a network may overwrite."""
 
     source: SyntheticDataset | Sequence[Tensor]
     spec: InputSpec | None
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self.source.batches(BATCH_SIZE) if isinstance(self.source, SyntheticDataset) else iter(self.source)
+        if isinstance(self.source, SyntheticDataset):
+            return self.source.batches(BATCH_SIZE)
+        return (batch.clone() for batch in self.source)
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import ModelError
+from dfq_plugins.statistics.batch_norm import stores_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -114,3 +115,5 @@ def set_training_mode(model: nn.Module, *, batch_norm_frozen: bool) -> None:
         frozen = batch_norm_frozen and isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001  no public base
         if frozen or isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001  as above
             module.eval()
+        elif batch_norm_frozen and stores_statistics(module):
+            module.training = False  # not of its children: it may be a whole block

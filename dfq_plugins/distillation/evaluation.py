@@ -59,7 +59,7 @@ class HeldOut:
         """
         model.eval()
         device = device_of(model)
-        outputs: Tensor = torch.cat([model(batch.to(device)).float().cpu() for batch in self._batches])
+        outputs: Tensor = torch.cat([model(batch.clone().to(device)).float().cpu() for batch in self._batches])
         check_same_shape(self._answers, outputs)
         classifies = terms.are_logits(outputs)
         divergence = partial(terms.kl_divergence, temperature=self._temperature)

@@ -218,7 +218,8 @@ class _Training:
         if self.compiled is not None:
             # The backward pass is compiled only when it first runs, so one guard covers both passes.
             try:
-                return self._loss_with_gradients(self.compiled, inputs, labels, answers)
+                with torch.compiler.set_stance("default"):
+                    return self._loss_with_gradients(self.compiled, inputs, labels, answers)
             except DfqError:
                 raise
             except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step works
@@ -232,7 +233,7 @@ class _Training:
     def _loss_with_gradients(
         self, model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor | None, answers: Tensor | None
     ) -> Tensor:
-        value: Tensor = self.loss(model(inputs), inputs, labels, answers=answers)
+        value: Tensor = self.loss(model(inputs.clone()), inputs, labels, answers=answers)  # it may overwrite them
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -82,7 +82,7 @@ class DistillationLoss(nn.Module):
     @torch.no_grad()
     def teacher_outputs(self, inputs: Tensor) -> Tensor:
         """Return the teacher's outputs `(batch, ...)` for inputs `(batch, *shape)`, in float32."""
-        inputs = inputs.to(device_of(self.teacher))
+        inputs = inputs.clone().to(device_of(self.teacher))  # the network may overwrite them
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self._half):
             answers: Tensor = self.teacher(inputs)
         return answers.float()

@@ -76,7 +76,7 @@ class AdversarialGenerator(NetworkGenerator):
 
     def _distance(self, images: Tensor, student: nn.Module) -> Tensor:
         if not self.options.attention_weight:
-            return self._disagreement(student(images).float(), self.teacher.answer(images))
+            return self._disagreement(student(images.clone()).float(), self.teacher.answer(images))
         if self._feature_pairs is None:
             self._feature_pairs = resolve_feature_layers(
                 self.options.feature_layers, self.teacher.model, student, images.detach()
@@ -85,7 +85,7 @@ class AdversarialGenerator(NetworkGenerator):
             FeatureHooks(self.teacher.model, [pair.teacher for pair in self._feature_pairs]) as theirs,
             FeatureHooks(student, [pair.student for pair in self._feature_pairs]) as ours,
         ):
-            distance = self._disagreement(student(images).float(), self.teacher.answer(images))
+            distance = self._disagreement(student(images.clone()).float(), self.teacher.answer(images))
             attention = attention_over(ours.collect(), theirs.collect())
         return distance + self.options.attention_weight * attention
 

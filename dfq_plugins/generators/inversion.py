@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -17,6 +17,7 @@ from dfq_plugins.model_state import device_of
 from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_within, step_work
+from dfq_plugins.synthesis.gradients import require_gradients
 from dfq_plugins.synthesis.loop import augmentation_of, optimize_inputs
 from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.synthesis.schedule import pace_within
@@ -63,6 +64,7 @@ class InversionGenerator(DataGenerator):
         self.options = options
         self.conditional = options.class_weight > 0
         self._preparations: WeakKeyDictionary[nn.Module, Preparation] = WeakKeyDictionary()
+        self._differentiable: WeakSet[nn.Module] = WeakSet()
 
     def generate(
         self,
@@ -116,7 +118,8 @@ class InversionGenerator(DataGenerator):
         """Reject a model or specification that the objective does not support, before anything is written.
 
         Raises:
-            ModelError: the objective matches BatchNorm statistics, but the network has no usable ones.
+            ModelError: the objective matches BatchNorm statistics, but the network has no usable ones, or no gradient
+                reaches its inputs.
             UsageError: there is a class term without a classifier, or no term at all.
         """
         options = self.options
@@ -129,6 +132,9 @@ class InversionGenerator(DataGenerator):
             raise UsageError(
                 "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
             )
+        if model not in self._differentiable and (options.batch_norm_weight or options.class_weight):
+            require_gradients(model, spec, statistics=options.batch_norm_weight > 0)
+            self._differentiable.add(model)
 
     def _schedule(self, seconds: float) -> StepSchedule:
         """Return a schedule of the options' iterations, or of as many as fit into a finite number of seconds.

@@ -10,8 +10,8 @@ from dfq_plugins.model_state import device_of
 from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.statistics.augmentation import Augmentation, apply_maps, draw_maps, padding_of
 from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers, stored_statistics
-from dfq_plugins.statistics.divergences import DIVERGENCES
 from dfq_plugins.statistics.requirements import require_batch_norm
+from dfq_plugins.synthesis.gradients import require_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,26 +29,29 @@ class ObservedTeacher:
         options: whether to match BatchNorm statistics, the divergence, the padding, and the precision.
 
     Raises:
-        ModelError: statistics are to be matched, but the network has no trained statistics that a forward pass reaches.
+        ModelError: statistics are to be matched, but a forward pass reaches no trained statistics, or no gradient
+            reaches the inputs.
     """
 
     def __init__(self, model: nn.Module, spec: InputSpec, options: NetworkOptions) -> None:
         self.model, self.device = model, device_of(model)
         self._spec, self._half = spec, use_bfloat16(options.precision, self.device)
-        self._distance = DIVERGENCES[options.divergence]
+        self._divergence = options.divergence
         self.matches = options.batch_norm_weight > 0
         padding = padding_of(spec) if options.padding is None else options.padding
         self._augmentation = Augmentation(flip=padding > 0, padding=padding)
         self._fill = torch.tensor(spec.pad_value, device=self.device)
         if self.matches:
             require_batch_norm(model)
+        require_gradients(model, spec, statistics=self.matches)
+        if self.matches:
             self._names = require_reached_layers(model, spec)
             self._stored = stored_statistics(model, spec, self._names)
 
     def answer(self, images: Tensor) -> Tensor:
         """Return the network's outputs `(batch, ...)` for images `(batch, *shape)`, in float32."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half):
-            outputs: Tensor = self.model(images)
+            outputs: Tensor = self.model(images.clone())  # the network may write into its input
         return outputs.float()
 
     def answer_as_trained(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -63,6 +66,5 @@ class ObservedTeacher:
         with StatisticsHooks(self.model, self._spec, self._names) as hooks:
             outputs = self.answer(augmented)
             found = hooks.collect(augmented)
-        stored = self._stored
-        distance = self._distance(stored.mean, stored.var + stored.eps, found.mean, found.var + stored.eps)
-        return outputs, (stored.weight * distance).sum()
+        distance = self._stored.divergence(found.mean, found.var, self._divergence)
+        return outputs, (self._stored.weight * distance).sum()

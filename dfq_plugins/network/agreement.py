@@ -20,7 +20,8 @@ def top1_agreement(reference: nn.Module, other: nn.Module, batches: Iterable[Ten
     """Return the fraction of up to `limit` inputs for which both predict the same class; NaN if not classifiers."""
     same = seen = 0
     for batch in batches:
-        expected, found = (model(batch.to(device_of(model))).cpu() for model in (reference, other))
+        # Copies, because a forward pass may write into its input.
+        expected, found = (model(batch.clone().to(device_of(model))).cpu() for model in (reference, other))
         if expected.ndim != 2:  # noqa: PLR2004  (batch, classes)
             return math.nan
         same += int((expected.argmax(1) == found.argmax(1)).sum())

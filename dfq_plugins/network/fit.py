@@ -13,11 +13,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from dfq_plugins.errors import ModelError
 from dfq_plugins.model_state import frozen_copy
-
-_WRAPPED = ("_orig_mod", "module")
-"""Attributes in which torch's wrappers keep the network: `torch.compile`, then DataParallel and AveragedModel."""
+from dfq_plugins.private_copy import unwrapped
 
 
 def fitted_copy(model: nn.Module) -> nn.Module:
@@ -26,9 +23,7 @@ def fitted_copy(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: the network cannot be copied, or it is a TorchScript program.
     """
-    network = unwrapped(model)
-    require_python(network)
-    private = frozen_copy(network)
+    private = frozen_copy(model)
     for name, child in list(private.named_modules()):
         inner = unwrapped(child)
         if name and inner is not child:
@@ -40,34 +35,6 @@ def fitted_copy(model: nn.Module) -> nn.Module:
             if isinstance(module, _BatchNorm):
                 complete_affine(module)
     return private.requires_grad_(requires_grad=False)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside the wrappers of `torch.compile`, data parallelism and weight averaging.
-
-    >>> inner = nn.Linear(2, 2)
-    >>> unwrapped(nn.DataParallel(inner)) is inner
-    True
-    """
-    for attribute in _WRAPPED:
-        inner = model._modules.get(attribute)  # noqa: SLF001  getattr would also find a method or a property
-        if inner is not None and type(model).__module__.split(".")[0] == "torch":
-            return unwrapped(inner)
-    return model
-
-
-def require_python(model: nn.Module) -> None:
-    """Reject TorchScript: it has no layers that a framework could replace.
-
-    Raises:
-        ModelError: the network, or a part of it, is scripted or traced.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(
-                f"Quantization needs the Python network, but {name or 'it'!r} is a TorchScript program. Build the "
-                "network from its class, and load the weights with load_state_dict(script.state_dict())."
-            )
 
 
 def bake_parametrizations(module: nn.Module) -> None:

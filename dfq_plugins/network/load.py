@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import logging
 import pickle
 import re
 import sys
 import warnings
-from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-    import torch
     from torch import nn
+
+    from dfq_plugins.network.checkpoints import Weights
 
 SAVED = "saved:"
 """Prefix of a reference to the folder of a network that `dfq prune` or `dfq distill` wrote."""
+
+logger = logging.getLogger(__name__)
 
 _counter = itertools.count(1)
 
@@ -189,33 +192,62 @@ def load_network(folder: Path | str, model: nn.Module | None = None) -> nn.Modul
 
 _SHOWN_KEYS = 5
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts store the weights in a checkpoint
-
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict into `model`, in place; BatchNorm's `num_batches_tracked` may be missing.
+    """Load the weights in a state dict or a checkpoint into `model`, in place.
+
+    In a checkpoint, they are found by the network's names and shapes, under any key (`state_dict`, `model`, `ema`) and
+    behind any prefix (`module.`, `_orig_mod.`, Lightning's `model.`); a log line says where, and what was left out.
+    Counters such as `num_batches_tracked` may be missing or superfluous.
 
     Args:
         model: the model to load into.
-        path: .safetensors, or .pth or .pt read with `weights_only=True`; a checkpoint that holds the state dict under
-            `state_dict`, `model_state_dict` or `model` is unwrapped.
+        path: .safetensors, or .pth or .pt read with `weights_only=True`.
 
     Raises:
         UsageError: the file has another suffix.
         ModelError: the file is missing, unreadable or contains code, or its weights do not match.
     """
-    state = _unwrap(_read_state(path), path)
+    from dfq_plugins.network.checkpoints import COUNTERS, find_weights  # noqa: PLC0415  imports torch
+
+    found = find_weights(_read_state(path), model)
+    if not found:
+        raise ModelError(
+            f"The weights file {path} does not hold a state dict, a mapping of names to tensors. Save the network's "
+            "state_dict()."
+        )
+    best, *others = found
     try:
-        report = model.load_state_dict(state, strict=False)
+        report = model.load_state_dict(best.state, strict=False)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         raise ModelError(f"The weights {path} do not match the model: {_shorten(reasons)}") from error
-    missing = [key for key in report.missing_keys if not key.endswith("num_batches_tracked")]
+    missing = [key for key in report.missing_keys if not key.endswith(COUNTERS)]
     if missing or report.unexpected_keys:
         raise ModelError(
             f"The weights {path} do not match the model. Missing: {_shorten(missing)}. "
             f"Unexpected: {_shorten(report.unexpected_keys)}. Use the factory they were saved from."
         )
+    if best.place or best.left_out:
+        logger.warning("%s", _choice(path, best, others))
+
+
+def _choice(path: Path, taken: Weights, others: list[Weights]) -> str:
+    """Say which weights of a checkpoint were loaded, and how to load others that fit as well."""
+    left_out = f"; left out {_shorten(list(taken.left_out))}" if taken.left_out else ""
+    text = f"Weights from {path.name}: took {taken.place or 'the network'}{left_out}."
+    if others:
+        other = others[0]
+        kept = (
+            "weights" if not other.prefix else f"{{k: v for k, v in weights.items() if k.startswith({other.prefix!r})}}"
+        )
+        keys = "".join(f"[{key!r}]" for key in other.keys)
+        places = _shorten([weights.place or "the top level" for weights in others])
+        text += (
+            f" Weights that fit are also in {places}. To load those, save them alone: "
+            f"weights = torch.load({path.name!r}){keys}; torch.save({kept}, 'other.pth')."
+        )
+    return text
 
 
 def _read_state(path: Path) -> Any:
@@ -246,20 +278,6 @@ def _read_state(path: Path) -> Any:
         raise ModelError(
             f"The weights file {path} cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
-
-
-def _unwrap(state: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Find the state dict in a checkpoint, and drop the `module.` prefix that DataParallel leaves."""
-    import torch  # noqa: PLC0415  heavy
-
-    wrapper = next(
-        (key for key in _WRAPPERS if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)), None
-    )
-    state = state if wrapper is None else state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"The weights file {path} does not hold a state dict, a mapping of names to tensors.")
-    prefix = "module." if state and all(key.startswith("module.") for key in state) else ""
-    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def _shorten(items: list[str]) -> str:

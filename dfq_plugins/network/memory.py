@@ -38,15 +38,18 @@ def halves(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def forward(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Return `model(inputs)`, in two halves if it does not fit into memory; samples must not affect each other."""
+    """Return `model(inputs)`, in two halves if it does not fit into memory; samples must not affect each other.
+
+    The model gets copies, because its forward pass may write into its input.
+    """
     try:
-        return model(inputs)
+        return model(inputs.clone())
     except Exception as error:
         if not is_out_of_memory(error) or len(inputs) < 2:  # noqa: PLR2004  one sample has no halves
             raise
     # Outside the handler, so that the failed pass is freed: until then the traceback keeps its tensors alive.
     note_halving(len(inputs))
-    return torch.cat([model(part) for (part,) in halves(inputs)])
+    return torch.cat([model(part.clone()) for (part,) in halves(inputs)])
 
 
 def note_halving(samples: int) -> None:

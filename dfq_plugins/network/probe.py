@@ -49,8 +49,9 @@ def record_calls(model: nn.Module, sample: Tensor) -> list[Call]:
     def hook(name: str) -> Any:
         return lambda module, inputs, output: note(name, module, inputs, output)
 
-    with hooked(module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name):
-        model(sample.to(device_of(model)))
+    modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)}
+    with hooked(module.register_forward_hook(hook(name)) for name, module in modules.items()):
+        model(sample.clone().to(device_of(model)))
     return list(calls.values())
 
 

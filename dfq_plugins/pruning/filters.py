@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from dfq_plugins.distillation.loop import CheckpointDir, Student
 from dfq_plugins.distillation.task import train
 from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.network.cost import layer_multiply_adds, measure_cost
+from dfq_plugins.private_copy import private_copy
 from dfq_plugins.pruning.graph import Groups, find_groups, remove_filters, same_answers, zero_filters
 from dfq_plugins.pruning.importance import answer_changes
 from dfq_plugins.pruning.recentering import recenter
@@ -165,7 +165,7 @@ def take_out(model: nn.Module, groups: Groups, removed: Removed, task: Distillat
     Raises:
         ModelError: the outputs differ from those with the filters set to zero.
     """
-    whole, zeroed = copy.deepcopy(model), copy.deepcopy(model)
+    whole, zeroed = private_copy(model), private_copy(model)
     zero_filters(zeroed, groups.usable, removed)
     remove_filters(model, task.sample, groups.usable, removed)
     if not same_answers(zeroed, model, task.sample):

@@ -8,7 +8,6 @@ filter must return the same outputs as the network with that filter set to zero.
 
 from __future__ import annotations
 
-import copy
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import ModelError, PluginError
+from dfq_plugins.private_copy import private_copy
 from dfq_plugins.pruning.tracing import require_traceable, traced
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def remove_filters(
 def same_answers(first: nn.Module, second: nn.Module, inputs: Tensor) -> bool:
     """Return whether two networks give the same outputs, up to float64 rounding."""
     with torch.no_grad():
-        one, other = (copy.deepcopy(model).double()(inputs.double()) for model in (first, second))
+        one, other = (private_copy(model).double()(inputs.double()) for model in (first, second))
     if one.shape != other.shape:
         return False
     return bool((one - other).abs().max() <= TOLERANCE * one.abs().max().clamp_min(TOLERANCE))
@@ -172,7 +172,7 @@ def _graph(model: nn.Module, sample: Tensor) -> Any:
 
 
 def _trainable(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).eval().requires_grad_(requires_grad=True)
+    return private_copy(model).eval().requires_grad_(requires_grad=True)
 
 
 def _record(graph: Any, group: Any, model: nn.Module) -> FilterGroup:

@@ -50,7 +50,7 @@ def answer_changes(
     with _read_by(model, readers) as features:
         for batch in batches:
             features.clear()
-            answers = model(batch)
+            answers = model(batch.clone())
             read = [(name, feature) for name in readers for feature in features[name]]
             for _ in range(DRAWS):
                 direction = _direction(answers.detach(), temperature, generator)

@@ -7,11 +7,12 @@ they are only corrected by the difference that pruning makes on the same inputs.
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from dfq_plugins.private_copy import private_copy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +60,7 @@ def batch_statistics(model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
     >>> mean.item(), variance.item()
     (2.0, 2.0)
     """
-    private = copy.deepcopy(model).eval()
+    private = private_copy(model).eval()
     norms: dict[str, nn.modules.batchnorm._BatchNorm] = {}
     for name, module in private.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:  # noqa: SLF001  no public base
@@ -67,7 +68,7 @@ def batch_statistics(model: nn.Module, batches: Sequence[Tensor]) -> Statistics:
             module.momentum = None  # a plain mean over the batches
             norms[name] = module.train()
     for batch in batches:
-        private(batch)
+        private(batch.clone())
     return {
         name: (module.running_mean, module.running_var)
         for name, module in norms.items()

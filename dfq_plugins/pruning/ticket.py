@@ -6,7 +6,6 @@ Source: Frankle and Carbin 2019, "The Lottery Ticket Hypothesis"; trained withou
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.masks import attach_masks, masks_of
+from dfq_plugins.private_copy import private_copy
 from dfq_plugins.pruning.magnitude import prune_weights, require_weights
 from dfq_plugins.storage.canonical_json import short_digest
 from dfq_plugins.storage.files import create_folder, write_atomically
@@ -66,7 +66,7 @@ class Ticket:
             UsageError: a layer would lose all its weights.
             ModelError: the initial values belong to another network.
         """
-        masked = copy.deepcopy(trained)
+        masked = private_copy(trained)
         prune_weights(masked, sparsity)
         return cls.from_masks(trained, masks_of(masked), initial)
 
@@ -113,7 +113,7 @@ class Ticket:
                 f"{short_digest(self.architecture)}, and that of {type(model).__name__} is {short_digest(found)}. "
                 "Give the network that the ticket was made from."
             )
-        network = copy.deepcopy(model)
+        network = private_copy(model)
         network.load_state_dict(dict(self.initial))
         attach_masks(network, self.masks)
         return network

@@ -40,7 +40,7 @@ def require_traceable(model: nn.Module, sample: Tensor) -> None:
 
     hooks = (module.register_forward_pre_hook(cut_detector(name)) for name, module in model.named_modules() if name)
     with hooked(hooks), traced(model):
-        outputs = model(sample.detach().clone().requires_grad_())
+        outputs = model(sample.detach().clone().requires_grad_().clone())  # a network may overwrite a copy, not a leaf
     if cuts:
         raise ModelError(
             f"The network cannot be traced for pruning: the input of {cuts[0]!r} has no gradient, because an operation "

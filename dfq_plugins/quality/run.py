@@ -17,8 +17,12 @@ from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quality import ranges, teacher, verdict
 from dfq_plugins.quality.inspection import Inspection, LayerQuality
-from dfq_plugins.statistics.batch_norm import pooled_moments, require_reached_layers, stored_statistics
-from dfq_plugins.statistics.divergences import gaussian_kl
+from dfq_plugins.statistics.batch_norm import (
+    functional_layers,
+    pooled_moments,
+    require_reached_layers,
+    stored_statistics,
+)
 from dfq_plugins.statistics.requirements import require_batch_norm
 
 if TYPE_CHECKING:
@@ -97,10 +101,12 @@ def _known_labels(data: object) -> Tensor | None:
 def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, labels: Tensor | None) -> Inspection:
     why_not = _unusable_statistics(network, spec)
     names = () if why_not else require_reached_layers(network, spec)
-    with teacher.TeacherHooks(network) as hook, ranges.RangeHooks(network, names) as widths:
+    functional = functional_layers(network, spec, names) if names else set()
+    rated = tuple(name for name in names if name not in functional)  # their module's input is not what they normalize
+    with teacher.TeacherHooks(network) as hook, ranges.RangeHooks(network, rated) as widths:
         moved = (batch.to(device_of(network)) for batch in samples)
         distances = _distances(network, moved, spec, names)
-    expected, observed = ranges.expected_ranges(network, names), widths.ranges()
+    expected, observed = ranges.expected_ranges(network, rated), widths.ranges()
     layers = tuple(
         LayerQuality(name, *pair, expected.get(name), observed.get(name)) for name, pair in distances.items()
     )
@@ -131,13 +137,12 @@ def _distances(
     """Run every batch through the network once; return divergence and surprise of each layer."""
     if not names:
         for batch in batches:
-            network(batch)
+            network(batch.clone())
         return {}
     stored = stored_statistics(network, spec, names)
     moments = pooled_moments(network, batches, spec, names)
-    recorded, observed = (stored.mean, stored.var + stored.eps), (moments.mean, moments.var + stored.eps)
-    divergence = stored.per_layer(gaussian_kl(*recorded, *observed))
-    surprise = stored.per_layer(gaussian_kl(*observed, *recorded))
+    divergence = stored.per_layer(stored.divergence(moments.mean, moments.var))
+    surprise = stored.per_layer(stored.surprise(moments.mean, moments.var))
     return {name: (divergence[name], surprise[name]) for name in divergence}
 
 

@@ -156,7 +156,7 @@ class UnitReader(ForwardHooks):
         """
         self._read = {}
         mask = self._masks.get(INPUT)
-        logits = self.model(inputs if mask is None else _masked(inputs, mask, from_end=False))
+        logits = self.model((inputs if mask is None else _masked(inputs, mask, from_end=False)).clone())
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:  # noqa: PLR2004  (batch, classes)
             raise ModelError("A record needs a classifier, but the network does not return logits (batch, classes).")
         missing = [name for name in self.names[:-1] if name not in self._read]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfq_plugins.errors import ModelError
-from dfq_plugins.statistics.batch_norm import statistics_layers
+from dfq_plugins.statistics.batch_norm import statistics_layers, untrained
 
 INSTEAD = "Use the generator 'gaussian' or 'inception', which need no BatchNorm, or provide real samples."
 
@@ -19,7 +20,7 @@ def require_batch_norm(model: nn.Module) -> None:
     layers = statistics_layers(model)
     if not layers:
         raise ModelError(_no_batch_norm_message(model))
-    if all(_untrained(layer) for layer in layers.values()):
+    if all(untrained(layer) for layer in layers.values()):
         raise ModelError(
             f"All {len(layers)} BatchNorm layers still hold their initial statistics (mean 0, variance 1): the model "
             f"was never trained, or its weights were not loaded. Load trained weights. {INSTEAD}"
@@ -31,11 +32,13 @@ def require_batch_norm(model: nn.Module) -> None:
         )
 
 
-def _untrained(layer: nn.Module) -> bool:
-    return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())  # type: ignore[union-attr]
-
-
 def _no_batch_norm_message(model: nn.Module) -> str:
+    untracked = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    if untracked:
+        return (
+            f"The BatchNorm layers of {type(model).__name__} store no running statistics (track_running_stats=False), "
+            f"so there is nothing to invert. {INSTEAD}"
+        )
     convolutions = [module for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
     if convolutions and all(module.bias is not None for module in convolutions):
         return (

@@ -7,13 +7,14 @@ On a CPU the compiler turns max pooling and its gradient into loops that take te
 from __future__ import annotations
 
 from collections.abc import Sequence  # noqa: TC003  torch inspects the signatures
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.layers import computes_as
 
 
 @torch.library.custom_op("dfq_plugins::max_pool2d", mutates_args=())
@@ -112,7 +113,7 @@ def native_pooling(model: nn.Module) -> nn.Module:
     if device_of(model).type != "cpu":
         return model
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is nn.MaxPool2d and name and not module.ceil_mode and not module.return_indices:
+        if name and computes_as(module, nn.MaxPool2d) and not module.ceil_mode and not module.return_indices:
             model.set_submodule(name, NativeMaxPool2d(module))
     return model
 
@@ -157,10 +158,18 @@ class FrozenNorm(nn.Module):
 
 
 def freeze_norms(model: nn.Module) -> nn.Module:
-    """Replace every BatchNorm layer that stores statistics by a `FrozenNorm`, in place; return the model."""
+    """Replace every BatchNorm layer that stores statistics by a `FrozenNorm`, in place; return the model.
+
+    Layers with their own forward pass stay, such as BatchNorm with an activation.
+    """
     made: dict[_BatchNorm, FrozenNorm] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and name:
+        if name and _freezable(module):
             made.setdefault(module, FrozenNorm(module))
             model.set_submodule(name, made[module])
     return model
+
+
+def _freezable(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    as_torch = computes_as(module, _BatchNorm, nn.SyncBatchNorm)
+    return as_torch and module.running_mean is not None and not module.training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -10,12 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dfq_plugins.errors import first_line
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import halves, is_out_of_memory, note_halving
 from dfq_plugins.network.precision import use_bfloat16
+from dfq_plugins.private_copy import private_copy
 from dfq_plugins.statistics.augmentation import apply_maps
-from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers, stored_statistics
-from dfq_plugins.statistics.divergences import DIVERGENCES
+from dfq_plugins.statistics.batch_norm import (
+    StatisticsHooks,
+    functional_layers,
+    require_reached_layers,
+    stored_statistics,
+)
 from dfq_plugins.synthesis import terms as objectives
 from dfq_plugins.synthesis.compilation import explained_failure, remember_compiled
 from dfq_plugins.synthesis.fast_layers import freeze_norms, native_pooling
@@ -31,6 +36,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_IMAGE = 3
+"""Axes of an image: channels, height, width."""
+
+_TRIAL_SAMPLES = 2
 
 
 class InversionObjective:
@@ -48,19 +57,20 @@ class InversionObjective:
     def __init__(self, model: nn.Module, spec: InputSpec, options: InversionOptions) -> None:
         self.options = options
         self.device = device_of(model)
-        self.half = use_bfloat16(options.precision, self.device)
-        self.model = _convert(native_pooling(freeze_norms(copy.deepcopy(model))), self.half)
+        self.model, self.half, self.layout = _working_copy(model, spec, use_bfloat16(options.precision, self.device))
         self.fill = torch.tensor(spec.pad_value, device=self.device)
         self.matches = options.batch_norm_weight > 0
+        self._compiler_works = True
         if self.matches:
             names = require_reached_layers(model, spec)
             self.stored = stored_statistics(model, spec, names)
-            self.hooks = StatisticsHooks(self.model, spec, names)
+            functional = functional_layers(model, spec, names)
+            self.hooks = StatisticsHooks(self.model, spec, names, modules_only=not functional)
             self.hooks.open()  # on our copy, so they stay attached as long as it exists
+            self._compiler_works = not functional
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
         self._halves = False
         self._compiles = False
-        self._compiler_works = True
         self._step_seconds: float | None = None
         self._compiled_shapes: set[tuple[int, ...]] = set()
         self._warm: set[bool] = set()  # which of the plain (False) and compiled (True) steps have run
@@ -91,10 +101,12 @@ class InversionObjective:
         return self._step_in_halves(inputs, *arguments)
 
     def _step(self, inputs: Tensor, *arguments: Tensor | AxisMaps) -> tuple[Tensor, Tensor, Tensor]:
+        self._forget_calls()  # of a backward pass that computes activations again (torch.utils.checkpoint)
         if self._compiles:
             # The compiler compiles the backward pass when it first runs, so both passes are guarded together.
             try:
-                return self._record_compiled(self._compiled_step(inputs, *arguments))
+                with torch.compiler.set_stance("default"):  # ours is compiled, even where the caller's code is not
+                    return self._record_compiled(self._compiled_step(inputs, *arguments))
             except Exception as error:  # whatever the compiler raises, the uncompiled step works
                 if is_out_of_memory(error):
                     raise
@@ -198,7 +210,7 @@ class InversionObjective:
         options = self.options
         inputs = apply_maps(inputs, maps, self.fill)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
-            logits = self.model(inputs)
+            logits = self.model(inputs.clone(memory_format=self.layout))  # the network may write into its input
         loss, pool = inputs.new_zeros(()), rest
         if self.matches:
             moments = self.hooks.collect(inputs)
@@ -222,7 +234,7 @@ class InversionObjective:
         raw = torch.stack([offset, moments.var + offset.square()])
         pooled = share * raw + rest
         mean, var = stored.mean + pooled[0], (pooled[1] - pooled[0].square()).clamp_min(0)
-        distance = DIVERGENCES[self.options.divergence](stored.mean, stored.var + stored.eps, mean, var + stored.eps)
+        distance = stored.divergence(mean, var, self.options.divergence)
         return self.options.batch_norm_weight * (stored.weight * distance).sum(), raw
 
 
@@ -236,12 +248,39 @@ def _loss_and_gradient(
     return loss.detach(), gradient, pool.detach()
 
 
-def _convert(model: nn.Module, half: bool) -> nn.Module:
-    """Convert the copy to channels-last and, for bfloat16, convert its convolution and linear layers to that type."""
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        model = model.to(memory_format=torch.channels_last)
+def _working_copy(model: nn.Module, spec: InputSpec, half: bool) -> tuple[nn.Module, bool, torch.memory_format]:
+    """Return the fastest copy of a network that runs, whether it is in bfloat16, and the layout of its inputs.
+
+    `view` fails in channels-last layout, some forward passes require one type or torch's own layers throughout.
+
+    Raises:
+        Exception: whatever the network raises if even the plain copy does not run.
+    """
+    images = len(spec.shape) == _IMAGE and any(isinstance(module, nn.Conv2d) for module in model.modules())
+    layouts = (torch.channels_last, torch.contiguous_format) if images else (torch.contiguous_format,)
+    for layout in layouts:
+        fast = _cast(native_pooling(freeze_norms(private_copy(model))), half, layout)
+        if _runs(fast, spec, half, layout):
+            return fast, half, layout
+    return private_copy(model), False, torch.contiguous_format
+
+
+def _cast(model: nn.Module, half: bool, layout: torch.memory_format) -> nn.Module:
+    """Convert a copy to a layout and, for bfloat16, convert its convolution and linear layers to that type."""
+    model = model.to(memory_format=layout)
     if half:
         for module in model.modules():
             if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
                 module.to(torch.bfloat16)
     return model
+
+
+def _runs(model: nn.Module, spec: InputSpec, half: bool, layout: torch.memory_format) -> bool:
+    sample = torch.zeros(_TRIAL_SAMPLES, *spec.shape, device=device_of(model), requires_grad=True)
+    try:
+        with torch.autocast(sample.device.type, dtype=torch.bfloat16, enabled=half):
+            model(sample.clone(memory_format=layout))
+    except Exception as error:  # noqa: BLE001  whatever the network raises, the plain copy works
+        logger.debug("The fast copy of %s does not run: %s", type(model).__name__, first_line(error))
+        return False
+    return True

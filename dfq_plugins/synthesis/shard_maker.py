@@ -208,7 +208,7 @@ def _collect_exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> l
 
 def _labeled(teacher: nn.Module, spec: InputSpec, made: list[Batch]) -> Batch:
     """Join a shard's batches and add the teacher's labels and logits."""
-    inputs = torch.cat([batch.inputs.detach().float() for batch in made]).to(device_of(teacher))
+    inputs = torch.cat([batch.inputs.detach().float() for batch in made]).to(device_of(teacher)).contiguous()
     if spec.num_classes is None:
         return Batch(inputs)
     with torch.no_grad():

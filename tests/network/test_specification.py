@@ -68,10 +68,16 @@ def test_a_model_without_batch_norm_is_refused() -> None:
     for network in (
         nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU()),
         nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)),
-        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False)),
     ):
         with pytest.raises(ModelError, match=refusal(message)):
             require_batch_norm(network)
+
+
+def test_a_batch_norm_without_statistics_is_not_taken_for_a_folded_one() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    message = "The BatchNorm layers of Sequential store no running statistics (track_running_stats=False), so there is"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        require_batch_norm(network)
 
 
 def test_a_model_with_folded_batch_norm_is_refused() -> None:
