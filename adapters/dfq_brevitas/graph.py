@@ -23,7 +23,6 @@ from dfq_brevitas.framework import (
     GraphModule,
     RemoveStochasticModules,
     TorchFunctionalToModule,
-    calibration_mode,
     layerwise_quantize,
     preprocess_for_quantize,
     quantize,
@@ -34,7 +33,7 @@ from dfq_brevitas.inserted import remember_places
 from dfq_brevitas.isolation import isolate_functions, quantize_joins
 from dfq_brevitas.output import strip_output_quantizers
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, UNSIGNED_ACTIVATIONS, quantizer_maps
-from dfq_brevitas.signs import make_inputs_unsigned, make_sums_signed
+from dfq_brevitas.signs import make_inputs_unsigned, make_signed
 from dfq_brevitas.way_round import way_round
 from dfq_plugins.errors import DfqWarning, first_line
 from dfq_plugins.network.tracing.batch_norm import fold_batch_norms
@@ -150,10 +149,9 @@ def _inserted(
 
 
 def _require_running(graph: GraphModule, sample: Tensor) -> None:
-    """Run a copy once as in calibration, so that a graph that cannot run is noticed before any work."""
-    trial = copy.deepcopy(graph)
-    with torch.no_grad(), calibration_mode(trial):
-        trial(sample)
+    """Run the graph once, so that one that cannot run is noticed before any work; in eval mode it records nothing."""
+    with torch.no_grad():
+        graph.eval()(sample)
 
 
 def _isolation_note(error: Exception) -> str:
@@ -181,8 +179,9 @@ def passes_after(maps: QuantizerMaps, recipe: Recipe, options: BrevitasOptions) 
     """Return the passes over the graph after Brevitas has inserted its quantizers, in order."""
     for_additions: tuple[GraphPass, ...] = ()
     if options.addition_bits != recipe.activation_bits:
-        for_additions = (partial(make_sums_signed, quantizer=maps.identities["signed"]), split_shortcuts)
+        for_additions = (split_shortcuts,)
     return (
+        partial(make_signed, quantizer=maps.identities["signed"]),
         *for_additions,
         partial(make_inputs_unsigned, quantizer=maps.identities["unsigned"]),
         strip_output_quantizers,

@@ -33,21 +33,30 @@ _SIGN_KEEPING_FUNCTIONS = (torch.flatten, torch.reshape, torch.mean, torch.sum, 
 _SIGN_KEEPING_METHODS = frozenset(("flatten", "reshape", "view", "mean", "sum", "permute", "transpose", "contiguous"))
 
 
-def make_sums_signed(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) -> None:
-    """Pass: replace the unsigned quantizers of sums that can be negative with signed ones.
+def make_signed(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) -> None:
+    """Pass: replace the unsigned quantizers that get a value which can be negative with signed ones.
 
-    Brevitas assumes that a quantizer in front of a sum is unsigned, even if it is not. Shared scales are not replaced:
-    additions have separate quantizers here.
+    Brevitas assumes that a quantizer around a join is unsigned where it finds nothing that says otherwise: it would cut
+    off everything below zero. A quantizer that several nodes share is replaced for all of them.
 
     Args:
         graph: the graph after Brevitas has inserted its quantizers; changed in place.
         quantizer: class and arguments of a signed quantizer.
     """
     kind, arguments = quantizer
-    for node in inserted_at(graph, Place.SUM_OUTPUT):
-        unsigned = not graph.get_submodule(str(node.target)).act_quant.is_signed
-        if unsigned and not _never_negative(graph, node.args[0]):
-            graph.set_submodule(str(node.target), kind(**arguments).eval())
+    signed: dict[int, nn.Module] = {}
+    identities = [(node, module) for node, module in _called(graph) if isinstance(module, quant_nn.QuantIdentity)]
+    for node, module in identities:
+        if not module.act_quant.is_signed and not _never_negative(graph, node.args[0]):
+            signed.setdefault(id(module), kind(**arguments).eval())
+    for node, module in identities:
+        if id(module) in signed:
+            graph.set_submodule(str(node.target), signed[id(module)])
+
+
+def _called(graph: GraphModule) -> list[tuple[Node, Any]]:
+    calls = [node for node in graph.graph.nodes if node.op == "call_module"]
+    return [(node, graph.get_submodule(str(node.target))) for node in calls]
 
 
 def make_inputs_unsigned(graph: GraphModule, quantizer: tuple[Any, dict[str, Any]]) -> None:
@@ -75,4 +84,5 @@ def _never_negative(graph: GraphModule, node: Node) -> bool:
     else:
         keeps = node.op == "call_method" and (is_addition(node) or node.target in _SIGN_KEEPING_METHODS)
     sources = [source for source in node.all_input_nodes if source.target != "size"]
-    return keeps and bool(sources) and all(_never_negative(graph, source) for source in sources)
+    lowered = any(isinstance(value, (int, float)) and value < 0 for value in node.args) and is_addition(node)
+    return keeps and not lowered and bool(sources) and all(_never_negative(graph, source) for source in sources)
