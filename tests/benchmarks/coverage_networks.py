@@ -25,6 +25,9 @@ SEED = 0
 BATCH_SIZE = 16
 BATCH_NORM_PASSES = 3
 
+_SWITCHED_OFF = 0.1
+"""Below this value, a branch's scale is one that training has to raise: 0 or 1e-6."""
+
 Batch = Any
 """What one call of the network takes: a tensor, a list of images, or a tuple of tensors."""
 
@@ -101,14 +104,20 @@ def structured_images(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def draw_constant_parameters(network: nn.Module) -> None:
-    """Replace parameters of one repeated value: scales by 0.5 to 1.5, biases by noise of 0.1 around their value."""
+    """Replace parameters of one repeated value: scales vary by half, biases by noise of 0.1.
+
+    Scales that start near 0, of residual branches, become 0.1 to 0.5: with more, a random network is chaotic.
+    """
     for name, parameter in network.named_parameters():
-        if not parameter.numel() or bool((parameter != parameter.flatten()[0]).any()):
+        first = float(parameter.flatten()[0]) if parameter.numel() else 0.0
+        if bool((parameter != first).any()):
             continue
         if name.rpartition(".")[2].endswith("bias") or parameter.ndim > 1:
             parameter.add_(0.1 * torch.randn_like(parameter))
+        elif abs(first) < _SWITCHED_OFF:
+            parameter.uniform_(0.1, 0.5)
         else:
-            parameter.copy_(0.5 + torch.rand_like(parameter))
+            parameter.mul_(0.5 + torch.rand_like(parameter))
 
 
 @contextmanager
@@ -157,7 +166,11 @@ FLOW = _Zoo("torchvision", "optical_flow", {"weights": None})
 QUANTIZABLE = _Zoo("torchvision", "quantization", {"weights": None, "quantize": False})
 TIMM = _Zoo("timm")
 
-_SIZED = {"build": {"min_size": 96, "max_size": 96}, "shape": (3, 96, 96), "samples": 4, "takes": "images"}
+_DETECTOR: dict[str, Any] = {"shape": (3, 96, 96), "samples": 4, "takes": "images"}
+_SMALL = {"min_size": 96, "max_size": 96}
+_FEW_BOXES = {"box_detections_per_img": 4, "rpn_post_nms_top_n_test": 40}
+"""With random weights every proposal is a detection, and each goes through the heads."""
+
 _CLIP: dict[str, Any] = {"shape": (3, 8, 64, 64), "samples": 8}
 
 _INITIALIZED = {"build": {"init_weights": True}}
@@ -190,10 +203,10 @@ TORCHVISION_NETWORKS = (
     SEGMENTATION.row("lraspp_mobilenet_v3_large", shape=(3, 96, 96), samples=16),
     SEGMENTATION.row("deeplabv3_mobilenet_v3_large", shape=(3, 96, 96), samples=16),
     SEGMENTATION.row("fcn_resnet50", samples=8),
-    DETECTION.row("ssdlite320_mobilenet_v3_large", shape=(3, 96, 96), samples=4, takes="images"),
-    DETECTION.row("retinanet_resnet50_fpn", **_SIZED),
-    DETECTION.row("fasterrcnn_mobilenet_v3_large_320_fpn", **_SIZED),
-    DETECTION.row("keypointrcnn_resnet50_fpn", **_SIZED),
+    DETECTION.row("ssdlite320_mobilenet_v3_large", **_DETECTOR),
+    DETECTION.row("retinanet_resnet50_fpn", build=_SMALL | {"score_thresh": 0.001}, **_DETECTOR),
+    DETECTION.row("fasterrcnn_mobilenet_v3_large_320_fpn", build=_SMALL | _FEW_BOXES, **_DETECTOR),
+    DETECTION.row("keypointrcnn_resnet50_fpn", build=_SMALL | _FEW_BOXES, **_DETECTOR),
     VIDEO.row("r3d_18", **_CLIP),
     VIDEO.row("mc3_18", **_CLIP),
     VIDEO.row("r2plus1d_18", **_CLIP),
