@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from coverage_networks import NETWORKS, Network, call
+from coverage_networks import NETWORKS, Network, batch_norms, call
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -141,8 +141,7 @@ def measure_framework(network: nn.Module, row: Network, framework: str, journal:
 
 def measure_synthesis(network: nn.Module, spec: InputSpec, journal: Journal) -> None:
     """Synthesize a few samples; from statistics if the network has any."""
-    has_statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-    generator, options = ("bns", {"iterations": ITERATIONS}) if has_statistics else ("gaussian", {})
+    generator, options = ("bns", {"iterations": ITERATIONS}) if batch_norms(network) else ("gaussian", {})
     journal.write({"generator": generator})
 
     def begun(_event: object) -> None:

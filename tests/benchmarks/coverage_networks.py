@@ -106,7 +106,9 @@ def structured_images(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
 def draw_constant_parameters(network: nn.Module) -> None:
     """Replace parameters of one repeated value: scales vary by half, biases by noise of 0.1.
 
-    Scales that start near 0, of residual branches, become 0.1 to 0.5: with more, a random network is chaotic.
+    A random network is chaotic: it amplifies the rounding of a correct quantization until little is left of the
+    output. So scales that start near 0, of residual branches, become 0.1 to 0.5, and BatchNorm's offsets lie around 1,
+    where activation functions are nearly linear.
     """
     for name, parameter in network.named_parameters():
         first = float(parameter.flatten()[0]) if parameter.numel() else 0.0
@@ -118,12 +120,20 @@ def draw_constant_parameters(network: nn.Module) -> None:
             parameter.uniform_(0.1, 0.5)
         else:
             parameter.mul_(0.5 + torch.rand_like(parameter))
+    for norm in batch_norms(network):
+        if norm.bias is not None:
+            norm.bias.add_(1.0)
+
+
+def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Return the BatchNorm layers of a network."""
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 @contextmanager
 def measured_batch_norm(network: nn.Module) -> Iterator[None]:
     """Let BatchNorm alone train within the block, as an average over all batches; everything else stays in eval."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(network)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
