@@ -176,4 +176,5 @@ class TorchAoCalibrator(Calibrator):
 
 
 def _other_engine(name: str) -> str:
-    return f"Try another engine. {way_round(name)}"
+    named = f"={(name,)}" if name else ""
+    return f"Try another engine, or keep the layer in float with the option non_traceable{named}."

@@ -17,6 +17,7 @@ from dfq_brevitas.framework import BinaryQuant, SignedBinaryWeightPerTensorConst
 from dfq_brevitas.graph import end_layers, float_graph
 from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
+from dfq_plugins.network.tracing.trace import trace
 from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
@@ -102,7 +103,7 @@ def test_they_may_stay_in_float_at_other_widths_too(
     assert is_weight_layer(student.get_submodule("conv"))
 
 
-def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module) -> None:
+def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -112,11 +113,15 @@ def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module) -
             return self.classifier(self.middle(self.first(inputs)).mean((2, 3)))
 
     with silenced(NOTICES):
-        assert end_layers(float_graph(Backwards().eval(), BrevitasOptions(), merge_batch_norm=True)) == (
+        assert end_layers(
+            float_graph(trace(Backwards().eval(), InputSpec((3, 4, 4))), BrevitasOptions(), merge_batch_norm=True)
+        ) == (
             "first",
             "classifier",
         )
-        assert end_layers(float_graph(copy.deepcopy(tiny_network), BrevitasOptions(), merge_batch_norm=True)) == (
+        assert end_layers(
+            float_graph(trace(copy.deepcopy(tiny_network), tiny_spec), BrevitasOptions(), merge_batch_norm=True)
+        ) == (
             "stem",
             "linear",
         )

@@ -108,7 +108,7 @@ def test_a_failure_inside_brevitas_is_explained(
     tiny_network: nn.Module, tiny_spec: InputSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph, "quantize", torch.zeros)  # fails in torch's own code, as Brevitas may in its own
-    message = r"Brevitas cannot prepare TinyNetwork: TypeError: .* Rewrite the part that causes it with plain torch mod"
+    message = r"Brevitas cannot prepare this network \(TypeError: .*\)\. Rewrite that part with tensor operations"
     with pytest.raises(ModelError, match=message):
         BrevitasCalibrator().prepare(tiny_network, tiny_spec, Recipe(8, 8))
 
