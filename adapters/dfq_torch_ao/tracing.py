@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.ao.quantization.fx.tracer import QuantizationTracer
+from torch.fx import GraphModule
 
 from dfq_plugins.errors import ModelError, first_line
 from dfq_plugins.network.trace_errors import failing_line
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _NOT_THE_MODEL = (Path(torch.__file__).parent, Path(__file__).parent)
+
+
+def trace(model: nn.Module, non_traceable: tuple[str, ...]) -> GraphModule:
+    """Return the graph of `model` as torch.ao traces it, with its submodules shared."""
+    tracer = QuantizationTracer(list(non_traceable), [])
+    return GraphModule(model, tracer.trace(model))
 
 
 def preparation_error(model: nn.Module, error: Exception) -> ModelError:
