@@ -34,7 +34,7 @@ from dfq_torch_ao.qconfig import (
     match_histogram_levels,
     new_activation_observer,
 )
-from dfq_torch_ao.rewrites import count_dimensions, rewrite
+from dfq_torch_ao.rewrites import drop_tuple_observers, record_results, rewrite
 from dfq_torch_ao.run import Run, run_of
 from dfq_torch_ao.saturation import saturate_activations
 from dfq_torch_ao.tensor_formats import record_formats
@@ -90,7 +90,9 @@ class TorchAoCalibrator(Calibrator):
                 traced = trace(private.train(training), self.options.non_traceable)
                 rewrite(traced.eval(), (sample,))
                 prepared: GraphModule = insert(traced.train(training), mapping, (sample,), exceptions).eval()
-                missing = without_right_kernel(prepared, count_dimensions(prepared, (sample,)), engine)
+                results = record_results(prepared, (sample,))
+                drop_tuple_observers(prepared, results)
+                missing = without_right_kernel(prepared, results, engine)
             except Exception as error:
                 raise preparation_error(private, error) from error
         highest = activation_range(recipe, self.options, engine)[1]

@@ -75,6 +75,9 @@ _INSTANCE_NORMS: tuple[Any, ...] = (
 _INTERPOLATIONS = {4: ("nearest", "nearest-exact", "bilinear", "area"), 5: ("nearest", "nearest-exact", "area"), 3: ("area",)}
 """Modes that have an int8 kernel, by number of dimensions."""
 
+_BINARY: tuple[Any, ...] = (operator.add, torch.add, operator.mul, torch.mul)
+_JOINS: tuple[Any, ...] = (torch.cat, torch.stack)
+
 
 def hide_from_lowering(prepared: GraphModule, reasons: Mapping[Node, str]) -> None:
     """Insert an identity after each of these operations, in place, and note the reason."""
@@ -102,12 +105,12 @@ def reason_of(node: Node) -> str | None:
     return node.meta.get(_REASON)
 
 
-def without_right_kernel(prepared: GraphModule, dimensions: Mapping[Node, int], engine: str) -> dict[Node, str]:
+def without_right_kernel(prepared: GraphModule, results: Mapping[Node, Any], engine: str) -> dict[Node, str]:
     """Return the operations that torch.ao would lower to a kernel that is missing or wrong, each with the reason.
 
     Args:
         prepared: the graph returned by `prepare_fx`.
-        dimensions: number of dimensions of the tensors that its nodes return.
+        results: what its nodes compute, as from `record_results`.
         engine: engine that the weights will be packed for.
     """
     modules = dict(prepared.named_modules(remove_duplicate=False))
@@ -116,17 +119,24 @@ def without_right_kernel(prepared: GraphModule, dimensions: Mapping[Node, int], 
         kind = type(modules[str(node.target)]) if node.op == "call_module" else node.target
         if kind in _INSTANCE_NORMS:
             found[node] = "torch.ao's int8 instance norm ignores running statistics and is wrong on channels-last input"
-        elif kind is nn.functional.interpolate and not _has_interpolation(node, dimensions):
+        elif kind is nn.functional.interpolate and not _has_interpolation(node, results):
             found[node] = "torch.ao has no int8 kernel for this mode of interpolation"
+        elif node.target in _BINARY and len(node.all_input_nodes) == 1 and _is_joined(node):
+            found[node] = "torch.ao's int8 kernel with a number keeps a scale that the other joined tensors do not have"
         elif (reason := wrong_transposed_kernel(node, modules.get(str(node.target)), engine)) is not None:
             found[node] = reason
     return found
 
 
-def _has_interpolation(node: Node, dimensions: Mapping[Node, int]) -> bool:
+def _is_joined(node: Node) -> bool:
+    """Return whether a concatenation reads the node's values behind their observer."""
+    return any(reader.target in _JOINS for observer in node.users for reader in observer.users)
+
+
+def _has_interpolation(node: Node, results: Mapping[Node, Any]) -> bool:
     mode = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")  # noqa: PLR2004
     smooth = node.args[6] if len(node.args) > 6 else node.kwargs.get("antialias", False)  # noqa: PLR2004
-    return not smooth and mode in _INTERPOLATIONS.get(dimensions.get(node, 0), ())
+    return not smooth and mode in _INTERPOLATIONS.get(results[node].dim(), ())
 
 
 def below_eight_bits(prepared: GraphModule) -> dict[Node, str]:

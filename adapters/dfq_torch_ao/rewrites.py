@@ -98,9 +98,14 @@ def record_results(traced: GraphModule, inputs: tuple[Any, ...]) -> dict[Node, A
     return recorder.results
 
 
-def count_dimensions(traced: GraphModule, inputs: tuple[Any, ...]) -> dict[Node, int]:
-    """Return the number of dimensions of every tensor that a node computes from `inputs`."""
-    return {node: value.dim() for node, value in record_results(traced, inputs).items() if isinstance(value, torch.Tensor)}
+def drop_tuple_observers(prepared: GraphModule, results: Mapping[Node, Any]) -> None:
+    """Remove, in place, observers that would get a tuple, as behind `MaxPool2d(2, return_indices=True)`."""
+    for node in list(prepared.graph.nodes):
+        module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if observer_of(module) is not None and isinstance(results.get(node), tuple | list):
+            node.replace_all_uses_with(node.args[0])
+            prepared.graph.erase_node(node)
+    prepared.recompile()
 
 
 def _stays(node: Node) -> bool:

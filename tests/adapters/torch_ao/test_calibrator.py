@@ -227,7 +227,17 @@ class TestBitWidths:
             ("1", "in float below 8 bits: its int8 kernel would not stay within the levels"),
         )
         assert all(values.max() <= 15 for values in integers(converted, 10 * tiny_batches[0]).values())
-        assert TorchAoCalibrator().describe(quantize(model, InputSpec((3, 8, 8)), tiny_batches)).unquantized == ()
+
+    def test_sigmoid_obeys_a_reduced_range(self, tiny_batches: list[torch.Tensor]) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 4, 3)).eval()
+        spec = InputSpec((3, 8, 8))
+        reduced = quantize(model, spec, tiny_batches, options=TorchAoOptions(engine="x86"))
+        full = quantize(model, spec, tiny_batches, options=TorchAoOptions(engine="x86", reduce_range=False))
+        assert TorchAoCalibrator().describe(reduced).unquantized == (
+            ("1", "in float: its int8 kernel would not stay within the reduced range"),
+        )
+        assert TorchAoCalibrator().describe(full).unquantized == ()
+        assert all(values.max() <= 127 for values in integers(reduced, tiny_batches[0]).values())
 
 
 class Front(nn.Module):
