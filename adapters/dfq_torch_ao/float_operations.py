@@ -72,7 +72,11 @@ _INSTANCE_NORMS: tuple[Any, ...] = (
     nn.InstanceNorm3d,
     nn.functional.instance_norm,
 )
-_INTERPOLATIONS = {4: ("nearest", "nearest-exact", "bilinear", "area"), 5: ("nearest", "nearest-exact", "area"), 3: ("area",)}
+_INTERPOLATIONS = {
+    4: ("nearest", "nearest-exact", "bilinear", "area"),
+    5: ("nearest", "nearest-exact", "area"),
+    3: ("area",),
+}
 """Modes that have an int8 kernel, by number of dimensions."""
 
 _BINARY: tuple[Any, ...] = (operator.add, torch.add, operator.mul, torch.mul)

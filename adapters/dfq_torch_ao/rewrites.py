@@ -76,7 +76,6 @@ class _ResultRecorder(Interpreter):
         self.results[n] = _meta(result)
         return result
 
-
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if observer_of(self.fetch_attr(target)) is not None:
             return args[0]
