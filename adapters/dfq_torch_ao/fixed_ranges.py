@@ -1,8 +1,8 @@
 """Mends the observers of sigmoid, tanh and similar operations, whose outputs have a known range.
 
-torch.ao gives an operation's QConfig to its input too if nothing else observes that: a tanh behind a float operation would
-read values cut off at 1. And their int8 kernels always write 256 levels, which the 16-bit sums of the next layer cannot hold on
-processors without VNNI. Where the range is reduced they are computed in float, between integers.
+torch.ao gives an operation's QConfig to its input too if nothing else observes that: a tanh behind a float operation
+would read values cut off at 1. And their int8 kernels always write 256 levels, which the 16-bit sums of the next layer
+cannot hold on processors without VNNI. Where the range is reduced they are computed in float, between integers.
 """
 
 from __future__ import annotations

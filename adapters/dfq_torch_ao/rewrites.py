@@ -229,10 +229,12 @@ def _spell_out_convolution(node: Node, results: Mapping[Node, Any]) -> None:
 
 def _make_module(node: Node, traced: GraphModule) -> None:
     """Make a transposed convolution with spelled-out arguments a module, if its weights are stored ones."""
-    source, weight, bias, stride, padding, output_padding, groups, dilation = node.args
+    arguments: tuple[Any, ...] = node.args
+    source, weight, bias, stride, padding, output_padding, groups, dilation = arguments
     if any(isinstance(value, Node) and value.op != "get_attr" for value in (weight, bias)):
         return
-    stored, constant = (value and operator.attrgetter(str(value.target))(traced) for value in (weight, bias))  # type: ignore[union-attr]
+    stored: Any = operator.attrgetter(str(weight.target))(traced)
+    constant: Any = None if bias is None else operator.attrgetter(str(bias.target))(traced)
     kind: Any = TRANSPOSED[stored.dim() - 3]
     sizes = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
     channels = stored.shape[0], stored.shape[1] * groups

@@ -1,7 +1,8 @@
 """Avoids the int8 kernels of transposed convolutions that compute something else.
 
-x86 and fbgemm pack 2x2 kernels wrongly, and write past the end of their memory. The same layer with a 3x3 kernel, whose last
-row and column are zero, has another packing. Its output has a margin at the end, which is cut off; the integers are the same.
+x86 and fbgemm pack 2x2 kernels wrongly, and write past the end of their memory. The same layer with a 3x3 kernel, whose
+last row and column are zero, has another packing. Its output has a margin at the end, which is cut off; the integers
+are the same.
 
 oneDNN confuses the two numbers of channels where they differ; such layers have to stay in float.
 """

@@ -190,6 +190,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("engine", ["x86", "onednn", "qnnpack"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(name: str, engine: str) -> None:
