@@ -231,8 +231,8 @@ class TestBitWidths:
     def test_sigmoid_obeys_a_reduced_range(self, tiny_batches: list[torch.Tensor]) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 4, 3)).eval()
         spec = InputSpec((3, 8, 8))
-        reduced = quantize(model, spec, tiny_batches, options=TorchAoOptions(engine="x86"))
-        full = quantize(model, spec, tiny_batches, options=TorchAoOptions(engine="x86", reduce_range=False))
+        reduced = quantize(model, spec, tiny_batches, engine="x86")
+        full = quantize(model, spec, tiny_batches, engine="x86", reduce_range=False)
         assert TorchAoCalibrator().describe(reduced).unquantized == (
             ("1", "in float: its int8 kernel would not stay within the reduced range"),
         )
