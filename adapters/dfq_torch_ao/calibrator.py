@@ -24,16 +24,25 @@ from dfq_torch_ao.conversion_checks import require_calibrated, require_quantized
 from dfq_torch_ao.coverage import describe_coverage
 from dfq_torch_ao.engines import active_engine, resolve_engine
 from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript, load_torchscript
-from dfq_torch_ao.float_operations import hide_from_lowering, show_again
+from dfq_torch_ao.fixed_ranges import observe_inputs, reduce_fixed_ranges
+from dfq_torch_ao.float_operations import below_eight_bits, hide_from_lowering, show_again, without_right_kernel
 from dfq_torch_ao.input_range import fix_input_range
 from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
 from dfq_torch_ao.output_range import widen_output_range
-from dfq_torch_ao.qconfig import STORAGE_BITS, activation_range, make_qconfig_mapping, match_histogram_levels
+from dfq_torch_ao.qconfig import (
+    STORAGE_BITS,
+    activation_range,
+    make_qconfig_mapping,
+    match_histogram_levels,
+    new_activation_observer,
+)
+from dfq_torch_ao.rewrites import drop_tuple_observers, record_results, rewrite
 from dfq_torch_ao.run import Run, run_of
 from dfq_torch_ao.saturation import saturate_activations
 from dfq_torch_ao.tensor_formats import record_formats
 from dfq_torch_ao.training import collecting_ranges, freeze_ranges, start_training
+from dfq_torch_ao.transposed import cut_margins, enlarge_transposed_kernels
 from dfq_torch_ao.way_round import way_round
 
 if TYPE_CHECKING:
@@ -84,14 +93,22 @@ class TorchAoCalibrator(Calibrator):
             insert = prepare_qat_fx if training else prepare_fx
             with step_errors("torch.ao", "prepare", private, way_round):
                 sample = torch.zeros(1, *spec.shape)
+                rewrite(private, (sample,))
                 prepared: GraphModule = insert(private.train(training), mapping, (sample,), exceptions).eval()
+                results = record_results(prepared, (sample,))
+                drop_tuple_observers(prepared, results)
+                missing = without_right_kernel(prepared, results, engine)
+        highest = activation_range(recipe, self.options, engine)[1]
+        observe_inputs(prepared, new_activation_observer(recipe, self.options, engine, training=training))
         if recipe.activation_bits < STORAGE_BITS:
-            hide_from_lowering(prepared)
+            missing |= below_eight_bits(prepared)
             match_histogram_levels(prepared)
+        else:
+            missing |= reduce_fixed_ranges(prepared, highest)
+        hide_from_lowering(prepared, missing)
         observe_clipped_values(prepared)
         if spec.input_range is not None:
             fix_input_range(prepared, spec.input_range)
-        highest = activation_range(recipe, self.options, engine)[1]
         attach_state(prepared, Run(spec, recipe, engine, highest, self.options.non_traceable, training))
         return prepared
 
@@ -130,9 +147,10 @@ class TorchAoCalibrator(Calibrator):
             widen_output_range(observed, self.options.output_margin)
         with silenced(NOTICES), preserve_global_state(), active_engine(run.engine):
             with step_errors(f"torch.ao with the engine {run.engine!r}", "convert", observed, _other_engine):
+                margins = enlarge_transposed_kernels(observed, run.engine)
                 converted: GraphModule = convert_fx(observed)
-                if run.recipe.activation_bits < STORAGE_BITS:
-                    show_again(converted)
+                cut_margins(converted, margins)
+                show_again(converted)
                 formats = record_formats(converted, run.spec)
             require_quantized(converted)
             if run.recipe.activation_bits < STORAGE_BITS:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
-from dfq_torch_ao.float_operations import stays_float
+from dfq_torch_ao.float_operations import reason_of
 from dfq_torch_ao.input_range import moves_values
 from dfq_torch_ao.qconfig import STORAGE_BITS, weight_range
 from dfq_torch_ao.saturation import SATURATION_PREFIX
@@ -104,6 +104,6 @@ def _float_reason(node: Node, modules: dict[str, nn.Module], run: Run) -> str:
         return "left out by the option non_traceable"
     if moves_values(node, modules):
         return "only moves values, in float, next to quantized layers"
-    if run.recipe.activation_bits < STORAGE_BITS and stays_float(node, modules):
-        return "in float below 8 bits: its int8 kernel would not stay within the levels"
+    if (reason := reason_of(node)) is not None:
+        return reason
     return f"torch.ao has no int8 kernel for {_kind(node, modules)} in this place"

@@ -23,8 +23,11 @@ from torch.ao.quantization import (
 from dfq_plugins.errors import UsageError
 from dfq_torch_ao.engines import reduces_range
 from dfq_torch_ao.float_operations import FLOAT_OPERATIONS
+from dfq_torch_ao.slopes import SlopeObserver
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dfq_plugins.types import Recipe
     from dfq_torch_ao.options import TorchAoOptions
 
@@ -108,6 +111,14 @@ def training_activation(recipe: Recipe, options: TorchAoOptions, engine: str) ->
     return FakeQuantize.with_args(observer=kind, dtype=torch.quint8, quant_min=lowest, quant_max=highest)
 
 
+def new_activation_observer(
+    recipe: Recipe, options: TorchAoOptions, engine: str, *, training: bool = False
+) -> Callable[[], nn.Module]:
+    """Return the constructor for what `prepare_fx` puts behind a layer: an observer, or a fake quantizer to train."""
+    make: Callable[[], nn.Module] = (training_activation if training else activation_observer)(recipe, options, engine)
+    return make
+
+
 def training_weight(bits: int, *, per_channel: bool) -> Any:
     """Return the constructor for weight fake quantizers, which recompute their ranges from the weights at each step."""
     lowest, highest = weight_range(bits)
@@ -131,7 +142,7 @@ def make_qconfig_mapping(
         UsageError: torch.ao cannot quantize to the recipe's bit widths.
     """
     check_recipe(recipe)
-    activation = (training_activation if training else activation_observer)(recipe, options, engine)
+    activation = new_activation_observer(recipe, options, engine, training=training)
     weight_of = training_weight if training else weight_observer
     per_tensor = QConfig(activation=activation, weight=weight_of(recipe.weight_bits, per_channel=False))
     weight = weight_of(recipe.weight_bits, per_channel=options.per_channel)
@@ -141,7 +152,7 @@ def make_qconfig_mapping(
         mapping.set_object_type(kind, per_tensor)
     for kind in _FLOAT_WEIGHT:
         mapping.set_object_type(kind, QConfig(activation=activation, weight=PlaceholderObserver))
-    slope = MinMaxObserver.with_args(dtype=torch.quint8, quant_min=0, quant_max=2**recipe.weight_bits - 1)
+    slope = SlopeObserver.with_args(dtype=torch.quint8, quant_min=0, quant_max=2**recipe.weight_bits - 1)
     mapping.set_object_type(nn.PReLU, QConfig(activation=activation, weight=slope))
     if recipe.activation_bits < STORAGE_BITS:
         for kind in FLOAT_OPERATIONS:

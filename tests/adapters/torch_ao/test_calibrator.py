@@ -227,7 +227,17 @@ class TestBitWidths:
             ("1", "in float below 8 bits: its int8 kernel would not stay within the levels"),
         )
         assert all(values.max() <= 15 for values in integers(converted, 10 * tiny_batches[0]).values())
-        assert TorchAoCalibrator().describe(quantize(model, InputSpec((3, 8, 8)), tiny_batches)).unquantized == ()
+
+    def test_sigmoid_obeys_a_reduced_range(self, tiny_batches: list[torch.Tensor]) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 4, 3)).eval()
+        spec = InputSpec((3, 8, 8))
+        reduced = quantize(model, spec, tiny_batches, engine="x86")
+        full = quantize(model, spec, tiny_batches, engine="x86", reduce_range=False)
+        assert TorchAoCalibrator().describe(reduced).unquantized == (
+            ("1", "in float: its int8 kernel would not stay within the reduced range"),
+        )
+        assert TorchAoCalibrator().describe(full).unquantized == ()
+        assert all(values.max() <= 127 for values in integers(reduced, tiny_batches[0]).values())
 
 
 class Front(nn.Module):
@@ -366,8 +376,7 @@ class TestEngines:
         with pytest.raises(UsageError) as caught:
             TorchAoCalibrator(TorchAoOptions(engine="x86")).prepare(tiny_network, tiny_spec, W8A8)
         assert str(caught.value) == (
-            "torch.ao with the engine 'qnnpack' cannot convert this network (RuntimeError: no kernel). Try another engine, "
-            "or keep the layer in float with the option non_traceable."
+            "The quantized engine must be one that this build of torch has, got 'x86'. Set engine= to one of: qnnpack."
         )
 
     def test_engine_is_restored_after_an_exception(
@@ -387,8 +396,8 @@ class TestEngines:
             quantize(tiny_network, tiny_spec, tiny_batches, engine="qnnpack")
         assert torch.backends.quantized.engine == before
         assert str(caught.value) == (
-            "The engine 'qnnpack' of torch.ao cannot run this model in int8: no kernel. "
-            "Try another engine, or keep the layer in float with the option non_traceable."
+            "torch.ao with the engine 'qnnpack' cannot convert this network (RuntimeError: no kernel). Try another "
+            "engine, or keep the layer in float with the option non_traceable."
         )
 
 
