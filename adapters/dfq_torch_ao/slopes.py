@@ -30,7 +30,7 @@ def slope_format(lowest: float, highest: float, levels: int) -> tuple[float, int
     return scale, round(-lowest / scale)
 
 
-class SlopeObserver(MinMaxObserver):  # type: ignore[misc]  untyped in torch
+class SlopeObserver(MinMaxObserver):  # type: ignore[misc]
     """Observes slopes, and returns a scale at which 1 is exact."""
 
     def calculate_qparams(self) -> Any:
