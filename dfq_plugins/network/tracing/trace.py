@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ def trace(
     Raises:
         ModelError: the forward pass depends on values of its input, or differs between batch sizes; names the line.
     """
-    with preserve_global_state(), torch.no_grad(), _advised(way_round or _rewrite):
+    with preserve_global_state(), torch.no_grad(), _advised(way_round or _rewrite), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the network's own, which it gives in every run
         checked = example_inputs(spec, _CHECKED_BATCH, model)
         expected = plain_structure(_run(model, checked, spec))  # first: some networks keep what they compute once
         first, second = (_recorded(model, spec, batch, opaque) for batch in _BATCHES)

@@ -237,7 +237,8 @@ class TestBitWidths:
             ("1", "in float: its int8 kernel would not stay within the reduced range"),
         )
         assert TorchAoCalibrator().describe(full).unquantized == ()
-        assert all(values.max() <= 127 for values in integers(reduced, tiny_batches[0]).values())
+        requantized = [v for name, v in integers(reduced, 10 * tiny_batches[0]).items() if name.startswith("quantize_")]
+        assert requantized[-1].max() <= 127
 
 
 class Front(nn.Module):
