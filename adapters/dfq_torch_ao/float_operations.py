@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.ao.quantization.backend_config import ObservationType, get_native_backend_config
 
+from dfq_torch_ao.observers import observer_of
 from dfq_torch_ao.transposed import wrong_transposed_kernel
 
 if TYPE_CHECKING:
@@ -127,6 +129,8 @@ def without_right_kernel(prepared: GraphModule, results: Mapping[Node, Any], eng
             found[node] = "torch.ao has no int8 kernel for this mode of interpolation"
         elif node.target in _BINARY and len(node.all_input_nodes) == 1 and _is_joined(node):
             found[node] = "torch.ao's int8 kernel with a number keeps a scale that the other joined tensors do not have"
+        elif node.target in _JOINS and not _shares_one_scale(node, modules):
+            found[node] = "torch.ao's int8 kernel needs one scale for all joined tensors, and these have several"
         elif (reason := wrong_transposed_kernel(node, modules.get(str(node.target)), engine)) is not None:
             found[node] = reason
     return found
@@ -135,6 +139,37 @@ def without_right_kernel(prepared: GraphModule, results: Mapping[Node, Any], eng
 def _is_joined(node: Node) -> bool:
     """Return whether a concatenation reads the node's values behind their observer."""
     return any(reader.target in _JOINS for observer in node.users for reader in observer.users)
+
+
+def _shares_one_scale(node: Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Return whether all tensors that a node joins were observed by one observer."""
+    return len({_observed_by(source, modules) for source in node.all_input_nodes}) == 1
+
+
+def _observed_by(node: Node, modules: Mapping[str, nn.Module]) -> int:
+    """Return the identity of the observer whose scale an int8 tensor has.
+
+    A kernel that only moves values writes the scale of its input, whatever the observer behind it says.
+    """
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    source = node.all_input_nodes[0] if node.all_input_nodes else None
+    if observer_of(module) is None:
+        return id(node) if source is None or not _keeps_scale(node, modules) else _observed_by(source, modules)
+    return _observed_by(source, modules) if source is not None and _keeps_scale(source, modules) else id(module)
+
+
+def _keeps_scale(node: Node, modules: Mapping[str, nn.Module]) -> bool:
+    kind: Any = type(modules[str(node.target)]) if node.op == "call_module" else node.target
+    return node.op != "placeholder" and kind in _scale_keeping_operations()
+
+
+@functools.cache
+def _scale_keeping_operations() -> frozenset[Any]:
+    """Return what torch.ao lists as kernels that write the scale of their input."""
+    configs = get_native_backend_config().configs
+    shared = ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT
+    patterns = [config.pattern for config in configs if config.observation_type is shared]
+    return frozenset(pattern for pattern in patterns if not isinstance(pattern, tuple)) - set(_JOINS)
 
 
 def _has_interpolation(node: Node, results: Mapping[Node, Any]) -> bool:

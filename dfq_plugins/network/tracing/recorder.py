@@ -248,7 +248,7 @@ class _Recorder(TorchFunctionMode):
             yield
 
     def _hooks(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
-        leaf = is_leaf(module) or name in self._opaque
+        leaf = (bool(name) and is_leaf(module)) or name in self._opaque
 
         def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
             if leaf or self._leaf_arguments:
