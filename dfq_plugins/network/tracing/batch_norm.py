@@ -41,9 +41,19 @@ def fold_batch_norms(graph: GraphModule) -> None:
         _fold(layer, norm)
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
-        graph.delete_submodule(str(node.target))
+        _remove(graph, str(node.target))
     graph.graph.lint()
     graph.recompile()
+
+
+def _remove(graph: GraphModule, name: str) -> None:
+    """Remove a submodule, but keep its own submodules: a BatchNorm with an activation calls it separately."""
+    holder = nn.Module()
+    for child, module in graph.get_submodule(name).named_children():
+        holder.add_module(child, module)
+    graph.delete_submodule(name)
+    if next(holder.children(), None) is not None:
+        graph.add_submodule(name, holder)
 
 
 def _foldable_layer(graph: GraphModule, node: Any) -> Any:
