@@ -37,6 +37,7 @@ from dfq_brevitas.signs import make_inputs_unsigned, make_signed
 from dfq_brevitas.way_round import way_round
 from dfq_plugins.errors import DfqWarning, first_line
 from dfq_plugins.network.tracing.batch_norm import fold_batch_norms
+from dfq_plugins.network.tracing.pooling import write_uneven_pools
 from dfq_plugins.quantization.step_errors import step_errors
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def float_graph(model: GraphModule, options: BrevitasOptions, *, merge_batch_nor
     equalize = options.equalization_iterations
     if merge_batch_norm:
         fold_batch_norms(model)
+    write_uneven_pools(model)
     preprocess = partial(
         preprocess_for_quantize,
         trace_model=False,

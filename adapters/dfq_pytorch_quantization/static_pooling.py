@@ -9,6 +9,8 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from dfq_plugins.network.tracing.pooling import averaging_matrix
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -77,18 +79,3 @@ def _constant_size(inputs: torch.Tensor, axis: int) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python integer")
         return int(inputs.shape[axis])
-
-
-def averaging_matrix(size: int, output_size: int) -> torch.Tensor:
-    """Return the matrix `(size, output_size)` that averages each of torch's windows.
-
-    Window `i` reaches from `floor(i * size / output_size)` to `ceil((i + 1) * size / output_size)`.
-
-    >>> averaging_matrix(3, 2).tolist()
-    [[0.5, 0.0], [0.5, 0.5], [0.0, 0.5]]
-    """
-    matrix = torch.zeros(size, output_size)
-    for window in range(output_size):
-        start, stop = window * size // output_size, -(-(window + 1) * size // output_size)
-        matrix[start:stop, window] = 1 / (stop - start)
-    return matrix

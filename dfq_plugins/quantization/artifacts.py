@@ -14,6 +14,7 @@ import torch
 
 from dfq_plugins.errors import ArtifactError, DataError, DfqError
 from dfq_plugins.quantization.environment import environment_fault
+from dfq_plugins.quantization.onnx_exporter import quiet_exporter
 from dfq_plugins.storage.files import TEMPORARY_SUFFIX
 from dfq_plugins.types import Artifact, Check, RejectedArtifact
 
@@ -112,7 +113,8 @@ def write_artifact(recipe: ArtifactRecipe) -> Artifact:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        recipe.write(temporary)
+        with quiet_exporter():
+            recipe.write(temporary)
         checks = recipe.check(temporary)
         temporary.replace(path)
         with contextlib.suppress(OSError):

@@ -157,3 +157,16 @@ def test_outputs_are_compared_by_class_and_by_deviation() -> None:
     assert compare(expected, found * float("nan"), classifies=False).largest != 0
     with pytest.raises(ArtifactError, match=r"\(4, 2\), but this one returns \(4, 1\)"):
         compare(expected, found[:, :1], classifies=True)
+
+
+def test_a_failing_onnx_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Transposed(torch.nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs.mT
+
+    def write(path: Path) -> None:
+        torch.onnx.export(Transposed(), (torch.zeros(1, 2, 3),), str(path), dynamo=False, opset_version=13)
+
+    with pytest.raises(ArtifactError):
+        write_artifact(ArtifactRecipe(tmp_path / "model.onnx", "ONNX", write, lambda _: ()))
+    assert capfd.readouterr().out == ""
