@@ -26,6 +26,7 @@ from dfq_brevitas.output import strip_output_quantizers
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, UNSIGNED_ACTIVATIONS, quantizer_maps
 from dfq_brevitas.signs import make_inputs_unsigned, make_sums_signed
 from dfq_brevitas.tracing import preparation_error
+from dfq_plugins.network.graph_inputs import with_placeholders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 
     from dfq_brevitas.options import BrevitasOptions
     from dfq_brevitas.quantizers import QuantizerMaps
-    from dfq_plugins.types import Recipe
+    from dfq_plugins.types import Recipe, Specification
 
     GraphPass = Callable[[GraphModule], None]
 
 
-def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm: bool) -> GraphModule:
+def float_graph(
+    model: nn.Module, spec: Specification, options: BrevitasOptions, *, merge_batch_norm: bool
+) -> GraphModule:
     """Trace a private copy of the model, fold BatchNorm if requested, and equalize as the options say.
 
     Raises:
@@ -48,7 +51,7 @@ def float_graph(model: nn.Module, options: BrevitasOptions, *, merge_batch_norm:
     equalize = options.equalization_iterations
     try:
         graph = preprocess_for_quantize(
-            model,
+            with_placeholders(model, spec),
             equalize_iters=equalize,
             # Only equalization moves biases; without it, the layers remain comparable with the caller's.
             equalize_merge_bias=equalize > 0,

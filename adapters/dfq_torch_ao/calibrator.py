@@ -11,7 +11,9 @@ from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 from dfq_plugins.errors import ModelError
+from dfq_plugins.inputs import blank_inputs
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.network.graph_inputs import ordered, take_inputs_as_given, with_placeholders
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape
@@ -22,7 +24,7 @@ from dfq_torch_ao.coverage import describe_coverage
 from dfq_torch_ao.engines import active_engine, resolve_engine
 from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript, load_torchscript
 from dfq_torch_ao.float_operations import hide_from_lowering, show_again
-from dfq_torch_ao.input_range import fix_input_range
+from dfq_torch_ao.input_range import fix_input_ranges
 from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
 from dfq_torch_ao.output_range import widen_output_range
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import GraphModule
 
-    from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
+    from dfq_plugins.types import Artifact, Coverage, Inputs, Recipe, Specification
 
 FULL_RANGE = 2**STORAGE_BITS - 1
 """Highest activation integer where the range is not reduced."""
@@ -55,10 +57,12 @@ class TorchAoCalibrator(Calibrator):
     then restored.
     """
 
+    several_inputs = True
+
     def __init__(self, options: TorchAoOptions | None = None) -> None:
         self.options = options or TorchAoOptions()
 
-    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool = False) -> GraphModule:
+    def prepare(self, model: nn.Module, spec: Specification, recipe: Recipe, *, training: bool = False) -> GraphModule:
         """Return a traced copy of `model` with BatchNorm folded and observers inserted.
 
         For training, BatchNorm stays next to its convolution, as in torch.ao, and is folded by `convert`; fake
@@ -77,21 +81,22 @@ class TorchAoCalibrator(Calibrator):
             mapping = make_qconfig_mapping(recipe, self.options, engine, training=training)
             insert = prepare_qat_fx if training else prepare_fx
             try:
-                sample = torch.zeros(1, *spec.shape)
-                prepared: GraphModule = insert(private.train(training), mapping, (sample,), exceptions).eval()
+                network = with_placeholders(private, spec, self.options.non_traceable).train(training)
+                sample = ordered(blank_inputs(spec, 1))
+                prepared: GraphModule = insert(network, mapping, sample, exceptions).eval()
             except Exception as error:
                 raise preparation_error(private, error) from error
         if recipe.activation_bits < STORAGE_BITS:
             hide_from_lowering(prepared)
             match_histogram_levels(prepared)
         observe_clipped_values(prepared)
-        if spec.input_range is not None:
-            fix_input_range(prepared, spec.input_range)
+        fix_input_ranges(prepared, spec)
+        take_inputs_as_given(prepared, spec)
         highest = activation_range(recipe, self.options, engine)[1]
         attach_state(prepared, Run(spec, recipe, engine, highest, self.options.non_traceable, training))
         return prepared
 
-    def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    def calibrate(self, prepared: nn.Module, batches: Iterable[Inputs]) -> None:
         """Run every batch `(samples, *shape)` through the observers.
 
         Raises:
@@ -101,7 +106,7 @@ class TorchAoCalibrator(Calibrator):
         graph, run = run_of(prepared)
         with torch.no_grad(), collecting_ranges(graph) if run.training else nullcontext():
             for batch in checked_batches(batches, run.spec, device_of(graph)):
-                graph(batch)
+                run.spec.run(graph, batch)
         if run.training:
             if run.highest_activation == FULL_RANGE:
                 widen_output_range(graph, self.options.output_margin)
@@ -139,6 +144,7 @@ class TorchAoCalibrator(Calibrator):
             if run.recipe.activation_bits < STORAGE_BITS:
                 saturate_activations(converted, formats, run.highest_activation)
         drop_tensor_annotations(converted)
+        take_inputs_as_given(converted, run.spec)
         attach_state(converted, run)
         return converted
 
@@ -149,7 +155,7 @@ class TorchAoCalibrator(Calibrator):
             formats = record_formats(graph, run.spec)
         return describe_coverage(graph, formats, run)
 
-    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+    def export(self, converted: nn.Module, spec: Specification, path: Path) -> tuple[Artifact, ...]:
         """Write the TorchScript program `model.torchscript.pt` to the folder `path`, load it and compare.
 
         Raises:
