@@ -102,7 +102,7 @@ def test_they_may_stay_in_float_at_other_widths_too(
     assert is_weight_layer(student.get_submodule("conv"))
 
 
-def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module) -> None:
+def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -112,11 +112,13 @@ def test_the_ends_are_found_in_the_order_of_the_calls(tiny_network: nn.Module) -
             return self.classifier(self.middle(self.first(inputs)).mean((2, 3)))
 
     with silenced(NOTICES):
-        assert end_layers(float_graph(Backwards().eval(), BrevitasOptions(), merge_batch_norm=True)) == (
+        assert end_layers(float_graph(Backwards().eval(), tiny_spec, BrevitasOptions(), merge_batch_norm=True)) == (
             "first",
             "classifier",
         )
-        assert end_layers(float_graph(copy.deepcopy(tiny_network), BrevitasOptions(), merge_batch_norm=True)) == (
+        assert end_layers(
+            float_graph(copy.deepcopy(tiny_network), tiny_spec, BrevitasOptions(), merge_batch_norm=True)
+        ) == (
             "stem",
             "linear",
         )
