@@ -83,6 +83,11 @@ def moved(inputs: Inputs, device: torch.device | str, dtype: torch.dtype | None 
     return map_inputs(lambda tensor: tensor.to(device, dtype or tensor.dtype), inputs)
 
 
+def cloned(inputs: Inputs) -> Inputs:
+    """Return copies of the inputs, for a network that may write into them."""
+    return map_inputs(torch.clone, inputs)
+
+
 def rows(inputs: Inputs, indices: slice | int | Tensor) -> Inputs:
     """Return the samples at the indices.
 

@@ -16,7 +16,7 @@ from torch.nn import modules
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
-from dfq_plugins.inputs import map_inputs, run_network
+from dfq_plugins.inputs import cloned, run_network
 from dfq_pytorch_quantization.framework import QuantDescriptor, quant_nn
 from dfq_pytorch_quantization.swap import is_quantized
 
@@ -91,7 +91,7 @@ def add_residual_quantizers(
 def _computes_the_same(
     model: nn.Module, candidate: nn.Module, sample: Inputs, spec: Specification | None = None
 ) -> bool:
-    outputs = (run_network(network, map_inputs(torch.clone, sample), spec) for network in (model, candidate))
+    outputs = (run_network(network, cloned(sample), spec) for network in (model, candidate))
     expected, found = (pytree.tree_leaves(output) for output in outputs)
     return len(expected) == len(found) and all(
         torch.equal(one, other) if isinstance(one, torch.Tensor) else True

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import INTEGER_INPUTS, ModelError, UsageError, first_line
-from dfq_plugins.inputs import blank_inputs, map_inputs
+from dfq_plugins.inputs import blank_inputs, cloned
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.signature import check_call, signature_of
 from dfq_plugins.types import InputSpec
@@ -138,7 +138,7 @@ def _as_integers(blank: Inputs, chosen: tuple[str, ...]) -> Inputs:
 @torch.no_grad()
 def _runs(model: nn.Module, spec: Specification, inputs: Inputs) -> bool:
     try:
-        spec.run(model, map_inputs(torch.clone, inputs))
+        spec.run(model, cloned(inputs))
     except Exception:  # noqa: BLE001  a forward raises whatever it likes
         return False
     return True
