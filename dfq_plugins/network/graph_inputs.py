@@ -42,7 +42,12 @@ def with_placeholders(model: nn.Module, spec: Specification, whole: Collection[s
     if isinstance(spec, InputSpec) and (signature is None or signature.plain):
         return model
     graph = _InputTracer(spec, whole, signature.positional[:1] if signature else ()).trace(model)
-    return fx.GraphModule(model, graph, class_name=type(model).__name__)
+    traced = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    # What no output depends on, such as a head whose result the forward drops, would be quantized but not exported.
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
 
 
 class _InputTracer(fx.Tracer):

@@ -17,6 +17,7 @@ from dfq_plugins.network.graph_inputs import (
     take_inputs_in_order,
     with_placeholders,
 )
+from dfq_plugins.types import InputSpec
 from networks_by_input import KINDS, example
 
 
@@ -54,3 +55,21 @@ def test_a_network_with_one_parameter_is_left_as_it_is() -> None:
     assert with_placeholders(found.network, found.spec) is found.network
     assert isinstance(found.network, nn.Module)
     assert blank_inputs(found.spec, 3).shape == (3, 7)
+
+
+class Dropping(nn.Module):
+    """Computes a second head and drops its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.auxiliary = nn.Linear(4, 2), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, return_all: bool = False) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        outputs = self.main(x), self.auxiliary(x)
+        return outputs if return_all else outputs[0]
+
+
+def test_what_no_output_depends_on_is_not_in_the_graph() -> None:
+    graph = with_placeholders(Dropping().eval(), InputSpec((4,)))
+    assert isinstance(graph, fx.GraphModule)
+    assert [name for name, _ in graph.named_children()] == ["main"]
