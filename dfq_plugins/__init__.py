@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dfq_plugins.recording.options import RecordingOptions
     from dfq_plugins.recording.run import record
     from dfq_plugins.synthesis.run import synthesize
-    from dfq_plugins.types import Batch, InputSpec, Recipe
+    from dfq_plugins.types import Batch, InputSpec, NetworkSpec, Recipe
 
     __version__: str
 
@@ -32,6 +32,7 @@ __all__ = [
     "Batch",
     "DistillationLoss",
     "InputSpec",
+    "NetworkSpec",
     "Recipe",
     "RecordingOptions",
     "SyntheticDataset",
@@ -57,6 +58,7 @@ _lazy, __dir__ = lazy_names(
         "DistillationLoss": "distillation.loss",
         "TrainingOptions": "distillation.options",
         "InputSpec": "types",
+        "NetworkSpec": "types",
         "Recipe": "types",
         "RecordingOptions": "recording.options",
         "SyntheticDataset": "data.dataset",

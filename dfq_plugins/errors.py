@@ -18,6 +18,14 @@ class DfqError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+INTEGER_INPUTS = (
+    "Integers, such as token ids or class indices, can be neither optimized nor quantized: quantize the part of the "
+    "network behind their embedding, as a module that takes what the embedding returns, with an InputSpec of that "
+    "shape, and keep the embedding in front of it."
+)
+"""What to do about integer inputs."""
+
+
 class DfqWarning(UserWarning):
     """Base class of all warnings that dfq-plugins issues."""
 

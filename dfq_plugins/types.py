@@ -6,22 +6,35 @@ import difflib
 import math
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from dfq_plugins.errors import DataError, PluginError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     import torch
     from torch import nn
 
+Inputs: TypeAlias = Any
+"""The inputs of a network: a tensor `(samples, *shape)`, or a dictionary of them by name where it has several.
+
+Only the specification tells which, so the type is open: code for networks with one input uses them as a tensor.
+"""
+
+Call = Literal["keywords", "positional", "dictionary"]
+"""How a network takes its inputs: as `model(image=a, meta=b)`, `model(a, b)` or `model({"image": a, "meta": b})`."""
+
+SINGLE_INPUT = "input"
+"""Name of the only input of a network, in exported files and messages."""
+
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Specification of the network's input.
+    """Specification of the network's input, or of one of several; see `NetworkSpec`.
 
     The network takes `(raw - mean) / std` per channel, where `raw` lies in `value_range`.
 
@@ -61,6 +74,32 @@ class InputSpec:
             raise UsageError(
                 f"value_range must be increasing, got {self.value_range}. Give (lowest, highest), e.g. (0, 1)."
             )
+
+    @property
+    def named(self) -> dict[str, InputSpec]:
+        """The specification of each input by name: of this one, as "input"."""
+        return {SINGLE_INPUT: self}
+
+    @property
+    def values(self) -> int:
+        """Number of values in one sample."""
+        return math.prod(self.shape)
+
+    def arguments(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and the keyword arguments with which the network takes these inputs."""
+        return (inputs,), {}
+
+    def run(self, network: Callable[..., Any], inputs: Inputs) -> Any:
+        """Return the network's outputs for these inputs."""
+        return network(inputs)
+
+    def map(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Return `function(spec, value, ...)` of each input, in the form of `inputs`; here of the only one.
+
+        >>> InputSpec((3,)).map(lambda spec, scale: scale * spec.channels, 2)
+        6
+        """
+        return function(self, *inputs)
 
     @property
     def channels(self) -> int:
@@ -109,7 +148,7 @@ class InputSpec:
         """Lowest and highest network input over all channels: the range of the input quantizer."""
         return None if self.bounds is None else (min(self.bounds[0]), max(self.bounds[1]))
 
-    def check_batch(self, batch: torch.Tensor) -> None:
+    def check_batch(self, batch: Inputs) -> None:
         """Reject inputs that the network cannot take.
 
         Args:
@@ -118,23 +157,176 @@ class InputSpec:
         Raises:
             DataError: the shape is wrong, or a value is NaN or infinite.
         """
-        if tuple(batch.shape[1:]) != self.shape or not batch.ndim:
-            expected = ", ".join(map(str, ("samples", *self.shape)))
+        if isinstance(batch, Mapping):
             raise DataError(
-                f"A batch of inputs must have the shape ({expected}), got {tuple(batch.shape)}. "
-                "Fix the data or the input specification."
+                f"The network takes one input of shape {self.shape}, got inputs by name: {', '.join(batch)}. Give a "
+                "tensor, or a specification of each input by name."
             )
-        if not bool(batch.isfinite().all()):
-            raise DataError("Inputs must be finite, but a batch holds NaN or infinity. Remove or repair those samples.")
+        _check_tensor(self, batch, "A batch of inputs", "Inputs")
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Specification of a network with several inputs: that of each input by name, and how the network takes them.
+
+    It can be given wherever an `InputSpec` can. Inputs are then dictionaries of tensors by name.
+
+    Args:
+        inputs: the specification of each input, by the name of the parameter of `forward`, or by its key in the
+            dictionary that the network takes. Parameters that are not named keep their defaults.
+        num_classes: number of class logits; None if the network is not a classifier.
+        call: how the network takes its inputs.
+        order: names in the order of the inputs, also that of positional arguments; that of `inputs` if empty.
+
+    Raises:
+        UsageError: there is no input, a name is not usable, or one of `inputs` has its own number of classes.
+
+    >>> spec = NetworkSpec({"image": InputSpec((3, 8, 8)), "meta": InputSpec((4,))})
+    >>> spec.values, spec.run(lambda image, meta: image + meta, {"image": 1, "meta": 2})
+    (196, 3)
+    """
+
+    inputs: Mapping[str, InputSpec] = field(hash=False)
+    num_classes: int | None = None
+    call: Call = "keywords"
+    order: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not all(isinstance(spec, InputSpec) for spec in self.inputs.values()):
+            raise UsageError(
+                'A network with several inputs needs an InputSpec for each, by name: {"image": InputSpec((3, 32, 32)), '
+                f'"meta": InputSpec((4,))}}, got {dict(self.inputs)}.'
+            )
+        if wrong := [name for name in self.inputs if not _INPUT_NAME.fullmatch(name)]:
+            raise UsageError(
+                f"The name of an input consists of letters, digits, '_', '-' and '.', got {wrong[0]!r}. Give the name "
+                "of the parameter of forward, or of the key in its dictionary."
+            )
+        if counted := [name for name, spec in self.inputs.items() if spec.num_classes is not None]:
+            raise UsageError(
+                f"The number of classes belongs to the network, but the input {counted[0]!r} has one. Give num_classes "
+                "to NetworkSpec."
+            )
+        if self.call not in ("keywords", "positional", "dictionary"):
+            raise UsageError(f"call must be keywords, positional or dictionary, got {self.call!r}.")
+        order = self.order or tuple(self.inputs)
+        if sorted(order) != sorted(self.inputs):
+            raise UsageError(f"order must name each input once ({', '.join(self.inputs)}), got {', '.join(order)}.")
+        object.__setattr__(self, "order", tuple(order))
+        object.__setattr__(self, "inputs", {name: self.inputs[name] for name in order})
+
+    @property
+    def named(self) -> dict[str, InputSpec]:
+        """The specification of each input by name, in order."""
+        return dict(self.inputs)
+
+    @property
+    def shape(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample of each input, by name."""
+        return {name: spec.shape for name, spec in self.inputs.items()}
+
+    @property
+    def values(self) -> int:
+        """Number of values in one sample, of all inputs together."""
+        return sum(spec.values for spec in self.inputs.values())
+
+    def arguments(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and the keyword arguments with which the network takes these inputs."""
+        ordered = {name: inputs[name] for name in self.order}
+        if self.call == "keywords":
+            return (), ordered
+        return ((ordered,) if self.call == "dictionary" else tuple(ordered.values())), {}
+
+    def run(self, network: Callable[..., Any], inputs: Inputs) -> Any:
+        """Return the network's outputs for these inputs."""
+        positional, keywords = self.arguments(inputs)
+        return network(*positional, **keywords)
+
+    def map(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Return `function(spec, value, ...)` of each input, by name.
+
+        >>> NetworkSpec({"a": InputSpec((3,)), "b": InputSpec((4,))}).map(lambda spec, scale: spec.channels * scale, {
+        ...     "a": 1, "b": 10})
+        {'a': 3, 'b': 40}
+        """
+        return {name: function(spec, *(given[name] for given in inputs)) for name, spec in self.inputs.items()}
+
+    def check_batch(self, batch: Inputs) -> None:
+        """Reject inputs that the network cannot take.
+
+        Args:
+            batch: inputs `(samples, *shape)` by name.
+
+        Raises:
+            DataError: an input is missing or unknown, its shape is wrong, a value is NaN or infinite, or the inputs
+                have different numbers of samples.
+        """
+        names = ", ".join(self.inputs)
+        if not isinstance(batch, Mapping):
+            raise DataError(
+                f"The network takes several inputs ({names}), got one of type {type(batch).__name__}. Give batches as "
+                "dictionaries of tensors by name."
+            )
+        if set(batch) != set(self.inputs):
+            raise DataError(
+                f"A batch must hold the inputs {names}, got {', '.join(map(str, batch))}. Give each input under its "
+                "name in the specification."
+            )
+        for name, spec in self.inputs.items():
+            _check_tensor(spec, batch[name], f"A batch of {name!r}", f"Values of {name!r}")
+        if len({len(tensor) for tensor in batch.values()}) > 1:
+            counts = ", ".join(f"{name} has {len(tensor)}" for name, tensor in batch.items())
+            raise DataError(f"All inputs of a batch must have the same number of samples, but {counts}.")
+
+
+def _check_tensor(spec: InputSpec, batch: torch.Tensor, batch_name: str, values_name: str) -> None:
+    if tuple(batch.shape[1:]) != spec.shape or not batch.ndim:
+        expected = ", ".join(map(str, ("samples", *spec.shape)))
+        raise DataError(
+            f"{batch_name} must have the shape ({expected}), got {tuple(batch.shape)}. "
+            "Fix the data or the input specification."
+        )
+    if not bool(batch.isfinite().all()):
+        raise DataError(
+            f"{values_name} must be finite, but a batch holds NaN or infinity. Remove or repair those samples."
+        )
+
+
+_INPUT_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+
+Specification: TypeAlias = InputSpec | NetworkSpec
+"""The specification of a network's inputs."""
+
+GivenSpec: TypeAlias = InputSpec | NetworkSpec | Mapping[str, InputSpec]
+"""A specification as callers may give it: a mapping of `InputSpec` by name stands for a `NetworkSpec`."""
+
+
+def as_specification(given: GivenSpec | None) -> Specification | None:
+    """Return the record of a specification that a caller gave; None stays None.
+
+    Raises:
+        UsageError: it is not a specification.
+
+    >>> as_specification({"image": InputSpec((3, 8, 8)), "meta": InputSpec((4,))}).order
+    ('image', 'meta')
+    """
+    if given is None or isinstance(given, InputSpec | NetworkSpec):
+        return given
+    if isinstance(given, Mapping):
+        return NetworkSpec(given)
+    raise UsageError(
+        f"A specification is an InputSpec, a NetworkSpec or a mapping of InputSpec by name, got {type(given).__name__}."
+    )
 
 
 class Batch(NamedTuple):
     """Inputs `(batch, *shape)` with class labels `(batch,)` and teacher logits `(batch, classes)`, if known.
 
-    A single sample of a data set is the same record without the batch axis.
+    The inputs of a network with several are a dictionary of tensors by name. A single sample of a data set is the same
+    record without the batch axis.
     """
 
-    inputs: torch.Tensor
+    inputs: Inputs
     labels: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
@@ -224,10 +416,12 @@ class DataGenerator(PluginBase):
     Attributes:
         conditional: whether it synthesizes inputs for given classes, and yields labels.
         timed: whether it respects a `budget`.
+        several_inputs: whether its methods also take a `NetworkSpec`.
     """
 
     conditional: bool = False
     timed: bool = False
+    several_inputs: bool = False
 
     @abstractmethod
     def generate(
@@ -275,7 +469,12 @@ class LearningGenerator(PluginBase):
     Before each training step, the loop calls `progress(share)`, `feedback(student)` and then `batch(size)`. The
     generator controls its own schedule: one that learns every ten steps ignores nine calls of `feedback` and returns
     the same inputs in the meantime.
+
+    Attributes:
+        several_inputs: whether its methods also take a `NetworkSpec`.
     """
+
+    several_inputs: bool = False
 
     @abstractmethod
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
@@ -322,14 +521,19 @@ class Calibrator(PluginBase):
 
     State for the later steps is stored in the module that `prepare` returns, not in the calibrator: the later steps
     also work with another calibrator object, or with a deep copy of the module.
+
+    Attributes:
+        several_inputs: whether its methods also take a `NetworkSpec`.
     """
+
+    several_inputs: bool = False
 
     @abstractmethod
     def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
         """Return a copy of `model` with the framework's observers or fake quantizers inserted."""
 
     @abstractmethod
-    def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    def calibrate(self, prepared: nn.Module, batches: Iterable[Inputs]) -> None:
         """Let the framework record the ranges of every batch, in place."""
 
     @abstractmethod

@@ -15,6 +15,7 @@ fifth to a third in the late layers of a ResNet-20, by up to twice in those of a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,14 +27,19 @@ from dfq_brevitas.framework import (
     quant_nn,
     quantization_status_manager,
 )
+from dfq_plugins.inputs import run_network
 from dfq_plugins.model_state import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dfq_plugins.types import Inputs, Specification
+
 
 @torch.no_grad()
-def correct_biases(model: nn.Module, batches: Iterable[torch.Tensor], strength: float = 1.0) -> None:
+def correct_biases(
+    model: nn.Module, batches: Iterable[Inputs], strength: float = 1.0, spec: Specification | None = None
+) -> None:
     """Correct the bias of every layer with quantized weights, in place; adds a bias if there is none.
 
     Two forward passes per batch; within a batch, each layer sees inputs that are already corrected.
@@ -42,19 +48,21 @@ def correct_biases(model: nn.Module, batches: Iterable[torch.Tensor], strength: 
         model: a calibrated Brevitas model in eval mode.
         batches: inputs `(samples, *shape)`.
         strength: share of the shift that is corrected at the end; while shifts are measured, all of it is.
+        spec: says how the model takes several inputs; None means by keywords.
     """
     layers = {name: module for name, module in model.named_modules() if is_weight_layer(module)}
     total = {name: torch.zeros(_channels(module)) for name, module in layers.items()}
     count = 0
     for count, inputs in enumerate(batches, start=1):  # noqa: B007  used for the mean below
-        expected = _float_means(model, layers, inputs)
+        run = partial(run_network, model, inputs, spec)
+        expected = _float_means(model, layers, run)
 
         def correct(name: str, output: torch.Tensor, expected: dict[str, torch.Tensor] = expected) -> torch.Tensor:
             error = expected[name] - channel_mean(output, layers[name])
             total[name] += error.cpu()
             return output + _spread(error, output, layers[name])
 
-        _run_with_hooks(model, layers, correct, inputs)
+        _run_with_hooks(layers, correct, run)
     for name, module in layers.items():
         _add_to_bias(module, strength * total[name] / max(count, 1))
 
@@ -66,7 +74,7 @@ def is_weight_layer(module: nn.Module) -> bool:
     )
 
 
-def _float_means(model: nn.Module, layers: dict[str, Any], inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+def _float_means(model: nn.Module, layers: dict[str, Any], run: Callable[[], object]) -> dict[str, torch.Tensor]:
     means: dict[str, torch.Tensor] = {}
 
     def record(name: str, output: torch.Tensor) -> None:
@@ -74,18 +82,18 @@ def _float_means(model: nn.Module, layers: dict[str, Any], inputs: torch.Tensor)
 
     off = {"disable_act_quant": True, "disable_weight_quant": True, "disable_bias_quant": True}
     with quantization_status_manager(model, is_training=False, **off):
-        _run_with_hooks(model, layers, record, inputs)
+        _run_with_hooks(layers, record, run)
     return means
 
 
 def _run_with_hooks(
-    model: nn.Module, layers: dict[str, Any], hook: Callable[[str, torch.Tensor], Any], inputs: torch.Tensor
+    layers: dict[str, Any], hook: Callable[[str, torch.Tensor], Any], run: Callable[[], object]
 ) -> None:
     def make(name: str) -> Callable[..., Any]:
         return lambda _module, _inputs, output: hook(name, output.value if isinstance(output, QuantTensor) else output)
 
     with hooked(module.register_forward_hook(make(name)) for name, module in layers.items()):
-        model(inputs)
+        run()
 
 
 def _channel_axis(layer: nn.Module, dimensions: int) -> int:

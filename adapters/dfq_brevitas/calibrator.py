@@ -17,7 +17,7 @@ from dfq_brevitas.finn.recipes import require_finn_recipe
 from dfq_brevitas.finn.scales import share_scales
 from dfq_brevitas.framework import GraphModule, bias_correction_mode, calibration_mode
 from dfq_brevitas.graph import float_graph, quantized_graph
-from dfq_brevitas.input_range import fix_input_range, replace_input_quantizers
+from dfq_brevitas.input_range import fix_input_ranges, replace_input_quantizers
 from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
@@ -25,14 +25,17 @@ from dfq_brevitas.training import learned_scales, take_gradients
 from dfq_brevitas.way_round import way_round
 from dfq_brevitas.weights import apply_gptq, learn_rounding
 from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.inputs import moved, rows
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.fit import fitted_copy
+from dfq_plugins.network.graph_inputs import input_nodes, take_inputs_as_given
 from dfq_plugins.network.tracing.trace import example_inputs, trace
 from dfq_plugins.quantization.batches import checked_batches
+from dfq_plugins.quantization.dynamic_sizes import require_other_sizes
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
 from dfq_plugins.quantization.step_errors import step_errors
-from dfq_plugins.types import Calibrator
+from dfq_plugins.types import Calibrator, InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_brevitas.options import Target
-    from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
+    from dfq_plugins.types import Artifact, Coverage, Inputs, Recipe, Specification
 
 WEIGHT_BITS = range(1, 9)
 ACTIVATION_BITS = range(2, 9)
@@ -56,10 +59,10 @@ class _Run:
     `samples` are the first calibration inputs, used to compare exports; None before calibration.
     """
 
-    spec: InputSpec
+    spec: Specification
     recipe: Recipe
     training: bool = False
-    samples: torch.Tensor | None = None
+    samples: Inputs | None = None
     target: Target = "generic"
 
 
@@ -76,10 +79,12 @@ class BrevitasCalibrator(Calibrator):
     and the QONNX file is checked against FINN's rules.
     """
 
+    several_inputs = True
+
     def __init__(self, options: BrevitasOptions | None = None) -> None:
         self.options = options or BrevitasOptions()
 
-    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool = False) -> GraphModule:
+    def prepare(self, model: nn.Module, spec: Specification, recipe: Recipe, *, training: bool = False) -> GraphModule:
         """Return a traced copy of `model` with BatchNorm folded and Brevitas's quantizers inserted.
 
         For training, weights, biases and the scales of all quantizers become trainable after calibration, except for
@@ -90,32 +95,40 @@ class BrevitasCalibrator(Calibrator):
             ModelError: the model cannot be traced, or contains nothing to quantize.
         """
         _require_supported(recipe, self.options)
-        private = trace(fitted_copy(model), spec, way_round=way_round)
+        if self.options.target == "finn":
+            require_one_input(spec)
+        private = fitted_copy(model)
+        if self.options.dynamic_sizes:
+            require_other_sizes(private, spec)
+        private = trace(private, spec, way_round=way_round)
         with silenced(NOTICES):
             merge = self.options.merges_batch_norm(recipe.weight_bits, training=training)
             traced = float_graph(private, self.options, merge_batch_norm=merge)
             if self.options.target == "finn":
-                graph = finn_quantized_graph(finn_form(traced, spec), recipe, self.options, training=training)
+                form = finn_form(traced, require_one_input(spec))
+                graph = finn_quantized_graph(form, recipe, self.options, training=training)
             else:
-                sample = next(iter(example_inputs(spec, 2, private).values()))
-                graph = quantized_graph(traced, recipe, self.options, sample=sample, training=training)
+                samples = tuple(example_inputs(spec, 2, private).values())
+                graph = quantized_graph(traced, recipe, self.options, samples=samples, training=training)
             _require_quantized(graph, model, keeps_ends=self.options.keeps_ends(recipe.weight_bits))
             if recipe.activation_bits != FLOAT_BITS:
                 self._configure_input(graph, spec, recipe)
+        take_inputs_as_given(graph, spec)
         attach_state(graph, _Run(spec, recipe, training, target=self.options.target))
         return graph.eval()
 
-    def _configure_input(self, graph: GraphModule, spec: InputSpec, recipe: Recipe) -> None:
+    def _configure_input(self, graph: GraphModule, spec: Specification, recipe: Recipe) -> None:
         """Set the input quantizer to the requested width, and make it unsigned if it needs no sign."""
-        input_range = spec.input_range if self.options.known_input_range else None
-        # In FINN, the thresholds of a quantizer without a ReLU are signed.
-        unsigned = input_range is not None and input_range[0] >= 0 and self.options.target != "finn"
         bits = self.options.input_bits
-        if unsigned or bits != recipe.activation_bits:
-            identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities
-            replace_input_quantizers(graph, identities["unsigned" if unsigned else "signed"])
+        identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities
+        for placeholder, one in input_nodes(graph, spec):
+            input_range = one.input_range if self.options.known_input_range else None
+            # In FINN, the thresholds of a quantizer without a ReLU are signed.
+            unsigned = input_range is not None and input_range[0] >= 0 and self.options.target != "finn"
+            if unsigned or bits != recipe.activation_bits:
+                replace_input_quantizers(graph, placeholder, identities["unsigned" if unsigned else "signed"])
 
-    def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    def calibrate(self, prepared: nn.Module, batches: Iterable[Inputs]) -> None:
         """Let Brevitas record the ranges, then correct weights and biases as the options say, in place.
 
         The later steps read the data again. A list or a data loader is iterated several times; the batches of a
@@ -134,34 +147,33 @@ class BrevitasCalibrator(Calibrator):
         with torch.no_grad(), silenced(NOTICES), step_errors("Brevitas", "calibrate", graph, way_round):
             with calibration_mode(graph):
                 for inputs in data:
-                    graph(inputs)
+                    data.spec.run(graph, inputs)
             graph.eval()
             if run.target == "finn":
                 share_scales(graph)
-            if run.spec.input_range is not None and self.options.known_input_range:
-                fix_input_range(graph, run.spec.input_range)
+            if self.options.known_input_range:
+                fix_input_ranges(graph, run.spec)
             self._refine(graph, data)
         if run.target == "finn":
             release_clipping(graph)
         if run.training:
-            known = run.spec.input_range is not None and self.options.known_input_range
-            take_gradients(graph, input_range_known=known)
-        attach_state(graph, replace(run, samples=next(iter(data))[:_KEPT_SAMPLES].cpu()))
+            take_gradients(graph, run.spec if self.options.known_input_range else None)
+        attach_state(graph, replace(run, samples=moved(rows(next(iter(data)), slice(_KEPT_SAMPLES)), "cpu")))
 
     def _refine(self, graph: GraphModule, data: _Batches) -> None:
         # The first run with quantization enabled computes the weight scales, which are fixed from then on.
-        graph(next(iter(data))[:1])
+        data.spec.run(graph, rows(next(iter(data)), slice(1)))
         if self.options.gptq:
-            apply_gptq(graph, data)
+            apply_gptq(graph, data, data.spec)
         if self.options.learned_round:
-            learn_rounding(graph, data, self.options.learned_round_steps)
+            learn_rounding(graph, data, self.options.learned_round_steps, data.spec)
         if self.options.bias_correction == "network":
             layers = sum(map(is_weight_layer, graph.modules()))
-            correct_biases(graph, data, self.options.correction_strength_for(layers))
+            correct_biases(graph, data, self.options.correction_strength_for(layers), data.spec)
         elif self.options.bias_correction == "layer":
             with bias_correction_mode(graph):
                 for inputs in data:
-                    graph(inputs)
+                    data.spec.run(graph, inputs)
         graph.eval()
 
     def convert(self, prepared: nn.Module) -> GraphModule:
@@ -186,7 +198,7 @@ class BrevitasCalibrator(Calibrator):
         with torch.no_grad(), silenced(NOTICES):
             return describe_coverage(graph, run.recipe)
 
-    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+    def export(self, converted: nn.Module, spec: Specification, path: Path) -> tuple[Artifact, ...]:
         """Write `model.qonnx.onnx` (for FINN) and `model.qcdq.onnx` (for ONNX Runtime), run and compare both.
 
         QCDQ cannot represent binary weights, so they are exported as QONNX only.
@@ -200,7 +212,16 @@ class BrevitasCalibrator(Calibrator):
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
         classifies, with_qcdq = spec.num_classes is not None, run.recipe.weight_bits > 1
-        return export_onnx(graph, run.samples, path, classifies=classifies, with_qcdq=with_qcdq, target=run.target)
+        return export_onnx(
+            graph,
+            run.samples,
+            path,
+            spec=spec,
+            classifies=classifies,
+            with_qcdq=with_qcdq,
+            target=run.target,
+            dynamic_sizes=self.options.dynamic_sizes,
+        )
 
     def load(self, path: Path) -> nn.Module:
         """Return a module that runs either file in ONNX Runtime, in exact arithmetic.
@@ -214,13 +235,13 @@ class BrevitasCalibrator(Calibrator):
 class _Batches:
     """Checked batches on the model's device that can be iterated several times."""
 
-    def __init__(self, batches: Iterable[torch.Tensor], spec: InputSpec, device: torch.device) -> None:
+    def __init__(self, batches: Iterable[Inputs], spec: Specification, device: torch.device) -> None:
         once = iter(batches) is batches
-        self._batches: Iterable[torch.Tensor] = list(batches) if once else batches
-        self._spec, self._device = spec, device
+        self._batches: Iterable[Inputs] = list(batches) if once else batches
+        self.spec, self._device = spec, device
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        return checked_batches(self._batches, self._spec, self._device)
+    def __iter__(self) -> Iterator[Inputs]:
+        return checked_batches(self._batches, self.spec, self._device)
 
 
 def _require_supported(recipe: Recipe, options: BrevitasOptions) -> None:
@@ -238,6 +259,20 @@ def _require_supported(recipe: Recipe, options: BrevitasOptions) -> None:
             f"{chosen} chooses between neighboring integers, but binary weights have only two values, got {recipe}. "
             f"Leave {chosen} out, and fine-tune instead."
         )
+
+
+def require_one_input(spec: Specification) -> InputSpec:
+    """Return the specification of the only input, as FINN's networks have.
+
+    Raises:
+        UsageError: there are several inputs.
+    """
+    if isinstance(spec, InputSpec):
+        return spec
+    raise UsageError(
+        f"target=finn takes networks with one input, but this specification has {', '.join(spec.order)}. Use the "
+        "target 'generic', or quantize the part of the network that takes one input."
+    )
 
 
 def _require_quantized(graph: GraphModule, model: nn.Module, *, keeps_ends: bool) -> None:

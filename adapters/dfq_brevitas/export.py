@@ -22,7 +22,10 @@ from dfq_brevitas.integers import torch_run, torch_weights
 from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.qonnx_cleanup import clean_qonnx
 from dfq_brevitas.qonnx_lowering import lowered
+from dfq_plugins.inputs import rows
+from dfq_plugins.network.graph_inputs import in_order, ordered, take_inputs_in_order
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
+from dfq_plugins.quantization.dynamic_sizes import check_other_sizes, open_axes
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
 from dfq_plugins.quantization.onnx_module import OnnxModule, load_onnx
@@ -34,21 +37,25 @@ if TYPE_CHECKING:
     import torch
 
     from dfq_brevitas.options import Target
-    from dfq_plugins.types import Artifact, Check
+    from dfq_plugins.types import Artifact, Check, Inputs, Specification
+
+    Sample = tuple[torch.Tensor, ...]
 
 QONNX_FILE, QCDQ_FILE = "model.qonnx.onnx", "model.qcdq.onnx"
-INPUT, OUTPUT = "input", "output"
+OUTPUT = "output"
 _OPSET = 13  # the first with per-channel QuantizeLinear; FINN does not read later ones reliably
 
 
 def export_onnx(
     graph: GraphModule,
-    samples: torch.Tensor,
+    samples: Inputs,
     folder: Path,
     *,
+    spec: Specification,
     classifies: bool,
     with_qcdq: bool = True,
     target: Target = "generic",
+    dynamic_sizes: bool = False,
 ) -> tuple[Artifact, ...]:
     """Write both files to `folder`, compare each with the model on `samples`, and only then rename it.
 
@@ -56,73 +63,95 @@ def export_onnx(
         graph: a converted model.
         samples: inputs `(samples, *shape)` to compare on.
         folder: where to write; created if it does not exist.
+        spec: the specification of the inputs.
         classifies: whether the outputs are class logits.
         with_qcdq: also write the QCDQ file, which cannot represent binary weights.
         target: what the QONNX file is for; for FINN, it is also checked against FINN's rules.
+        dynamic_sizes: whether the spatial axes of the inputs are open in the QCDQ file.
 
     Raises:
         ArtifactError: a file cannot be written in its format, or does not agree with the model.
         DataError: the folder cannot be written.
     """
     private = copy.deepcopy(graph).cpu().eval()
-    settings: dict[str, Any] = {"graph": private, "samples": samples, "classifies": classifies}
+    take_inputs_in_order(private)
+    settings: dict[str, Any] = {
+        "graph": private,
+        "samples": samples,
+        "spec": in_order(spec),
+        "classifies": classifies,
+    }
     write, check = (_write_finn, check_finn) if target == "finn" else (_write_qonnx, check_qonnx)
-    written = partial(write, private, samples[:1])
+    sample, names = ordered(rows(samples, slice(1))), tuple(spec.named)
+    written = partial(write, private, sample, names)
     recipes = [ArtifactRecipe(folder / QONNX_FILE, "QONNX", written, partial(check, **settings))]
     if with_qcdq:
-        written = partial(_write_qcdq, private, samples[:1])
-        recipes.append(ArtifactRecipe(folder / QCDQ_FILE, "QCDQ ONNX", written, partial(check_qcdq, **settings)))
+        written = partial(_write_qcdq, private, sample, open_axes(spec, sizes=dynamic_sizes))
+        check_file = partial(check_qcdq, **settings, dynamic_sizes=dynamic_sizes)
+        recipes.append(ArtifactRecipe(folder / QCDQ_FILE, "QCDQ ONNX", written, check_file))
     with silenced(NOTICES):
         return write_artifacts(recipes)
 
 
-def _write_qonnx(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
-    export_qonnx(copy.deepcopy(graph), args=sample, export_path=str(path), **_settings())
+def _write_qonnx(graph: GraphModule, sample: Sample, names: tuple[str, ...], path: Path) -> None:
+    export_qonnx(copy.deepcopy(graph), args=sample, export_path=str(path), **_settings(names))
     # The first step of every QONNX flow, including FINN's: fold constants, infer shapes, name nodes.
     model = clean_qonnx(onnx.load(path))
     give_parameters_a_rank(model.graph)
     onnx.save(model, path)
 
 
-def _write_finn(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
-    _write_qonnx(graph, sample, path)
+def _write_finn(graph: GraphModule, sample: Sample, names: tuple[str, ...], path: Path) -> None:
+    _write_qonnx(graph, sample, names, path)
     finn_onnx(ModelWrapper(str(path))).save(str(path))
 
 
-def _write_qcdq(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
-    axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
+def _write_qcdq(graph: GraphModule, sample: Sample, input_axes: dict[str, dict[int, str]], path: Path) -> None:
+    axes = {**input_axes, OUTPUT: {0: "batch"}}
     # Without a copy, which costs seconds: Brevitas leaves the graph as it was, and where it fails, nothing follows.
-    export_onnx_qcdq(graph, args=sample, export_path=str(path), dynamic_axes=axes, **_settings())
+    export_onnx_qcdq(graph, args=sample, export_path=str(path), dynamic_axes=axes, **_settings(tuple(input_axes)))
 
 
-def _settings() -> dict[str, Any]:
+def _settings(names: tuple[str, ...]) -> dict[str, Any]:
     # Brevitas's exporter through torch.export cannot write quantized biases; TorchScript's writes both formats.
-    return {"dynamo": False, "opset_version": _OPSET, "input_names": [INPUT], "output_names": [OUTPUT]}
+    return {"dynamo": False, "opset_version": _OPSET, "input_names": list(names), "output_names": [OUTPUT]}
 
 
-def check_qonnx(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
+def check_qonnx(
+    path: Path, *, graph: GraphModule, samples: Inputs, classifies: bool, spec: Specification | None = None
+) -> tuple[Check, ...]:
     """Compare a QONNX file with the torch model, run as one graph of standard operators.
 
     Raises:
         ArtifactError: the file cannot be run, or does not agree with the model.
     """
     model, quantizers = lowered(onnx.load(path))
-    run = partial(torch_run, graph)
+    run = partial(torch_run, graph, spec=spec)
     weights = torch_weights(graph)
     return check_onnx(model, quantizers, weights, run, samples, classifies=classifies, as_users_run=False)
 
 
-def check_finn(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
+def check_finn(
+    path: Path, *, graph: GraphModule, samples: Inputs, classifies: bool, spec: Specification | None = None
+) -> tuple[Check, ...]:
     """Compare a QONNX file with the torch model, and check it against FINN's rules.
 
     Raises:
         ArtifactError: the file cannot be run, does not agree with the model, or breaks a rule.
     """
     rules = check_finn_rules(path)  # first: a broken rule says more than the wrong integers that it causes
-    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies), rules)
+    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies, spec=spec), rules)
 
 
-def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
+def check_qcdq(
+    path: Path,
+    *,
+    graph: GraphModule,
+    samples: Inputs,
+    classifies: bool,
+    spec: Specification | None = None,
+    dynamic_sizes: bool = False,
+) -> tuple[Check, ...]:
     """Compare a QCDQ file with the torch model, and report what ONNX Runtime's default session computes.
 
     Raises:
@@ -130,8 +159,9 @@ def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classif
     """
     model = onnx.load(path)
     quantizers = tuple(qdq_quantizers(model.graph))
-    run = partial(torch_run, graph)
-    return check_onnx(model, quantizers, torch_weights(graph), run, samples, classifies=classifies)
+    run = partial(torch_run, graph, spec=spec)
+    checks = check_onnx(model, quantizers, torch_weights(graph), run, samples, classifies=classifies)
+    return (*checks, check_other_sizes(model, graph, spec)) if dynamic_sizes and spec is not None else checks
 
 
 def load_exported(path: Path) -> OnnxModule:

@@ -41,7 +41,7 @@ from dfq_plugins.network.tracing.pooling import write_uneven_pools
 from dfq_plugins.quantization.step_errors import step_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -61,7 +61,8 @@ def float_graph(model: GraphModule, options: BrevitasOptions, *, merge_batch_nor
     equalize = options.equalization_iterations
     if merge_batch_norm:
         fold_batch_norms(model)
-    write_uneven_pools(model)
+    if options.target != "finn":  # which has no hardware for them in either form; its check names the pool
+        write_uneven_pools(model)
     preprocess = partial(
         preprocess_for_quantize,
         trace_model=False,
@@ -91,7 +92,7 @@ def standardized(graph: GraphModule) -> GraphModule:
 
 
 def quantized_graph(
-    graph: GraphModule, recipe: Recipe, options: BrevitasOptions, *, sample: Tensor, training: bool = False
+    graph: GraphModule, recipe: Recipe, options: BrevitasOptions, *, samples: Sequence[Tensor], training: bool = False
 ) -> GraphModule:
     """Insert Brevitas's quantizers into a float graph, in place.
 
@@ -102,7 +103,7 @@ def quantized_graph(
         graph: the float graph.
         recipe: the bit widths.
         options: the settings.
-        sample: inputs for a trial run, `(batch, *shape)`.
+        samples: the inputs for a trial run in order, `(batch, *shape)` each.
         training: whether the graph will be trained.
 
     Raises:
@@ -118,10 +119,10 @@ def quantized_graph(
         original = copy.deepcopy(graph)
         try:
             quantized = insert(graph, passes_before(recipe, options))
-            _require_running(quantized, sample)
+            _require_running(quantized, samples)
         except Exception as error:  # noqa: BLE001  Brevitas raises whatever its graph walks run into
             isolated = insert(original, passes_for_isolation(recipe, options))
-            _require_running(isolated, sample)
+            _require_running(isolated, samples)
             warnings.warn(_isolation_note(error), DfqWarning, stacklevel=2)
             return isolated
     return quantized
@@ -150,10 +151,10 @@ def _inserted(
     return apply_passes(quantized, passes_after(maps, recipe, options))
 
 
-def _require_running(graph: GraphModule, sample: Tensor) -> None:
+def _require_running(graph: GraphModule, samples: Sequence[Tensor]) -> None:
     """Run the graph once, so that one that cannot run is noticed before any work; in eval mode it records nothing."""
     with torch.no_grad():
-        graph.eval()(sample)
+        graph.eval()(*samples)
 
 
 def _isolation_note(error: Exception) -> str:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, ParameterFromRuntimeStatsScaling, quant_nn
+from dfq_plugins.network.graph_inputs import input_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dfq_brevitas.framework import GraphModule
+    from dfq_brevitas.framework import GraphModule, Node
+    from dfq_plugins.types import Specification
 
 
-def input_quantizers(graph: GraphModule) -> Iterator[tuple[str, Any]]:
-    """Yield the name and module of each quantizer that reads the network's input directly."""
-    placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
+def input_quantizers(graph: GraphModule, placeholder: Node) -> Iterator[tuple[str, Any]]:
+    """Yield the name and module of each quantizer that reads an input of the network directly."""
     for node in placeholder.users:
         if node.op == "call_module":
             module = graph.get_submodule(str(node.target))
@@ -24,19 +25,19 @@ def input_quantizers(graph: GraphModule) -> Iterator[tuple[str, Any]]:
                 yield str(node.target), module
 
 
-def replace_input_quantizers(graph: GraphModule, new: tuple[Any, dict[str, Any]]) -> None:
-    """Replace the input quantizer, in place. Call it before calibration.
+def replace_input_quantizers(graph: GraphModule, placeholder: Node, new: tuple[Any, dict[str, Any]]) -> None:
+    """Replace the quantizer of an input, in place. Call it before calibration.
 
     An input that is also added to another tensor keeps the quantizer whose scale both share.
     """
     kind, arguments = new
-    for name, quantizer in list(input_quantizers(graph)):
+    for name, quantizer in list(input_quantizers(graph, placeholder)):
         if not _is_shared(graph, quantizer):
             graph.set_submodule(name, kind(**arguments).eval())
 
 
-def fix_input_range(graph: GraphModule, input_range: tuple[float, float]) -> int:
-    """Set the scale of the input quantizer so that it just covers the known range. Call it after calibration.
+def fix_input_ranges(graph: GraphModule, spec: Specification) -> int:
+    """Set the scale of each input's quantizer so that it just covers the known range. Call it after calibration.
 
     Brevitas stores a calibrated scale as a parameter `value`, the threshold: scale = value / 2**(bits - 1) if signed,
     value / (2**bits - 1) if unsigned. A threshold that covers both ends of a symmetric signed grid is
@@ -45,8 +46,8 @@ def fix_input_range(graph: GraphModule, input_range: tuple[float, float]) -> int
     Returns:
         Number of quantizers set: 0 if an addition shares the scale with another tensor; it then stays as calibrated.
     """
-    fixed = list(_own_scalings(graph))
-    for quantizer, scaling in fixed:
+    fixed = list(_own_scalings(graph, spec))
+    for quantizer, scaling, input_range in fixed:
         bits = int(quantizer.act_quant.bit_width())
         threshold = _threshold(input_range, bits, signed=bool(quantizer.act_quant.is_signed))
         with torch.no_grad():  # a power-of-two scale is stored as its logarithm
@@ -54,17 +55,19 @@ def fix_input_range(graph: GraphModule, input_range: tuple[float, float]) -> int
     return len(fixed)
 
 
-def known_input_scalings(graph: GraphModule) -> list[Any]:
-    """Return the modules whose scales `fix_input_range` sets."""
-    return [scaling for _, scaling in _own_scalings(graph)]
+def known_input_scalings(graph: GraphModule, spec: Specification) -> list[Any]:
+    """Return the modules whose scales `fix_input_ranges` sets."""
+    return [scaling for _, scaling, _ in _own_scalings(graph, spec)]
 
 
-def _own_scalings(graph: GraphModule) -> Iterator[tuple[Any, Any]]:
-    """Yield each input quantizer that does not share its scale, with the module that holds the scale."""
-    for _, quantizer in list(input_quantizers(graph)):
-        scaling = quantizer.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
-        if isinstance(scaling, ParameterFromRuntimeStatsScaling) and not _is_shared(graph, quantizer):
-            yield quantizer, scaling
+def _own_scalings(graph: GraphModule, spec: Specification) -> Iterator[tuple[Any, Any, tuple[float, float]]]:
+    """Yield the quantizer of each input with a known range, if its scale is its own: with that scale and the range."""
+    for placeholder, one in input_nodes(graph, spec):
+        for _, quantizer in list(input_quantizers(graph, placeholder)):
+            scaling = quantizer.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
+            own = isinstance(scaling, ParameterFromRuntimeStatsScaling) and not _is_shared(graph, quantizer)
+            if own and one.input_range is not None:
+                yield quantizer, scaling, one.input_range
 
 
 def _threshold(input_range: tuple[float, float], bits: int, *, signed: bool) -> float:

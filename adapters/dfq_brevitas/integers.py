@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from dfq_brevitas.bias import is_weight_layer
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, QuantTensor
 from dfq_brevitas.qonnx_lowering import integer_range
+from dfq_plugins.inputs import cloned, run_network
 from dfq_plugins.model_state import hooked
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
 
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from dfq_plugins.types import Inputs, Specification
+
 
 @torch.no_grad()
-def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
+def torch_run(model: nn.Module, inputs: Inputs, spec: Specification | None = None) -> TorchRun:
     """Run a converted model and record what each activation quantizer rounds.
 
     Args:
         model: a converted graph on the CPU.
         inputs: `(samples, *shape)`.
+        spec: says how the model takes several inputs; None means by keywords.
     """
     calls: list[TorchTensor] = []
     hooks = (
@@ -34,7 +38,7 @@ def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
         for name, proxy in _activation_quantizers(model)
     )
     with hooked(hooks):
-        outputs = pytree.tree_leaves(model(inputs.clone()))
+        outputs = pytree.tree_leaves(run_network(model, cloned(inputs), spec))
     plain = (output.value if isinstance(output, QuantTensor) else output for output in outputs)
     return TorchRun(tuple(_numpy(output) for output in plain if isinstance(output, torch.Tensor)), tuple(calls))
 

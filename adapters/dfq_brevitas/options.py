@@ -58,6 +58,9 @@ class BrevitasOptions:
         None, "weights of the first and the last layer; not set: float with binary weights, otherwise quantized"
     )
     mse_candidates: Annotated[int, Ge(3), Le(1000)] = setting(20, "number of scales that the mse search tries")
+    dynamic_sizes: bool = setting(
+        default=False, text="leave the sizes of the inputs open in the QCDQ file; a QONNX file has fixed sizes"
+    )
     input_bits: Annotated[int, Ge(2), Le(8)] = setting(8, "bits of the network input, if activations are quantized")
     addition_bits: Annotated[int, Ge(2), Le(16)] = setting(
         8, "bits of both inputs of every addition, including shortcuts, if activations are quantized"

@@ -163,7 +163,9 @@ def rename_readably(graph: Any) -> None:
         names |= {name: f"{node.name}_out{index}" for index, name in enumerate(node.output) if name}
         parameters = [name for name in node.input if name in constants]
         names |= {name: f"{node.name}_param{index}" for index, name in enumerate(parameters)}
-    for kind, values in (("global_in", graph.input), ("global_out", graph.output)):
+    # Several inputs keep the names of the specification: their users have to tell them apart.
+    inputs = graph.input if len(graph.input) == 1 else ()
+    for kind, values in (("global_in", inputs), ("global_out", graph.output)):
         names |= {value.name: f"{kind}_{index}" if index else kind for index, value in enumerate(values)}
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]

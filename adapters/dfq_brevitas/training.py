@@ -19,20 +19,22 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_brevitas.framework import GraphModule
+    from dfq_plugins.types import Specification
 
 _SCALINGS = (ParameterFromRuntimeStatsScaling, ParameterFromStatsFromParameterScaling)
 
 
-def take_gradients(graph: GraphModule, *, input_range_known: bool) -> None:
+def take_gradients(graph: GraphModule, known: Specification | None) -> None:
     """Make weights, biases and scales trainable, in place.
 
     Args:
         graph: a calibrated graph.
-        input_range_known: whether the scale of the network's input was set from its known range and must stay fixed.
+        known: specification whose input ranges the scales were set from, which then stay fixed; None if they were
+            calibrated.
     """
     graph.requires_grad_(requires_grad=True)
-    if input_range_known:
-        for scaling in known_input_scalings(graph):
+    if known is not None:
+        for scaling in known_input_scalings(graph, known):
             scaling.requires_grad_(requires_grad=False)
 
 

@@ -16,10 +16,13 @@ from dfq_brevitas.framework import (
     gptq_mode,
     quantization_status_manager,
 )
+from dfq_plugins.inputs import run_network
 from dfq_plugins.model_state import hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from dfq_plugins.types import Inputs, Specification
 
 _LEARNING_RATE = 1e-2
 _REGULARIZATION = 0.01
@@ -29,18 +32,18 @@ _EXPONENTS = (20.0, 2.0)
 _ZETA, _GAMMA = 1.1, -0.1
 
 
-def apply_gptq(model: GraphModule, batches: Iterable[torch.Tensor]) -> None:
+def apply_gptq(model: GraphModule, batches: Iterable[Inputs], spec: Specification | None = None) -> None:
     """Quantize the weights column by column, each time updating the rest (GPTQ); one pass over the data per layer."""
     with torch.no_grad(), gptq_mode(model) as mode:
         for _ in range(mode.num_layers):
             for inputs in batches:
-                mode.model(inputs)
+                run_network(mode.model, inputs, spec)
             mode.update()
     # gptq_mode leaves its bound method as the class's forward, which a copy of the model would inherit.
     model.recompile()
 
 
-def learn_rounding(model: nn.Module, batches: Iterable[torch.Tensor], steps: int) -> None:
+def learn_rounding(model: nn.Module, batches: Iterable[Inputs], steps: int, spec: Specification | None = None) -> None:
     """Learn layer by layer whether each weight is rounded up or down, with Brevitas's `LearnedRoundSte`.
 
     AdaRound (Nagel et al. 2020, "Up or Down?"): minimize `||Q(W) x - W x||^2 + lambda * sum(1 - |2 h(v) - 1|^beta)`,
@@ -48,18 +51,20 @@ def learn_rounding(model: nn.Module, batches: Iterable[torch.Tensor], steps: int
     """
     rng = torch.Generator().manual_seed(0)
     for layer in [module for module in model.modules() if is_weight_layer(module)]:
-        inputs, outputs = _record(model, layer, batches)
+        inputs, outputs = _record(model, layer, batches, spec)
         with torch.enable_grad():
             _learn_layer(layer, inputs, outputs, steps, rng)
 
 
-def _record(model: nn.Module, layer: Any, batches: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _record(
+    model: nn.Module, layer: Any, batches: Iterable[Inputs], spec: Specification | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the layer's inputs in the quantized network, and its float outputs for them."""
     found: list[torch.Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _module, args: found.append(_plain(args[0]).detach()))
     with torch.no_grad(), hooked([hook]):
         for inputs in batches:
-            model(inputs)
+            run_network(model, inputs, spec)
     seen = torch.cat(found)
     with torch.no_grad(), _float(layer):
         return seen, torch.cat([_plain(layer(part)) for part in torch.split(seen, _BATCH)])

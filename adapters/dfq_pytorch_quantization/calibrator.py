@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_plugins.errors import ModelError, UsageError
+from dfq_plugins.inputs import count, joined, map_inputs, moved, random_inputs, rows
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.fit import fitted_copy
 from dfq_plugins.network.trial import trial_run
@@ -17,7 +18,7 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
 from dfq_plugins.types import Calibrator
 from dfq_pytorch_quantization.coverage import describe_coverage
-from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_input, random_inputs
+from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_inputs
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.observers import observe, start_observing
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
+    from dfq_plugins.types import Artifact, Coverage, Inputs, Recipe, Specification
 
 NARROWEST, WIDEST = 2, 8
 """Bit widths that can be exported: one bit has no level except zero, and ONNX has no integer above eight bits."""
@@ -53,9 +54,9 @@ class _Run:
     `samples` are the first calibration inputs, used to compare artifacts; None before calibration.
     """
 
-    spec: InputSpec
+    spec: Specification
     training: bool
-    samples: torch.Tensor | None = None
+    samples: Inputs | None = None
 
 
 class PytorchQuantizationCalibrator(Calibrator):
@@ -65,10 +66,12 @@ class PytorchQuantizationCalibrator(Calibrator):
         options: how ranges are chosen.
     """
 
+    several_inputs = True
+
     def __init__(self, options: PytorchQuantizationOptions | None = None) -> None:
         self._options = options or PytorchQuantizationOptions()
 
-    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool) -> nn.Module:
+    def prepare(self, model: nn.Module, spec: Specification, recipe: Recipe, *, training: bool) -> nn.Module:
         """Return a copy in eval mode with the framework's quantized modules; it computes in float until calibrated.
 
         For training, its parameters become trainable after calibration.
@@ -84,11 +87,14 @@ class PytorchQuantizationCalibrator(Calibrator):
             _require_quantizable(prepared, model, self._options)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "disable_quant")
-            trial_run(prepared, spec.shape)
+            trial_run(prepared, spec)
+            if self._options.dynamic_sizes:
+                _require_other_sizes(prepared, spec)
             if self._options.residual_quantizer:
-                sample = random_inputs(spec, count=2).to(next(prepared.parameters()))
-                prepared = add_residual_quantizers(prepared, calib_method(self._options), sample)
-            on_input = layers_on_input(prepared, spec)
+                parameter = next(prepared.parameters())
+                sample = moved(random_inputs(spec, 2), parameter.device, parameter.dtype)
+                prepared = add_residual_quantizers(prepared, calib_method(self._options), sample, spec)
+            on_input = layers_on_inputs(prepared, spec)
             for name, module in quantized_modules(prepared):
                 if name in on_input:
                     module.input_quantizer.num_bits = self._options.input_bits
@@ -97,7 +103,7 @@ class PytorchQuantizationCalibrator(Calibrator):
         attach_state(prepared, _Run(spec, training))
         return prepared
 
-    def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    def calibrate(self, prepared: nn.Module, batches: Iterable[Inputs]) -> None:
         """Collect the inputs of every layer over the batches, and let the framework compute each range.
 
         Raises:
@@ -107,18 +113,19 @@ class PytorchQuantizationCalibrator(Calibrator):
         """
         run = _run_of(prepared)
         device = device_of(prepared)
-        kept: list[torch.Tensor] = []
+        kept: list[Inputs] = []
         with torch.no_grad(), silenced(NOTICES, logger=LOGGER):
             with _collecting(prepared):
                 for batch in checked_batches(batches, run.spec, device):
-                    kept.append(batch[: SAMPLES_KEPT - sum(map(len, kept))].detach().cpu().clone())
-                    prepared(batch)
+                    first = rows(batch, slice(SAMPLES_KEPT - sum(map(count, kept))))
+                    kept.append(map_inputs(lambda tensor: tensor.detach().cpu().clone(), first))
+                    run.spec.run(prepared, batch)
             _load_ranges(prepared, self._options, device)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "enable_quant")
         if run.training:
             start_training(prepared, self._options)
-        attach_state(prepared, replace(run, samples=torch.cat(kept)))
+        attach_state(prepared, replace(run, samples=joined(kept)))
 
     def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
         """Return the learned range limits, if ranges are trained."""
@@ -146,7 +153,7 @@ class PytorchQuantizationCalibrator(Calibrator):
         """Report which layers are quantized, with their ranges, and which modules stay in float."""
         return describe_coverage(converted, pooling=self._options.pooling)
 
-    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+    def export(self, converted: nn.Module, spec: Specification, path: Path) -> tuple[Artifact, ...]:
         """Write `model_qdq.onnx` to the folder `path`, run it in ONNX Runtime, and compare it with `converted`.
 
         Raises:
@@ -160,7 +167,14 @@ class PytorchQuantizationCalibrator(Calibrator):
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
-        return export_onnx(converted, spec, path, samples=run.samples, batch_size=self._options.batch_size)
+        return export_onnx(
+            converted,
+            spec,
+            path,
+            samples=run.samples,
+            batch_size=self._options.batch_size,
+            dynamic_sizes=self._options.dynamic_sizes,
+        )
 
     def load(self, path: Path) -> nn.Module:
         """Return a module that runs `model_qdq.onnx` in ONNX Runtime, in exact arithmetic.
@@ -189,6 +203,12 @@ def _require_supported(recipe: Recipe, options: PytorchQuantizationOptions) -> N
             f"unsigned=true needs activations of at most 7 bits, got {recipe.activation_bits} ({recipe}): TensorRT "
             "computes in int8, which ends at 127. Use unsigned=auto."
         )
+
+
+def _require_other_sizes(model: nn.Module, spec: Specification) -> None:
+    from dfq_plugins.quantization.dynamic_sizes import require_other_sizes  # noqa: PLC0415  (ONNX Runtime only for it)
+
+    require_other_sizes(model, spec)
 
 
 def _require_quantizable(prepared: nn.Module, model: nn.Module, options: PytorchQuantizationOptions) -> None:

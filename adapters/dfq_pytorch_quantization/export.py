@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ArtifactError
+from dfq_plugins.inputs import count, leaves, rows
+from dfq_plugins.network.signature import signature_of
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
+from dfq_plugins.quantization.dynamic_sizes import check_other_sizes, open_axes
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
 from dfq_plugins.quantization.onnx_graph import GraphIndex
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
-from dfq_plugins.types import Check
+from dfq_plugins.types import Check, InputSpec
 from dfq_pytorch_quantization.integers import torch_run, torch_weights
 from dfq_pytorch_quantization.markers import (
     active_quantizers,
@@ -35,10 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from torch import nn
-
     from dfq_plugins.quantization.onnx_quantizers import FileQuantizer
-    from dfq_plugins.types import Artifact, InputSpec
+    from dfq_plugins.types import Artifact, Inputs, Specification
     from dfq_pytorch_quantization.qdq_graph import IntegerFormat
 
 FILE_NAME = "model_qdq.onnx"
@@ -48,16 +50,23 @@ CONTAINER_BITS = 8
 
 
 def export_onnx(
-    model: nn.Module, spec: InputSpec, folder: Path, *, samples: torch.Tensor, batch_size: int | None = None
+    model: nn.Module,
+    spec: Specification,
+    folder: Path,
+    *,
+    samples: Inputs,
+    batch_size: int | None = None,
+    dynamic_sizes: bool = False,
 ) -> tuple[Artifact, ...]:
     """Export `model` to `folder`, check the file, and keep it if it passes.
 
     Args:
         model: calibrated model.
-        spec: the input of the network.
+        spec: the inputs of the network.
         folder: where to write; created if it does not exist.
         samples: inputs `(N, *shape)` to compare on.
         batch_size: size of the batch axis in the file; None keeps it dynamic.
+        dynamic_sizes: whether the spatial axes of the inputs are dynamic as well.
 
     Raises:
         ArtifactError: the model cannot be exported, or the file breaks one of TensorRT's rules or does not compute what
@@ -65,9 +74,16 @@ def export_onnx(
         DataError: the folder cannot be written.
     """
     formats = _formats(model)
-    write = partial(_write, model, formats, samples, batch_size)
+    axes = open_axes(spec, sizes=dynamic_sizes)
+    write = partial(_write, model, formats, samples, spec, batch_size, axes)
     check = partial(
-        check_file, model=model, samples=samples, classifies=spec.num_classes is not None, batch_size=batch_size
+        check_file,
+        model=model,
+        samples=samples,
+        classifies=spec.num_classes is not None,
+        batch_size=batch_size,
+        spec=spec,
+        dynamic_sizes=dynamic_sizes,
     )
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "ONNX, QuantizeLinear/DequantizeLinear", write, check)])
 
@@ -85,10 +101,16 @@ def _formats(model: nn.Module) -> dict[str, IntegerFormat]:
 
 
 def _write(
-    model: nn.Module, formats: Mapping[str, IntegerFormat], inputs: torch.Tensor, batch_size: int | None, path: Path
+    model: nn.Module,
+    formats: Mapping[str, IntegerFormat],
+    inputs: Inputs,
+    spec: Specification,
+    batch_size: int | None,
+    axes: Mapping[str, Mapping[int, str]],
+    path: Path,
 ) -> None:
     weights = {name: weight.float().numpy() for name, weight in quantized_weights(model).items()}
-    _trace(marked_copy(model), inputs, path, batch_size)
+    _trace(_in_order(marked_copy(model), spec), inputs, axes, path, batch_size)
     exported = insert_pairs(onnx.load(path), formats, weights)
     note_integers(exported)
     onnx.checker.check_model(exported.proto)
@@ -116,22 +138,48 @@ def read_file(path: Path) -> QdqModel:
     )
 
 
-def _trace(marked: nn.Module, inputs: torch.Tensor, path: Path, batch_size: int | None) -> None:
+def _in_order(network: nn.Module, spec: Specification) -> nn.Module:
+    """Return the network, wrapped unless its input is its only argument: torch.onnx reads the signature."""
+    signature = signature_of(network)
+    plain = isinstance(spec, InputSpec) and (signature is None or signature.plain)
+    return network if plain else _InOrder(network, spec)
+
+
+class _InOrder(nn.Module):
+    """A network that takes its inputs as positional arguments."""
+
+    def __init__(self, network: nn.Module, spec: Specification) -> None:
+        super().__init__()
+        self.network, self.spec = network, spec
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        given = inputs[0] if isinstance(self.spec, InputSpec) else dict(zip(self.spec.named, inputs, strict=True))
+        return self.spec.run(self.network, given)
+
+
+def _trace(
+    marked: nn.Module, inputs: Inputs, input_axes: Mapping[str, Mapping[int, str]], path: Path, batch_size: int | None
+) -> None:
     size = batch_size or 2  # a dynamic batch of one could be traced as a constant
-    example = inputs[torch.arange(size) % len(inputs)]
+    example = tuple(leaves(rows(inputs, torch.arange(size) % count(inputs))))
     with torch.no_grad():
-        outputs = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(marked(example)))
+        outputs = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(marked(*example)))
     names = ["output", *(f"output_{index}" for index in range(1, outputs))]
-    axes = {} if batch_size else {name: {0: "batch"} for name in ("input", *names)}
+    axes = {
+        **{name: dict(open_ones) for name, open_ones in input_axes.items()},
+        **{name: {0: "batch"} for name in names},
+    }
+    if batch_size:
+        axes = {name: {axis: text for axis, text in open_ones.items() if axis} for name, open_ones in axes.items()}
     try:
         with torch.no_grad(), silenced(NOTICES, logger=LOGGER), StaticAdaptivePooling():
             torch.onnx.export(
                 marked,
-                (example,),
+                example,
                 str(path),
                 dynamo=False,  # the newer exporter does not support the markers
                 opset_version=OPSET,
-                input_names=["input"],
+                input_names=list(input_axes),
                 output_names=names,
                 dynamic_axes=axes,
             )
@@ -145,7 +193,14 @@ def _trace(marked: nn.Module, inputs: torch.Tensor, path: Path, batch_size: int 
 
 
 def check_file(
-    path: Path, *, model: nn.Module, samples: torch.Tensor, classifies: bool, batch_size: int | None = None
+    path: Path,
+    *,
+    model: nn.Module,
+    samples: Inputs,
+    classifies: bool,
+    batch_size: int | None = None,
+    spec: Specification | None = None,
+    dynamic_sizes: bool = False,
 ) -> tuple[Check, ...]:
     """Check a file against TensorRT's rules, and compare it with the torch model.
 
@@ -156,8 +211,10 @@ def check_file(
     onnx.checker.check_model(exported.proto)
     structure, rules = _check_structure(exported, model, batch_size), _check_rules(exported)
     quantizers = tuple(_named(exported, quantizer) for quantizer in qdq_quantizers(exported.proto.graph))
-    run = partial(torch_run, model)
+    run = partial(torch_run, model, spec=spec)
     checks = check_onnx(exported.proto, quantizers, torch_weights(model), run, samples, classifies=classifies)
+    if dynamic_sizes and spec is not None:
+        checks = (*checks, check_other_sizes(exported.proto, model, spec))
     return (structure, rules, *checks)
 
 

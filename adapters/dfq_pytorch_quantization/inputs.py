@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dfq_plugins.inputs import leaves, moved, random_inputs
 from dfq_plugins.model_state import hooked
 from dfq_pytorch_quantization.ranges import load_activation_range
 from dfq_pytorch_quantization.swap import quantized_modules
@@ -13,42 +14,49 @@ from dfq_pytorch_quantization.swap import quantized_modules
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import InputSpec, Specification
     from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 
 GRID = 4097
 """Number of values that represent one channel of the network input."""
 
 
-def layers_on_input(model: nn.Module, spec: InputSpec) -> dict[str, bool]:
+def layers_on_inputs(model: nn.Module, spec: Specification) -> dict[str, dict[str, bool]]:
     """Run `model` on two random samples and find the quantized modules that see exactly these values.
 
     A module counts if each of its input values is one of the samples' values or zero, which remains true after padding,
     cropping, reordering and max pooling.
 
     Returns:
-        Name of each such module, with whether it sees negative values.
+        Name of each such module, with the inputs that it reads, and whether it sees negative values of them.
     """
     parameter = next(model.parameters())
-    samples = random_inputs(spec, count=2).to(parameter.device, parameter.dtype)
-    values = torch.cat([samples.flatten(), samples.new_zeros(1)]).sort().values
-    found: dict[str, bool] = {}
+    samples = moved(random_inputs(spec, 2), parameter.device, parameter.dtype)
+    tensors = dict(zip(spec.named, leaves(samples), strict=True))
+    values = {
+        name: torch.cat([tensor.flatten(), tensor.new_zeros(1)]).sort().values for name, tensor in tensors.items()
+    }
+    found: dict[str, dict[str, bool]] = {}
     others: set[str] = set()
 
     def record(name: str, inputs: torch.Tensor) -> None:
         # Comparing the first few values avoids the full comparison for nearly every module.
-        if inputs.any() and _are_among(inputs.flatten()[:256], values) and _are_among(inputs.flatten(), values):
-            found[name] = found.get(name, False) or bool(inputs.min() < 0)
-        else:
+        few, every = inputs.flatten()[:256], inputs.flatten()
+        read = (source for source, known in values.items() if _are_among(few, known) and _are_among(every, known))
+        source = next(read, None) if inputs.any() else None
+        if source is None:
             others.add(name)  # a shared module can also see other tensors, whose range is unknown
+        else:
+            seen = found.setdefault(name, {})
+            seen[source] = seen.get(source, False) or bool(inputs.min() < 0)
 
     hooks = (
         module.input_quantizer.register_forward_pre_hook(lambda _, inputs, name=name: record(name, inputs[0]))
         for name, module in quantized_modules(model)
     )
     with torch.no_grad(), hooked(hooks):
-        model(samples)
-    return {name: negative for name, negative in found.items() if name not in others}
+        spec.run(model, samples)
+    return {name: seen for name, seen in found.items() if name not in others}
 
 
 def _are_among(inputs: torch.Tensor, values: torch.Tensor) -> bool:
@@ -57,36 +65,30 @@ def _are_among(inputs: torch.Tensor, values: torch.Tensor) -> bool:
     return bool((values[places] == inputs).all())
 
 
-def random_inputs(spec: InputSpec, count: int = 32) -> torch.Tensor:
-    """Return the same uniform samples each time, `(count, *shape)`, each channel in its range (-1 to 1 if unknown)."""
-    rng = torch.Generator().manual_seed(0)
-    samples = torch.rand((count, *spec.shape), generator=rng)
-    per_channel = (1, spec.channels, *(1,) * (len(spec.shape) - 1))
-    low, high = (
-        torch.tensor(edge).view(per_channel) for edge in spec.bounds or ([-1.0] * spec.channels, [1.0] * spec.channels)
-    )
-    return samples * (high - low) + low
-
-
-def fix_ranges(model: nn.Module, spec: InputSpec, found: dict[str, bool], options: PytorchQuantizationOptions) -> None:
-    """Choose the ranges of the network input from the spec, if it bounds the values.
+def fix_ranges(
+    model: nn.Module, spec: Specification, found: dict[str, dict[str, bool]], options: PytorchQuantizationOptions
+) -> None:
+    """Choose the ranges of the network's inputs from the spec, where it bounds the values.
 
     The calibration method sees `known_values` instead of data. Below 8 bits, `mse` clips the ends, which pays off: see
     the table in docs/how-to/pytorch-quantization.md.
 
     Args:
         model: the prepared model; calibration then skips the quantizers whose range is set.
-        spec: the input.
-        found: the modules that read the network input, with whether each sees negative values.
+        spec: the inputs.
+        found: the modules that read them, see `layers_on_inputs`.
         options: the calibration method.
     """
-    if spec.bounds is None:
-        return
-    values = known_values(spec)
-    for name, sees_negative in found.items():
+    bounded = {name: known_values(one) for name, one in spec.named.items() if one.bounds is not None}
+    for name, seen in found.items():
+        if not set(seen) <= set(bounded):
+            continue
+        values = torch.cat(
+            [bounded[source] if negative else bounded[source].clamp(min=0) for source, negative in seen.items()]
+        )
         module: Any = model.get_submodule(name)
         quantizer = module.input_quantizer
-        quantizer._calibrator.collect(values if sees_negative else values.clamp(min=0))  # noqa: SLF001  (no public access)
+        quantizer._calibrator.collect(values)  # noqa: SLF001  (no public access)
         load_activation_range(quantizer, options, next(model.parameters()).device)
         quantizer._calibrator = None  # noqa: SLF001  (how the framework marks a quantizer that is not calibrated)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
+from dfq_plugins.inputs import cloned, moved, run_network
 from dfq_plugins.model_state import device_of, hooked
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
 from dfq_pytorch_quantization.markers import active_quantizers, is_weight, quantized_weights
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from dfq_plugins.types import Inputs, Specification
+
 
 @torch.no_grad()
-def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
+def torch_run(model: nn.Module, inputs: Inputs, spec: Specification | None = None) -> TorchRun:
     """Run a calibrated model and record what each input quantizer rounds.
 
     Args:
         model: a calibrated model.
         inputs: `(samples, *shape)`.
+        spec: says how the model takes several inputs; None means by keywords.
     """
     calls: list[TorchTensor] = []
     hooks = (
@@ -33,7 +37,7 @@ def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
         if not is_weight(name)
     )
     with hooked(hooks):
-        outputs = pytree.tree_leaves(model(inputs.clone().to(device_of(model))))
+        outputs = pytree.tree_leaves(run_network(model, moved(cloned(inputs), device_of(model)), spec))
     return TorchRun(tuple(_numpy(output) for output in outputs if isinstance(output, torch.Tensor)), tuple(calls))
 
 

@@ -32,6 +32,7 @@ class PytorchQuantizationOptions:
         residual_quantizer: whether the shortcut of an addition to a convolution's output is quantized, to 8 bits with
             any recipe: TensorRT then adds it inside the int8 convolution.
         batch_size: size of the batch axis in the ONNX file; None keeps it dynamic.
+        dynamic_sizes: whether the spatial axes of the inputs are also dynamic in the ONNX file.
         training_weights: in fine-tuning, keep the calibrated weight ranges, or let them follow the largest weights.
     """
 
@@ -52,6 +53,7 @@ class PytorchQuantizationOptions:
         default=True, text="quantize the shortcuts of residual additions, which TensorRT then fuses in int8"
     )
     batch_size: Annotated[int, Ge(1)] | None = setting(None, "fixed batch size of the ONNX file; any size by default")
+    dynamic_sizes: bool = setting(default=False, text="leave the sizes of the inputs open in the ONNX file")
     learned_ranges: bool = setting(default=False, text="in training, learn activation ranges")
     training_weights: TrainingWeights = setting(
         "fixed", "in training, weight ranges: fixed, or follow the largest weights"

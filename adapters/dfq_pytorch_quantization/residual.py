@@ -16,11 +16,14 @@ from torch.nn import modules
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
+from dfq_plugins.inputs import cloned, run_network
 from dfq_pytorch_quantization.framework import QuantDescriptor, quant_nn
 from dfq_pytorch_quantization.swap import is_quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from dfq_plugins.types import Inputs, Specification
 
 RESIDUAL_QUANTIZER = "residual_quantizer"
 """Name of the quantizer in its block, as in NVIDIA's quantized ResNet."""
@@ -56,7 +59,9 @@ class ResidualQuantizer(nn.Module):
         return quantized
 
 
-def add_residual_quantizers(model: nn.Module, calib_method: str, sample: torch.Tensor) -> nn.Module:
+def add_residual_quantizers(
+    model: nn.Module, calib_method: str, sample: Inputs, spec: Specification | None = None
+) -> nn.Module:
     """Quantize the shortcut of every addition to the output of a quantized convolution.
 
     A module whose forward contains such an addition becomes an `fx.GraphModule` with the same class name and
@@ -66,6 +71,7 @@ def add_residual_quantizers(model: nn.Module, calib_method: str, sample: torch.T
         model: the model with the framework's modules, disabled; not changed.
         calib_method: the framework's calibrator for the new quantizers: `"max"` or `"histogram"`.
         sample: inputs `(batch, *shape)` on which the result must compute exactly what `model` does.
+        spec: says how the model takes several inputs; None means by keywords.
 
     Returns:
         A copy with the quantizers, disabled; `model` itself if it has no such addition, or if the traced modules do not
@@ -75,15 +81,18 @@ def add_residual_quantizers(model: nn.Module, calib_method: str, sample: torch.T
     if not any(isinstance(module, ResidualQuantizer) for module in candidate.modules()):
         return model
     try:
-        same = _computes_the_same(model, candidate, sample)
+        same = _computes_the_same(model, candidate, sample, spec)
     except Exception:  # noqa: BLE001  (a traced forward raises whatever it likes)
         return model
     return candidate if same else model
 
 
 @torch.no_grad()
-def _computes_the_same(model: nn.Module, candidate: nn.Module, sample: torch.Tensor) -> bool:
-    expected, found = (pytree.tree_leaves(network(sample.clone())) for network in (model, candidate))
+def _computes_the_same(
+    model: nn.Module, candidate: nn.Module, sample: Inputs, spec: Specification | None = None
+) -> bool:
+    outputs = (run_network(network, cloned(sample), spec) for network in (model, candidate))
+    expected, found = (pytree.tree_leaves(output) for output in outputs)
     return len(expected) == len(found) and all(
         torch.equal(one, other) if isinstance(one, torch.Tensor) else True
         for one, other in zip(expected, found, strict=True)

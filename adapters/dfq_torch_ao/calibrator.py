@@ -10,8 +10,10 @@ import torch
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
+from dfq_plugins.inputs import blank_inputs
 from dfq_plugins.model_state import device_of, preserve_global_state
 from dfq_plugins.network.fit import fitted_copy
+from dfq_plugins.network.graph_inputs import ordered, take_inputs_as_given
 from dfq_plugins.network.tracing.batch_norm import fold_batch_norms
 from dfq_plugins.network.tracing.trace import trace
 from dfq_plugins.quantization.batches import checked_batches
@@ -26,7 +28,7 @@ from dfq_torch_ao.engines import active_engine, resolve_engine
 from dfq_torch_ao.export import drop_tensor_annotations, export_torchscript, load_torchscript
 from dfq_torch_ao.fixed_ranges import observe_inputs, reduce_fixed_ranges
 from dfq_torch_ao.float_operations import below_eight_bits, hide_from_lowering, show_again, without_right_kernel
-from dfq_torch_ao.input_range import fix_input_range
+from dfq_torch_ao.input_range import fix_input_ranges
 from dfq_torch_ao.notices import NOTICES
 from dfq_torch_ao.options import TorchAoOptions
 from dfq_torch_ao.output_range import widen_output_range
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import GraphModule
 
-    from dfq_plugins.types import Artifact, Coverage, InputSpec, Recipe
+    from dfq_plugins.types import Artifact, Coverage, Inputs, Recipe, Specification
 
 FULL_RANGE = 2**STORAGE_BITS - 1
 """Highest activation integer where the range is not reduced."""
@@ -67,10 +69,12 @@ class TorchAoCalibrator(Calibrator):
     then restored.
     """
 
+    several_inputs = True
+
     def __init__(self, options: TorchAoOptions | None = None) -> None:
         self.options = options or TorchAoOptions()
 
-    def prepare(self, model: nn.Module, spec: InputSpec, recipe: Recipe, *, training: bool = False) -> GraphModule:
+    def prepare(self, model: nn.Module, spec: Specification, recipe: Recipe, *, training: bool = False) -> GraphModule:
         """Return a traced copy of `model` with BatchNorm folded and observers inserted.
 
         For training, BatchNorm stays next to its convolution, as in torch.ao, and is folded by `convert`; fake
@@ -92,10 +96,10 @@ class TorchAoCalibrator(Calibrator):
             mapping = make_qconfig_mapping(recipe, self.options, engine, training=training)
             insert = prepare_qat_fx if training else prepare_fx
             with step_errors("torch.ao", "prepare", private, way_round):
-                sample = torch.zeros(1, *spec.shape)
-                rewrite(private, (sample,))
-                prepared: GraphModule = insert(private.train(training), mapping, (sample,), exceptions).eval()
-                results = record_results(prepared, (sample,))
+                samples = ordered(blank_inputs(spec, 1))
+                rewrite(private, samples)
+                prepared: GraphModule = insert(private.train(training), mapping, samples, exceptions).eval()
+                results = record_results(prepared, samples)
                 drop_tuple_observers(prepared, results)
                 missing = without_right_kernel(prepared, results, engine)
         highest = activation_range(recipe, self.options, engine)[1]
@@ -107,12 +111,12 @@ class TorchAoCalibrator(Calibrator):
             missing |= reduce_fixed_ranges(prepared, highest)
         hide_from_lowering(prepared, missing)
         observe_clipped_values(prepared)
-        if spec.input_range is not None:
-            fix_input_range(prepared, spec.input_range)
+        fix_input_ranges(prepared, spec)
+        take_inputs_as_given(prepared, spec)
         attach_state(prepared, Run(spec, recipe, engine, highest, self.options.non_traceable, training))
         return prepared
 
-    def calibrate(self, prepared: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    def calibrate(self, prepared: nn.Module, batches: Iterable[Inputs]) -> None:
         """Run every batch `(samples, *shape)` through the observers.
 
         Raises:
@@ -123,7 +127,7 @@ class TorchAoCalibrator(Calibrator):
         collecting = collecting_ranges(graph) if run.training else nullcontext()
         with torch.no_grad(), collecting, step_errors("torch.ao", "calibrate", graph, way_round):
             for batch in checked_batches(batches, run.spec, device_of(graph)):
-                graph(batch)
+                run.spec.run(graph, batch)
         if run.training:
             if run.highest_activation == FULL_RANGE:
                 widen_output_range(graph, self.options.output_margin)
@@ -156,6 +160,7 @@ class TorchAoCalibrator(Calibrator):
             if run.recipe.activation_bits < STORAGE_BITS:
                 saturate_activations(converted, formats, run.highest_activation)
         drop_tensor_annotations(converted)
+        take_inputs_as_given(converted, run.spec)
         attach_state(converted, run)
         return converted
 
@@ -166,7 +171,7 @@ class TorchAoCalibrator(Calibrator):
             formats = record_formats(graph, run.spec)
         return describe_coverage(graph, formats, run)
 
-    def export(self, converted: nn.Module, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
+    def export(self, converted: nn.Module, spec: Specification, path: Path) -> tuple[Artifact, ...]:
         """Write the TorchScript program `model.torchscript.pt` to the folder `path`, load it and compare.
 
         Raises:

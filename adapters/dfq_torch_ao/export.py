@@ -10,6 +10,7 @@ import io
 import linecache
 import zipfile
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,18 +18,19 @@ from torch.jit.frontend import FrontendError
 from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ArtifactError, DataError, UsageError, first_line
+from dfq_plugins.inputs import cloned, count, rows
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, OutputAgreement, compare, write_artifacts
 from dfq_plugins.types import Check
 from dfq_torch_ao.engines import active_engine, resolve_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import nn
     from torch.fx import GraphModule
 
-    from dfq_plugins.types import Artifact, InputSpec
+    from dfq_plugins.types import Artifact, Inputs, InputSpec, Specification
 
 FILE_NAME = "model.torchscript.pt"
 _CHECKED_SAMPLES = 16
@@ -37,7 +39,7 @@ _ENGINE = "dfq_engine"
 """Name under which the archive holds the engine that its weights are packed for."""
 
 
-def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engine: str) -> tuple[Artifact, ...]:
+def export_torchscript(converted: nn.Module, spec: Specification, folder: Path, engine: str) -> tuple[Artifact, ...]:
     """Write `converted` to `folder`, load the file, compare both on random inputs, and only then rename it.
 
     Raises:
@@ -45,10 +47,11 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engi
         DataError: the folder cannot be written.
     """
     inputs = _random_inputs(spec)
+    run = partial(_outputs, spec=spec)
     how: list[str] = []
 
     def write(path: Path) -> None:
-        program, made_by = _to_torchscript(converted, inputs)
+        program, made_by = _to_torchscript(converted, inputs, spec)
         how.append(made_by)
         buffer = io.BytesIO()  # for a path that it cannot write, TorchScript raises a RuntimeError instead of OSError
         torch.jit.save(program, buffer, _extra_files={_ENGINE: engine})
@@ -57,7 +60,7 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engi
     def check(path: Path) -> tuple[Check, ...]:
         program = Check("program", f"{how[0]}, for torch.backends.quantized.engine = {engine!r}")
         classifies = spec.num_classes is not None
-        return program, compare_outputs(converted, load_torchscript(path), inputs, classifies=classifies)
+        return program, compare_outputs(converted, load_torchscript(path), inputs, run, classifies=classifies)
 
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "TorchScript", write, check)])
 
@@ -118,7 +121,7 @@ def drop_tensor_annotations(converted: GraphModule) -> None:
     converted.recompile()
 
 
-def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, str]:
+def _to_torchscript(converted: nn.Module, inputs: Inputs, spec: Specification) -> tuple[Any, str]:
     """Return the model's program: scripted, or traced if its source cannot be scripted."""
     trace: Any = torch.jit.trace  # untyped in torch
     try:
@@ -126,7 +129,9 @@ def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, st
             return torch.jit.script(converted), "torch.jit.script"
     except (RuntimeError, OSError, TypeError, FrontendError) as unscriptable:
         try:
-            return trace(converted, (inputs,)), "torch.jit.trace"
+            # A graph takes inputs by keyword also in their order, which is all that tracing needs.
+            positional, keywords = spec.arguments(inputs)
+            return trace(converted, (*positional, *keywords.values())), "torch.jit.trace"
         except RuntimeError as error:
             raise ArtifactError(
                 f"This model has no TorchScript form: {error}. Rewrite the operation that the error names, or use the "
@@ -157,24 +162,35 @@ def _own_source(converted: nn.Module) -> Iterator[None]:
             linecache.cache[name] = former
 
 
-def _random_inputs(spec: InputSpec) -> torch.Tensor:
+def _random_inputs(spec: Specification) -> Inputs:
     """Return inputs within the known range, otherwise standard normal ones, from a private random generator."""
     rng = torch.Generator().manual_seed(0)
-    if spec.input_range is None:
-        return torch.randn(_CHECKED_SAMPLES, *spec.shape, generator=rng)
-    lowest, highest = spec.input_range
-    return lowest + (highest - lowest) * torch.rand(_CHECKED_SAMPLES, *spec.shape, generator=rng)
+
+    def drawn(one: InputSpec) -> torch.Tensor:
+        if one.input_range is None:
+            return torch.randn(_CHECKED_SAMPLES, *one.shape, generator=rng)
+        lowest, highest = one.input_range
+        return lowest + (highest - lowest) * torch.rand(_CHECKED_SAMPLES, *one.shape, generator=rng)
+
+    return spec.map(drawn)
 
 
-def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: torch.Tensor, *, classifies: bool) -> Check:
+def compare_outputs(
+    converted: nn.Module,
+    loaded: nn.Module,
+    inputs: Inputs,
+    run: Callable[[nn.Module, Inputs], list[torch.Tensor]],
+    *,
+    classifies: bool,
+) -> Check:
     """Compare two models on all inputs at once and on a single one: both run the same kernels.
 
     Raises:
         ArtifactError: the loaded model fails, or they differ by more than 1e-5.
     """
     worst: OutputAgreement | None = None
-    for batch in (inputs, inputs[:1]):
-        for expected, got in zip(_outputs(converted, batch), _loaded_outputs(loaded, batch), strict=True):
+    for batch in (inputs, rows(inputs, slice(1))):
+        for expected, got in zip(run(converted, batch), _loaded_outputs(loaded, batch, run), strict=True):
             found = compare(expected, got, classifies=classifies)
             if not found.largest <= _TOLERANCE:
                 raise ArtifactError(
@@ -185,16 +201,19 @@ def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: torch.Tenso
     return Check("loaded and run", f"on random inputs, {worst}")
 
 
-def _loaded_outputs(loaded: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
+def _loaded_outputs(
+    loaded: nn.Module, batch: Inputs, run: Callable[[nn.Module, Inputs], list[torch.Tensor]]
+) -> list[torch.Tensor]:
     try:
-        return _outputs(loaded, batch)
+        return run(loaded, batch)
     except RuntimeError as error:
         raise ArtifactError(
-            f"The TorchScript program must run for every batch size, but fails with {len(batch)} samples: {error}. "
+            f"The TorchScript program must run for every batch size, but fails with {count(batch)} samples: {error}. "
             "Use the converted model in Python instead."
         ) from error
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
-    return [leaf.float() for leaf in pytree.tree_leaves(model(batch.clone())) if isinstance(leaf, torch.Tensor)]
+def _outputs(model: nn.Module, batch: Inputs, spec: Specification) -> list[torch.Tensor]:
+    outputs = pytree.tree_leaves(spec.run(model, cloned(batch)))
+    return [leaf.float() for leaf in outputs if isinstance(leaf, torch.Tensor)]

@@ -9,12 +9,15 @@ import torch
 from torch import nn
 from torch.ao.quantization import MinMaxObserver
 
+from dfq_plugins.network.graph_inputs import input_nodes
 from dfq_torch_ao.observers import fixed_like, observer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch.fx import GraphModule, Node
+
+    from dfq_plugins.types import Specification
 
 _MOVING_MODULES = (
     nn.Identity,
@@ -78,18 +81,26 @@ def _argument(node: Node, position: int, name: str) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
-def fix_input_range(prepared: GraphModule, input_range: tuple[float, float]) -> int:
-    """Replace each observer of the network's input with one that has the known range.
+def fix_input_ranges(prepared: GraphModule, spec: Specification) -> int:
+    """Replace each observer of an input whose range is known with one that has this range.
 
     Args:
         prepared: the graph module returned by `prepare_fx`; changed in place.
-        input_range: lowest and highest value of the input, e.g. `InputSpec.input_range`.
+        spec: the specification of the inputs.
 
     Returns:
         Number of observers replaced: 0 if the network first computes with its input, e.g. normalizes it.
     """
+    replaced = 0
+    for placeholder, one in input_nodes(prepared, spec):
+        if one.input_range is not None:
+            replaced += _fix_input_range(prepared, placeholder, one.input_range)
+    return replaced
+
+
+def _fix_input_range(prepared: GraphModule, placeholder: Node, input_range: tuple[float, float]) -> int:
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    observers = {id(modules[str(node.target)]) for node in _input_observers(prepared, modules)}
+    observers = {id(modules[str(node.target)]) for node in _input_observers(placeholder, modules)}
     replace_observers(prepared, observers, lambda observer: known_range(observer, input_range))
     return len(observers)
 
@@ -104,9 +115,9 @@ def replace_observers(prepared: GraphModule, observers: set[int], replacement: C
             prepared.set_submodule(name, replacement(module))
 
 
-def _input_observers(prepared: GraphModule, modules: dict[str, nn.Module]) -> Iterator[Node]:
-    """Yield the nodes that observe the first input, directly or after operations that only move its values."""
-    reached = [next(node for node in prepared.graph.nodes if node.op == "placeholder")]
+def _input_observers(placeholder: Node, modules: dict[str, nn.Module]) -> Iterator[Node]:
+    """Yield the nodes that observe an input, directly or after operations that only move its values."""
+    reached = [placeholder]
     while reached:
         for node in reached.pop().users:
             if node.op == "call_module" and observer_of(modules[str(node.target)]) is not None:

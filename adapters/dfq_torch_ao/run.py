@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import GraphModule
 
-    from dfq_plugins.types import InputSpec, Recipe
+    from dfq_plugins.types import Recipe, Specification
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Run:
         training: whether the model was prepared for quantization-aware training.
     """
 
-    spec: InputSpec
+    spec: Specification
     recipe: Recipe
     engine: str
     highest_activation: int

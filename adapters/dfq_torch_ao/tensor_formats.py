@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from dfq_plugins.inputs import blank_inputs
+from dfq_plugins.network.graph_inputs import ordered
+
 if TYPE_CHECKING:
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Specification
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ def _format_of(tensor: torch.Tensor) -> TensorFormat:
     return TensorFormat(tensor.dtype, tensor.q_scale(), tensor.q_zero_point())
 
 
-def record_formats(converted: GraphModule, spec: InputSpec) -> dict[Node, TensorFormat]:
+def record_formats(converted: GraphModule, spec: Specification) -> dict[Node, TensorFormat]:
     """Return the number format of every tensor in `converted`, from a run on one sample of zeros."""
     recorder = _FormatRecorder(converted)
     with torch.no_grad():
-        recorder.run(torch.zeros(1, *spec.shape))
+        recorder.run(*ordered(blank_inputs(spec, 1)), enable_io_processing=False)
     return recorder.formats
 
 

@@ -16,6 +16,7 @@ from dfq_plugins.cli.output import print_table
 from dfq_plugins.errors import DfqError, UsageError, first_line
 from dfq_plugins.host.options import describe_options, parse_options
 from dfq_plugins.host.registry import get_registry
+from dfq_plugins.types import InputSpec, NetworkSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.host.plugin_info import Kind
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Call, Specification
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
@@ -55,11 +56,23 @@ class SpecArguments:
     std: tuple[float, ...] | None
     value_range: tuple[float, ...] | None
     num_classes: int | None
+    inputs: dict[str, InputSpec] | None = None
+    call: Call | None = None
 
-    def complete(self, model: nn.Module) -> InputSpec:
-        """Return the model's input specification; values that were not given are inferred."""
-        from dfq_plugins.network.specification import complete_spec  # noqa: PLC0415  imports torch
+    def complete(self, model: nn.Module) -> Specification:
+        """Return the model's input specification; values that were not given are inferred.
 
+        Raises:
+            UsageError: options for one input and for several are mixed, or the model takes other inputs.
+        """
+        from dfq_plugins.network.specification import complete_spec, resolve_spec  # noqa: PLC0415  imports torch
+
+        if self.inputs:
+            self._refuse_single()
+            given = NetworkSpec(self.inputs, self.num_classes, self.call or "keywords")
+            return resolve_spec(model, given, get_registry())
+        if self.call is not None:
+            raise UsageError("--call says how the model takes several inputs: give each with --input NAME:SHAPE.")
         bounds = self.value_range
         if bounds is not None and len(bounds) != 2:  # noqa: PLR2004  lowest and highest
             raise UsageError(
@@ -75,13 +88,22 @@ class SpecArguments:
             registry=get_registry(),
         )
 
+    def _refuse_single(self) -> None:
+        single = {"shape": self.shape, "mean": self.mean, "std": self.std, "value-range": self.value_range}
+        if named := [f"--{name}" for name, value in single.items() if value is not None]:
+            raise UsageError(
+                f"{', '.join(named)} describes a single input, but --input was given. Write it as a part of each "
+                "--input: NAME:SHAPE:mean=0.5:std=0.25:range=0,1."
+            )
+
     def refuse(self) -> None:
         """Reject an input specification given with a synthetic set, which provides its own.
 
         Raises:
             UsageError: one of these options was given.
         """
-        if named := [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None]:
+        given = {"input" if name == "inputs" else name: value for name, value in asdict(self).items() if value}
+        if named := [f"--{name.replace('_', '-')}" for name in given]:
             raise UsageError(f"A synthetic set provides its own input specification: remove {', '.join(named)}.")
 
 
@@ -187,6 +209,48 @@ def numbers_option(flag: str, number: type[int | float], help_text: str) -> Call
     return click.option(flag, metavar="N,N,...", callback=convert, help=help_text)
 
 
+INPUT_FORM = "NAME:SHAPE[:mean=N,...][:std=N,...][:range=LOW,HIGH]"
+
+
+def parse_input(text: str) -> tuple[str, InputSpec]:
+    """Return the name and the specification of one of several inputs.
+
+    Raises:
+        UsageError: the text does not have the form of `INPUT_FORM`.
+
+    >>> parse_input("image:3,32,32:range=0,1")[1].value_range
+    (0.0, 1.0)
+    """
+    name, *parts = text.split(":")
+    settings = dict(part.partition("=")[::2] for part in parts[1:])
+    if not name or not parts or not set(settings) <= {"mean", "std", "range"} or len(settings) != len(parts) - 1:
+        raise UsageError(f"An input is given as {INPUT_FORM}, e.g. image:3,32,32:range=0,1, got {text!r}.")
+    try:
+        shape = tuple(int(size) for size in parts[0].split(","))
+        values = {key: tuple(float(number) for number in value.split(",")) for key, value in settings.items()}
+    except ValueError:
+        raise UsageError(
+            f"The shape of an input and its settings are comma-separated numbers, {INPUT_FORM}, got {text!r}."
+        ) from None
+    bounds = values.get("range")
+    if bounds is not None and len(bounds) != 2:  # noqa: PLR2004  lowest and highest
+        raise UsageError(f"The range of an input is its lowest and its highest value, e.g. range=0,1, got {text!r}.")
+    known = None if bounds is None else (bounds[0], bounds[1])
+    return name, InputSpec(shape, values.get("mean"), values.get("std"), known)
+
+
+def _parse_inputs(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, InputSpec] | None:
+    found: dict[str, InputSpec] = {}
+    for text in texts:
+        name, spec = parse_input(text)
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice.", context, parameter)
+        found[name] = spec
+    return found or None
+
+
 def pairs_option(*flags: str, help_text: str) -> Callable[[Command], Command]:
     """Return a repeatable `key=value` option, passed as one dictionary of strings."""
 
@@ -270,6 +334,19 @@ spec_options = bundled(
     numbers_option("--std", float, "Standard deviation of each channel, which divides the raw values."),
     numbers_option("--value-range", float, "Lowest and highest raw value: 0,1."),
     click.option("--num-classes", type=click.IntRange(min=1), help="Number of classes."),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar=INPUT_FORM,
+        callback=_parse_inputs,
+        help="One of several inputs, by the name of its parameter: image:3,32,32:range=0,1; repeatable.",
+    ),
+    click.option(
+        "--call",
+        type=click.Choice(["keywords", "positional", "dictionary"]),
+        help="How the model takes several inputs; default: keywords.",
+    ),
 )
 
 quantization_options = bundled(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.network.cost import Cost
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Specification
 
 GENERATOR_HELP = "Generator that makes the inputs from the network, or a learning generator."
 DEFAULT_SAMPLES = 1024
@@ -57,7 +57,9 @@ student_options = bundled(
 )
 
 
-def opened(path: Path | None, model: nn.Module, spec: SpecArguments) -> tuple[CalibrationData | None, InputSpec | None]:
+def opened(
+    path: Path | None, model: nn.Module, spec: SpecArguments
+) -> tuple[CalibrationData | None, Specification | None]:
     """Open the data at a path, if any; also return the input specification, unless the data provides its own."""
     from dfq_plugins.data.dataset import SyntheticDataset  # noqa: PLC0415  imports torch
     from dfq_plugins.data.manifest import MANIFEST_FILE  # noqa: PLC0415  for the work itself

@@ -14,10 +14,10 @@ from dfq_plugins.cli.output import announce, print_json
 from dfq_plugins.data.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from dfq_plugins.data.dataset import SyntheticDataset
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, Specification
 
 
 @click.command()
@@ -62,7 +62,7 @@ def inspect(
     announce(report)
 
 
-def _source(path: Path, model: nn.Module, spec: SpecArguments) -> tuple[SyntheticDataset | list[Tensor], InputSpec]:
+def _source(path: Path, model: nn.Module, spec: SpecArguments) -> tuple[SyntheticDataset | list[Inputs], Specification]:
     """Open the set and return it with its input specification; a synthetic set provides its own."""
     if (path / MANIFEST_FILE).is_file():
         spec.refuse()

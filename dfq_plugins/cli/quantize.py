@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.quantization.result import QuantizationRun
-    from dfq_plugins.types import InputSpec, ProgressEvent
+    from dfq_plugins.types import ProgressEvent, Specification
 
 
 @click.command()
@@ -103,7 +103,7 @@ def quantize(
 def _run(
     network: nn.Module,
     data: CalibrationData,
-    spec: InputSpec | None,
+    spec: Specification | None,
     what: QuantizationArguments,
     listener: Callable[[ProgressEvent], None],
 ) -> QuantizationRun:

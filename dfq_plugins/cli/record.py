@@ -127,11 +127,12 @@ def record(
         import dfq_plugins  # noqa: PLC0415  its names import torch
         from dfq_plugins.recording.data import LabelledFile  # noqa: PLC0415  imports torch
         from dfq_plugins.recording.record import require_free  # noqa: PLC0415  imports torch
+        from dfq_plugins.recording.run import single_spec  # noqa: PLC0415  imports torch
 
         require_free(output)
         network = on_device(model.load(), device)
         completed = spec.complete(network)
-        batches = LabelledFile(Path(data), completed)
+        batches = LabelledFile(Path(data), single_spec(completed))
         made = dfq_plugins.record(network, batches, completed, output=output, options=options, listeners=[listener])
     summary = _summary(made, time.monotonic() - began)
     if as_json:

@@ -30,11 +30,13 @@ from dfq_plugins.errors import UsageError
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.storage.rank import Rank
 from dfq_plugins.synthesis.budget import RunBudget
+from dfq_plugins.types import NetworkSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dfq_plugins.data.dataset import SyntheticDataset
+    from dfq_plugins.types import Specification
 
 DEFAULT_SAMPLES = 1024
 
@@ -149,19 +151,27 @@ def _continued(
             f"The set was interrupted: completing its {manifest.num_samples} samples without adding any.", err=True
         )
         extend = 0
-    known = manifest.input_spec
     return replace(
         wanted,
         generator=wanted.generator or manifest.generator.name,
         options=wanted.options or manifest.generator.options,
         seed=manifest.seed if wanted.seed is None else wanted.seed,
         num_samples=manifest.num_samples + extend,
-    ), SpecArguments(
+    ), _filled_in(spec, manifest.input_spec)
+
+
+def _filled_in(spec: SpecArguments, known: Specification) -> SpecArguments:
+    """Return the arguments with those that were not given taken from a set's specification."""
+    classes = spec.num_classes or known.num_classes
+    if isinstance(known, NetworkSpec):
+        return replace(spec, num_classes=classes, inputs=spec.inputs or known.named, call=spec.call or known.call)
+    return replace(
+        spec,
         shape=spec.shape or known.shape,
         mean=spec.mean or known.mean,
         std=spec.std or known.std,
         value_range=spec.value_range or known.value_range,
-        num_classes=spec.num_classes or known.num_classes,
+        num_classes=classes,
     )
 
 

@@ -6,12 +6,18 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
+from dfq_plugins.inputs import leaves, moved
+from dfq_plugins.model_state import device_of
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy as np
-    import torch
     from torch import nn
+
+    from dfq_plugins.types import Inputs, Specification
 
 
 class BatchedInputs(Protocol):
@@ -21,32 +27,30 @@ class BatchedInputs(Protocol):
         """Return the number of samples."""
         ...
 
-    def batches(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
+    def batches(self, batch_size: int = 64) -> Iterator[Inputs]:
         """Return an iterator over all inputs in order, `(batch, *shape)`."""
         ...
 
 
-def run_forward_loop(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+def run_forward_loop(model: nn.Module, batches: Iterable[Inputs], spec: Specification) -> None:
     """Run `model` on every batch without gradients, so that its observers see the data.
 
-    Batches are moved to the device of the model's first parameter or buffer; the model's mode does not change.
+    The specification says how the model takes its inputs. Batches are moved to the device of the model's first
+    parameter or buffer; the model's mode does not change.
     """
-    import torch  # noqa: PLC0415  heavy
-
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    device = torch.device("cpu") if first is None else first.device
+    device = device_of(model)
     # Not inference_mode: observers would keep inference tensors, which later training could not modify.
     with torch.no_grad():
         for batch in batches:
-            model(batch.to(device))
+            spec.run(model, moved(batch, device))
 
 
 class CalibrationDataReader:
     """onnxruntime's `CalibrationDataReader`, without importing onnxruntime, which duck-types on `get_next`."""
 
-    def __init__(self, data: BatchedInputs, input_name: str, batch_size: int) -> None:
+    def __init__(self, data: BatchedInputs, names: Mapping[str, str], batch_size: int) -> None:
         self._data = data
-        self._name = input_name
+        self._names = names
         self._batch_size = batch_size
         self.set_range(0, len(self))
 
@@ -61,7 +65,9 @@ class CalibrationDataReader:
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next batch as `{input name: float32 array}`, or None after the last."""
         batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch.numpy()}
+        if batch is None:
+            return None
+        return {name: tensor.numpy() for name, tensor in zip(self._names.values(), leaves(batch), strict=True)}
 
     def rewind(self) -> None:
         """Start again at the first batch."""
@@ -73,10 +79,10 @@ class CalibrationDataReader:
 
 
 def representative_dataset(data: BatchedInputs, batch_size: int) -> Callable[[], Iterator[list[np.ndarray]]]:
-    """Return a function that yields all inputs of `data` on every call, each batch as a list of one array."""
+    """Return a function that yields all inputs of `data` on every call, each batch as a list of one array per input."""
 
     def batches() -> Iterator[list[np.ndarray]]:
         for batch in data.batches(batch_size):
-            yield [batch.numpy()]
+            yield [tensor.numpy() for tensor in leaves(batch)]
 
     return batches

@@ -17,24 +17,26 @@ from dfq_plugins.data.conventions import CalibrationDataReader, representative_d
 from dfq_plugins.data.manifest import read_manifest
 from dfq_plugins.data.shards import ShardCache
 from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.inputs import joined, map_inputs, rows, stacked
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:
     import tempfile
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     from torch import nn
 
     from dfq_plugins.data.manifest import Manifest
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, Specification
 
 
 class SyntheticDataset(Dataset[Batch]):
     """Synthesized samples in a folder; tensors stay on disk until they are used.
 
     `data[i]` is one sample: a `Batch` of an input `(*shape)`, its label and its teacher logits `(classes,)`. Label and
-    logits are None if the set has none. A data set can be pickled, and works with the workers of a
+    logits are None if the set has none. Where the network has several inputs, every method below gives them as a
+    dictionary by name. A data set can be pickled, and works with the workers of a
     `torch.utils.data.DataLoader`. Open one with `SyntheticDataset.open(folder)`.
     """
 
@@ -71,7 +73,7 @@ class SyntheticDataset(Dataset[Batch]):
         return cls(folder, manifest, owner=owner)
 
     @property
-    def spec(self) -> InputSpec:
+    def spec(self) -> Specification:
         """The specification of one sample."""
         return self.manifest.input_spec
 
@@ -86,7 +88,8 @@ class SyntheticDataset(Dataset[Batch]):
             DataError: its shard is missing or damaged.
         """
         shard, row = self._locate(index)
-        return Batch(*(None if tensor is None else tensor[row].clone() for tensor in self._shards[shard]))  # type: ignore[arg-type]
+        values = (None if value is None else rows(value, row) for value in self._shards[shard])
+        return Batch(*(None if value is None else map_inputs(torch.clone, value) for value in values))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Return several samples in the given order, for a DataLoader; each shard is loaded once."""
@@ -120,7 +123,7 @@ class SyntheticDataset(Dataset[Batch]):
             collate_fn=collate,
         )
 
-    def batches(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
+    def batches(self, batch_size: int = 64) -> Iterator[Inputs]:
         """Return an iterator over all inputs in order, `(batch, *shape)` on the CPU; the last batch may be smaller.
 
         Raises:
@@ -128,7 +131,7 @@ class SyntheticDataset(Dataset[Batch]):
         """
         return self._batches(_require_positive(batch_size))
 
-    def inputs(self, limit: int | None = None) -> torch.Tensor:
+    def inputs(self, limit: int | None = None) -> Inputs:
         """Return the first `limit` inputs, or all, as one tensor `(samples, *shape)`.
 
         Raises:
@@ -141,19 +144,25 @@ class SyntheticDataset(Dataset[Batch]):
 
         This is the calibration loop of torch.ao, torchao, pytorch-quantization, ModelOpt and Brevitas.
         """
-        run_forward_loop(model, self.batches(batch_size))
+        run_forward_loop(model, self.batches(batch_size), self.spec)
 
-    def calibration_data_reader(self, input_name: str | None = None, batch_size: int = 1) -> CalibrationDataReader:
+    def calibration_data_reader(
+        self, input_name: str | Mapping[str, str] | None = None, batch_size: int = 1
+    ) -> CalibrationDataReader:
         """Return a reader of the samples for calibration with `onnxruntime.quantization`.
 
         Args:
-            input_name: name of the ONNX graph's input; None means "input".
+            input_name: name of the ONNX graph's input; None means "input". For several inputs, the graph's names by the
+                names in the specification; None means that they are the same.
             batch_size: samples per run; must match the graph if its batch size is fixed.
+
+        Raises:
+            UsageError: the batch size is not positive, or the names do not fit the inputs.
         """
-        return CalibrationDataReader(self, input_name or "input", _require_positive(batch_size))
+        return CalibrationDataReader(self, _graph_names(self.spec, input_name), _require_positive(batch_size))
 
     def representative_dataset(self, batch_size: int = 1) -> Callable[[], Iterator[list[np.ndarray]]]:
-        """Return a function that yields all samples on every call, each batch as a list of one float32 array.
+        """Return a function that yields all samples on every call, each batch as a list of one float32 array per input.
 
         TFLite-style converters and Sony's Model Compression Toolkit calibrate with this form. Channels come first.
         """
@@ -205,17 +214,17 @@ class SyntheticDataset(Dataset[Batch]):
         shard = bisect.bisect_right(self._first_indices, position) - 1
         return shard, position - self._first_indices[shard]
 
-    def _batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+    def _batches(self, batch_size: int) -> Iterator[Inputs]:
         for start in range(0, len(self), batch_size):
             yield self._range(start, min(len(self), start + batch_size))
 
-    def _range(self, start: int, stop: int) -> torch.Tensor:
+    def _range(self, start: int, stop: int) -> Inputs:
         """Return a copy of the inputs from `start` up to `stop`."""
         parts = []
         for shard in range(self._locate(start)[0], self._locate(stop - 1)[0] + 1):
             first = self._first_indices[shard]
-            parts.append(self._shards[shard].inputs[max(0, start - first) : stop - first])
-        return torch.cat(parts)
+            parts.append(rows(self._shards[shard].inputs, slice(max(0, start - first), stop - first)))
+        return joined(parts)
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
@@ -224,7 +233,7 @@ def collate(samples: Sequence[Batch]) -> Batch:
     Use it in your own DataLoader for a data set without labels or logits, which torch's default cannot collate.
     """
     columns = zip(*samples, strict=True)
-    return Batch(*(None if column[0] is None else torch.stack(column) for column in columns))  # type: ignore[arg-type]
+    return Batch(*(None if column[0] is None else stacked(column) for column in columns))
 
 
 def _first_indices(sizes: list[int]) -> list[int]:
@@ -234,6 +243,21 @@ def _first_indices(sizes: list[int]) -> list[int]:
     [0, 3, 6]
     """
     return [0, *itertools.accumulate(sizes)][:-1]
+
+
+def _graph_names(spec: Specification, given: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Return the name of each input in an ONNX graph, by its name in the specification."""
+    names = list(spec.named)
+    if given is None:
+        return {name: name for name in names}
+    if isinstance(given, str):
+        given = {names[0]: given} if len(names) == 1 else {}
+    if set(given) != set(names):
+        raise UsageError(
+            f"Every input of the data set ({', '.join(names)}) needs the name of one in the ONNX graph: give "
+            f"{{{', '.join(f'{name!r}: ...' for name in names)}}}, or nothing if the names are the same."
+        )
+    return {name: given[name] for name in names}
 
 
 def _require_positive(value: int, name: str = "batch_size") -> int:

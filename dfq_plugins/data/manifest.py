@@ -15,7 +15,7 @@ from dfq_plugins.storage.canonical_json import jsonable, sha256_of
 from dfq_plugins.storage.files import write_atomically
 
 # pydantic resolves the annotations below at run time, so this import cannot move into the TYPE_CHECKING block.
-from dfq_plugins.types import InputSpec  # noqa: TC001
+from dfq_plugins.types import Specification  # noqa: TC001
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ class Settings:
     model_digest: str
     generator: GeneratorRecord
     seed: int
-    input_spec: InputSpec
+    input_spec: Specification
     labels: str
     budgeted: bool = False
 
@@ -120,7 +120,7 @@ class Manifest:
     model_digest: str
     generator: GeneratorRecord
     seed: int
-    input_spec: InputSpec
+    input_spec: Specification
     labels: str
     num_samples: int
     shards: tuple[ShardRecord, ...]

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfq_plugins.inputs import stacked
+from dfq_plugins.types import InputSpec
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from dfq_plugins.types import Batch, InputSpec
+    from dfq_plugins.types import Batch, Specification
 
 SHOWN = 16
 COLUMNS = 8
@@ -37,11 +40,19 @@ def dataset_html(summary: Mapping[str, object], body: str) -> str:
     return f"<div><table><caption>SyntheticDataset</caption>{rows}</table>{body}</div>"
 
 
-def samples_html(samples: list[Batch], spec: InputSpec) -> str:
-    """Return samples as one image if they are images or volumes, else as line plots."""
-    inputs = torch.stack([sample.inputs for sample in samples])
-    raw = torch.from_numpy(raw_values(inputs.numpy(), spec)).float()
+def samples_html(samples: list[Batch], spec: Specification) -> str:
+    """Return samples as one image per input if they are images or volumes, else as line plots."""
     labels = [None if sample.labels is None else int(sample.labels) for sample in samples]
+    inputs = stacked([sample.inputs for sample in samples])
+    if isinstance(spec, InputSpec):
+        return _input_html(inputs, spec, labels)
+    return "".join(
+        f"<p>{html.escape(name)}</p>{_input_html(inputs[name], one, labels)}" for name, one in spec.inputs.items()
+    )
+
+
+def _input_html(inputs: Tensor, spec: InputSpec, labels: list[int | None]) -> str:
+    raw = torch.from_numpy(raw_values(inputs.numpy(), spec)).float()
     if len(spec.shape) in {3, 4}:
         planes = raw if raw.ndim == 4 else raw[:, :, raw.shape[2] // 2]  # noqa: PLR2004  the middle slice of a volume
         return _image_grid(planes, labels)

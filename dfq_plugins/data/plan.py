@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Specification
 
 _SHOWN_DIFFERENCES = 4
 
@@ -49,7 +49,7 @@ class DatasetPlan:
     model_digest: str
     generator: GeneratorRecord
     seed: int
-    spec: InputSpec
+    spec: Specification
     num_samples: int
     shard_size: int
     labels: str = "none"

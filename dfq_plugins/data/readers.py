@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.data.manifest import MANIFEST_FILE
 from dfq_plugins.errors import DataError
+from dfq_plugins.types import NetworkSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, InputSpec, Specification
 
 BATCH_SIZE = 64
 
@@ -30,11 +31,12 @@ ARRAY_NAMES = ("inputs", "images", "x", "x_test", "data")
 """Names of the samples in an .npz file, tried in this order; if none is there, its only array is used."""
 
 
-def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
+def load_source(path: Path, spec: Specification) -> Iterable[Inputs]:
     """Open a synthetic data set, a folder of images (searched recursively) or an .npz file as batches of inputs.
 
     Images are resized and their channels converted to match the network; unsigned bytes are scaled to the
-    specification's value range and normalized. Floating-point arrays are used as network inputs without change.
+    specification's value range and normalized. Floating-point arrays are used as network inputs without change. For a
+    network with several inputs, an .npz file holds an array under the name of each.
 
     Raises:
         DataError: the path holds none of these, or the samples do not match the network.
@@ -43,6 +45,8 @@ def load_source(path: Path, spec: InputSpec) -> Iterable[Tensor]:
         data = SyntheticDataset.open(path)
         _check_shape(data.spec.shape, spec, path)
         return data.batches(BATCH_SIZE)
+    if isinstance(spec, NetworkSpec):
+        return _named_batches(path, spec)
     if _is_array(path):
         return _array_batches(_read_array(path), spec, path)
     if files := sorted(_image_files(path)):
@@ -74,13 +78,33 @@ def _unknown_source(path: Path) -> DataError:
     return DataError(f"{path} is not {kinds}. Give one of these.")
 
 
-def _read_array(path: Path) -> np.ndarray:
-    """Return the samples of an .npz file as bytes or floating point; the first axis is the sample axis."""
+def _named_batches(path: Path, spec: NetworkSpec) -> Iterator[Inputs]:
+    """Yield batches of several inputs, each from the array of its name."""
+    if not _is_array(path):
+        raise DataError(
+            f"{path} must hold several inputs: {', '.join(spec.order)}. Give a synthetic data set, or an .npz file "
+            "with an array under each of these names."
+        )
+    arrays = {name: _read_array(path, name) for name in spec.order}
+    if len({len(array) for array in arrays.values()}) > 1:
+        counts = ", ".join(f"{name} has {len(array)}" for name, array in arrays.items())
+        raise DataError(f"{path} needs the same number of samples of each input, but {counts}.")
+    parts = [_array_batches(arrays[name], one, path) for name, one in spec.inputs.items()]
+    return (dict(zip(spec.order, batches, strict=True)) for batches in zip(*parts, strict=True))
+
+
+def _read_array(path: Path, name: str | None = None) -> np.ndarray:
+    """Return the samples of an .npz file as bytes or floating point; the first axis is the sample axis.
+
+    Args:
+        path: the file.
+        name: name of the array; None finds it.
+    """
     try:
         with path.open("rb") as file:  # numpy leaves a damaged file open
             loaded = np.load(file, allow_pickle=False)
-            single = isinstance(loaded, np.ndarray)  # a bare array with an archive's suffix
-            array = loaded if single else np.asarray(loaded[_array_name(loaded.files, path)])
+            single = isinstance(loaded, np.ndarray) and name is None  # a bare array with an archive's suffix
+            array = loaded if single else np.asarray(loaded[_array_name(loaded.files, path, name)])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file without pickled objects: {error}.") from error
     if array.ndim == 0 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
@@ -91,7 +115,11 @@ def _read_array(path: Path) -> np.ndarray:
     return array
 
 
-def _array_name(names: list[str], path: Path) -> str:
+def _array_name(names: list[str], path: Path, wanted: str | None = None) -> str:
+    if wanted is not None:
+        if wanted in names:
+            return wanted
+        raise DataError(f"{path} holds the arrays {names}, but the network has an input {wanted!r}. Add it.")
     known = [name for name in ARRAY_NAMES if name in names]
     if known or len(names) == 1:
         return (known or names)[0]
@@ -106,7 +134,7 @@ def _array_batches(array: np.ndarray, spec: InputSpec, path: Path) -> Iterator[T
         yield batch
 
 
-def _check_shape(shape: tuple[int, ...], spec: InputSpec, path: Path) -> None:
+def _check_shape(shape: Any, spec: Specification, path: Path) -> None:
     if shape != spec.shape:
         raise DataError(
             f"{path} holds samples of shape {shape}, but the network takes {spec.shape}. "

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dfq_plugins.errors import DataError
-from dfq_plugins.types import Batch
+from dfq_plugins.types import Batch, InputSpec
 
 if TYPE_CHECKING:
     import torch
 
     from dfq_plugins.data.plan import ShardPlan
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, Specification
 
 
 def checked_batch(
     shard: ShardPlan,
-    spec: InputSpec,
-    inputs: torch.Tensor,
+    spec: Specification,
+    inputs: Inputs,
     labels: torch.Tensor | None,
     logits: torch.Tensor | None,
 ) -> Batch:
@@ -26,7 +27,19 @@ def checked_batch(
     Raises:
         DataError: a count, shape or type does not match the plan, or a value is not finite.
     """
-    _check_shape(shard, "inputs", inputs, (shard.num_samples, *spec.shape))
+    _check_names(shard, spec, inputs)
+
+    def checked_input(name: str, shape: tuple[int, ...], tensor: torch.Tensor) -> torch.Tensor:
+        _check_shape(shard, name, tensor, (shard.num_samples, *shape))
+        return _finite_storage(shard, name, tensor)
+
+    stored: Inputs
+    if isinstance(spec, InputSpec):
+        stored = checked_input("inputs", spec.shape, inputs)
+    else:
+        stored = {
+            name: checked_input(f"the input {name!r}", one.shape, inputs[name]) for name, one in spec.inputs.items()
+        }
     if labels is not None:
         _check_shape(shard, "labels", labels, (shard.num_samples,))
         if labels.is_floating_point():
@@ -36,10 +49,21 @@ def checked_batch(
         classes = spec.num_classes or (logits.shape[-1] if logits.dim() else 0)
         _check_shape(shard, "logits", logits, (shard.num_samples, classes))
     return Batch(
-        _finite_storage(shard, "inputs", inputs),
+        stored,
         None if labels is None else _to_storage(labels.long()),
         None if logits is None else _finite_storage(shard, "logits", logits),
     )
+
+
+def _check_names(shard: ShardPlan, spec: Specification, inputs: Inputs) -> None:
+    wanted = None if isinstance(spec, InputSpec) else set(spec.inputs)
+    given = set(inputs) if isinstance(inputs, Mapping) else None
+    if given != wanted:
+        names, found = ("one tensor" if part is None else ", ".join(sorted(part)) for part in (wanted, given))
+        raise DataError(
+            f"Shard {shard.index} needs the inputs of the specification ({names}), got {found}. A generator must "
+            "yield inputs in the form that its specification has."
+        )
 
 
 def _check_shape(shard: ShardPlan, name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:

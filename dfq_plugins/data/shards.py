@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from dfq_plugins.errors import DataError
+from dfq_plugins.inputs import count, map_inputs
 from dfq_plugins.storage.files import write_atomically
 from dfq_plugins.types import Batch
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from dfq_plugins.data.manifest import ShardRecord
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Specification
 
 METADATA_KEY = "dfq"
 """The only key of the safetensors metadata: the library writes several keys in random order."""
@@ -30,6 +32,27 @@ CACHE_BYTES = 32 * 2**20
 """Bytes of loaded shards that a data set caches, whatever its size; the latest shard always stays."""
 
 _FIELDS = ("inputs", "labels", "logits")
+
+
+def flattened(batch: Batch) -> dict[str, torch.Tensor]:
+    """Return the tensors of a batch under the names that a file gives them: `inputs`, or `inputs.image` and so on."""
+    named: dict[str, torch.Tensor] = {}
+    for field, value in zip(_FIELDS, batch, strict=True):
+        if isinstance(value, Mapping):
+            named |= {f"{field}.{name}": tensor for name, tensor in value.items()}
+        elif value is not None:
+            named[field] = value
+    return named
+
+
+def unflattened(tensors: Mapping[str, torch.Tensor]) -> Batch:
+    """Return the batch with these tensors; the inverse of `flattened`."""
+    return Batch(*(_field(tensors, field) for field in _FIELDS))
+
+
+def _field(tensors: Mapping[str, torch.Tensor], field: str) -> Any:
+    named = {name.removeprefix(f"{field}."): tensor for name, tensor in tensors.items() if name.startswith(f"{field}.")}
+    return named or tensors.get(field)
 
 
 @dataclass(frozen=True)
@@ -61,8 +84,8 @@ def write_shard(path: Path, batch: Batch, *, index: int, identity: str, iteratio
     Raises:
         DataError: the file cannot be written; no partial file is left.
     """
-    tensors = {name: tensor for name in _FIELDS if (tensor := getattr(batch, name)) is not None}
-    proof = asdict(ShardProof(index, len(batch.inputs), identity, _tensor_digest(tensors), iterations))
+    tensors = flattened(batch)
+    proof = asdict(ShardProof(index, count(batch.inputs), identity, _tensor_digest(tensors), iterations))
     if iterations is None:
         del proof["iterations"]
     metadata = {METADATA_KEY: json.dumps(proof, sort_keys=True)}
@@ -105,7 +128,7 @@ def load_shard(path: Path, sha256: str | None = None) -> Batch:
         DataError: the file is missing or unreadable, or its checksum differs.
     """
     tensors, _ = _decode(path, _read(path, sha256))
-    return Batch(*(tensors.get(name) for name in _FIELDS))  # type: ignore[arg-type]  # _decode makes sure of inputs
+    return unflattened(tensors)
 
 
 def _damage_message(path: Path, expected: str, found: str) -> str:
@@ -138,7 +161,8 @@ def _decode(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor], ShardProo
         proof = ShardProof(**json.loads(header["__metadata__"][METADATA_KEY]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: it is not a readable shard ({error}). {_next_step(path)}") from error
-    if "inputs" not in tensors or len(tensors["inputs"]) != proof.num_samples:
+    inputs = [tensor for name, tensor in tensors.items() if name.partition(".")[0] == "inputs"]
+    if not inputs or any(len(tensor) != proof.num_samples for tensor in inputs):
         raise DataError(
             f"{path} is damaged: it does not hold the {proof.num_samples} inputs that it declares. {_next_step(path)}"
         )
@@ -157,10 +181,12 @@ def _tensor_digest(tensors: dict[str, torch.Tensor]) -> str:
 class ShardCache:
     """Loads shards on demand, checks each once, and caches the latest ones within a fixed number of bytes."""
 
-    def __init__(self, folder: Path, shards: Sequence[ShardRecord], spec: InputSpec, limit: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, shards: Sequence[ShardRecord], spec: Specification, limit: int | None = None
+    ) -> None:
         self._folder = folder
         self._shards = shards
-        self._shape = spec.shape
+        self._spec = spec
         self._limit = CACHE_BYTES if limit is None else limit
         self._checked: set[int] = set()
         self._loaded: dict[int, Batch] = {}  # oldest use first
@@ -196,14 +222,15 @@ class ShardCache:
         record = self._shards[index]
         path = self._folder / record.file
         batch = load_shard(path, None if index in self._checked else record.sha256)
-        expected = (record.num_samples, *self._shape)
-        if tuple(batch.inputs.shape) != expected:
+        found = map_inputs(lambda tensor: tuple(tensor.shape), batch.inputs)
+        expected = self._spec.map(lambda one: (record.num_samples, *one.shape))
+        if found != expected:
             raise DataError(
-                f"{path} does not match its manifest: its inputs have shape {tuple(batch.inputs.shape)}, "
-                f"not {expected}. {_next_step(path)}"
+                f"{path} does not match its manifest: its inputs have shape {found}, not {expected}. {_next_step(path)}"
             )
         self._checked.add(index)
-        return batch
+        # A file sorts its tensors by name; the specification knows the order of the inputs.
+        return batch._replace(inputs=self._spec.map(lambda _, tensor: tensor, batch.inputs))
 
     def _evict(self) -> None:
         while len(self._loaded) > 1 and self.loaded_bytes > self._limit:
@@ -211,4 +238,4 @@ class ShardCache:
 
 
 def _num_bytes(batch: Batch) -> int:
-    return sum(tensor.nbytes for tensor in batch if tensor is not None)
+    return sum(tensor.nbytes for tensor in flattened(batch).values())

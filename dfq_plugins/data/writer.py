@@ -14,6 +14,7 @@ from dfq_plugins.data.resume import agreed_manifest, refuse_foreign_files, sibli
 from dfq_plugins.data.sample_checks import checked_batch
 from dfq_plugins.data.shards import check_alike, inspect_shard, load_shard, write_shard
 from dfq_plugins.errors import DataError, UsageError
+from dfq_plugins.inputs import split
 from dfq_plugins.storage.files import create_folder, remove_empty, remove_temporary_files
 from dfq_plugins.storage.locks import POLL_SECONDS, FolderLock
 from dfq_plugins.storage.versions import library_versions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.plan import DatasetPlan
     from dfq_plugins.data.shards import ShardContents
     from dfq_plugins.storage.rank import Rank
+    from dfq_plugins.types import Inputs
 
 
 class DatasetWriter:
@@ -172,7 +174,7 @@ class DatasetWriter:
     def write(
         self,
         shard: ShardPlan,
-        inputs: torch.Tensor,
+        inputs: Inputs,
         labels: torch.Tensor | None,
         logits: torch.Tensor | None,
         *,
@@ -182,7 +184,8 @@ class DatasetWriter:
 
         Args:
             shard: one of `pending()`.
-            inputs: `(shard.num_samples, *spec.shape)`, finite; any device and floating-point type, stored as float32.
+            inputs: `(shard.num_samples, *spec.shape)`, finite; any device and floating-point type, stored as float32;
+                by name if the specification has several inputs.
             labels: `(shard.num_samples,)` classes, or None.
             logits: `(shard.num_samples, classes)`, finite, or None if the network does not return class logits.
             iterations: number of iterations that a time budget allowed; None without a budget.
@@ -199,7 +202,7 @@ class DatasetWriter:
         self._written.add(record.index)
         self._samples_left -= record.num_samples
 
-    def written_inputs(self, batch_size: int = 64) -> Iterator[torch.Tensor]:
+    def written_inputs(self, batch_size: int = 64) -> Iterator[Inputs]:
         """Yield the inputs of every written shard in order, `(at most batch_size, *shape)`, for whole-set statistics.
 
         Inputs are read from disk, one shard at a time, so that statistics are the same after any interruption. No batch
@@ -210,8 +213,7 @@ class DatasetWriter:
         """
         for shard in self.manifest.shards:
             if (self.folder / shard.file).is_file():
-                inputs = load_shard(self.folder / shard.file).inputs
-                yield from (inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size))
+                yield from split(load_shard(self.folder / shard.file).inputs, batch_size)
 
     @property
     def is_complete(self) -> bool:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
 
 from dfq_plugins.errors import DataError
+from dfq_plugins.inputs import count, leaves, map_inputs, rows
 from dfq_plugins.statistics.augmentation import Augmentation, augment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dfq_plugins.distillation.options import TrainingOptions
+    from dfq_plugins.types import Inputs
 
 FEWEST_SAMPLES = 2
 """One to train on, and one to select the best state with."""
@@ -31,27 +33,29 @@ class Examples:
     """Inputs with their labels and teacher outputs, where known.
 
     Args:
-        inputs: `(samples, *shape)`.
+        inputs: `(samples, *shape)`; by name if the network has several.
         labels: classes `(samples,)`, or class probabilities `(samples, classes)`; None without labels.
         answers: the teacher's outputs `(samples, ...)`; None if not computed yet.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor | None = None
     answers: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return count(self.inputs)
 
     def take(self, indices: Tensor) -> Examples:
         """Return the examples at these indices."""
         parts = (self.inputs, self.labels, self.answers)
-        return Examples(*(None if part is None else part[indices] for part in parts))  # type: ignore[arg-type]
+        return Examples(*(None if part is None else rows(part, indices) for part in parts))
 
     @property
     def digest(self) -> str:
         """SHA-256 of the values, in hexadecimal."""
-        found = hashlib.sha256(self.inputs.contiguous().numpy().tobytes())
+        found = hashlib.sha256()
+        for tensor in leaves(self.inputs):
+            found.update(tensor.contiguous().numpy().tobytes())
         if self.labels is not None:
             found.update(self.labels.contiguous().numpy().tobytes())
         return found.hexdigest()
@@ -90,7 +94,7 @@ class TrainingBatches:
         examples: training examples.
         options: batch size, seed, mixup and augmentation.
         num_classes: number of classes of the labels after mixup; None without labels.
-        fill: padding value per channel; None for zeros.
+        fill: padding value per channel, in the form of the inputs; None for zeros.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class TrainingBatches:
         examples: Examples,
         options: TrainingOptions,
         num_classes: int | None,
-        fill: tuple[float, ...] | None = None,
+        fill: Any = None,
     ) -> None:
         self.examples, self._options = examples, options
         self._classes, self._fill = num_classes, fill
@@ -127,7 +131,7 @@ def presented(
     options: TrainingOptions,
     step: int,
     num_classes: int | None,
-    fill: tuple[float, ...] | None = None,
+    fill: Any = None,
 ) -> Examples:
     """Return the examples for a step, with mixup and augmentation as configured; `padding` also turns on flipping."""
     if not options.augments:
@@ -136,7 +140,12 @@ def presented(
     mixed = mix_up(examples, options.mixup, num_classes, rng) if options.mixup else examples
     padding = options.padding or 0
     shown = Augmentation(options.jitter, options.flip or padding > 0, options.crop, padding)
-    return Examples(augment(mixed.inputs, shown, rng, fill), mixed.labels)
+    fills = map_inputs(lambda _: None, mixed.inputs) if fill is None else fill
+
+    def augmented(tensor: Tensor, level: tuple[float, ...] | None) -> Tensor:
+        return augment(tensor, shown, rng, level)
+
+    return Examples(map_inputs(augmented, mixed.inputs, fills), mixed.labels)
 
 
 def mix_up(examples: Examples, alpha: float, num_classes: int | None, rng: torch.Generator) -> Examples:
@@ -150,10 +159,10 @@ def mix_up(examples: Examples, alpha: float, num_classes: int | None, rng: torch
     """
     share = _beta(alpha, rng)
     partner = torch.randperm(len(examples), generator=rng)
-    inputs = share * examples.inputs + (1 - share) * examples.inputs[partner]
+    inputs = map_inputs(lambda tensor: share * tensor + (1 - share) * tensor[partner], examples.inputs)
     if examples.labels is None or num_classes is None:
         return Examples(inputs)
-    shares = F.one_hot(examples.labels, num_classes).to(inputs.dtype)
+    shares = F.one_hot(examples.labels, num_classes).to(leaves(inputs)[0].dtype)
     return Examples(inputs, share * shares + (1 - share) * shares[partner])
 
 

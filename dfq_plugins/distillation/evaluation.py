@@ -10,6 +10,7 @@ import torch
 
 from dfq_plugins.distillation import terms
 from dfq_plugins.distillation.loss import check_same_shape
+from dfq_plugins.inputs import cloned, moved, run_network, split
 from dfq_plugins.model_state import device_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class HeldOut:
 
     def __init__(self, examples: Examples, loss: DistillationLoss, batch_size: int) -> None:
         self._temperature = loss.options.temperature
-        self._batches = torch.split(examples.inputs, batch_size)
+        self._spec = loss.spec
+        self._batches = list(split(examples.inputs, batch_size))
         self._answers = torch.cat([loss.teacher_outputs(batch).cpu() for batch in self._batches])
 
     @torch.no_grad()
@@ -59,7 +61,9 @@ class HeldOut:
         """
         model.eval()
         device = device_of(model)
-        outputs: Tensor = torch.cat([model(batch.clone().to(device)).float().cpu() for batch in self._batches])
+        outputs: Tensor = torch.cat(
+            [run_network(model, moved(cloned(batch), device), self._spec).float().cpu() for batch in self._batches]
+        )
         check_same_shape(self._answers, outputs)
         classifies = terms.are_logits(outputs)
         divergence = partial(terms.kl_divergence, temperature=self._temperature)

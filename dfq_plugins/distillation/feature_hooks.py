@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from dfq_plugins.network.probe import Call
+    from dfq_plugins.types import Inputs, Specification
 
 _SHOWN = 6
 
@@ -38,7 +39,7 @@ class FeaturePair:
 
 
 def resolve_feature_layers(
-    names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Tensor
+    names: Sequence[str], teacher: nn.Module, student: nn.Module, sample: Inputs, spec: Specification | None = None
 ) -> tuple[FeaturePair, ...]:
     """Resolve module names to pairs of modules in the teacher and the student.
 
@@ -50,13 +51,14 @@ def resolve_feature_layers(
         teacher: float network.
         student: quantized network.
         sample: inputs `(batch, *shape)`; both networks run on them once.
+        spec: says how the networks take several inputs; None means by keywords.
 
     Raises:
         UsageError: the teacher never calls a module with that name.
         ModelError: no module that the student calls reads the same tensor, or it reads a different shape.
     """
-    calls = record_calls(teacher, sample)
-    present = {call.name: call for call in record_calls(student, sample)}
+    calls = record_calls(teacher, sample, spec)
+    present = {call.name: call for call in record_calls(student, sample, spec)}
     by_name = {call.name: call for call in calls}
     wanted: list[str] = []
     for name in names:
@@ -72,7 +74,9 @@ def resolve_feature_layers(
     return hooks
 
 
-def stages_alike(teacher: nn.Module, student: nn.Module, sample: Tensor) -> tuple[str, ...]:
+def stages_alike(
+    teacher: nn.Module, student: nn.Module, sample: Inputs, spec: Specification | None = None
+) -> tuple[str, ...]:
     """Return the stage ends at which the same-named modules of both networks read inputs of the same spatial size.
 
     Without spatial positions, or with only one, the number of channels must match as well. If the student has fewer
@@ -85,9 +89,9 @@ def stages_alike(teacher: nn.Module, student: nn.Module, sample: Tensor) -> tupl
     >>> stages_alike(first, second, torch.zeros(2, 1, 4, 4))
     ('1', '3')
     """
-    calls = record_calls(teacher, sample)
+    calls = record_calls(teacher, sample, spec)
     theirs = {call.name: call.entered.shape for call in calls}
-    ours = {call.name: call.entered.shape for call in record_calls(student, sample)}
+    ours = {call.name: call.entered.shape for call in record_calls(student, sample, spec)}
     partners = {name: module for name, _, module in counterparts(student, teacher)}
     return tuple(
         name

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.host.plugin_info import Kind
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
+    from dfq_plugins.types import GivenSpec, LearningGenerator, ProgressEvent
 
 SELECTION_SAMPLES = 512
 """Number of samples to synthesize for selecting the best state when a learning generator makes the training inputs."""
@@ -90,7 +90,7 @@ class InputSource:
     def given_or_made(
         self,
         model: nn.Module,
-        spec: InputSpec | None,
+        spec: GivenSpec | None,
         seed: int,
         folder: Path | None,
         report: Callable[[ProgressEvent], None],

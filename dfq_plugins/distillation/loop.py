@@ -24,6 +24,7 @@ from dfq_plugins.distillation.state import (
     write_checkpoint,
 )
 from dfq_plugins.errors import DfqError, DivergedError, first_line
+from dfq_plugins.inputs import cloned, map_inputs, run_network
 from dfq_plugins.model_state import device_of
 from dfq_plugins.types import ProgressEvent
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.loss import DistillationLoss
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.distillation.sources import BatchSource
+    from dfq_plugins.types import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -190,9 +192,8 @@ class _Training:
         """Take one training step on the source's next batch."""
         examples = self._next_examples()
         self.optimizer.zero_grad()
-        parts = (examples.inputs, examples.labels, examples.answers)
-        inputs, labels, answers = (self._local_part(part) for part in parts)
-        assert inputs is not None  # noqa: S101  for the type checker: a batch has inputs
+        inputs = map_inputs(self._local_part, examples.inputs)
+        labels, answers = (self._local_part(part) for part in (examples.labels, examples.answers))
         value = self._forward_backward(inputs, labels, answers)
         mean = float(self.ranks.average_gradients(self.parameters, value))
         if not math.isfinite(mean):
@@ -213,7 +214,7 @@ class _Training:
     def _local_part(self, part: Tensor | None) -> Tensor | None:
         return None if part is None else self.ranks.part(part).to(self.device)
 
-    def _forward_backward(self, inputs: Tensor, labels: Tensor | None, answers: Tensor | None) -> Tensor:
+    def _forward_backward(self, inputs: Inputs, labels: Tensor | None, answers: Tensor | None) -> Tensor:
         """Return the loss of one batch, with its gradients on the student; compiled where that works."""
         if self.compiled is not None:
             # The backward pass is compiled only when it first runs, so one guard covers both passes.
@@ -231,9 +232,10 @@ class _Training:
         return self._loss_with_gradients(self.model, inputs, labels, answers)
 
     def _loss_with_gradients(
-        self, model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor | None, answers: Tensor | None
+        self, model: Callable[..., Tensor], inputs: Inputs, labels: Tensor | None, answers: Tensor | None
     ) -> Tensor:
-        value: Tensor = self.loss(model(inputs.clone()), inputs, labels, answers=answers)  # it may overwrite them
+        outputs = run_network(model, cloned(inputs), self.loss.spec)  # it may overwrite them
+        value: Tensor = self.loss(outputs, inputs, labels, answers=answers)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -12,11 +12,14 @@ from dfq_plugins.distillation.feature_hooks import FeatureHooks, resolve_feature
 from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.host.options import parse_options
+from dfq_plugins.inputs import cloned, moved, run_network
 from dfq_plugins.model_state import device_of, frozen_copy
 from dfq_plugins.network.precision import use_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from dfq_plugins.types import Inputs, Specification
 
 _PLACES = 3
 """A feature with at least this many axes has spatial positions: (batch, channels, *spatial)."""
@@ -39,6 +42,7 @@ class DistillationLoss(nn.Module):
         options: weights and temperature, as a record or a mapping; schedule settings are ignored here.
         student: the network to hook into; only needed for feature terms.
         sample: a few inputs `(batch, *shape)` for both networks; only needed for feature terms.
+        spec: says how the networks take several inputs; None means by keywords.
 
     Raises:
         UsageError: all weights are zero, feature terms lack `student` and `sample`, or a layer name is unknown.
@@ -51,9 +55,11 @@ class DistillationLoss(nn.Module):
         options: TrainingOptions | Mapping[str, object] | None = None,
         *,
         student: nn.Module | None = None,
-        sample: Tensor | None = None,
+        sample: Inputs | None = None,
+        spec: Specification | None = None,
     ) -> None:
         super().__init__()
+        self.spec = spec
         self.options = parse_options(TrainingOptions, options, owner="fine-tuning")
         require_a_term(self.options)
         # Not a submodule: optimizers and checkpoints of the loss must not see the teacher's weights.
@@ -66,7 +72,7 @@ class DistillationLoss(nn.Module):
                     "The feature and attention terms read the student's features: call DistillationLoss(teacher, "
                     "options, student=..., sample=inputs), or set feature_weight and attention_weight to 0."
                 )
-            pairs = resolve_feature_layers(self.options.feature_layers, self.teacher, student, sample)
+            pairs = resolve_feature_layers(self.options.feature_layers, self.teacher, student, sample, spec)
             self._feature_hooks = (
                 FeatureHooks(self.teacher, [pair.teacher for pair in pairs]).open(),
                 FeatureHooks(student, [pair.student for pair in pairs]).open(),
@@ -80,15 +86,15 @@ class DistillationLoss(nn.Module):
         return self._teacher[0]
 
     @torch.no_grad()
-    def teacher_outputs(self, inputs: Tensor) -> Tensor:
+    def teacher_outputs(self, inputs: Inputs) -> Tensor:
         """Return the teacher's outputs `(batch, ...)` for inputs `(batch, *shape)`, in float32."""
-        inputs = inputs.clone().to(device_of(self.teacher))  # the network may overwrite them
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self._half):
-            answers: Tensor = self.teacher(inputs)
+        given = moved(cloned(inputs), device_of(self.teacher))  # the network may overwrite them
+        with torch.autocast(device_of(self.teacher).type, dtype=torch.bfloat16, enabled=self._half):
+            answers: Tensor = run_network(self.teacher, given, self.spec)
         return answers.float()
 
     def forward(
-        self, outputs: Tensor, inputs: Tensor, labels: Tensor | None = None, *, answers: Tensor | None = None
+        self, outputs: Tensor, inputs: Inputs, labels: Tensor | None = None, *, answers: Tensor | None = None
     ) -> Tensor:
         """Return the weighted sum of the terms, a scalar.
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.distillation.task import DistillationTask
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
+    from dfq_plugins.types import GivenSpec, LearningGenerator, ProgressEvent, Specification
 
 
 class TicketLike(Protocol):
@@ -76,7 +76,7 @@ class DistillRun:
     """
 
     model: nn.Module
-    spec: InputSpec
+    spec: Specification
     teacher_cost: Cost
     student_cost: Cost
     agreement_before: float
@@ -93,7 +93,7 @@ def distill(
     student: nn.Module,
     data: CalibrationData | None = None,
     *,
-    spec: InputSpec | None = None,
+    spec: GivenSpec | None = None,
     training: Mapping[str, object] | TrainingOptions | None = None,
     generator: str | LearningGenerator | None = None,
     generator_options: Mapping[str, object] | object | None = None,
@@ -154,7 +154,7 @@ def distill(
         network = trainable_copy(student) if ticket is None else ticket.rewind(trainable_copy(student))
         check_student(task, network)
         inherited = inherit_weights(task.teacher, network) if inherit else ()
-        costs = measure_cost(task.teacher, task.spec.shape), measure_cost(network.eval(), task.spec.shape)
+        costs = measure_cost(task.teacher, task.spec), measure_cost(network.eval(), task.spec)
         warn_of_larger(*costs)
         about = [model_digest(network), [] if ticket is None else ["ticket", ticket.sparsity]]
         settings = task.resolve_settings(settings, network)
@@ -162,7 +162,7 @@ def distill(
         before = task.agreement(network)
         history = train(Student(network), task, settings, place)
         bake(network)
-        after, cost = task.agreement(network), measure_cost(network, task.spec.shape)
+        after, cost = task.agreement(network), measure_cost(network, task.spec)
         run = DistillRun(
             model=network,
             spec=task.spec,
@@ -188,7 +188,7 @@ def check_student(task: DistillationTask, student: nn.Module) -> None:
     Raises:
         ModelError: it does not.
     """
-    theirs, ours = (trial_run(model.eval(), task.spec.shape).shape[1:] for model in (task.teacher, student))
+    theirs, ours = (trial_run(model.eval(), task.spec).shape[1:] for model in (task.teacher, student))
     if theirs != ours:
         raise ModelError(
             f"Teacher and student must return the same shape, got {tuple(theirs)} values per sample from the teacher "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from dfq_plugins.distillation.batches import Examples, TrainingBatches, presented, rng_for
 from dfq_plugins.errors import DataError
+from dfq_plugins.host.accepted import accepted_spec
+from dfq_plugins.inputs import joined as joined_inputs
+from dfq_plugins.inputs import map_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dfq_plugins.distillation.options import TrainingOptions
-    from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
+    from dfq_plugins.types import LearningGenerator, ProgressEvent, Specification
 
 
 class BatchSource(Protocol):
@@ -48,7 +51,7 @@ class DatasetSource:
         examples: Examples,
         options: TrainingOptions,
         num_classes: int | None,
-        fill: tuple[float, ...] | None = None,
+        fill: Any = None,
     ) -> None:
         self._batches = TrainingBatches(examples, options, num_classes, fill)
 
@@ -79,14 +82,14 @@ class GeneratorSource:
         self,
         generator: LearningGenerator,
         teacher: nn.Module,
-        spec: InputSpec,
+        spec: Specification,
         options: TrainingOptions,
         report: Callable[[ProgressEvent], None] = lambda _: None,
     ) -> None:
         self._generator, self._spec, self._options = generator, spec, options
         self._rng = rng_for(options.seed, "generator")
         generator.listen(report)
-        generator.begin(teacher, spec, self._rng)
+        generator.begin(teacher, accepted_spec(generator, "learning generator", spec), self._rng)
 
     def batch(self, step: int, student: nn.Module, progress: float) -> Examples:
         """Let the generator learn from the student, and return its next batch with mixup and augmentation applied.
@@ -97,15 +100,17 @@ class GeneratorSource:
         self._generator.progress(progress)
         self._generator.feedback(student)
         made = self._generator.batch(self._options.batch_size)
-        wanted = (self._options.batch_size, *self._spec.shape)
-        if tuple(made.inputs.shape) != wanted:
+        wanted = self._spec.map(lambda one: (self._options.batch_size, *one.shape))
+        found = map_inputs(lambda tensor: tuple(tensor.shape), made.inputs)
+        if found != wanted:
             raise DataError(
-                f"A learning generator must return a batch of the requested shape, {wanted}, got "
-                f"{tuple(made.inputs.shape)}. Report this to the generator's author."
+                f"A learning generator must return a batch of the requested shape, {wanted}, got {found}. Report this "
+                "to the generator's author."
             )
         labels = None if made.labels is None else made.labels.detach().cpu()
-        examples = Examples(made.inputs.detach().float().cpu(), labels)
-        return presented(examples, self._options, step, self._spec.num_classes, self._spec.pad_value)
+        examples = Examples(map_inputs(lambda tensor: tensor.detach().float().cpu(), made.inputs), labels)
+        fill = self._spec.map(lambda one: one.pad_value)
+        return presented(examples, self._options, step, self._spec.num_classes, fill)
 
     def capture(self) -> dict[str, Tensor]:
         """Return the state of the generator and of its random number generator."""
@@ -147,7 +152,7 @@ def joined(first: Examples, second: Examples) -> Examples:
     >>> joined(Examples(torch.zeros(2, 3)), Examples(torch.ones(1, 3))).inputs.shape
     torch.Size([3, 3])
     """
-    inputs = torch.cat([first.inputs, second.inputs])
+    inputs = joined_inputs([first.inputs, second.inputs])
     if first.labels is None or second.labels is None:
         return Examples(inputs)
     return Examples(inputs, torch.cat([first.labels, second.labels]))

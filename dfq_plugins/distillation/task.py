@@ -22,7 +22,9 @@ from dfq_plugins.distillation.loss import DistillationLoss
 from dfq_plugins.distillation.options import BLOCK_ENDS, USUAL_FEATURE_WEIGHT, TrainingOptions
 from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource, MixedSource
 from dfq_plugins.errors import DataError, DfqWarning
+from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.options import parse_options
+from dfq_plugins.inputs import joined, moved, rows, split
 from dfq_plugins.model_state import device_of, frozen_copy
 from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.network.digest import model_digest
@@ -32,11 +34,12 @@ from dfq_plugins.statistics.augmentation import padding_of
 from dfq_plugins.storage.canonical_json import jsonable, short_digest
 from dfq_plugins.storage.files import create_folder, remove_temporary_files
 from dfq_plugins.storage.locks import FolderLock
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.distillation.history import TrainingPoint
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.process_group import ProcessGroup
     from dfq_plugins.distillation.sources import BatchSource
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
+    from dfq_plugins.types import GivenSpec, Inputs, LearningGenerator, ProgressEvent, Specification
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class DistillationTask:
     """
 
     teacher: nn.Module
-    spec: InputSpec
+    spec: Specification
     examples: Examples
     held_out: Examples
     build_generator: Callable[[], LearningGenerator] | None
@@ -70,25 +73,27 @@ class DistillationTask:
     report: Callable[[ProgressEvent], None]
 
     @property
-    def sample(self) -> Tensor:
+    def sample(self) -> Inputs:
         """A few inputs `(batch, *shape)` on the teacher's device."""
-        return self.held_out.inputs[:4].to(device_of(self.teacher))
+        return moved(rows(self.held_out.inputs, slice(4)), device_of(self.teacher))
 
     def resolve_settings(self, settings: TrainingOptions, student: nn.Module) -> TrainingOptions:
         """Return the settings with open values filled in, based on the inputs and the similarity of both networks."""
         if settings.padding is None:
-            settings = replace(settings, padding=padding_of(self.spec))
+            # Several inputs are not padded: what moves in one may have to move in the others.
+            settings = replace(settings, padding=padding_of(self.spec) if isinstance(self.spec, InputSpec) else 0)
         if settings.feature_weight is None:
             free = settings.feature_layers == (BLOCK_ENDS,) and not settings.attention_weight
-            alike = stages_alike(self.teacher, student, self.sample[:2]) if free else ()
+            few = rows(self.sample, slice(2))
+            alike = stages_alike(self.teacher, student, few, self.spec) if free else ()
             weight = USUAL_FEATURE_WEIGHT if alike else 0.0
             settings = replace(settings, feature_weight=weight, feature_layers=alike or settings.feature_layers)
         return settings
 
     def agreement(self, student: nn.Module) -> float:
         """Return the student's top-1 agreement with the teacher on the held-out samples; NaN if not a classifier."""
-        batches = torch.split(self.held_out.inputs, 64)
-        return top1_agreement(self.teacher, student.eval(), batches, len(self.held_out))
+        batches = split(self.held_out.inputs, 64)
+        return top1_agreement(self.teacher, student.eval(), batches, len(self.held_out), self.spec)
 
     def checkpoint_dir(
         self, folder: Path | None, stage: str, settings: TrainingOptions, about: object, ranks: ProcessGroup
@@ -128,7 +133,7 @@ def trainable_copy(model: nn.Module) -> nn.Module:
 def prepare_task(
     model: nn.Module,
     inputs: InputSource,
-    spec: InputSpec | None,
+    spec: GivenSpec | None,
     settings: TrainingOptions,
     folder: Path | None,
     report: Callable[[ProgressEvent], None],
@@ -154,14 +159,15 @@ def prepare_task(
     data = inputs.given_or_made(model, spec, settings.seed, folder, report, registry)
     check_origin(data, teacher, strict=inputs.strict)
     samples = as_calibration_data(data, spec)
-    spec = resolve_spec(teacher, samples.spec, registry, shape=samples.shape)
-    samples.check(spec)
+    known = resolve_spec(teacher, samples.spec, registry, shape=samples.shape)
+    samples.check(known)
     build_generator = None
     if inputs.learns(registry):
         build_generator = partial(inputs.learner, registry)
-        build_generator().check_supported(teacher, spec)
+        learner = build_generator()
+        learner.check_supported(teacher, accepted_spec(learner, "learning generator", known))
     examples, held_out = split_held_out(gathered(data, samples), settings.validation_fraction, settings.seed)
-    return DistillationTask(teacher, spec, examples, held_out, build_generator, inputs.about(registry), report)
+    return DistillationTask(teacher, known, examples, held_out, build_generator, inputs.about(registry), report)
 
 
 def train(
@@ -186,7 +192,7 @@ def train(
         keep_best: end in the state that scores best on the held-out samples, rather than in the last state.
     """
     student.model.eval()
-    loss = make_loss(task.teacher, settings, student=student.model, sample=task.sample[:2])
+    loss = make_loss(task.teacher, settings, student=student.model, sample=rows(task.sample, slice(2)), spec=task.spec)
     try:
         source = _source(task, loss, settings)
         paced = source if pace is None else pace(source)
@@ -197,7 +203,7 @@ def train(
 
 def _source(task: DistillationTask, loss: DistillationLoss, settings: TrainingOptions) -> BatchSource:
     """Return the batch source: the data set, the learning generator, or both."""
-    fill = task.spec.pad_value
+    fill = task.spec.map(lambda one: one.pad_value)
     if task.build_generator is None:
         return DatasetSource(answered(task.examples, loss, settings), settings, task.spec.num_classes, fill)
     made = max(1, round(settings.generator_fraction * settings.batch_size))
@@ -251,17 +257,16 @@ def gathered(data: CalibrationData, samples: InputBatches) -> Examples:
     """Load all samples into memory, with the labels of a synthetic data set."""
     if isinstance(data, SyntheticDataset) and data.manifest.labels != "none":
         batches = list(data.loader(batch_size=BATCH_SIZE))
-        return Examples(torch.cat([batch.inputs for batch in batches]), torch.cat([batch.labels for batch in batches]))
-    return Examples(torch.cat(list(samples)))
+        labels = torch.cat([batch.labels for batch in batches])
+        return Examples(joined([batch.inputs for batch in batches]), labels)
+    return Examples(joined(list(samples)))
 
 
 def answered(examples: Examples, loss: DistillationLoss, settings: TrainingOptions) -> Examples:
     """Return the examples with the teacher's outputs precomputed, unless each step has to compute them itself."""
     if settings.augments or settings.compares_features:
         return examples
-    answers = torch.cat(
-        [loss.teacher_outputs(batch).cpu() for batch in torch.split(examples.inputs, settings.batch_size)]
-    )
+    answers = torch.cat([loss.teacher_outputs(batch).cpu() for batch in split(examples.inputs, settings.batch_size)])
     return replace(examples, answers=answers)
 
 

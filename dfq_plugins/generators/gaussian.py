@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dfq_plugins.generators.inversion import even_split
-from dfq_plugins.generators.noise import draw_noise
+from dfq_plugins.generators.noise import draw_noise, unbounded
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import device_of
 from dfq_plugins.types import Batch, DataGenerator, ProgressEvent
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.generators.options import GaussianOptions
-    from dfq_plugins.types import InputSpec, TimeBudget
+    from dfq_plugins.types import Specification, TimeBudget
 
 
 class GaussianGenerator(DataGenerator):
@@ -28,6 +27,7 @@ class GaussianGenerator(DataGenerator):
     """
 
     timed = True
+    several_inputs = True
 
     def __init__(self, options: GaussianOptions) -> None:
         self.options = options
@@ -35,7 +35,7 @@ class GaussianGenerator(DataGenerator):
     def generate(
         self,
         model: nn.Module,
-        spec: InputSpec,
+        spec: Specification,
         *,
         num_samples: int,
         batch_size: int,
@@ -46,7 +46,7 @@ class GaussianGenerator(DataGenerator):
         """Yield exactly `num_samples` noise inputs."""
         device = device_of(model)
         noise = known_noise(spec)
-        bounded = spec if self.options.clamp else replace(spec, value_range=None)
+        bounded = spec if self.options.clamp else unbounded(spec)
         done = 0
         for size in even_split(num_samples, batch_size):
             yield Batch(draw_noise(bounded, size, noise, rng, device))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
 from dfq_plugins.errors import UsageError
-from dfq_plugins.generators.noise import Noise, draw_noise
+from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import fitted_noise, known_noise
+from dfq_plugins.inputs import map_inputs, rows
 from dfq_plugins.model_state import device_of
-from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_within, step_work
 from dfq_plugins.synthesis.gradients import require_gradients
-from dfq_plugins.synthesis.loop import augmentation_of, optimize_inputs
+from dfq_plugins.synthesis.loop import drawn_maps, optimize_inputs
 from dfq_plugins.synthesis.objective import InversionObjective
 from dfq_plugins.synthesis.schedule import pace_within
 from dfq_plugins.types import Batch, DataGenerator, ProgressEvent
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
     from dfq_plugins.synthesis.options import InversionOptions
     from dfq_plugins.synthesis.schedule import StepSchedule
-    from dfq_plugins.types import InputSpec, TimeBudget
+    from dfq_plugins.types import Inputs, Specification, TimeBudget
+
+logger = logging.getLogger(__name__)
 
 SMALLEST_BATCH = 32
 """Smaller batches have no meaningful statistics, so smaller requests are optimized at this size and truncated."""
@@ -42,12 +45,12 @@ class Preparation:
 
     Args:
         objective: the objective being minimized.
-        noise: the distribution of the initial inputs.
+        noise: the `Noise` of the initial inputs; by name if there are several.
         work: MACs of one sample in one step.
     """
 
     objective: InversionObjective
-    noise: Noise
+    noise: Any
     work: float
 
 
@@ -59,6 +62,7 @@ class InversionGenerator(DataGenerator):
     """
 
     timed = True
+    several_inputs = True
 
     def __init__(self, options: InversionOptions) -> None:
         self.options = options
@@ -69,7 +73,7 @@ class InversionGenerator(DataGenerator):
     def generate(
         self,
         model: nn.Module,
-        spec: InputSpec,
+        spec: Specification,
         *,
         num_samples: int,
         batch_size: int,
@@ -106,15 +110,15 @@ class InversionGenerator(DataGenerator):
                 self.options,
                 rng,
                 within(report, number, len(groups)),
-                scale=ready.noise.scale,
+                scale=map_inputs(lambda noise: noise.scale, ready.noise),
                 pace=pace,
             )
             if budget is not None:
                 budget.iterations = min(pace.done, budget.iterations or pace.done)
         for batch, wanted, size in zip(batches, labels, sizes, strict=True):
-            yield Batch(batch[:size].detach(), wanted[:size] if self.conditional else None)
+            yield Batch(map_inputs(torch.detach, rows(batch, slice(size))), wanted[:size] if self.conditional else None)
 
-    def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
+    def check_supported(self, model: nn.Module, spec: Specification) -> None:
         """Reject a model or specification that the objective does not support, before anything is written.
 
         Raises:
@@ -147,8 +151,8 @@ class InversionGenerator(DataGenerator):
     def _choose_step(
         self,
         ready: Preparation,
-        spec: InputSpec,
-        batch: Tensor,
+        spec: Specification,
+        batch: Inputs,
         labels: Tensor,
         samples: int,
         budget: TimeBudget | None,
@@ -162,7 +166,7 @@ class InversionGenerator(DataGenerator):
         if budget is None:
             objective.use_compiled(compile_pays(ready.work, samples, options))
             return math.inf
-        maps = draw_maps(augmentation_of(options, spec), tuple(batch.shape), torch.Generator(), batch.device)
+        maps = drawn_maps(options, spec, batch, torch.Generator())
         if options.compile == "auto":
             pays = compile_pays_within(budget, options.iterations, objective, batch, labels, maps)
             objective.use_compiled(pays)
@@ -172,18 +176,31 @@ class InversionGenerator(DataGenerator):
         now = time.monotonic()
         return now + budget.after(now - began)
 
-    def _prepare(self, model: nn.Module, spec: InputSpec) -> Preparation:
+    def _prepare(self, model: nn.Module, spec: Specification) -> Preparation:
         """Return the shared state, built once: it depends on the model and the options, but on no shard's seed."""
         if model not in self._preparations:
             objective = InversionObjective(model, spec, self.options)
             fitted = self.options.start == "fitted" and self.options.batch_norm_weight > 0
             noise = fitted_noise(objective, spec) if fitted else known_noise(spec)
+            if self.options.batch_norm_weight > 0:
+                _report_unseen(objective.unseen_inputs() if len(spec.named) > 1 else (), spec)
             self._preparations[model] = Preparation(objective, noise, step_work(model, spec))
         return self._preparations[model]
 
     def _min_step_samples(self, parts: int) -> int:
         """Return the minimum number of samples in a step with meaningful statistics."""
         return math.ceil(SMALLEST_BATCH / parts) if self.options.statistics == "set" else SMALLEST_BATCH
+
+
+def _report_unseen(names: tuple[str, ...], spec: Specification) -> None:
+    """Say which inputs the stored statistics say nothing about."""
+    for name in names:
+        one = spec.named[name]
+        known = one.standardized or one.value_range is not None
+        advice = "" if known else " It has neither mean and std nor a value range there, so it has mean 0 and std 1."
+        logger.warning(
+            "No BatchNorm layer sees the input %r: its samples are drawn from its specification.%s", name, advice
+        )
 
 
 def even_split(total: int, largest: int) -> list[int]:

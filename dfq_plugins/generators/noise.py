@@ -6,17 +6,18 @@ channels are correlated (Field 1987, Relations between the statistics of natural
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dfq_plugins.synthesis.loop import clamp_
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, Specification
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,25 @@ class Noise:
     correlation: float = 0.0
 
 
-def draw_noise(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, device: torch.device) -> Tensor:
+def draw_noise(spec: Specification, count: int, noise: Any, rng: torch.Generator, device: torch.device) -> Inputs:
     """Draw inputs `(count, *shape)`, clamped to the valid range; images are in channels-last format.
+
+    Args:
+        spec: the specification of the inputs.
+        count: number of samples.
+        noise: their `Noise`; by name if there are several.
+        rng: source of the draws.
+        device: where to put the inputs.
 
     >>> from dfq_plugins.types import InputSpec
     >>> drawn = draw_noise(InputSpec((3, 8, 8)), 4, Noise(), torch.Generator().manual_seed(0), torch.device("cpu"))
     >>> drawn.shape
     torch.Size([4, 3, 8, 8])
     """
+    return spec.map(lambda one, color: _drawn(one, count, color, rng, device), noise)
+
+
+def _drawn(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, device: torch.device) -> Inputs:
     drawn = torch.randn(count, *spec.shape, generator=rng)
     if noise.correlation:
         shared = torch.randn(count, 1, *spec.shape[1:], generator=rng)
@@ -52,6 +64,13 @@ def draw_noise(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, 
     if drawn.ndim == 4:  # noqa: PLR2004  images
         drawn = drawn.contiguous(memory_format=torch.channels_last)
     return clamp_(drawn, spec)
+
+
+def unbounded(spec: Specification) -> Specification:
+    """Return the specification without valid ranges."""
+    if isinstance(spec, InputSpec):
+        return replace(spec, value_range=None)
+    return replace(spec, inputs={name: replace(one, value_range=None) for name, one in spec.inputs.items()})
 
 
 def colored(white: Tensor, exponent: float) -> Tensor:

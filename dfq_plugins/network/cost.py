@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dfq_plugins.inputs import blank_inputs
 from dfq_plugins.model_state import device_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from dfq_plugins.types import Specification
 
 OPERATIONS = 2
 """Torch counts a multiply-accumulate as two floating-point operations."""
@@ -32,26 +35,28 @@ class Cost:
     macs: int
 
 
-def measure_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
-    """Return the cost of a network for one input of the given shape.
+def measure_cost(model: nn.Module, spec: Specification) -> Cost:
+    """Return the cost of a network for one sample of the specification.
 
-    >>> measure_cost(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), (3, 4, 4))
+    >>> from dfq_plugins.types import InputSpec
+    >>> measure_cost(torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), InputSpec((3, 4, 4)))
     Cost(parameters=216, nonzero=216, macs=3456)
     """
     weights = list(model.parameters())
     nonzero = sum(int(weight.count_nonzero()) for weight in weights)
     return Cost(
-        sum(weight.numel() for weight in weights), nonzero, _counter(model, shape).get_total_flops() // OPERATIONS
+        sum(weight.numel() for weight in weights), nonzero, _counter(model, spec).get_total_flops() // OPERATIONS
     )
 
 
-def layer_multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the MACs of every module for one input, including its submodules.
+def layer_multiply_adds(model: nn.Module, spec: Specification) -> dict[str, int]:
+    """Return the MACs of every module for one sample, including its submodules.
 
-    >>> layer_multiply_adds(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()), (4,))
+    >>> from dfq_plugins.types import InputSpec
+    >>> layer_multiply_adds(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()), InputSpec((4,)))
     {'0': 8}
     """
-    counts = _counter(model, shape).get_flop_counts()
+    counts = _counter(model, spec).get_flop_counts()
     prefix = f"{type(model).__name__}."
     return {
         name.removeprefix(prefix): sum(operations.values()) // OPERATIONS
@@ -60,9 +65,9 @@ def layer_multiply_adds(model: nn.Module, shape: tuple[int, ...]) -> dict[str, i
     }
 
 
-def _counter(model: nn.Module, shape: tuple[int, ...]) -> FlopCounterMode:
-    inputs = torch.zeros(1, *shape, device=device_of(model))
+def _counter(model: nn.Module, spec: Specification) -> FlopCounterMode:
+    inputs = blank_inputs(spec, 1, device_of(model))
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(inputs)
+        spec.run(model, inputs)
     return counter

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils import _pytree as pytree
+
+from dfq_plugins.inputs import cloned, count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from dfq_plugins.types import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -27,29 +32,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _CPU_ALLOCATOR in str(error)
 
 
-def halves(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split tensors of equal length into two parts each; the first is larger by at most one.
+def halves(first: Inputs, *others: Any) -> list[tuple[Any, ...]]:
+    """Split inputs, tensors and containers of them into two parts each; the first is larger by at most one.
 
     >>> [len(part) for (part,) in halves(torch.zeros(5))]
     [3, 2]
     """
-    size = (len(tensors[0]) + 1) // 2
-    return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))
+    size = (count(first) + 1) // 2
+    parts = (slice(size), slice(size, None))
+    return [tuple(pytree.tree_map(lambda tensor, part=part: tensor[part], (first, *others))) for part in parts]
 
 
-def forward(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+def forward(model: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
     """Return `model(inputs)`, in two halves if it does not fit into memory; samples must not affect each other.
 
     The model gets copies, because its forward pass may write into its input.
     """
     try:
-        return model(inputs.clone())
+        return model(cloned(inputs))
     except Exception as error:
-        if not is_out_of_memory(error) or len(inputs) < 2:  # noqa: PLR2004  one sample has no halves
+        if not is_out_of_memory(error) or count(inputs) < 2:  # noqa: PLR2004  one sample has no halves
             raise
     # Outside the handler, so that the failed pass is freed: until then the traceback keeps its tensors alive.
-    note_halving(len(inputs))
-    return torch.cat([model(part.clone()) for (part,) in halves(inputs)])
+    note_halving(count(inputs))
+    return torch.cat([model(cloned(part)) for (part,) in halves(inputs)])
 
 
 def note_halving(samples: int) -> None:

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from dfq_plugins.inputs import cloned, leaves, moved, run_network
 from dfq_plugins.model_state import device_of, hooked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from dfq_plugins.types import Inputs, Specification
 
 _DOWNSAMPLING = (_ConvNd, _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
 _SPATIAL = 3
@@ -37,8 +40,14 @@ def plain(value: Any) -> Tensor | None:
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, sample: Tensor) -> list[Call]:
-    """Run `model` once and return the first call of each module, in order; its mode and hooks do not change."""
+def record_calls(model: nn.Module, sample: Inputs, spec: Specification | None = None) -> list[Call]:
+    """Run `model` once and return the first call of each module, in order; its mode and hooks do not change.
+
+    Args:
+        model: the network.
+        sample: inputs `(batch, *shape)`.
+        spec: says how the network takes several inputs; None means by keywords.
+    """
     calls: dict[str, Call] = {}
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -51,11 +60,11 @@ def record_calls(model: nn.Module, sample: Tensor) -> list[Call]:
 
     modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)}
     with hooked(module.register_forward_hook(hook(name)) for name, module in modules.items()):
-        model(sample.clone().to(device_of(model)))
+        run_network(model, moved(cloned(sample), device_of(model)), spec)
     return list(calls.values())
 
 
-def block_ends(calls: Sequence[Call], sample: Tensor) -> tuple[str, ...]:
+def block_ends(calls: Sequence[Call], sample: Inputs) -> tuple[str, ...]:
     """Return the modules at which the stages of a network end: those that downsample, and the classifier.
 
     Zhu et al. (2020) compare the inputs of these modules: the features before each downsampling. Modules that read the
@@ -66,8 +75,9 @@ def block_ends(calls: Sequence[Call], sample: Tensor) -> tuple[str, ...]:
         sample: the input that the network was run on, `(batch, *shape)`.
     """
     found: list[Call] = []
+    shapes = [tensor.shape[1:] for tensor in leaves(sample)]
     for call in calls:
-        is_input = call.entered.shape[1:] == sample.shape[1:]
+        is_input = call.entered.shape[1:] in shapes
         if _ends_stage(call) and not is_input and not any(call.entered is other.entered for other in found):
             found.append(call)
     return tuple(call.name for call in found)

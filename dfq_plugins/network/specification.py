@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dfq_plugins.errors import UsageError
 from dfq_plugins.network.trial import infer_shape, trial_run
-from dfq_plugins.types import InputSpec
+from dfq_plugins.types import InputSpec, as_specification
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.types import GivenSpec, Specification
 
 
 def complete_spec(
@@ -42,30 +44,39 @@ def complete_spec(
         mean, std = (known.mean, known.std) if mean is None and std is None else (mean, std)
         value_range = value_range or known.value_range
     shape = shape or (known.shape if known is not None else infer_shape(model))
-    outputs = trial_run(model, shape)
+    outputs = trial_run(model, InputSpec(shape))
     if num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
         num_classes = outputs.shape[1]
     return InputSpec(shape, mean, std, value_range, num_classes)
 
 
 def resolve_spec(
-    model: nn.Module, given: InputSpec | None, registry: Registry, *, shape: tuple[int, ...] | None = None
-) -> InputSpec:
+    model: nn.Module,
+    given: GivenSpec | None,
+    registry: Registry,
+    *,
+    shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None,
+) -> Specification:
     """Return the specification of a model's input: the given one, checked, or the inferred one.
 
     Args:
         model: the network.
         given: the specification from the caller or the data; None infers it.
         registry: the plugins that may recognize the model.
-        shape: shape of one sample of the data, if there is any.
+        shape: shape of one sample of the data, if there is any; by name if the data holds several inputs.
 
     Raises:
-        UsageError: the shape cannot be inferred, or the number of classes differs from the model's.
+        UsageError: the shape cannot be inferred, the model takes other inputs, or integers, or the number of classes
+            differs from the model's.
         ModelError: the model does not accept the shape.
     """
-    if given is None:
+    if given is None and isinstance(shape, Mapping):
+        given = {name: InputSpec(one) for name, one in shape.items()}
+    elif given is None and not isinstance(shape, Mapping):
         return complete_spec(model, shape=shape, registry=registry)
-    outputs = trial_run(model, given.shape)
+    given = as_specification(given)
+    assert given is not None  # noqa: S101  for the type checker: it was not None
+    outputs = trial_run(model, given)
     if given.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
         return replace(given, num_classes=outputs.shape[1])
     if given.num_classes is not None and outputs.shape[1:] != (given.num_classes,):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from dfq_plugins.errors import ModelError, UsageError, first_line
+from dfq_plugins.errors import INTEGER_INPUTS, ModelError, UsageError, first_line
+from dfq_plugins.inputs import blank_inputs, cloned
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.signature import check_call, signature_of
+from dfq_plugins.types import InputSpec
+
+if TYPE_CHECKING:
+    from dfq_plugins.types import Inputs, Specification
 
 CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
 """Square image sizes to try on a network that may accept only one."""
@@ -36,8 +43,9 @@ def infer_shape(model: nn.Module) -> tuple[int, ...]:
     """Return the shape of one input sample if the model accepts only one.
 
     Raises:
-        UsageError: several sizes, or none of those tried, are accepted.
+        UsageError: several sizes, or none of those tried, are accepted, or the model takes several inputs.
     """
+    _refuse_several(model)
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))), None)
     if isinstance(first, nn.Linear):
         return (first.in_features,)
@@ -57,25 +65,44 @@ def infer_shape(model: nn.Module) -> tuple[int, ...]:
 
 def _accepts(model: nn.Module, shape: tuple[int, ...]) -> bool:
     try:
-        trial_run(model, shape)
+        trial_run(model, InputSpec(shape))
     except ModelError:
         return False
     return True
 
 
-def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+def _refuse_several(model: nn.Module) -> None:
+    """Reject a model with several inputs: which of its layers reads which is not known."""
+    signature = signature_of(model)
+    if signature is None or len(signature.required) < 2:  # noqa: PLR2004  several
+        return
+    names = signature.required
+    raise UsageError(
+        f"{type(model).__name__} takes several inputs, {signature.text}, whose shapes cannot be inferred. Give the "
+        f"specification of each by name, {{{', '.join(f'{name!r}: InputSpec(...)' for name in names)}}}, or "
+        f"{' '.join(f'--input {name}:SHAPE' for name in names)} on the command line."
+    )
+
+
+def trial_run(model: nn.Module, spec: Specification) -> torch.Tensor:
     """Run the model on two blank samples and return its output.
 
     Raises:
-        ModelError: the model does not accept that shape, or does not return a tensor.
+        UsageError: the model takes other inputs than those of the specification, or integers.
+        ModelError: the model does not accept inputs of that shape, or does not return a tensor.
     """
+    check_call(model, spec)
     kind = next(model.parameters(), torch.empty(0)).dtype
+    blank = blank_inputs(spec, 2, device_of(model), kind)
     try:
         with torch.no_grad():
-            outputs = model(torch.zeros(2, *shape, device=device_of(model), dtype=kind))
+            outputs = spec.run(model, blank)
     except Exception as error:
+        _refuse_integers(model, spec, blank)
+        given = "; ".join(f"{name} {one.shape}" for name, one in spec.named.items())
+        shapes = given if len(spec.named) > 1 else str(next(iter(spec.named.values())).shape)
         message = (
-            f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
+            f"The model does not accept inputs of shape {shapes} (channels first, without the batch): "
             f"{first_line(error)}. "
             "Give the shape of one sample as the network expects it."
         )
@@ -86,3 +113,32 @@ def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
             "Wrap it in a module that returns the logits."
         )
     return outputs
+
+
+def _refuse_integers(model: nn.Module, spec: Specification, blank: Inputs) -> None:
+    """Reject a model that fails on floating-point inputs and runs where some of them are integers.
+
+    Raises:
+        UsageError: it does; the message names the inputs.
+    """
+    names = tuple(spec.named)
+    for chosen in (*((name,) for name in names), names):
+        if _runs(model, spec, _as_integers(blank, chosen)):
+            which = "its input" if len(names) == 1 else f"the input {chosen[0]!r}"
+            which = which if len(chosen) == 1 else "all its inputs"
+            raise UsageError(f"{type(model).__name__} takes integers for {which}. {INTEGER_INPUTS}")
+
+
+def _as_integers(blank: Inputs, chosen: tuple[str, ...]) -> Inputs:
+    if isinstance(blank, torch.Tensor):
+        return blank.long()
+    return {name: tensor.long() if name in chosen else tensor for name, tensor in blank.items()}
+
+
+@torch.no_grad()
+def _runs(model: nn.Module, spec: Specification, inputs: Inputs) -> bool:
+    try:
+        spec.run(model, cloned(inputs))
+    except Exception:  # noqa: BLE001  a forward raises whatever it likes
+        return False
+    return True

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dfq_plugins.pruning.options import PruningOptions
     from dfq_plugins.pruning.scales import Penalty
     from dfq_plugins.pruning.selection import Removed
+    from dfq_plugins.types import Specification
 
 
 COMPARED_SAMPLES, COMPARED_BATCH = 512, 128
@@ -91,8 +92,10 @@ def sparsify(
 
 
 def _penalized_loss(penalty: Penalty) -> Callable[..., DistillationLoss]:
-    def make(teacher: nn.Module, options: TrainingOptions, *, student: nn.Module, sample: Tensor) -> SparsifyingLoss:
-        return SparsifyingLoss(teacher, options, student, sample, penalty)
+    def make(
+        teacher: nn.Module, options: TrainingOptions, *, student: nn.Module, sample: Tensor, spec: Specification
+    ) -> SparsifyingLoss:
+        return SparsifyingLoss(teacher, options, student, sample, penalty, spec)
 
     return make
 
@@ -134,8 +137,7 @@ def selected(
     if amount.threshold is not None:
         return select_by_threshold(groups.usable, group_scales(model, groups.usable), amount.threshold)
     assert amount.macs is not None  # noqa: S101  for the type checker: one of the two is given
-    shape = task.spec.shape
-    costs = layer_multiply_adds(model, shape) | {"": measure_cost(model, shape).macs}
+    costs = layer_multiply_adds(model, task.spec) | {"": measure_cost(model, task.spec).macs}
     if options.importance == "scale":
         sizes = group_scales(model, groups.usable)
     else:

@@ -28,6 +28,7 @@ from dfq_plugins.pruning.options import PruneTrainingOptions, PruningOptions
 from dfq_plugins.pruning.selection import kept_filters
 from dfq_plugins.pruning.ticket import Ticket
 from dfq_plugins.storage.versions import library_versions
+from dfq_plugins.types import NetworkSpec, as_specification
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.pruning.graph import Groups
     from dfq_plugins.pruning.selection import Removed
-    from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
+    from dfq_plugins.types import GivenSpec, LearningGenerator, ProgressEvent, Specification
 
 TICKET_FOLDER = "ticket"
 
@@ -84,7 +85,7 @@ class PruneRun:
     """
 
     model: nn.Module
-    spec: InputSpec
+    spec: Specification
     method: str
     before: Cost
     after: Cost
@@ -108,7 +109,7 @@ def prune(
     threshold: float | None = None,
     sparsity: float | None = None,
     rewind_to: Mapping[str, Tensor] | nn.Module | None = None,
-    spec: InputSpec | None = None,
+    spec: GivenSpec | None = None,
     options: Mapping[str, object] | PruningOptions | None = None,
     training: Mapping[str, object] | TrainingOptions | None = None,
     generator: str | LearningGenerator | None = None,
@@ -168,6 +169,8 @@ def prune(
     inputs = InputSource(data, generator=generator, options=generator_options, num_samples=num_samples, strict=strict)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
+    if sparsity is None:
+        _require_one_input(spec, data)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for generators that draw from the global random state
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
@@ -178,6 +181,20 @@ def prune(
             run = replace(run, files=_write(run, about, task, Path(output), factory, ticket))
         ranks.wait()
     return run
+
+
+def _require_one_input(spec: GivenSpec | None, data: object) -> None:
+    """Reject networks with several inputs, whose filters cannot be followed.
+
+    Raises:
+        UsageError: the specification, or that of the data, has several inputs.
+    """
+    known = as_specification(spec) or getattr(data, "spec", None)
+    if isinstance(known, NetworkSpec):
+        raise UsageError(
+            f"Filters are removed from networks with one input, but this specification has {', '.join(known.order)}. "
+            "Set individual weights to zero instead (sparsity), or prune a submodule that takes one input."
+        )
 
 
 @dataclass(frozen=True)
@@ -260,13 +277,13 @@ class _Job:
         history: tuple[TrainingPoint, ...],
         training: TrainingOptions,
     ) -> PruneRun:
-        task, shape = self.task, self.task.spec.shape
+        task = self.task
         return PruneRun(
             model=network,
             spec=task.spec,
             method=method,
-            before=measure_cost(task.teacher, shape),
-            after=measure_cost(network, shape),
+            before=measure_cost(task.teacher, task.spec),
+            after=measure_cost(network, task.spec),
             layers=layers,
             left=(),
             agreement_before=before,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.sources import BatchSource
     from dfq_plugins.pruning.graph import FilterGroup
     from dfq_plugins.pruning.options import PruningOptions
+    from dfq_plugins.types import Specification
 
 _SPATIAL_AXES = 3
 """Axes of a feature with at least one spatial axis: batch, channels, positions."""
@@ -153,9 +154,15 @@ class SparsifyingLoss(DistillationLoss):
     """The distance from the teacher, with the penalty on the scales."""
 
     def __init__(
-        self, teacher: nn.Module, options: TrainingOptions, student: nn.Module, sample: Tensor, penalty: Penalty
+        self,
+        teacher: nn.Module,
+        options: TrainingOptions,
+        student: nn.Module,
+        sample: Tensor,
+        penalty: Penalty,
+        spec: Specification | None = None,
     ) -> None:
-        super().__init__(teacher, options, student=student, sample=sample)
+        super().__init__(teacher, options, student=student, sample=sample, spec=spec)
         self._penalty = penalty
 
     def forward(

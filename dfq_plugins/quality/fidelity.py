@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
+from dfq_plugins.inputs import cloned, count, moved, run_network, split
 from dfq_plugins.model_state import device_of, frozen_copy, hooked
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfq_plugins.types import Coverage
+    from dfq_plugins.types import Coverage, Inputs, Specification
 
 CHUNK = 8
 """Samples per forward pass; small, because all outputs of the network are kept in memory."""
@@ -71,7 +72,9 @@ def decibels(signal: float, noise: float) -> float:
 
 
 @torch.no_grad()
-def layer_fidelity(model: nn.Module, quantized: nn.Module, inputs: Tensor, coverage: Coverage) -> Fidelity:
+def layer_fidelity(
+    model: nn.Module, quantized: nn.Module, inputs: Inputs, coverage: Coverage, spec: Specification | None = None
+) -> Fidelity:
     """Compare the outputs of modules with the same name in the float and the quantized network.
 
     `SQNR = 10 log10(sum(float^2) / sum((float - quantized)^2))`, over all values of all samples.
@@ -85,21 +88,22 @@ def layer_fidelity(model: nn.Module, quantized: nn.Module, inputs: Tensor, cover
         quantized: the framework's native model.
         inputs: `(samples, *shape)`, at least one sample.
         coverage: the layers that the framework quantized, by name.
+        spec: says how both networks take several inputs; None means by keywords.
     """
     network = frozen_copy(model)
     known, found = dict(network.named_modules()), dict(quantized.named_modules())
     names = list(dict.fromkeys(layer.name for layer in coverage.quantized))
     matched = [name for name in names if name in known and name in found]
     energies: Energies = {}
-    for chunk in torch.split(inputs, CHUNK):
+    for chunk in split(inputs, CHUNK):
         with _recorded(network, known) as calls:
-            network(chunk.to(device_of(network)))
+            run_network(network, moved(cloned(chunk), device_of(network)), spec)
         with _recorded(quantized, matched) as answers:
-            quantized(chunk.to(device_of(quantized)))
+            run_network(quantized, moved(cloned(chunk), device_of(quantized)), spec)
         _add_energies(energies, answers, _stretches(calls, known))
     layers = [LayerFidelity(name, max(decibels(*pair) for pair in forms.values())) for name, forms in energies.items()]
     reasons = {name: _reason(name, known, found) for name in names if name not in energies}
-    return Fidelity(tuple(sorted(layers, key=lambda layer: layer.decibels)), tuple(reasons.items()), len(inputs))
+    return Fidelity(tuple(sorted(layers, key=lambda layer: layer.decibels)), tuple(reasons.items()), count(inputs))
 
 
 def _reason(name: str, known: dict[str, nn.Module], found: dict[str, nn.Module]) -> str:

@@ -11,6 +11,7 @@ from dfq_plugins.data.calibration_data import as_calibration_data
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.host.registry import get_registry
+from dfq_plugins.inputs import cloned, leaves, moved
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.specification import resolve_spec
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import GivenSpec, Inputs, InputSpec, Specification
 
 FEWEST_SAMPLES = 2
 """A single sample has no neighbor and no variance."""
@@ -42,7 +43,7 @@ def inspect(
     dataset: CalibrationData | Path | str,
     model: nn.Module,
     *,
-    spec: InputSpec | None = None,
+    spec: GivenSpec | None = None,
     registry: Registry | None = None,
 ) -> Inspection:
     """Rate how good a set is for calibrating a model, without real data and without quantizing anything.
@@ -70,14 +71,14 @@ def inspect(
         if isinstance(data, SyntheticDataset):
             _check_made_from(data, network)
         samples = as_calibration_data(data, spec)
-        spec = resolve_spec(network, samples.spec, registry or get_registry(), shape=samples.shape)
-        samples.check(spec)
+        known = resolve_spec(network, samples.spec, registry or get_registry(), shape=samples.shape)
+        samples.check(known)
         if len(samples) < FEWEST_SAMPLES:
             raise DataError(
                 f"An inspection compares samples with each other and needs at least {FEWEST_SAMPLES}, got "
                 f"{len(samples)}. Give more; a calibration set has hundreds."
             )
-        return _inspected(network, samples, spec, _known_labels(data))
+        return _inspected(network, samples, known, _known_labels(data))
 
 
 def _check_made_from(data: SyntheticDataset, network: nn.Module) -> None:
@@ -98,14 +99,14 @@ def _known_labels(data: object) -> Tensor | None:
 
 
 @torch.no_grad()
-def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, labels: Tensor | None) -> Inspection:
+def _inspected(network: nn.Module, samples: InputBatches, spec: Specification, labels: Tensor | None) -> Inspection:
     why_not = _unusable_statistics(network, spec)
     names = () if why_not else require_reached_layers(network, spec)
     functional = functional_layers(network, spec, names) if names else set()
     rated = tuple(name for name in names if name not in functional)  # their module's input is not what they normalize
     with teacher.TeacherHooks(network) as hook, ranges.RangeHooks(network, rated) as widths:
-        moved = (batch.to(device_of(network)) for batch in samples)
-        distances = _distances(network, moved, spec, names)
+        given = (moved(batch, device_of(network)) for batch in samples)
+        distances = _distances(network, given, spec, names)
     expected, observed = ranges.expected_ranges(network, rated), widths.ranges()
     layers = tuple(
         LayerQuality(name, *pair, expected.get(name), observed.get(name)) for name, pair in distances.items()
@@ -121,7 +122,7 @@ def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, label
     )
 
 
-def _unusable_statistics(network: nn.Module, spec: InputSpec) -> str:
+def _unusable_statistics(network: nn.Module, spec: Specification) -> str:
     """Return why the network's statistics cannot be used; an empty string if they can."""
     try:
         require_batch_norm(network)
@@ -132,12 +133,12 @@ def _unusable_statistics(network: nn.Module, spec: InputSpec) -> str:
 
 
 def _distances(
-    network: nn.Module, batches: Iterable[Tensor], spec: InputSpec, names: tuple[str, ...]
+    network: nn.Module, batches: Iterable[Inputs], spec: Specification, names: tuple[str, ...]
 ) -> dict[str, tuple[float, float]]:
     """Run every batch through the network once; return divergence and surprise of each layer."""
     if not names:
         for batch in batches:
-            network(batch.clone())
+            spec.run(network, cloned(batch))
         return {}
     stored = stored_statistics(network, spec, names)
     moments = pooled_moments(network, batches, spec, names)
@@ -154,16 +155,21 @@ def _label_counts(logits: Tensor | None, labels: Tensor | None) -> tuple[int, ..
     return tuple(named.bincount(minlength=logits.shape[1]).tolist())
 
 
-def clamped_share(batches: Iterable[Tensor], spec: InputSpec) -> float | None:
+def clamped_share(batches: Iterable[Inputs], spec: Specification) -> float | None:
     """Return the share of input values at or beyond the edge of the valid range; None without a known range."""
-    if spec.bounds is None:
+    if all(one.bounds is None for one in spec.named.values()):
         return None
-    view = (1, -1) + (1,) * (len(spec.shape) - 1)
-    low, high = (torch.tensor(edge).view(view) for edge in spec.bounds)
-    slack = 1e-5 * (high - low)
     at_edge = total = 0
     for batch in batches:
-        values = batch.cpu()
-        at_edge += int(((values <= low + slack) | (values >= high - slack)).sum())
-        total += values.numel()
+        for one, values in zip(spec.named.values(), leaves(batch), strict=True):
+            if one.bounds is not None:
+                at_edge += _values_at_edge(values.cpu(), one)
+                total += values.numel()
     return at_edge / total
+
+
+def _values_at_edge(values: Tensor, spec: InputSpec) -> int:
+    view = (1, -1) + (1,) * (len(spec.shape) - 1)
+    low, high = (torch.tensor(edge).view(view) for edge in spec.bounds or ())
+    slack = 1e-5 * (high - low)
+    return int(((values <= low + slack) | (values >= high - slack)).sum())

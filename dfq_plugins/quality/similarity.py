@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dfq_plugins.errors import DataError
+from dfq_plugins.inputs import count, leaves
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.batch_norm import require_reached_layers
@@ -15,10 +16,10 @@ from dfq_plugins.statistics.requirements import require_batch_norm
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from dfq_plugins.statistics.presentation import Presentation, PresentationChoice
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, Specification
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class SimilarityRow:
 
 def rank(
     model: nn.Module,
-    spec: InputSpec,
-    sources: Mapping[str, Iterable[Tensor]],
+    spec: Specification,
+    sources: Mapping[str, Iterable[Inputs]],
     *,
     augmentation: PresentationChoice = "auto",
 ) -> list[SimilarityRow]:
@@ -78,7 +79,7 @@ def rank(
 
 
 def _row(
-    network: nn.Module, spec: InputSpec, choice: PresentationChoice, name: str, batches: Iterable[Tensor]
+    network: nn.Module, spec: Specification, choice: PresentationChoice, name: str, batches: Iterable[Inputs]
 ) -> SimilarityRow:
     counted = _Counted(name, batches)
     shown, layers = best_divergences(network, counted, spec, choice)
@@ -89,16 +90,16 @@ def _row(
 class _Counted:
     """Counts the samples that pass through, and rejects values that are not finite."""
 
-    def __init__(self, name: str, batches: Iterable[Tensor]) -> None:
+    def __init__(self, name: str, batches: Iterable[Inputs]) -> None:
         self.name = name
         self.batches = batches
         self.samples = 0
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Inputs]:
         for batch in self.batches:
-            if not bool(batch.isfinite().all()):
+            if not all(bool(tensor.isfinite().all()) for tensor in leaves(batch)):
                 raise DataError(f"{self.name} contains NaN or infinity. Remove those samples.")
-            self.samples += len(batch)
+            self.samples += count(batch)
             yield batch
         if not self.samples:
             raise DataError(f"{self.name} contains no samples. Give at least one.")

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.errors import DataError
+from dfq_plugins.inputs import count, moved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, Specification
 
 
 def checked_batches(
-    batches: Iterable[torch.Tensor], spec: InputSpec, device: torch.device | str = "cpu"
-) -> Iterator[torch.Tensor]:
+    batches: Iterable[Inputs], spec: Specification, device: torch.device | str = "cpu"
+) -> Iterator[Inputs]:
     """Yield each batch `(samples, *shape)` as float32 on `device`; empty ones are skipped.
 
     Args:
@@ -30,12 +31,12 @@ def checked_batches(
     seen = 0
     for batch in batches:
         spec.check_batch(batch)
-        if len(batch):
-            seen += len(batch)
-            yield batch.to(device, torch.float32)
+        if samples := count(batch):
+            seen += samples
+            yield moved(batch, device, torch.float32)
     if seen == 0:
-        expected = ", ".join(map(str, ("samples", *spec.shape)))
+        shapes = spec.map(lambda one: f"({', '.join(map(str, ('samples', *one.shape)))})")
         raise DataError(
-            f"Calibration needs at least one batch, got none. Give batches of shape ({expected}); note that an "
+            f"Calibration needs at least one batch, got none. Give batches of shape {shapes}; note that an "
             "iterator that was already read yields none."
         )

@@ -15,10 +15,12 @@ from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import TrainingOptions, rate_for
 from dfq_plugins.distillation.process_group import joined_process_group
 from dfq_plugins.distillation.task import prepare_task, train, work_folder
+from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
+from dfq_plugins.inputs import rows
 from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.result import QuantizationRun
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.distillation.task import DistillationTask
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import Calibrator, InputSpec, LearningGenerator
+    from dfq_plugins.types import Calibrator, GivenSpec, InputSpec, LearningGenerator
 
 CALIBRATION_SAMPLES = 1024
 """Number of samples to calibrate ranges on before training; more samples cost time without changing the result."""
@@ -64,7 +66,7 @@ def finetune(
     *,
     calibrator: str,
     recipe: str | Recipe = "w8a8",
-    spec: InputSpec | None = None,
+    spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     training: Mapping[str, object] | TrainingOptions | None = None,
     generator: str | LearningGenerator | None = None,
@@ -119,8 +121,9 @@ def finetune(
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for frameworks and generators that draw from the global random state
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
+        accepted = accepted_spec(framework, info, task.spec)
         with attributed(info):
-            prepared = _calibrated(framework, task, recipe)
+            prepared = _calibrated(framework, task, recipe, accepted)
         settings = task.resolve_settings(_settings_for(settings, recipe), prepared)
         before = task.agreement(prepared)
         about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
@@ -131,9 +134,7 @@ def finetune(
             coverage = framework.describe(converted)
             agreement = task.agreement(converted)
             writes = output is not None and ranks.leads
-            artifacts, rejected = (
-                export_all(framework, converted, task.spec, Path(output or "")) if writes else ((), ())
-            )
+            artifacts, rejected = export_all(framework, converted, accepted, Path(output or "")) if writes else ((), ())
         ranks.wait()
     return FinetuneRun(
         model=converted,
@@ -160,10 +161,10 @@ def _settings_for(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:
     return settings
 
 
-def _calibrated(framework: Calibrator, task: DistillationTask, recipe: Recipe) -> nn.Module:
+def _calibrated(framework: Calibrator, task: DistillationTask, recipe: Recipe, spec: InputSpec) -> nn.Module:
     """Return the framework's network for training, with calibrated ranges."""
-    prepared = framework.prepare(task.teacher, task.spec, recipe, training=True)
-    samples = as_calibration_data(task.examples.inputs[:CALIBRATION_SAMPLES], task.spec)
+    prepared = framework.prepare(task.teacher, spec, recipe, training=True)
+    samples = as_calibration_data(rows(task.examples.inputs, slice(CALIBRATION_SAMPLES)), task.spec)
     total = len(samples)
     with torch.no_grad():
         framework.calibrate(

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto
 
+from dfq_plugins.inputs import count, split
 from dfq_plugins.quantization.integer_agreement import IntegerAgreement, compare_integers, compare_weights, merged
 from dfq_plugins.quantization.onnx_quantizers import FileQuantizer, computed, cut_at, exposed
-from dfq_plugins.quantization.onnx_runtime import exact_session, run_session
+from dfq_plugins.quantization.onnx_runtime import exact_session, feeds_of, run_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from dfq_plugins.types import Inputs
 
     Array = np.ndarray[Any, Any]
 
@@ -138,8 +140,8 @@ def compare_file(
     model: Any,
     quantizers: Sequence[FileQuantizer],
     weights: Sequence[TorchTensor],
-    run_torch: Callable[[torch.Tensor], TorchRun],
-    inputs: torch.Tensor,
+    run_torch: Callable[[Inputs], TorchRun],
+    inputs: Inputs,
 ) -> OnnxAgreement:
     """Compare a file with the torch model.
 
@@ -153,12 +155,11 @@ def compare_file(
     Raises:
         ArtifactError: ONNX Runtime cannot run the file.
     """
-    name = model.graph.input[0].name
     outputs = [value.name for value in model.graph.output]
     batches = batches_for(model, inputs)
     first = next(batches)
     expected = run_torch(first)
-    whole = _run_whole(model, quantizers, {name: first.numpy()})
+    whole = _run_whole(model, quantizers, feeds_of(model, first))
     pairs = match([q for q in quantizers if not q.constant], expected.activations, whole)
     session = exact_session(cut_at(model, [pair for pair in pairs if pair is not None]))
     parts: dict[int, list[IntegerAgreement]] = {}
@@ -170,7 +171,7 @@ def compare_file(
             if pair is not None
         }
         wanted = [*outputs, *map(computed, fed)]
-        found = dict(zip(wanted, run_session(session, {name: first.numpy(), **fed}, wanted), strict=True))
+        found = dict(zip(wanted, run_session(session, {**feeds_of(model, first), **fed}, wanted), strict=True))
         for index, (pair, tensor) in enumerate(zip(pairs, expected.activations, strict=True)):
             if pair is not None:
                 part = compare_integers(
@@ -278,12 +279,12 @@ def _other_scales(pairs: Sequence[FileQuantizer | None], tensors: Sequence[Torch
             yield f"{tensor.name}: different scale, {scales}"
 
 
-def batches_for(model: Any, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+def batches_for(model: Any, inputs: Inputs) -> Iterator[Inputs]:
     """Yield batches of the size that the file accepts; of a few samples if it accepts any size."""
     axis = model.graph.input[0].type.tensor_type.shape.dim[0]
     size = axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else BATCH
-    size = min(size, len(inputs)) if not axis.HasField("dim_value") else size
-    yield from (batch for batch in torch.split(inputs, size) if len(batch) == size)
+    size = min(size, count(inputs)) if not axis.HasField("dim_value") else size
+    yield from (batch for batch in split(inputs, size) if count(batch) == size)
 
 
 def _same(first: Array, second: Array) -> bool:

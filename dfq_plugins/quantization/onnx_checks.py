@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfq_plugins.errors import ArtifactError
+from dfq_plugins.inputs import rows
 from dfq_plugins.quantization.artifacts import compare
 from dfq_plugins.quantization.onnx_agreement import batches_for, compare_file
-from dfq_plugins.quantization.onnx_runtime import default_session, exact_session, run_session
+from dfq_plugins.quantization.onnx_runtime import default_session, exact_session, feeds_of, run_session
 from dfq_plugins.types import Check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import torch
-
     from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
     from dfq_plugins.quantization.onnx_quantizers import FileQuantizer
+    from dfq_plugins.types import Inputs
 
 SHOWN_FAULTS = 5
 """Number of faults that an error message names; the record contains all of them."""
@@ -28,8 +28,8 @@ def check_onnx(
     model: Any,
     quantizers: Sequence[FileQuantizer],
     weights: Sequence[TorchTensor],
-    run_torch: Callable[[torch.Tensor], TorchRun],
-    inputs: torch.Tensor,
+    run_torch: Callable[[Inputs], TorchRun],
+    inputs: Inputs,
     *,
     classifies: bool,
     as_users_run: bool = True,
@@ -58,7 +58,7 @@ def check_onnx(
             f"{agreement}. Use the converted torch model, and report this.",
             faults=faults,
         )
-    program, compared = model.SerializeToString(), inputs[: agreement.samples]
+    program, compared = model.SerializeToString(), rows(inputs, slice(agreement.samples))
     whole = compare(agreement.expected, _run(model, exact_session(program), compared), classifies=classifies)
     checks = (
         Check("integers compared with torch's", str(agreement)),
@@ -75,11 +75,10 @@ def check_onnx(
     return (*checks, Check("whole file, ONNX Runtime's defaults on this processor, for information", outcome))
 
 
-def _run(model: Any, session: Any, inputs: torch.Tensor) -> Any:
+def _run(model: Any, session: Any, inputs: Inputs) -> Any:
     """Return the first output on all inputs; also run a single input if the file accepts any batch size."""
-    name = model.graph.input[0].name
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
     batches = list(batches_for(model, inputs)) if fixed else [inputs]
     if not fixed:
-        run_session(session, {name: inputs[:1].numpy()})
-    return np.concatenate([run_session(session, {name: batch.numpy()})[0] for batch in batches])
+        run_session(session, feeds_of(model, rows(inputs, slice(1))))
+    return np.concatenate([run_session(session, feeds_of(model, batch))[0] for batch in batches])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import DataError, first_line
+from dfq_plugins.inputs import split
 from dfq_plugins.quantization.onnx_runtime import default_session, exact_session, run_session
 
 if TYPE_CHECKING:
@@ -23,13 +25,13 @@ class OnnxModule(nn.Module):
     size.
 
     Args:
-        program: content of an ONNX file with one input `(samples, *shape)`.
+        program: content of an ONNX file with inputs `(samples, *shape)`.
         exact: run each operator as it is written, rather than with ONNX Runtime's default optimizations, whose int8
             kernels may saturate and round differently from processor to processor.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the program.
-        DataError: the program does not have exactly one input.
+        DataError: the program has no input.
     """
 
     def __init__(self, program: bytes, *, exact: bool = True) -> None:
@@ -37,20 +39,28 @@ class OnnxModule(nn.Module):
         self.program, self.exact = program, exact
         self.session = self._open_session()
         inputs = self.session.get_inputs()
-        if len(inputs) != 1:
-            names = ", ".join(value.name for value in inputs) or "none"
-            raise DataError(f"The ONNX program must have exactly one input, got {names}. Give an exported network.")
-        self._input, self._shape = inputs[0].name, tuple(inputs[0].shape)
+        if not inputs:
+            raise DataError("The ONNX program must have an input, but it has none. Give an exported network.")
+        self._shapes = {value.name: tuple(value.shape) for value in inputs}
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: Any, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Return the program's output for inputs `(samples, *shape)`; a tuple where it has several.
 
+        Args:
+            inputs: the inputs in the order of the program, or one dictionary of them by name.
+            named: the inputs by name.
+
         Raises:
-            DataError: the inputs do not have the shape that the program takes.
+            DataError: the inputs do not have the names and shapes that the program takes.
         """
-        size = self._batch_size(inputs)
-        batches = [inputs] if size is None else torch.split(inputs, size)
-        runs = [run_session(self.session, {self._input: batch.detach().cpu().float().numpy()}) for batch in batches]
+        given = self._by_name(inputs, named)
+        sizes = {self._batch_size(tensor, self._shapes[name]) for name, tensor in given.items()}
+        fixed = next((size for size in sizes if size is not None), None)
+        batches = [given] if fixed is None else split(given, fixed)
+        runs = [
+            run_session(self.session, {name: tensor.detach().cpu().float().numpy() for name, tensor in batch.items()})
+            for batch in batches
+        ]
         outputs = tuple(torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*runs, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -64,11 +74,26 @@ class OnnxModule(nn.Module):
     def _open_session(self) -> Any:
         return exact_session(self.program) if self.exact else default_session(self.program)
 
-    def _batch_size(self, inputs: torch.Tensor) -> int | None:
-        """Return the batch size that the program is fixed to, if it is, and check the shape of the inputs."""
-        size, *shape = self._shape
+    def _by_name(self, inputs: tuple[Any, ...], named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+            given = {**inputs[0], **named}
+        elif len(self._shapes) == 1 and len(inputs) + len(named) == 1:
+            given = dict(zip(self._shapes, (*inputs, *named.values()), strict=True))
+        else:
+            given = {**dict(zip(self._shapes, inputs, strict=False)), **named}
+        if set(given) != set(self._shapes) or len(inputs) > len(self._shapes):
+            raise DataError(
+                f"The program takes the inputs {', '.join(self._shapes)}, got {', '.join(given) or 'none'}. Give each "
+                "of them once, by name or in this order."
+            )
+        return {name: given[name] for name in self._shapes}
+
+    @staticmethod
+    def _batch_size(inputs: torch.Tensor, expected: tuple[Any, ...]) -> int | None:
+        """Return the batch size that the program is fixed to, if it is, and check the shape of an input."""
+        size, *shape = expected
         fixed = size if isinstance(size, int) else None
-        fits = inputs.ndim == len(self._shape) and all(
+        fits = inputs.ndim == len(expected) and all(
             found == wanted for found, wanted in zip(inputs.shape[1:], shape, strict=True) if isinstance(wanted, int)
         )
         if not fits or (fixed is not None and (len(inputs) == 0 or len(inputs) % fixed)):

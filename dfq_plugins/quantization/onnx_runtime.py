@@ -8,6 +8,7 @@ import onnxruntime
 import torch
 
 from dfq_plugins.errors import ArtifactError
+from dfq_plugins.inputs import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +16,19 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from dfq_plugins.types import Inputs
+
     Array = np.ndarray[Any, Any]
+
+
+def feeds_of(model: Any, inputs: Inputs) -> dict[str, Array]:
+    """Return the inputs as arrays, by the names that they have in a file's graph.
+
+    Args:
+        model: the `onnx.ModelProto`.
+        inputs: `(samples, *shape)` each, in the order of the graph's inputs.
+    """
+    return {value.name: tensor.numpy() for value, tensor in zip(model.graph.input, leaves(inputs), strict=False)}
 
 
 def exact_session(model: bytes | Path) -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 from dfq_plugins.errors import UsageError
 
 if TYPE_CHECKING:
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Specification
 
 State = TypeVar("State")
 
@@ -50,7 +50,7 @@ def state_of(module: nn.Module, kind: type[State], *, calibrator: str, otherwise
     )
 
 
-def require_prepared_shape(given: InputSpec, prepared: InputSpec) -> None:
+def require_prepared_shape(given: Specification, prepared: Specification) -> None:
     """Require that a model is exported with the input shape that it was prepared for.
 
     Raises:

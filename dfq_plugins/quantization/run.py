@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import GivenSpec
 
 AGREEMENT_SAMPLES = 512
 
@@ -37,7 +38,7 @@ def quantize(
     *,
     calibrator: str,
     recipe: str | Recipe = "w8a8",
-    spec: InputSpec | None = None,
+    spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
@@ -67,7 +68,7 @@ def run_quantization(
     *,
     calibrator: str,
     recipe: str | Recipe = "w8a8",
-    spec: InputSpec | None = None,
+    spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
@@ -78,11 +79,12 @@ def run_quantization(
     Args:
         model: trained float network; not changed.
         data: a `SyntheticDataset`, a tensor `(samples, *shape)`, or an iterable of such tensors, of `Batch` records or
-            of (inputs, target) pairs.
+            of (inputs, target) pairs. For a network with several inputs, a dictionary of tensors by name stands for
+            each tensor.
         calibrator: name of the framework's calibrator: "torch-ao", "pytorch-quantization", "brevitas", or a plugin's.
         recipe: bit widths, such as "w8a8" or "w4a4".
         spec: input specification; a synthetic data set provides its own. Its valid range becomes the range of the
-            input quantizer.
+            input quantizer. For several inputs, a `NetworkSpec` or a mapping of `InputSpec` by name.
         options: settings of the calibrator, as a mapping or as its options record.
         output: folder for the artifacts; None exports nothing.
         listeners: called with every `ProgressEvent`.
@@ -107,16 +109,19 @@ def run_quantization(
         original = frozen_copy(model)
         check_finite(original)
         samples = as_calibration_data(data, spec)
-        spec = resolve_spec(original, samples.spec, registry, shape=samples.shape)
-        samples.check(spec)
+        known = resolve_spec(original, samples.spec, registry, shape=samples.shape)
+        samples.check(known)
+        accepted = accepted_spec(framework, info, known)
         with attributed(info):
-            prepared = framework.prepare(original, spec, recipe, training=False)
+            prepared = framework.prepare(original, accepted, recipe, training=False)
             with torch.no_grad():
                 framework.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
-            agreement = top1_agreement(original, converted, samples, AGREEMENT_SAMPLES)
-            artifacts, rejected = ((), ()) if output is None else export_all(framework, converted, spec, Path(output))
+            agreement = top1_agreement(original, converted, samples, AGREEMENT_SAMPLES, known)
+            artifacts, rejected = (
+                ((), ()) if output is None else export_all(framework, converted, accepted, Path(output))
+            )
     return QuantizationRun(
         model=converted,
         calibrator=calibrator,

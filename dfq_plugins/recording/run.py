@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -28,7 +28,7 @@ from dfq_plugins.recording.record import require_free, write_record
 from dfq_plugins.recording.summary import summarize
 from dfq_plugins.recording.units import UnitReader, find_layers, probe_inputs
 from dfq_plugins.storage.versions import library_versions
-from dfq_plugins.types import ProgressEvent
+from dfq_plugins.types import InputSpec, ProgressEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dfq_plugins.recording.data import RecordingData
     from dfq_plugins.recording.info import Layer
     from dfq_plugins.recording.record import ActivationRecord
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import GivenSpec
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 def record(
     model: nn.Module,
     data: RecordingData,
-    spec: InputSpec | None = None,
+    spec: GivenSpec | None = None,
     *,
     output: Path | str,
     options: Mapping[str, object] | RecordingOptions | None = None,
@@ -85,13 +85,27 @@ def record(
     with preserve_global_state(), torch.no_grad():
         network = frozen_copy(model)
         check_finite(network)
-        spec = resolve_spec(network, spec, registry)
-        if spec.num_classes is None:
+        known = resolve_spec(network, single_spec(spec), registry)
+        if known.num_classes is None:
             raise ModelError("A record needs a classifier, but the network does not return logits (batch, classes).")
-        recording = Recording(network, spec, options)
+        recording = Recording(network, single_spec(known), options)
         recording.read(data, Broadcast(listeners, registry))
         info, tensors = recording.finish()
         return write_record(Path(output), info, tensors)
+
+
+def single_spec(spec: GivenSpec | None) -> Any:
+    """Return the specification of a network with one input.
+
+    Raises:
+        UsageError: the network has several inputs, from which no input could be rebuilt by class.
+    """
+    if spec is None or isinstance(spec, InputSpec):
+        return spec
+    raise UsageError(
+        "Activation records are made of networks with one input, but this specification has several. Use the generator "
+        "'bns', which takes several, or wrap the network in a module that takes one of them and fixes the others."
+    )
 
 
 class Recording:

@@ -45,7 +45,8 @@ PROBE_SEED = 0
 def probe_inputs(model: nn.Module, spec: InputSpec) -> Tensor:
     """Return a few fixed noise inputs, so that results derived from them do not depend on the data."""
     rng = torch.Generator().manual_seed(PROBE_SEED)
-    return draw_noise(spec, PROBE_SAMPLES, known_noise(spec), rng, device_of(model)).contiguous()
+    drawn: Tensor = draw_noise(spec, PROBE_SAMPLES, known_noise(spec), rng, device_of(model))
+    return drawn.contiguous()
 
 
 @torch.no_grad()

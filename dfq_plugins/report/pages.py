@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from dfq_plugins.inputs import count, rows
 from dfq_plugins.quantization.finetune import FinetuneRun
 from dfq_plugins.report import fidelity as fidelity_sections
 from dfq_plugins.report import quality, sections
@@ -12,6 +13,7 @@ from dfq_plugins.report.content import Samples
 from dfq_plugins.report.history import loss_curves, loss_section
 from dfq_plugins.report.render import Report
 from dfq_plugins.report.training import training_section
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from dfq_plugins.quality.inspection import Inspection
     from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.report.content import Section
-    from dfq_plugins.types import Batch, InputSpec, ProgressEvent
+    from dfq_plugins.types import Batch, ProgressEvent, Specification
 
 PICTURES = 24
 """Number of samples shown on a page."""
@@ -38,11 +40,16 @@ SYNTHETIC = (
 )
 
 
-def pictures(title: str, batch: Batch, spec: InputSpec, caption: str = "") -> Samples:
-    """Return the first samples of a batch with their class numbers."""
-    shown = batch.inputs[:PICTURES]
-    labels = () if batch.labels is None else tuple(str(label) for label in batch.labels[: len(shown)].tolist())
-    return Samples(title, shown.cpu().numpy(), spec, labels, caption)
+def pictures(title: str, batch: Batch, spec: Specification, caption: str = "") -> list[Samples]:
+    """Return the first samples of each input of a batch with their class numbers."""
+    shown = rows(batch.inputs, slice(PICTURES))
+    labels = () if batch.labels is None else tuple(str(label) for label in batch.labels[: count(shown)].tolist())
+    if isinstance(spec, InputSpec):
+        return [Samples(title, shown.cpu().numpy(), spec, labels, caption)]
+    return [
+        Samples(f"{title}: {name}", shown[name].cpu().numpy(), one, labels, caption)
+        for name, one in spec.inputs.items()
+    ]
 
 
 def synthesis_page(
@@ -61,7 +68,7 @@ def synthesis_page(
     shown = next(iter(data.loader(PICTURES)))
     parts = [
         quality.quality_section(found),
-        sections.sample_section([pictures(data.manifest.generator.name, shown, data.spec)]),
+        sections.sample_section(pictures(data.manifest.generator.name, shown, data.spec)),
         quality.divergences(sets),
         quality.range_section(sets),
         loss_section(loss_curves(events, [shard.num_samples for shard in data.manifest.shards])),
@@ -105,7 +112,7 @@ def quantization_page(
         sections.rejected_section(run.rejected) if run.rejected else None,
         quality.coverage_section(title, run.coverage),
         quality.quality_section(found),
-        sections.sample_section([pictures(data.manifest.generator.name, next(iter(data.loader(PICTURES))), data.spec)]),
+        sections.sample_section(pictures(data.manifest.generator.name, next(iter(data.loader(PICTURES))), data.spec)),
         quality.divergences(sets),
         quality.range_section(sets),
         sections.settings_section({**set_settings(data), f"Calibrator {run.calibrator}": options}),
@@ -115,7 +122,7 @@ def quantization_page(
     return Report(f"Quantized by {title}", (WHY, what, SYNTHETIC), figures, kept, "Made by dfq quantize.")
 
 
-def inspection_page(name: str, found: Inspection, batch: Batch, spec: InputSpec, *, synthetic: bool) -> Report:
+def inspection_page(name: str, found: Inspection, batch: Batch, spec: Specification, *, synthetic: bool) -> Report:
     """Return the page of an inspection.
 
     Args:
@@ -128,7 +135,7 @@ def inspection_page(name: str, found: Inspection, batch: Batch, spec: InputSpec,
     sets = {name: found}
     parts = [
         quality.quality_section(found),
-        sections.sample_section([pictures(name, batch, spec)]),
+        sections.sample_section(pictures(name, batch, spec)),
         quality.divergences(sets),
         quality.range_section(sets),
         sections.settings_section({"Network input": sections.input_facts(spec)}),

@@ -11,6 +11,7 @@ from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
+from dfq_plugins.inputs import count, rows, split
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.network.digest import model_digest
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.quality.inspection import Inspection
     from dfq_plugins.quantization.result import QuantizationRun
-    from dfq_plugins.types import InputSpec, ProgressEvent
+    from dfq_plugins.types import Inputs, ProgressEvent, Specification
 
 LARGEST_COMPARISON = 256
 """Maximum number of noise samples to compare the synthetic set with."""
@@ -94,9 +95,9 @@ def calibration_part(data: SyntheticDataset, held_out: int) -> CalibrationData:
     return data.inputs(len(data) - held_out) if held_out else data
 
 
-def held_out_part(data: SyntheticDataset, held_out: int) -> Tensor:
+def held_out_part(data: SyntheticDataset, held_out: int) -> Inputs:
     """Return the inputs to measure on: the last `held_out` samples, or all if none are held out."""
-    return data.inputs()[-held_out:] if held_out else data.inputs()
+    return rows(data.inputs(), slice(-held_out, None)) if held_out else data.inputs()
 
 
 def write_quantization_report(
@@ -124,10 +125,10 @@ def write_quantization_report(
         classifiers.
     """
     kept = held_out_part(data, held_out)
-    batches = torch.split(kept, 64)
+    batches = split(kept, 64)
     network = frozen_copy(model)
-    agreement = top1_agreement(network, run.model, batches, len(kept)) if held_out else run.agreement
-    fidelity = layer_fidelity(network, run.model, kept[-FIDELITY_SAMPLES:], run.coverage)
+    agreement = top1_agreement(network, run.model, batches, count(kept), data.spec) if held_out else run.agreement
+    fidelity = layer_fidelity(network, run.model, rows(kept, slice(-FIDELITY_SAMPLES, None)), run.coverage, data.spec)
     settings = dataclasses.asdict(options)  # type: ignore[call-overload]  # every options record is a dataclass
     # Calibrating on another model's set is allowed, but it can only be inspected as plain inputs.
     own = data.manifest.model_digest == model_digest(network)
@@ -140,7 +141,7 @@ def write_quantization_report(
 
 
 def write_inspection_report(
-    path: Path, name: str, data: SyntheticDataset | Sequence[Tensor], spec: InputSpec, found: Inspection
+    path: Path, name: str, data: SyntheticDataset | Sequence[Inputs], spec: Specification, found: Inspection
 ) -> None:
     """Write the page of an inspection.
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.report.content import Facts, LayerPlot, Samples, Section, Table
+from dfq_plugins.types import NetworkSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from dfq_plugins.types import Artifact, Coverage, InputSpec, RejectedArtifact
+    from dfq_plugins.types import Artifact, Coverage, RejectedArtifact, Specification
 
 LIBRARIES = (
     "dfq-plugins",
@@ -141,13 +142,19 @@ def settings_section(settings: Mapping[str, Mapping[str, object]]) -> Section:
     return Section("Settings and versions", (text,), (*facts, versions()))
 
 
-def input_facts(spec: InputSpec) -> dict[str, object]:
+def input_facts(spec: Specification) -> dict[str, object]:
     """Return the input specification as settings.
 
     >>> from dfq_plugins.types import InputSpec
     >>> input_facts(InputSpec((3, 32, 32)))["valid range"] is None
     True
     """
+    if isinstance(spec, NetworkSpec):
+        each = {name: input_facts(one) for name, one in spec.inputs.items()}
+        facts = {
+            f"{name}: {fact}": value for name, one in each.items() for fact, value in one.items() if fact != "classes"
+        }
+        return {**facts, "taken as": spec.call, "classes": spec.num_classes}
     return {
         "shape": spec.shape,
         "mean": spec.mean,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dfq_plugins.errors import ModelError
+from dfq_plugins.inputs import blank_inputs, cloned, count, leaves, moved, rows, run_network
 from dfq_plugins.model_state import ForwardHooks, device_of
 from dfq_plugins.statistics.divergences import DIVERGENCES, DivergenceName, gaussian_kl
 from dfq_plugins.statistics.functional import FunctionalNorms
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, InputSpec, Specification
 
 INPUT_LAYER = "input"
-"""Name of the pseudo-layer at the network's input, where normalized data has mean 0 and variance 1."""
+"""Name of the pseudo-layer at the network's input, where normalized data has mean 0 and variance 1.
+
+A network with several inputs has one for each that is normalized: `input.image`.
+"""
 
 EPS = 1e-5
 """Added to the variances of the pseudo-layer, and of layers without an `eps` attribute."""
@@ -64,14 +68,14 @@ def statistics_layers(model: nn.Module, names: Collection[str] | None = None) ->
 
 
 @torch.no_grad()
-def reached_layers(model: nn.Module, inputs: Tensor) -> tuple[str, ...]:
+def reached_layers(model: nn.Module, inputs: Inputs, spec: Specification | None = None) -> tuple[str, ...]:
     """Return the names of the statistics layers that a forward pass of `inputs` calls.
 
     Auxiliary classifiers, for example, are not called in eval mode. Layers that are not called cannot be observed and
     are excluded. So are layers with initial statistics, if others are trained: they say nothing about the data.
     """
     with StatisticsHooks(model) as hooks:
-        model(inputs.clone())
+        run_network(model, cloned(inputs), spec)
         reached = hooks.reached
     trained = tuple(name for name in reached if not untrained(hooks.layers[name]))
     return trained or reached
@@ -82,13 +86,13 @@ def untrained(layer: nn.Module) -> bool:
     return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())  # type: ignore[union-attr]
 
 
-def require_reached_layers(model: nn.Module, spec: InputSpec) -> tuple[str, ...]:
+def require_reached_layers(model: nn.Module, spec: Specification) -> tuple[str, ...]:
     """Return the names of the statistics layers that a forward pass calls; there must be at least one.
 
     Raises:
         ModelError: no such layer is called.
     """
-    names = reached_layers(model, torch.zeros(1, *spec.shape, device=device_of(model)))
+    names = reached_layers(model, blank_inputs(spec, 1, device_of(model)), spec)
     if not names:
         raise ModelError(
             f"{type(model).__name__} has BatchNorm layers, but a forward pass calls none of them, so their inputs "
@@ -98,10 +102,10 @@ def require_reached_layers(model: nn.Module, spec: InputSpec) -> tuple[str, ...]
 
 
 @torch.no_grad()
-def functional_layers(model: nn.Module, spec: InputSpec, names: Collection[str]) -> set[str]:
+def functional_layers(model: nn.Module, spec: Specification, names: Collection[str]) -> set[str]:
     """Return the layers that normalize another tensor than their module's input; see `StatisticsHooks`."""
     with StatisticsHooks(model, names=names) as hooks:
-        model(torch.zeros(1, *spec.shape, device=device_of(model)))
+        spec.run(model, blank_inputs(spec, 1, device_of(model)))
         return hooks.functional
 
 
@@ -151,8 +155,24 @@ class StoredStatistics:
         return {name: float(part.mean()) for name, part in zip(self.names, parts, strict=True)}
 
 
+def standardized_inputs(spec: Specification | None) -> dict[str, InputSpec]:
+    """Return the inputs whose statistics are known, by the name of their pseudo-layer.
+
+    >>> from dfq_plugins.types import InputSpec, NetworkSpec
+    >>> image, meta = InputSpec((1, 8, 8), (0.0,), (1.0,)), InputSpec((4,))
+    >>> list(standardized_inputs(image)), list(standardized_inputs(NetworkSpec({"image": image, "meta": meta})))
+    (['input'], ['input.image'])
+    """
+    if spec is None:
+        return {}
+    several = len(spec.named) > 1
+    return {
+        f"{INPUT_LAYER}.{name}" if several else INPUT_LAYER: one for name, one in spec.named.items() if one.standardized
+    }
+
+
 def stored_statistics(
-    model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None
+    model: nn.Module, spec: Specification | None = None, names: Collection[str] | None = None
 ) -> StoredStatistics:
     """Collect the running statistics of `model`; the input pseudo-layer comes first if the input is standardized.
 
@@ -163,21 +183,22 @@ def stored_statistics(
     """
     layers = statistics_layers(model, names)
     device = next(iter(layers.values())).running_mean.device  # type: ignore[union-attr]
-    rows = [
+    layer_rows = [
         (name, layer.running_mean, layer.running_var, float(getattr(layer, "eps", EPS)))
         for name, layer in layers.items()
     ]
-    if spec is not None and spec.standardized:
-        zeros = torch.zeros(spec.channels, device=device)
-        rows.insert(0, (INPUT_LAYER, zeros, torch.ones_like(zeros), EPS))
-    sizes = tuple(len(mean) for _, mean, _, _ in rows)  # type: ignore[arg-type]
+    zeros = {name: torch.zeros(one.channels, device=device) for name, one in standardized_inputs(spec).items()}
+    layer_rows = [*((name, zero, torch.ones_like(zero), EPS) for name, zero in zeros.items()), *layer_rows]
+    sizes = tuple(len(mean) for _, mean, _, _ in layer_rows)  # type: ignore[arg-type]
     return StoredStatistics(
-        names=tuple(row[0] for row in rows),
+        names=tuple(row[0] for row in layer_rows),
         sizes=sizes,
-        mean=torch.cat([row[1].detach().float() for row in rows]),  # type: ignore[union-attr]
-        var=torch.cat([row[2].detach().float() for row in rows]),  # type: ignore[union-attr]
-        eps=torch.cat([torch.full((size,), row[3], device=device) for row, size in zip(rows, sizes, strict=True)]),
-        weight=torch.cat([torch.full((size,), 1 / size / len(rows), device=device) for size in sizes]),
+        mean=torch.cat([row[1].detach().float() for row in layer_rows]),  # type: ignore[union-attr]
+        var=torch.cat([row[2].detach().float() for row in layer_rows]),  # type: ignore[union-attr]
+        eps=torch.cat(
+            [torch.full((size,), row[3], device=device) for row, size in zip(layer_rows, sizes, strict=True)]
+        ),
+        weight=torch.cat([torch.full((size,), 1 / size / len(layer_rows), device=device) for size in sizes]),
     )
 
 
@@ -209,7 +230,7 @@ class StatisticsHooks(ForwardHooks):
     def __init__(
         self,
         model: nn.Module,
-        spec: InputSpec | None = None,
+        spec: Specification | None = None,
         names: Collection[str] | None = None,
         *,
         modules_only: bool = False,
@@ -273,7 +294,7 @@ class StatisticsHooks(ForwardHooks):
         self._calls.clear()
         self._entered.clear()
 
-    def collect(self, inputs: Tensor | None = None) -> Moments:
+    def collect(self, inputs: Inputs | None = None) -> Moments:
         """Return the moments of all layers since the last collection, and discard them.
 
         Args:
@@ -284,15 +305,17 @@ class StatisticsHooks(ForwardHooks):
         """
         return averaged_calls(self.collect_calls(inputs))
 
-    def collect_calls(self, inputs: Tensor | None = None) -> list[list[Moments]]:
+    def collect_calls(self, inputs: Inputs | None = None) -> list[list[Moments]]:
         """Return the moments of every layer for each call, and discard them; see `collect`."""
         missing = self.layers.keys() - set(self.reached)
         if missing:
             raise RuntimeError(f"The forward pass did not reach the layers {sorted(missing)}.")
         calls = [self._calls[name] for name in self.layers]
-        if self.spec is not None and self.spec.standardized and inputs is not None:
-            moments = batch_moments(inputs, inputs.new_zeros(inputs.shape[1]))
-            calls.insert(0, [Moments(*moments, count=len(inputs))])
+        if self.spec is not None and inputs is not None:
+            pairs = zip(self.spec.named.values(), leaves(inputs), strict=True)
+            known = [tensor for one, tensor in pairs if one.standardized]
+            moments = [batch_moments(tensor, tensor.new_zeros(tensor.shape[1])) for tensor in known]
+            calls = [[Moments(*found, count=count(inputs))] for found in moments] + calls
         self._calls, self._entered = {}, {}
         return calls
 
@@ -306,17 +329,19 @@ class StatisticsPool:
         names: the layers to observe; None observes all.
     """
 
-    def __init__(self, model: nn.Module, spec: InputSpec | None = None, names: Collection[str] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, spec: Specification | None = None, names: Collection[str] | None = None
+    ) -> None:
         self._model = model
         self._hooks = StatisticsHooks(model, spec, names)
         self._pooled: list[list[Moments]] = []
 
     @torch.no_grad()
-    def add(self, batch: Tensor) -> None:
+    def add(self, batch: Inputs) -> None:
         """Run one batch `(batch, *shape)` through the network; an empty batch has no effect."""
-        if len(batch):
+        if count(batch):
             with self._hooks as hooks:
-                self._model(batch.clone())
+                run_network(self._model, cloned(batch), self._hooks.spec)
                 new = hooks.collect_calls(batch)
             pairs = zip(self._pooled, new, strict=True)
             self._pooled = [_pool_calls(*pair) for pair in pairs] if self._pooled else new
@@ -333,7 +358,10 @@ class StatisticsPool:
 
 
 def pooled_moments(
-    model: nn.Module, batches: Iterable[Tensor], spec: InputSpec | None = None, names: Collection[str] | None = None
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    spec: Specification | None = None,
+    names: Collection[str] | None = None,
 ) -> Moments:
     """Run all batches through the network and return the moments of the whole set at every statistics layer.
 
@@ -351,7 +379,7 @@ def _pool_calls(known: list[Moments], new: list[Moments]) -> list[Moments]:
 
 
 def layer_divergences(
-    model: nn.Module, batches: Iterable[Tensor], spec: InputSpec | None = None
+    model: nn.Module, batches: Iterable[Inputs], spec: Specification | None = None
 ) -> Mapping[str, float]:
     """Return each layer's KL divergence between the stored statistics and those of all batches together.
 
@@ -367,14 +395,14 @@ def layer_divergences(
     Raises:
         ValueError: there are no samples.
     """
-    moved = (batch.to(device_of(model)) for batch in batches if len(batch))
-    first = next(moved, None)
+    given = (moved(batch, device_of(model)) for batch in batches if count(batch))
+    first = next(given, None)
     if first is None:
         raise ValueError("Statistics need at least one sample, got none.")
-    names = reached_layers(model, first[:1])
+    names = reached_layers(model, rows(first, slice(1)), spec)
     if not names:
         return {}
-    observed = pooled_moments(model, chain([first], moved), spec, names)
+    observed = pooled_moments(model, chain([first], given), spec, names)
     return divergence_of(stored_statistics(model, spec, names), observed)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 
 from dfq_plugins.errors import UsageError
+from dfq_plugins.inputs import blank_inputs, moved
 from dfq_plugins.model_state import device_of
 from dfq_plugins.statistics.augmentation import PADDING_SHARE, Augmentation, augment, padding_of
 from dfq_plugins.statistics.batch_norm import StatisticsPool, divergence_of, reached_layers, stored_statistics
@@ -21,22 +22,22 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, InputSpec, Specification
 
 Presentation: TypeAlias = Literal["none", "pad-and-crop"]
 
 PresentationChoice: TypeAlias = Literal["auto", "none", "pad-and-crop"]
 
 
-def presentations(spec: InputSpec, choice: PresentationChoice) -> tuple[Presentation, ...]:
-    """Return the presentations to try for data of a specification.
+def presentations(spec: Specification, choice: PresentationChoice) -> tuple[Presentation, ...]:
+    """Return the presentations to try for data of a specification; of several inputs, only images are padded.
 
     Raises:
-        UsageError: pad-and-crop is requested for inputs that are not images with a known value range.
+        UsageError: pad-and-crop is requested, but no input is an image with a known value range.
     """
     if choice == "auto":
-        return ("none", "pad-and-crop") if padding_of(spec) else ("none",)
-    if choice == "pad-and-crop" and (len(spec.shape) != 3 or spec.bounds is None):  # noqa: PLR2004
+        return ("none", "pad-and-crop") if any(map(padding_of, spec.named.values())) else ("none",)
+    if choice == "pad-and-crop" and not any(map(_is_padded, spec.named.values())):
         raise UsageError(
             f"pad-and-crop needs images (channels, height, width) with a known value range, got {spec}. "
             "Set the value range, or choose none."
@@ -45,7 +46,7 @@ def presentations(spec: InputSpec, choice: PresentationChoice) -> tuple[Presenta
 
 
 def best_divergences(
-    model: nn.Module, batches: Iterable[Tensor], spec: InputSpec, choice: PresentationChoice = "auto"
+    model: nn.Module, batches: Iterable[Inputs], spec: Specification, choice: PresentationChoice = "auto"
 ) -> tuple[Presentation, dict[str, float]]:
     """Return the presentation with the best fit, and the KL divergence of each layer in nats.
 
@@ -60,15 +61,15 @@ def best_divergences(
         ValueError: there are no samples.
     """
     device = device_of(model)
-    names = reached_layers(model, torch.zeros(1, *spec.shape, dtype=torch.float32, device=device))
+    names = reached_layers(model, blank_inputs(spec, 1, device), spec)
     if not names:
         return "none", {}
     pools = {way: StatisticsPool(model, spec, names) for way in presentations(spec, choice)}
     rng = torch.Generator().manual_seed(0)  # the same shifts for all data
     for batch in batches:
-        moved = batch.to(device)
+        given = moved(batch, device)
         for way, pool in pools.items():
-            pool.add(_presented(moved, way, spec, rng))
+            pool.add(spec.map(lambda one, tensor, way=way: _presented(tensor, way, one, rng), given))
     stored = stored_statistics(model, spec, names)
     divergences = {way: divergence_of(stored, pool.moments()) for way, pool in pools.items()}
     best = min(divergences, key=lambda way: sum(divergences[way].values()))
@@ -76,7 +77,12 @@ def best_divergences(
 
 
 def _presented(batch: Tensor, way: Presentation, spec: InputSpec, rng: torch.Generator) -> Tensor:
-    if way == "none" or spec.bounds is None:
+    if way == "none" or not _is_padded(spec):
         return batch
     padding = max(1, min(spec.shape[1:]) // PADDING_SHARE)
     return augment(batch, Augmentation(flip=True, padding=padding), rng, spec.pad_value)
+
+
+def _is_padded(spec: InputSpec) -> bool:
+    """Return whether pad-and-crop applies: to images with a known value range."""
+    return len(spec.shape) == 3 and spec.bounds is not None  # noqa: PLR2004

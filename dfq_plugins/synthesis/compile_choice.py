@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from dfq_plugins.inputs import blank_inputs
 from dfq_plugins.model_state import device_of
 from dfq_plugins.synthesis.compilation import compiled_before
 
 if TYPE_CHECKING:
-    from dfq_plugins.statistics.augmentation import AxisMaps
     from dfq_plugins.synthesis.objective import InversionObjective
     from dfq_plugins.synthesis.options import InversionOptions
-    from dfq_plugins.types import InputSpec, TimeBudget
+    from dfq_plugins.types import Inputs, Specification, TimeBudget
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose number determines the estimated compilation time."""
@@ -32,12 +32,12 @@ COMPILE_WORTH = 2e12
 """MACs of a shard's whole optimization above which compiling the step pays off."""
 
 
-def step_work(model: nn.Module, spec: InputSpec) -> float:
+def step_work(model: nn.Module, spec: Specification) -> float:
     """Return the MACs of one sample in one step: the forward pass and the input gradient."""
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *spec.shape, device=device_of(model)))
+        spec.run(model, blank_inputs(spec, 1, device_of(model)))
     return float(counter.get_total_flops())  # two operations per MAC, and two passes
 
 
@@ -60,9 +60,9 @@ def compile_pays_within(
     budget: TimeBudget,
     iterations: int,
     objective: InversionObjective,
-    inputs: Tensor,
+    inputs: Inputs,
     labels: Tensor,
-    maps: AxisMaps = (),
+    maps: Any = None,
 ) -> bool:
     """Return whether to compile within a time budget: if it leaves enough time, and plain steps are too slow.
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ModelError, first_line
+from dfq_plugins.inputs import cloned, leaves
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.trace_errors import failing_line
 from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers
@@ -22,7 +23,7 @@ from dfq_plugins.statistics.requirements import INSTEAD
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Specification
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _line_of_the_network() -> str:
     return f"{path}:{number}: `{linecache.getline(path, number).strip()}`"
 
 
-def require_gradients(model: nn.Module, spec: InputSpec, *, statistics: bool) -> None:
+def require_gradients(model: nn.Module, spec: Specification, *, statistics: bool) -> None:
     """Check that gradients reach the inputs, from the BatchNorm layers or from the outputs; warn if some have none.
 
     Args:
@@ -91,15 +92,16 @@ def require_gradients(model: nn.Module, spec: InputSpec, *, statistics: bool) ->
         ModelError: no gradient reaches the inputs, or the network fails with gradients; the message names the line.
     """
     names = require_reached_layers(model, spec) if statistics else ()
-    inputs = torch.rand(_SAMPLES, *spec.shape, generator=torch.Generator().manual_seed(0)).to(device_of(model))
-    leaf, ends, kind = inputs.requires_grad_(), _GradientEnds(), type(model).__name__
+    rng, device = torch.Generator().manual_seed(0), device_of(model)
+    inputs = spec.map(lambda one: torch.rand(_SAMPLES, *one.shape, generator=rng).to(device).requires_grad_())
+    variables, ends, kind = leaves(inputs), _GradientEnds(), type(model).__name__
     try:
         with StatisticsHooks(model, names=names) as hooks:  # also in the backward pass, for networks that recompute
             with ends:
-                outputs = model(leaf.clone())
+                outputs = spec.run(model, cloned(inputs))
             values = _observed(hooks) or {"outputs": [part for part in _tensors(outputs) if part.is_floating_point()]}
             total = [part.float().sum() for parts in values.values() for part in parts if part.requires_grad]
-            found = torch.autograd.grad(torch.stack(total).sum(), leaf, allow_unused=True) if total else (None,)
+            found = torch.autograd.grad(torch.stack(total).sum(), variables, allow_unused=True) if total else ()
     except RuntimeError as error:
         line = failing_line(error, tuple(map(Path, _FOLDERS)))
         raise ModelError(
@@ -107,9 +109,10 @@ def require_gradients(model: nn.Module, spec: InputSpec, *, statistics: bool) ->
             f"{'' if line is None else f' at {line.text}'}. Change that line, or use what needs none. {INSTEAD}"
         ) from error
     lost = [name for name, parts in values.items() if not any(part.requires_grad for part in parts)]
-    if found[0] is None:
+    gradients = [gradient for gradient in found if gradient is not None]
+    if not gradients:
         raise ModelError(_message(kind, ends.lines, "ends"))
-    if ends.steps and not bool(found[0].any()):
+    if ends.steps and not any(bool(gradient.any()) for gradient in gradients):
         raise ModelError(_message(kind, ends.steps, "is zero behind"))
     if lost:
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""

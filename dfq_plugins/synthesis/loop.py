@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from dfq_plugins.errors import DivergedError
+from dfq_plugins.inputs import leaves, map_inputs
 from dfq_plugins.statistics.augmentation import Augmentation, draw_maps, padding_of
 from dfq_plugins.synthesis.schedule import Plateau, StepSchedule
 from dfq_plugins.types import ProgressEvent
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dfq_plugins.statistics.augmentation import AxisMaps
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, InputSpec, Specification
 
 SNAPSHOT_INTERVAL = 10
 """Iterations between two loss checks, at which good inputs are saved and progress is reported."""
@@ -91,8 +91,8 @@ class Objective(Protocol):
     """The objective being minimized."""
 
     def __call__(
-        self, inputs: Tensor, labels: Tensor, rest: tuple[Tensor, float] | None, maps: AxisMaps = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, inputs: Inputs, labels: Tensor, rest: tuple[Tensor, float] | None, maps: Any = None
+    ) -> tuple[Tensor, Inputs, Tensor]:
         """Return the loss, the gradient of the inputs, and this batch's pool for `rest_of`, all detached."""
         ...
 
@@ -117,14 +117,27 @@ def learning_rate_at(progress: float, options: Schedule) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def drawn_maps(options: Schedule, spec: Specification, inputs: Inputs, rng: torch.Generator) -> Any:
+    """Draw the augmentation of a batch; only inputs with spatial axes are augmented, each on its own."""
+
+    def drawn(one: InputSpec, tensor: Tensor) -> Any:
+        return draw_maps(augmentation_of(options, one), tuple(tensor.shape), rng, tensor.device)
+
+    return spec.map(drawn, inputs)
+
+
 def augmentation_of(options: Schedule, spec: InputSpec) -> Augmentation:
     """Return the augmentation before each forward pass; padding implies mirroring, as is usual in training."""
     padding = padding_of(spec) if options.padding is None else options.padding
     return Augmentation(options.jitter, options.flip or padding > 0, options.crop, padding)
 
 
-def clamp_(inputs: Tensor, spec: InputSpec) -> Tensor:
+def clamp_(inputs: Inputs, spec: Specification) -> Inputs:
     """Clamp a batch `(batch, *shape)` to the valid range of each channel, in place."""
+    return spec.map(_clamp_, inputs)
+
+
+def _clamp_(spec: InputSpec, inputs: Tensor) -> Tensor:
     if spec.bounds is None:
         return inputs
     view = (1, -1) + (1,) * (inputs.ndim - 2)
@@ -133,15 +146,15 @@ def clamp_(inputs: Tensor, spec: InputSpec) -> Tensor:
 
 
 def optimize_inputs(
-    batches: list[Tensor],
+    batches: list[Inputs],
     labels: list[Tensor],
     objective: Objective,
-    spec: InputSpec,
+    spec: Specification,
     options: Schedule,
     rng: torch.Generator,
     report: Callable[[ProgressEvent], None],
     *,
-    scale: float,
+    scale: Any,
     pace: StepSchedule | None = None,
 ) -> None:
     """Minimize the objective on all batches together, in place.
@@ -157,35 +170,37 @@ def optimize_inputs(
         options: weights, schedule and augmentation.
         rng: source of the augmentation.
         report: called with progress events every few iterations.
-        scale: standard deviation of the inputs, the unit of the learning rate.
+        scale: standard deviation of each input, the unit of its learning rate: a number, or one by name.
         pace: number of steps to take; None takes `options.iterations`.
 
     Raises:
         DivergedError: the loss is not finite; the batches hold the last good inputs.
     """
-    settings = augmentation_of(options, spec)
-    variables = [batch.requires_grad_() for batch in batches]
-    optimizers = [torch.optim.Adam([variable], lr=options.learning_rate, fused=True) for variable in variables]
+    variables = [map_inputs(lambda tensor: tensor.requires_grad_(), batch) for batch in batches]
+    scales = leaves(scale)
+    optimizers = [_optimizer(batch, options) for batch in variables]
     pools = [objective.empty_pool() for _ in batches]
-    good = [variable.detach().clone() for variable in variables]
+    good = [[tensor.detach().clone() for tensor in leaves(batch)] for batch in variables]
     metrics: dict[str, float] = {}
     pace = pace or StepSchedule(options.iterations)
     last_report, plateau = time.monotonic(), Plateau(options.plateau)
     while not pace.finished:
         losses = []
         for index, (variable, optimizer) in enumerate(zip(variables, optimizers, strict=True)):
-            optimizer.param_groups[0]["lr"] = learning_rate_at(pace.progress, options) * pace.rate * scale
+            rate = learning_rate_at(pace.progress, options) * pace.rate
+            for group, unit in zip(optimizer.param_groups, scales, strict=True):
+                group["lr"] = rate * unit
             rest = objective.rest_of(pools, index) if options.statistics == "set" else None
-            maps = draw_maps(settings, tuple(variable.shape), rng, variable.device)
+            maps = drawn_maps(options, spec, variable, rng)
             batch_loss, gradient, pools[index] = objective(variable, labels[index], rest, maps)
-            _set_gradient(variable, gradient)
+            map_inputs(_set_gradient, variable, gradient)
             optimizer.step()
             if options.clamp:
-                clamp_(variable.data, spec)
+                clamp_(map_inputs(lambda tensor: tensor.data, variable), spec)
             losses.append(batch_loss)
         pace.advance()
         check = (pace.done - 1) % SNAPSHOT_INTERVAL == 0
-        if not variables[0].is_cuda:  # a GPU runs asynchronously until its loss is read
+        if not leaves(variables[0])[0].is_cuda:  # a GPU runs asynchronously until its loss is read
             pace.measure()
         if check or pace.finished:
             loss = float(torch.stack(losses).mean())
@@ -198,7 +213,13 @@ def optimize_inputs(
             last_report = time.monotonic()
             report(ProgressEvent("synthesize", pace.done, pace.expected, metrics))
     for variable in variables:
-        variable.requires_grad_(False)
+        map_inputs(lambda tensor: tensor.requires_grad_(False), variable)
+
+
+def _optimizer(variable: Inputs, options: Schedule) -> torch.optim.Adam:
+    """Return an optimizer of one batch, with a group for each input, whose learning rates differ."""
+    groups = [{"params": [tensor]} for tensor in leaves(variable)]
+    return torch.optim.Adam(groups, lr=options.learning_rate, fused=True)
 
 
 def _set_gradient(variable: Tensor, gradient: Tensor) -> None:
@@ -208,10 +229,13 @@ def _set_gradient(variable: Tensor, gradient: Tensor) -> None:
     variable.grad.copy_(gradient)
 
 
-def _snapshot(pace: StepSchedule, loss: float, variables: list[Tensor], good: list[Tensor], options: Schedule) -> None:
+def _snapshot(
+    pace: StepSchedule, loss: float, variables: list[Inputs], good: list[list[Tensor]], options: Schedule
+) -> None:
     """Save the inputs if they and the loss are finite; otherwise restore the last good ones and raise."""
-    finite = math.isfinite(loss) and all(bool(variable.isfinite().all()) for variable in variables)
-    for variable, kept in zip(variables, good, strict=True):
+    tensors = [tensor for batch in variables for tensor in leaves(batch)]
+    finite = math.isfinite(loss) and all(bool(tensor.isfinite().all()) for tensor in tensors)
+    for variable, kept in zip(tensors, [tensor for batch in good for tensor in batch], strict=True):
         if finite:
             kept.copy_(variable.detach())
         else:

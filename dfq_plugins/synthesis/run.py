@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dfq_plugins.data.manifest import GeneratorRecord
 from dfq_plugins.data.plan import DatasetPlan
 from dfq_plugins.errors import UsageError
+from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.host.plugin_info import PluginInfo
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import DataGenerator, InputSpec, ProgressEvent
+    from dfq_plugins.types import DataGenerator, GivenSpec, InputSpec, ProgressEvent, Specification
 
 LARGEST_SHARD = 256
 
@@ -43,7 +43,7 @@ VALUES_PER_SHARD = LARGEST_SHARD * 3 * 64 * 64
 
 def synthesize(
     model: nn.Module,
-    spec: InputSpec | None = None,
+    spec: GivenSpec | None = None,
     *,
     generator: str = DEFAULT_GENERATOR,
     num_samples: int = 1024,
@@ -62,8 +62,9 @@ def synthesize(
     returns when the set is complete.
 
     Args:
-        model: trained classifier or other network with one input; it is not modified.
-        spec: the input specification; None infers it from the model as far as possible.
+        model: trained classifier or other network; it is not modified.
+        spec: the input specification; None infers it from the model as far as possible. For a network with several
+            inputs, a `NetworkSpec` or a mapping of `InputSpec` by name.
         generator: name of the generator, built-in or from a plugin.
         num_samples: exact number of samples in the finished set.
         seed: the same model, settings and seed give the same bytes on the same kind of machine.
@@ -100,7 +101,8 @@ def synthesize(
         teacher = frozen_copy(model)
         check_finite(teacher)
         spec = resolve_spec(teacher, spec, registry)
-        _check_supported(source, info, teacher, spec, budget)
+        accepted = accepted_spec(source, info, spec)
+        _check_supported(source, info, teacher, accepted, budget)
         plan = DatasetPlan(
             model_digest=model_digest(teacher),
             generator=_generator_record(source, info, record),
@@ -113,18 +115,18 @@ def synthesize(
         )
         broadcast = Broadcast(listeners, registry)
         # The generator gets a separate copy, so that it cannot affect the teacher that labels the samples.
-        shard_maker = ShardMaker(teacher, spec, partial(source.generate, frozen_copy(teacher), spec), info)
+        shard_maker = ShardMaker(teacher, spec, partial(source.generate, frozen_copy(teacher), accepted), info)
         return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
 
 
-def default_shard_size(spec: InputSpec) -> int:
+def default_shard_size(spec: Specification) -> int:
     """Return the default number of samples that are optimized together.
 
     >>> from dfq_plugins.types import InputSpec
     >>> default_shard_size(InputSpec((3, 32, 32))), default_shard_size(InputSpec((3, 224, 224)))
     (256, 32)
     """
-    return max(SMALLEST_SHARD, min(LARGEST_SHARD, VALUES_PER_SHARD // math.prod(spec.shape)))
+    return max(SMALLEST_SHARD, min(LARGEST_SHARD, VALUES_PER_SHARD // spec.values))
 
 
 def _check_supported(
@@ -146,7 +148,7 @@ def _generator_record(generator: DataGenerator, info: PluginInfo, options: Any) 
     return GeneratorRecord(info.entry.name, info.distribution, info.version, resolved)
 
 
-def _labels_kind(generator: DataGenerator, spec: InputSpec) -> str:
+def _labels_kind(generator: DataGenerator, spec: Specification) -> str:
     if generator.conditional:
         return "conditional"
     return "none" if spec.num_classes is None else "teacher"

@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 from dfq_plugins.data.writer import DatasetWriter
 from dfq_plugins.errors import DataError, UsageError, first_line
 from dfq_plugins.host.plugin_info import attributed, attributed_iterator
+from dfq_plugins.inputs import blank_inputs, count, joined, leaves, map_inputs, moved, rows, split
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import forward, is_out_of_memory
 from dfq_plugins.statistics.batch_norm import statistics_layers
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from dfq_plugins.host.broadcast import Broadcast
     from dfq_plugins.host.plugin_info import PluginInfo
     from dfq_plugins.synthesis.budget import RunBudget
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Specification
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class ShardMaker:
     """
 
     teacher: nn.Module
-    spec: InputSpec
+    spec: Specification
     generate: Callable[..., Iterable[Batch]]
     info: PluginInfo
 
@@ -133,7 +135,7 @@ def _write_folder(
     return dataset
 
 
-def _divergences(teacher: nn.Module, writer: DatasetWriter, spec: InputSpec) -> Mapping[str, float]:
+def _divergences(teacher: nn.Module, writer: DatasetWriter, spec: Specification) -> Mapping[str, float]:
     try:
         return best_divergences(teacher, writer.written_inputs(), spec)[1]
     except Exception as error:
@@ -167,14 +169,15 @@ def _write_shards(
         del batch
 
 
-def seconds_after_optimization(teacher: nn.Module, spec: InputSpec) -> float:
+def seconds_after_optimization(teacher: nn.Module, spec: Specification) -> float:
     """Return the seconds per sample after its optimization: a measured forward pass, and writing its file."""
-    inputs = torch.zeros(_MEASURED_SAMPLES, *spec.shape, device=device_of(teacher))
+    inputs = blank_inputs(spec, _MEASURED_SAMPLES, device_of(teacher))
     with torch.no_grad():
-        teacher(inputs[:1])
+        spec.run(teacher, rows(inputs, slice(1)))
         began = time.monotonic()
-        teacher(inputs).sum().item()
-    return (time.monotonic() - began) / len(inputs) + inputs[0].nbytes / _BYTES_PER_SECOND
+        spec.run(teacher, inputs).sum().item()
+    written: int = sum(tensor[0].nbytes for tensor in leaves(inputs))
+    return (time.monotonic() - began) / _MEASURED_SAMPLES + written / _BYTES_PER_SECOND
 
 
 def _overall_progress(broadcast: Broadcast, done: int, size: int, total: int) -> Callable[[ProgressEvent], None]:
@@ -194,26 +197,26 @@ def _collect_exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> l
         DataError: the number of samples differs from `size`.
     """
     made: list[Batch] = []
-    count = 0
+    made_so_far = 0
     for batch in attributed_iterator(batches, info):
         made.append(batch)
-        count += len(batch.inputs)
-        if count > size:
+        made_so_far += count(batch.inputs)
+        if made_so_far > size:
             break
-    if count != size:
-        found = f"at least {count}" if count > size else str(count)
+    if made_so_far != size:
+        found = f"at least {made_so_far}" if made_so_far > size else str(made_so_far)
         raise DataError(f"The {info} was asked for {size} samples but yielded {found}. Report this to its author.")
     return made
 
 
-def _labeled(teacher: nn.Module, spec: InputSpec, made: list[Batch]) -> Batch:
+def _labeled(teacher: nn.Module, spec: Specification, made: list[Batch]) -> Batch:
     """Join a shard's batches and add the teacher's labels and logits."""
-    inputs = torch.cat([batch.inputs.detach().float() for batch in made]).to(device_of(teacher)).contiguous()
+    detached = [map_inputs(lambda tensor: tensor.detach().float(), batch.inputs) for batch in made]
+    inputs = map_inputs(torch.Tensor.contiguous, moved(joined(detached), device_of(teacher)))
     if spec.num_classes is None:
         return Batch(inputs)
     with torch.no_grad():
-        logits = torch.cat(
-            [forward(teacher, part) for part in torch.split(inputs, [len(batch.inputs) for batch in made])]
-        )
+        sizes = [count(batch.inputs) for batch in made]
+        logits = torch.cat([forward(partial(spec.run, teacher), part) for part in split(inputs, sizes)])
     given = [batch.labels for batch in made if batch.labels is not None]
     return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), logits)

@@ -25,7 +25,8 @@ def smooth_noise(spec: InputSpec) -> torch.Tensor:
     """Return inputs `(64, *shape)` that vaguely resemble images, mostly inside their range."""
     low, high = spec.input_range or (-2.0, 2.0)
     noise = Noise((low + high) / 2, (high - low) / 3, COLOR)
-    return draw_noise(spec, SAMPLES, noise, torch.Generator().manual_seed(0), torch.device("cpu"))
+    drawn: torch.Tensor = draw_noise(spec, SAMPLES, noise, torch.Generator().manual_seed(0), torch.device("cpu"))
+    return drawn
 
 
 @dataclass(frozen=True)

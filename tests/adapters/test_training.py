@@ -119,7 +119,7 @@ class TestBrevitas:
         scales = worker.scale_parameters(student)
         names = {id(parameter): name for name, parameter in student.named_parameters()}
         assert {names[id(scale)].split(".")[0] for scale in scales} >= {"stem", "conv", "linear", "relu1", "relu2"}
-        (known,) = known_input_scalings(student)
+        (known,) = known_input_scalings(student, tiny_spec)
         assert not any(scale is known.value for scale in scales)
         before = capture(student)
         one_step(student.train(), inputs)
@@ -132,7 +132,7 @@ class TestBrevitas:
         self, tiny_network: nn.Module, tiny_spec: InputSpec, inputs: torch.Tensor
     ) -> None:
         worker, student = self.prepared(tiny_network, tiny_spec, inputs, known_input_range=False)
-        (known,) = known_input_scalings(student)
+        (known,) = known_input_scalings(student, tiny_spec)
         assert any(scale is known.value for scale in worker.scale_parameters(student))
 
     @pytest.mark.slow
@@ -159,7 +159,7 @@ class TestBrevitas:
     ) -> None:
         worker, student = self.prepared(tiny_network, tiny_spec, inputs)
         assert not any(parameter.requires_grad for parameter in worker.convert(student.train()).parameters())
-        assert len(list(input_quantizers(student))) == 1
+        assert len(list(input_quantizers(student, next(iter(student.graph.nodes))))) == 1
 
 
 class TestTorchAo:

@@ -195,7 +195,7 @@ def main() -> None:
         time_again(arguments.result, network, real[:2])
         return
     test = inputs[: arguments.test_images], labels[: arguments.test_images]
-    cost = asdict(measure_cost(network, settings.spec.shape))
+    cost = asdict(measure_cost(network, settings.spec))
     whole = cost | {"accuracy": accuracy(network, *test), "latency": latencies(network)}
     write_result(arguments.result, {**so_far(arguments.result), "float": whole, "test_samples": len(test[1])})
     for seed in arguments.seeds:

@@ -112,7 +112,7 @@ def drop_version(data: dict) -> None:
         (point_outside, "../secret.safetensors"),
         (drop_checksum, "shard-00000.safetensors has no checksum, although the set is complete"),
         (break_seed, "seed: Input should be a valid integer"),
-        (break_spec, "input_spec: "),
+        (break_spec, "input_spec.InputSpec: "),
         (drop_version, "it has no format_version"),
     ],
 )

@@ -126,7 +126,7 @@ def test_wrong_shapes_are_refused_with_torch_s_own_reason(shape: tuple[int, ...]
     start = f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
     end = "Give the shape of one sample as the network expects it."
     with pytest.raises(ModelError, match=f"^{re.escape(start)}.*{re.escape(reason)}.*{re.escape(end)}$") as caught:
-        trial_run(convolutional(), shape)
+        trial_run(convolutional(), InputSpec(shape))
     assert caught.value.__cause__ is not None
 
 
@@ -136,7 +136,7 @@ def test_an_error_without_text_is_named_by_its_type() -> None:
             raise NotImplementedError
 
     with pytest.raises(ModelError, match=r"without the batch\): NotImplementedError\. Give"):
-        trial_run(Silent(), (3,))
+        trial_run(Silent(), InputSpec((3,)))
 
 
 def test_models_that_return_no_tensor_are_refused() -> None:
@@ -146,7 +146,7 @@ def test_models_that_return_no_tensor_are_refused() -> None:
 
     message = "The model must return one tensor, got dict. Wrap it in a module that returns the logits."
     with pytest.raises(ModelError, match=refusal(message)):
-        trial_run(Several(), (3,))
+        trial_run(Several(), InputSpec((3,)))
 
 
 # ------------------------------------------------------------------------------------------------ inference

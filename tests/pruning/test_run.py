@@ -25,12 +25,13 @@ from dfq_plugins.pruning.magnitude import prune_weights
 from dfq_plugins.pruning.recentering import batch_statistics, recenter
 from dfq_plugins.pruning.scales import group_scales, map_widths, penalty_for, shared_scales
 from dfq_plugins.pruning.selection import remaining_multiply_adds, select_by_target, select_by_threshold
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dfq_plugins.types import InputSpec, ProgressEvent
+    from dfq_plugins.types import ProgressEvent
 
 QUICK = {"steps": 12, "batch_size": 16, "num_evaluations": 3, "teacher_precision": "float32"}
 SAMPLE = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(7))
@@ -153,11 +154,13 @@ class TestGroups:
         network = drawn(Branches())
         groups = find_groups(network, SAMPLE).usable
         assert {group.name for group in groups} == {"left.0", "right.0"}
-        costs = layer_multiply_adds(network, (3, 8, 8)) | {"": measure_cost(network, (3, 8, 8)).macs}
+        costs = layer_multiply_adds(network, InputSpec((3, 8, 8))) | {
+            "": measure_cost(network, InputSpec((3, 8, 8))).macs
+        }
         removed = {"left.0": [0, 1], "right.0": [5]}
         told = remaining_multiply_adds(groups, removed, costs)
         remove_filters(network, SAMPLE, groups, removed)
-        assert measure_cost(network, (3, 8, 8)).macs == round(told)
+        assert measure_cost(network, InputSpec((3, 8, 8))).macs == round(told)
 
     @pytest.mark.parametrize(
         ("operation", "name"),
@@ -306,7 +309,9 @@ class TestSelection:
         self.network = drawn(Preactivated())
         self.groups = find_groups(self.network, SAMPLE).usable
         self.scales = {group.name: torch.linspace(0.0, 1.0, group.size) + 0.01 for group in self.groups}
-        self.costs = layer_multiply_adds(self.network, (3, 8, 8)) | {"": measure_cost(self.network, (3, 8, 8)).macs}
+        self.costs = layer_multiply_adds(self.network, InputSpec((3, 8, 8))) | {
+            "": measure_cost(self.network, InputSpec((3, 8, 8))).macs
+        }
 
     def test_by_threshold(self) -> None:
         removed = select_by_threshold(self.groups, self.scales, 0.25)
@@ -326,7 +331,7 @@ class TestSelection:
         removed = select_by_target(self.groups, self.scales, self.costs, target, 0.1)
         told = remaining_multiply_adds(self.groups, removed, self.costs)
         remove_filters(self.network, SAMPLE, self.groups, removed)
-        measured = measure_cost(self.network, (3, 8, 8)).macs
+        measured = measure_cost(self.network, InputSpec((3, 8, 8))).macs
         assert measured == round(told)
         assert 0.75 * target < measured / self.costs[""] <= target
         largest_gone = max(float(self.scales[name][max(gone)]) for name, gone in removed.items() if gone)

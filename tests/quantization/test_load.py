@@ -196,9 +196,17 @@ def test_an_onnx_module_can_be_copied_and_returns_what_the_program_does() -> Non
     assert not first.requires_grad
 
 
-def test_an_onnx_module_has_one_input() -> None:
-    with pytest.raises(DataError, match=r"must have exactly one input, got in0, in1\. Give an exported network\."):
-        OnnxModule(identity(inputs=2))
+def test_an_onnx_module_takes_several_inputs_by_name_and_in_order() -> None:
+    module = OnnxModule(identity(inputs=2))
+    first, second = torch.rand(4, 2), torch.rand(4, 2)
+    for outputs in (module(first, second), module(in1=second, in0=first), module({"in1": second, "in0": first})):
+        assert torch.equal(outputs, first)
+
+
+@pytest.mark.parametrize("given", [(torch.zeros(1, 2),), (torch.zeros(1, 2),) * 3])
+def test_an_onnx_module_needs_each_of_its_inputs(given: tuple[torch.Tensor, ...]) -> None:
+    with pytest.raises(DataError, match=r"The program takes the inputs in0, in1, got .*Give each of them once"):
+        OnnxModule(identity(inputs=2))(*given)
 
 
 def test_a_folder_with_one_artifact_stands_for_it(quantized: Callable[..., QuantizationRun], tmp_path: Path) -> None:

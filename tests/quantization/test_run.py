@@ -153,7 +153,11 @@ NAN[3, 0, 0, 0] = math.nan
         ([DATA, DATA[:, :1]], DataError, r"must have the shape \(samples, 3, 8, 8\), got \(\d+, 1, 8, 8\)"),
         (NAN, DataError, "^Inputs must be finite, but a batch holds NaN or infinity. Remove or repair those samples.$"),
         (DATA / 0, DataError, "must be finite"),
-        ((DATA * 9).byte(), DataError, r"floating-point network inputs, got torch.uint8\. Normalize the data first\.$"),
+        (
+            (DATA * 9).byte(),
+            DataError,
+            r"floating-point network inputs, got torch.uint8 for inputs\. Normalize images first\.",
+        ),
         (
             DATA[:0],
             DataError,
@@ -162,8 +166,8 @@ NAN[3, 0, 0, 0] = math.nan
         ([], DataError, "needs at least one sample"),
         ("folder", UsageError, r"an iterable of batches, got str. Open a folder with SyntheticDataset.open\(folder\)."),
         (7, UsageError, "an iterable of batches, got int"),
-        ([{"x": DATA}], UsageError, "A batch must be a tensor, or a tuple that starts with one, got dict."),
-        ([()], UsageError, "A batch must be a tensor, or a tuple that starts with one, got tuple."),
+        ([{"x": DATA}], DataError, "The network takes one input of shape .*, got inputs by name: x. Give a tensor"),
+        ([()], UsageError, "A batch must be a tensor, a tuple that starts with one, or .*, got tuple for inputs."),
     ],
 )
 def test_unusable_calibration_data_is_refused(

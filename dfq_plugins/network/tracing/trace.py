@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,19 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from dfq_plugins.errors import DfqError, ModelError, first_line
+from dfq_plugins.inputs import cloned
 from dfq_plugins.model_state import device_of, preserve_global_state
+from dfq_plugins.network.graph_inputs import placeholder_names
 from dfq_plugins.network.trace_errors import failing_line
 from dfq_plugins.network.tracing.batch import unify
 from dfq_plugins.network.tracing.graph import write_graph
 from dfq_plugins.network.tracing.operation import Recording, UntraceableError, leaves
 from dfq_plugins.network.tracing.recorder import NOT_THE_MODEL, plain_structure, record
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from torch.fx import GraphModule
 
-    from dfq_plugins.types import InputSpec
+    from dfq_plugins.types import Inputs, Specification
 
 _BATCHES = (2, 3)
 """Batch sizes of the two recordings: sizes that differ between them follow the batch."""
@@ -34,7 +36,7 @@ _TOLERANCE = 1e-3
 
 def trace(
     model: nn.Module,
-    spec: InputSpec,
+    spec: Specification,
     *,
     opaque: Collection[str] = (),
     way_round: Callable[[str], str] | None = None,
@@ -47,7 +49,7 @@ def trace(
 
     Args:
         model: a private copy in eval mode; the graph takes its submodules and parameters.
-        spec: the input of the network.
+        spec: its inputs: the graph has a placeholder for each, in order; all other arguments keep their defaults.
         opaque: names of submodules to keep as one call, whatever they do.
         way_round: returns what users of the framework can do about a submodule that cannot be traced, given its name.
 
@@ -77,44 +79,42 @@ def _advised(way_round: Callable[[str], str]) -> Iterator[None]:
         raise ModelError(f"{error} {way_round(error.module)}") from error
 
 
-def example_inputs(spec: InputSpec, samples: int, model: nn.Module) -> dict[str, Tensor]:
-    """Return inputs `(samples, *shape)` by the name of the network's argument: uniform noise within the known range."""
-    noise = torch.rand(samples, *spec.shape, generator=torch.Generator().manual_seed(samples))
+def example_inputs(spec: Specification, samples: int, model: nn.Module) -> dict[str, Tensor]:
+    """Return inputs `(samples, *shape)` by the names of their placeholders, in order: noise within the known ranges."""
+    rng, device = torch.Generator().manual_seed(samples), device_of(model)
+    names = placeholder_names(spec, model)
+    return {name: _noise(one, samples, rng).to(device) for name, one in zip(names, spec.named.values(), strict=True)}
+
+
+def _noise(spec: InputSpec, samples: int, rng: torch.Generator) -> Tensor:
+    noise = torch.rand(samples, *spec.shape, generator=rng)
     if spec.bounds is None:
-        noise = 4 * noise - 2
-    else:
-        low, high = (torch.tensor(edge).view(-1, *[1] * (len(spec.shape) - 1)) for edge in spec.bounds)
-        noise = low + noise * (high - low)
-    return {_argument(model): noise.to(device_of(model))}
+        return 4 * noise - 2
+    low, high = (torch.tensor(edge).view(-1, *[1] * (len(spec.shape) - 1)) for edge in spec.bounds)
+    return low + noise * (high - low)
 
 
-def _argument(model: nn.Module) -> str:
-    """Return the name of the first argument of a network's forward."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return "input"
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return named[0] if named else "input"
+def _recorded(model: nn.Module, spec: Specification, samples: int, opaque: Collection[str]) -> Recording:
+    def call(network: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+        return spec.run(network, _given(spec, inputs))
 
-
-def call_with(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
-    """Run a network on its inputs."""
-    return model(*inputs.values())
-
-
-def _recorded(model: nn.Module, spec: InputSpec, samples: int, opaque: Collection[str]) -> Recording:
     with _model_errors(spec):
-        return record(model, example_inputs(spec, samples, model), call_with, opaque=opaque)
+        return record(model, example_inputs(spec, samples, model), call, opaque=opaque)
 
 
-def _run(model: nn.Module, inputs: Mapping[str, Tensor], spec: InputSpec) -> Any:
+def _run(model: nn.Module, inputs: Mapping[str, Tensor], spec: Specification) -> Any:
     with _model_errors(spec):
-        return call_with(model, {name: value.clone() for name, value in inputs.items()})
+        return spec.run(model, cloned(_given(spec, inputs)))
+
+
+def _given(spec: Specification, inputs: Mapping[str, Tensor]) -> Inputs:
+    """Return the inputs as the specification names them, given by the names of their placeholders."""
+    tensors = list(inputs.values())
+    return tensors[0] if isinstance(spec, InputSpec) else dict(zip(spec.order, tensors, strict=True))
 
 
 @contextmanager
-def _model_errors(spec: InputSpec) -> Iterator[None]:
+def _model_errors(spec: Specification) -> Iterator[None]:
     """Name the line of the network at which running it fails.
 
     Raises:

@@ -98,7 +98,9 @@ def ready(kind: type[nn.Module]) -> GraphModule:
 
 def exported(model: GraphModule, folder: Path) -> Artifact:
     """Write the QONNX file alone, which is what FINN takes."""
-    return export.export_onnx(model, batches()[0][:1], folder, classifies=True, with_qcdq=False, target="finn")[0]
+    return export.export_onnx(
+        model, batches()[0][:1], folder, spec=SPEC, classifies=True, with_qcdq=False, target="finn"
+    )[0]
 
 
 def run(model: ModelWrapper, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -150,7 +152,7 @@ def test_networks_keep_to_the_rules_and_survive_the_passes(kind: type[nn.Module]
 def test_the_form_of_finn_computes_the_same_in_float(kind: type[nn.Module]) -> None:
     network, inputs = trained(kind), batches()[0]
     with torch.no_grad(), silenced(NOTICES):
-        rewritten = finn_form(float_graph(trained(kind), BrevitasOptions(), merge_batch_norm=True), SPEC)
+        rewritten = finn_form(float_graph(trained(kind), SPEC, BrevitasOptions(), merge_batch_norm=True), SPEC)
         torch.testing.assert_close(rewritten(inputs), network(inputs), atol=1e-5, rtol=1e-4)
 
 
@@ -264,7 +266,7 @@ def test_power_of_two_scales(tmp_path: Path) -> None:
 def test_zero_points_of_biases_have_a_rank_for_every_target(tmp_path: Path) -> None:
     model = quantized(trained(Plain), target="generic")
     assert exported(quantized(trained(Plain), quantize_bias=True), tmp_path).checks[2].name == CHECK_NAME
-    path = export.export_onnx(model, batches()[0][:1], tmp_path, classifies=True, with_qcdq=False)[0].path
+    path = export.export_onnx(model, batches()[0][:1], tmp_path, spec=SPEC, classifies=True, with_qcdq=False)[0].path
     wrapped, inputs = ModelWrapper(str(path)), batches()[1][:1].numpy()
     biases = [
         node for node in wrapped.graph.node if node.op_type == "Quant" and wrapped.get_initializer(node.input[3]) == 32
@@ -414,6 +416,8 @@ def test_real_networks(name: str, networks: ModuleType, tmp_path: Path) -> None:
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in inputs[-100:].split(50)]) == labels[-100:]
     assert 100 * right.float().mean().item() >= least
-    artifact = export.export_onnx(model, inputs[:2], tmp_path, classifies=True, with_qcdq=False, target="finn")[0]
+    artifact = export.export_onnx(
+        model, inputs[:2], tmp_path, spec=SPEC, classifies=True, with_qcdq=False, target="finn"
+    )[0]
     assert artifact.checks[2].name == CHECK_NAME
     require_same_after_passes(artifact.path, inputs[:1].numpy(), each=False)
