@@ -13,7 +13,7 @@ from torch import nn
 
 from dfq_brevitas.additions import is_addition
 from dfq_brevitas.foreign import plain
-from dfq_plugins.network.tracing.operation import map_values
+from dfq_brevitas.framework import QuantTensor
 
 if TYPE_CHECKING:
     from dfq_brevitas.framework import GraphModule, Node
@@ -30,7 +30,7 @@ class PlainCall(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of the call; quantized tensors are passed as their values."""
-        values, named = map_values(plain, args), map_values(plain, kwargs)
+        values, named = _plain_arguments(args), _plain_arguments(kwargs)
         if self.operation == "call_method":
             return getattr(values[0], self.target)(*values[1:], **named)
         return self.target(*values, **named)
@@ -38,6 +38,17 @@ class PlainCall(nn.Module):
     def extra_repr(self) -> str:
         """Name the function."""
         return str(getattr(self.target, "__name__", self.target))
+
+
+def _plain_arguments(value: Any) -> Any:
+    """Return arguments with plain tensors; a quantized tensor is itself a named tuple."""
+    if isinstance(value, QuantTensor):
+        return plain(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_plain_arguments, value))
+    if isinstance(value, dict):
+        return {key: _plain_arguments(item) for key, item in value.items()}
+    return value
 
 
 def isolate_functions(graph: GraphModule) -> None:

@@ -16,6 +16,7 @@ from dfq_plugins.network.trial import trial_run
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
+from dfq_plugins.quantization.step_errors import step_errors
 from dfq_plugins.types import Calibrator
 from dfq_pytorch_quantization.coverage import describe_coverage
 from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_inputs
@@ -31,6 +32,7 @@ from dfq_pytorch_quantization.ranges import (
 from dfq_pytorch_quantization.residual import add_residual_quantizers
 from dfq_pytorch_quantization.swap import calib_method, quantized_modules, reason_for_float, swap
 from dfq_pytorch_quantization.training import fix_ranges_after_training, learned_ranges, start_training
+from dfq_pytorch_quantization.way_round import way_round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -82,7 +84,8 @@ class PytorchQuantizationCalibrator(Calibrator):
                 not accept inputs of the shape in the spec.
         """
         _require_supported(recipe, self._options)
-        with silenced(NOTICES, logger=LOGGER):
+        errors = step_errors("pytorch-quantization", "prepare", model, way_round)
+        with silenced(NOTICES, logger=LOGGER), errors:
             prepared = swap(to_float_modules(fitted_copy(model)), recipe, self._options).eval()
             _require_quantizable(prepared, model, self._options)
             for _, module in quantized_modules(prepared):
@@ -114,7 +117,8 @@ class PytorchQuantizationCalibrator(Calibrator):
         run = _run_of(prepared)
         device = device_of(prepared)
         kept: list[Inputs] = []
-        with torch.no_grad(), silenced(NOTICES, logger=LOGGER):
+        errors = step_errors("pytorch-quantization", "calibrate", prepared, way_round)
+        with torch.no_grad(), silenced(NOTICES, logger=LOGGER), errors:
             with _collecting(prepared):
                 for batch in checked_batches(batches, run.spec, device):
                     first = rows(batch, slice(SAMPLES_KEPT - sum(map(count, kept))))

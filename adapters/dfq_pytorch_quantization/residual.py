@@ -189,7 +189,7 @@ def _is_convolved(node: fx.Node, parent: nn.Module) -> bool:
     while node.op == "call_module":
         module: Any = parent.get_submodule(str(node.target))
         while type(module).forward is nn.Sequential.forward:
-            module = next((part for part in reversed(list(module)) if not _is_passed(part)), None)
+            module = next((part for part in reversed(list(module)) if not _is_passed(part)), nn.Identity())
         if isinstance(module, _ConvNd) and is_quantized(module):
             return True
         if not _is_passed(module) or not node.args or not isinstance(node.args[0], fx.Node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,3 +41,8 @@ def checked_batches(
             f"Calibration needs at least one batch, got none. Give batches of shape {shapes}; note that an "
             "iterator that was already read yields none."
         )
+
+
+def raised_by_batches(error: BaseException) -> bool:
+    """Return whether an error comes from the batches themselves, that is, from an iterator of the caller's."""
+    return any(frame.f_code is checked_batches.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))

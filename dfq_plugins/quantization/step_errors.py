@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from dfq_plugins.errors import DfqError, ModelError, first_line
 from dfq_plugins.network.tracing.operation import PLACES
+from dfq_plugins.quantization.batches import raised_by_batches
 from dfq_plugins.quantization.environment import environment_fault
 
 if TYPE_CHECKING:
@@ -29,13 +30,16 @@ def step_errors(framework: str, step: str, model: nn.Module, way_round: Callable
         way_round: returns what to do, given the name of the submodule at fault, which may be empty.
 
     Raises:
-        ModelError: the framework failed on the network, or the machine ran short of something.
+        ModelError: the framework failed on the network, or the machine ran short of something. An error of the caller's
+            calibration batches stays as it is.
     """
     try:
         yield
     except DfqError:
         raise
     except Exception as error:
+        if raised_by_batches(error):
+            raise
         fault = environment_fault(error)
         if fault is not None:
             raise ModelError(f"{framework} could not {step} the network because of this machine: {fault}") from error
