@@ -30,10 +30,12 @@ class InputSpec:
         mean: mean subtracted from the raw values, one per channel; None if the normalization is not known.
         std: standard deviation that the raw values are divided by, one per channel; None if and only if `mean` is None.
         value_range: lowest and highest raw value (in network units if mean is None); None if unbounded or unknown.
-        num_classes: number of class logits; None if the network is not a classifier.
+        num_classes: number of class logits, per sample or at each position of a class map; 0 if the network is not a
+            classifier; None if that is not known. It is never guessed from the shape of an output.
 
     Raises:
-        UsageError: a size is not positive, mean and std do not fit the channels, or the range is empty.
+        UsageError: a size is not positive, mean and std do not fit the channels, the range is empty, or there is only
+            one class.
 
     >>> InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0)).bounds
     ((-2.0,), (2.0,))
@@ -60,6 +62,11 @@ class InputSpec:
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise UsageError(
                 f"value_range must be increasing, got {self.value_range}. Give (lowest, highest), e.g. (0, 1)."
+            )
+        if self.num_classes is not None and (self.num_classes == 1 or self.num_classes < 0):
+            raise UsageError(
+                f"A classifier has at least 2 class logits, got num_classes={self.num_classes}. Give 0 for a network "
+                "that is not a classifier, also if it has a single logit."
             )
 
     @property
@@ -129,14 +136,15 @@ class InputSpec:
 
 
 class Batch(NamedTuple):
-    """Inputs `(batch, *shape)` with class labels `(batch,)` and teacher logits `(batch, classes)`, if known.
+    """Inputs `(batch, *shape)` with class labels `(batch,)` and the teacher's outputs by name, if known.
 
-    A single sample of a data set is the same record without the batch axis.
+    `outputs` holds one tensor `(batch, ...)` per output, by the path to it; a network that returns one tensor has one
+    output, named "output". A single sample of a data set is the same record without the batch axis.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    outputs: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)

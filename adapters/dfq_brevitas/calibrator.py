@@ -25,6 +25,7 @@ from dfq_brevitas.training import learned_scales, take_gradients
 from dfq_brevitas.weights import apply_gptq, learn_rounding
 from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.model_state import device_of, frozen_copy
+from dfq_plugins.network.outputs import with_plain_outputs
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
@@ -86,7 +87,7 @@ class BrevitasCalibrator(Calibrator):
             ModelError: the model cannot be traced, or contains nothing to quantize.
         """
         _require_supported(recipe, self.options)
-        private = frozen_copy(model).float()
+        private = with_plain_outputs(frozen_copy(model).float(), torch.zeros(2, *spec.shape))
         with silenced(NOTICES):
             merge = self.options.merges_batch_norm(recipe.weight_bits, training=training)
             traced = float_graph(private, self.options, merge_batch_norm=merge)
@@ -194,8 +195,8 @@ class BrevitasCalibrator(Calibrator):
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
-        classifies, with_qcdq = spec.num_classes is not None, run.recipe.weight_bits > 1
-        return export_onnx(graph, run.samples, path, classifies=classifies, with_qcdq=with_qcdq, target=run.target)
+        classes, with_qcdq = spec.num_classes, run.recipe.weight_bits > 1
+        return export_onnx(graph, run.samples, path, num_classes=classes, with_qcdq=with_qcdq, target=run.target)
 
     def load(self, path: Path) -> nn.Module:
         """Return a module that runs either file in ONNX Runtime, in exact arithmetic.

@@ -27,8 +27,10 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
 from dfq_plugins.quantization.onnx_module import OnnxModule, load_onnx
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
+from dfq_plugins.quantization.output_names import exportable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Artifact, Check
 
 QONNX_FILE, QCDQ_FILE = "model.qonnx.onnx", "model.qcdq.onnx"
-INPUT, OUTPUT = "input", "output"
+INPUT = "input"
 _OPSET = 13  # the first with per-channel QuantizeLinear; FINN does not read later ones reliably
 
 
@@ -46,7 +48,7 @@ def export_onnx(
     samples: torch.Tensor,
     folder: Path,
     *,
-    classifies: bool,
+    num_classes: int | None,
     with_qcdq: bool = True,
     target: Target = "generic",
 ) -> tuple[Artifact, ...]:
@@ -56,7 +58,7 @@ def export_onnx(
         graph: a converted model.
         samples: inputs `(samples, *shape)` to compare on.
         folder: where to write; created if it does not exist.
-        classifies: whether the outputs are class logits.
+        num_classes: number of classes; None or 0 if the network is not known to be a classifier.
         with_qcdq: also write the QCDQ file, which cannot represent binary weights.
         target: what the QONNX file is for; for FINN, it is also checked against FINN's rules.
 
@@ -65,7 +67,7 @@ def export_onnx(
         DataError: the folder cannot be written.
     """
     private = copy.deepcopy(graph).cpu().eval()
-    settings: dict[str, Any] = {"graph": private, "samples": samples, "classifies": classifies}
+    settings: dict[str, Any] = {"graph": private, "samples": samples, "num_classes": num_classes}
     write, check = (_write_finn, check_finn) if target == "finn" else (_write_qonnx, check_qonnx)
     written = partial(write, private, samples[:1])
     recipes = [ArtifactRecipe(folder / QONNX_FILE, "QONNX", written, partial(check, **settings))]
@@ -77,7 +79,8 @@ def export_onnx(
 
 
 def _write_qonnx(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
-    export_qonnx(copy.deepcopy(graph), args=sample, export_path=str(path), **_settings())
+    network, names = exportable(copy.deepcopy(graph), sample)
+    export_qonnx(network, args=sample, export_path=str(path), **_settings(names))
     # The first step of every QONNX flow, including FINN's: fold constants, infer shapes, name nodes.
     model = clean_qonnx(onnx.load(path))
     give_parameters_a_rank(model.graph)
@@ -90,17 +93,18 @@ def _write_finn(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
 
 
 def _write_qcdq(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
-    axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
+    network, names = exportable(graph, sample)
+    axes = {name: {0: "batch"} for name in (INPUT, *names)}
     # Without a copy, which costs seconds: Brevitas leaves the graph as it was, and where it fails, nothing follows.
-    export_onnx_qcdq(graph, args=sample, export_path=str(path), dynamic_axes=axes, **_settings())
+    export_onnx_qcdq(network, args=sample, export_path=str(path), dynamic_axes=axes, **_settings(names))
 
 
-def _settings() -> dict[str, Any]:
+def _settings(outputs: Sequence[str]) -> dict[str, Any]:
     # Brevitas's exporter through torch.export cannot write quantized biases; TorchScript's writes both formats.
-    return {"dynamo": False, "opset_version": _OPSET, "input_names": [INPUT], "output_names": [OUTPUT]}
+    return {"dynamo": False, "opset_version": _OPSET, "input_names": [INPUT], "output_names": list(outputs)}
 
 
-def check_qonnx(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
+def check_qonnx(path: Path, *, graph: GraphModule, samples: torch.Tensor, num_classes: int | None) -> tuple[Check, ...]:
     """Compare a QONNX file with the torch model, run as one graph of standard operators.
 
     Raises:
@@ -109,20 +113,20 @@ def check_qonnx(path: Path, *, graph: GraphModule, samples: torch.Tensor, classi
     model, quantizers = lowered(onnx.load(path))
     run = partial(torch_run, graph)
     weights = torch_weights(graph)
-    return check_onnx(model, quantizers, weights, run, samples, classifies=classifies, as_users_run=False)
+    return check_onnx(model, quantizers, weights, run, samples, num_classes=num_classes, as_users_run=False)
 
 
-def check_finn(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
+def check_finn(path: Path, *, graph: GraphModule, samples: torch.Tensor, num_classes: int | None) -> tuple[Check, ...]:
     """Compare a QONNX file with the torch model, and check it against FINN's rules.
 
     Raises:
         ArtifactError: the file cannot be run, does not agree with the model, or breaks a rule.
     """
     rules = check_finn_rules(path)  # first: a broken rule says more than the wrong integers that it causes
-    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies), rules)
+    return (*check_qonnx(path, graph=graph, samples=samples, num_classes=num_classes), rules)
 
 
-def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classifies: bool) -> tuple[Check, ...]:
+def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, num_classes: int | None) -> tuple[Check, ...]:
     """Compare a QCDQ file with the torch model, and report what ONNX Runtime's default session computes.
 
     Raises:
@@ -131,7 +135,7 @@ def check_qcdq(path: Path, *, graph: GraphModule, samples: torch.Tensor, classif
     model = onnx.load(path)
     quantizers = tuple(qdq_quantizers(model.graph))
     run = partial(torch_run, graph)
-    return check_onnx(model, quantizers, torch_weights(graph), run, samples, classifies=classifies)
+    return check_onnx(model, quantizers, torch_weights(graph), run, samples, num_classes=num_classes)
 
 
 def load_exported(path: Path) -> OnnxModule:
@@ -142,7 +146,7 @@ def load_exported(path: Path) -> OnnxModule:
     Raises:
         DataError: the file is damaged.
     """
-    return load_onnx(path, rewrite=lambda model: lowered(model)[0])
+    return load_onnx(path, rewrite=lambda model: lowered(model)[0], structured=True)
 
 
 def run_qonnx(path: Path, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from dfq_brevitas.bias import is_weight_layer
-from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, QuantTensor
+from dfq_brevitas.framework import ActQuantProxyFromInjectorBase
 from dfq_brevitas.qonnx_lowering import integer_range
 from dfq_plugins.model_state import hooked
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
 
 if TYPE_CHECKING:
@@ -34,9 +34,8 @@ def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
         for name, proxy in _activation_quantizers(model)
     )
     with hooked(hooks):
-        outputs = pytree.tree_leaves(model(inputs))
-    plain = (output.value if isinstance(output, QuantTensor) else output for output in outputs)
-    return TorchRun(tuple(_numpy(output) for output in plain if isinstance(output, torch.Tensor)), tuple(calls))
+        outputs = named_outputs(model(inputs))
+    return TorchRun(tuple(map(_numpy, outputs.values())), tuple(calls))
 
 
 @torch.no_grad()

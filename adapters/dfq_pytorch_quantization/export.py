@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
-from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ArtifactError
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
@@ -16,6 +15,7 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
 from dfq_plugins.quantization.onnx_graph import GraphIndex
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
+from dfq_plugins.quantization.output_names import exportable
 from dfq_plugins.types import Check
 from dfq_pytorch_quantization.integers import torch_run, torch_weights
 from dfq_pytorch_quantization.markers import (
@@ -66,9 +66,7 @@ def export_onnx(
     """
     formats = _formats(model)
     write = partial(_write, model, formats, samples, batch_size)
-    check = partial(
-        check_file, model=model, samples=samples, classifies=spec.num_classes is not None, batch_size=batch_size
-    )
+    check = partial(check_file, model=model, samples=samples, num_classes=spec.num_classes, batch_size=batch_size)
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "ONNX, QuantizeLinear/DequantizeLinear", write, check)])
 
 
@@ -119,20 +117,18 @@ def read_file(path: Path) -> QdqModel:
 def _trace(marked: nn.Module, inputs: torch.Tensor, path: Path, batch_size: int | None) -> None:
     size = batch_size or 2  # a dynamic batch of one could be traced as a constant
     example = inputs[torch.arange(size) % len(inputs)]
-    with torch.no_grad():
-        outputs = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(marked(example)))
-    names = ["output", *(f"output_{index}" for index in range(1, outputs))]
+    network, names = exportable(marked, example)
     axes = {} if batch_size else {name: {0: "batch"} for name in ("input", *names)}
     try:
         with torch.no_grad(), silenced(NOTICES, logger=LOGGER), StaticAdaptivePooling():
             torch.onnx.export(
-                marked,
+                network,
                 (example,),
                 str(path),
                 dynamo=False,  # the newer exporter does not support the markers
                 opset_version=OPSET,
                 input_names=["input"],
-                output_names=names,
+                output_names=list(names),
                 dynamic_axes=axes,
             )
     except OSError:
@@ -145,7 +141,7 @@ def _trace(marked: nn.Module, inputs: torch.Tensor, path: Path, batch_size: int 
 
 
 def check_file(
-    path: Path, *, model: nn.Module, samples: torch.Tensor, classifies: bool, batch_size: int | None = None
+    path: Path, *, model: nn.Module, samples: torch.Tensor, num_classes: int | None, batch_size: int | None = None
 ) -> tuple[Check, ...]:
     """Check a file against TensorRT's rules, and compare it with the torch model.
 
@@ -157,7 +153,7 @@ def check_file(
     structure, rules = _check_structure(exported, model, batch_size), _check_rules(exported)
     quantizers = tuple(_named(exported, quantizer) for quantizer in qdq_quantizers(exported.proto.graph))
     run = partial(torch_run, model)
-    checks = check_onnx(exported.proto, quantizers, torch_weights(model), run, samples, classifies=classifies)
+    checks = check_onnx(exported.proto, quantizers, torch_weights(model), run, samples, num_classes=num_classes)
     return (structure, rules, *checks)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from dfq_plugins.model_state import device_of, hooked
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
 from dfq_pytorch_quantization.markers import active_quantizers, is_weight, quantized_weights
 
@@ -33,8 +33,8 @@ def torch_run(model: nn.Module, inputs: torch.Tensor) -> TorchRun:
         if not is_weight(name)
     )
     with hooked(hooks):
-        outputs = pytree.tree_leaves(model(inputs.to(device_of(model))))
-    return TorchRun(tuple(_numpy(output) for output in outputs if isinstance(output, torch.Tensor)), tuple(calls))
+        outputs = named_outputs(model(inputs.to(device_of(model))))
+    return TorchRun(tuple(map(_numpy, outputs.values())), tuple(calls))
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 from dfq_plugins.errors import ModelError
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.network.outputs import with_plain_outputs
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape
@@ -31,7 +32,7 @@ from dfq_torch_ao.run import Run, run_of
 from dfq_torch_ao.saturation import saturate_activations
 from dfq_torch_ao.tensor_formats import record_formats
 from dfq_torch_ao.tracing import preparation_error
-from dfq_torch_ao.training import collecting_ranges, freeze_ranges, start_training
+from dfq_torch_ao.training import collecting_ranges, freeze_ranges, in_training, start_training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +79,9 @@ class TorchAoCalibrator(Calibrator):
             insert = prepare_qat_fx if training else prepare_fx
             try:
                 sample = torch.zeros(1, *spec.shape)
-                prepared: GraphModule = insert(private.train(training), mapping, (sample,), exceptions).eval()
+                with_plain_outputs(private, torch.zeros(2, *spec.shape))
+                ready = in_training(private) if training else private
+                prepared: GraphModule = insert(ready, mapping, (sample,), exceptions).eval()
             except Exception as error:
                 raise preparation_error(private, error) from error
         if recipe.activation_bits < STORAGE_BITS:

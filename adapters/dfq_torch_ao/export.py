@@ -7,17 +7,20 @@ TorchScript is the only torch format that can hold torch.ao's packed int8 weight
 from __future__ import annotations
 
 import io
+import json
 import linecache
 import zipfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.jit.frontend import FrontendError
-from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ArtifactError, DataError, UsageError, first_line
-from dfq_plugins.quantization.artifacts import ArtifactRecipe, OutputAgreement, compare, write_artifacts
+from dfq_plugins.network.outputs import named_outputs, nested_outputs
+from dfq_plugins.quantization.artifacts import ArtifactRecipe, compare, write_artifacts
+from dfq_plugins.quantization.output_names import exportable, path_of
 from dfq_plugins.types import Check
 from dfq_torch_ao.engines import active_engine, resolve_engine
 
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from torch import nn
     from torch.fx import GraphModule
 
     from dfq_plugins.types import Artifact, InputSpec
@@ -35,6 +37,8 @@ _CHECKED_SAMPLES = 16
 _TOLERANCE = 1e-5
 _ENGINE = "dfq_engine"
 """Name under which the archive holds the engine that its weights are packed for."""
+_OUTPUTS = "dfq_outputs"
+"""Name under which the archive of a traced program holds the paths of its outputs, which are then a tuple."""
 
 
 def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engine: str) -> tuple[Artifact, ...]:
@@ -48,22 +52,25 @@ def export_torchscript(converted: nn.Module, spec: InputSpec, folder: Path, engi
     how: list[str] = []
 
     def write(path: Path) -> None:
-        program, made_by = _to_torchscript(converted, inputs)
+        program, made_by, names = _to_torchscript(converted, inputs)
         how.append(made_by)
         buffer = io.BytesIO()  # for a path that it cannot write, TorchScript raises a RuntimeError instead of OSError
-        torch.jit.save(program, buffer, _extra_files={_ENGINE: engine})
+        notes = {_ENGINE: engine} | ({_OUTPUTS: json.dumps(names)} if names else {})
+        torch.jit.save(program, buffer, _extra_files=notes)
         path.write_bytes(buffer.getvalue())
 
     def check(path: Path) -> tuple[Check, ...]:
         program = Check("program", f"{how[0]}, for torch.backends.quantized.engine = {engine!r}")
-        classifies = spec.num_classes is not None
-        return program, compare_outputs(converted, load_torchscript(path), inputs, classifies=classifies)
+        return program, compare_outputs(converted, load_torchscript(path), inputs, spec.num_classes)
 
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "TorchScript", write, check)])
 
 
 def load_torchscript(path: Path, *, default_engine: str = "auto") -> nn.Module:
     """Load a program on the CPU and pack its weights for the engine that the file names.
+
+    It returns what the network does. If TorchScript has no form for that structure, lists come back as tuples, records
+    as dictionaries, and what is not a tensor is left out.
 
     Args:
         path: a file that `export_torchscript` wrote.
@@ -76,8 +83,9 @@ def load_torchscript(path: Path, *, default_engine: str = "auto") -> nn.Module:
     load: Any = torch.jit.load  # untyped in torch
     try:
         content = path.read_bytes()
-        named = _engine_of(content)
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, RuntimeError) as error:
+        named, outputs = _note(content, _ENGINE), _note(content, _OUTPUTS)
+        names = None if outputs is None else tuple(map(str, json.loads(outputs)))
+    except (OSError, zipfile.BadZipFile, ValueError, TypeError, RuntimeError) as error:
         raise _damaged(path, error) from error
     try:
         engine = resolve_engine(named or default_engine)
@@ -91,12 +99,25 @@ def load_torchscript(path: Path, *, default_engine: str = "auto") -> nn.Module:
             program: nn.Module = load(io.BytesIO(content), map_location="cpu")
         except RuntimeError as error:  # all that torch's reader raises
             raise _damaged(path, error) from error
-    return program.eval()
+    return (program if names is None else _Structured(program, names)).eval()
 
 
-def _engine_of(content: bytes) -> str | None:
+class _Structured(nn.Module):
+    """A program that returns a tuple, as a module that returns the structure of the network that it was traced from."""
+
+    def __init__(self, program: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.program, self.names = program, names
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        returned = self.program(inputs)
+        parts = (returned,) if isinstance(returned, torch.Tensor) else returned
+        return nested_outputs(dict(zip(self.names, parts, strict=True)))
+
+
+def _note(content: bytes, key: str) -> str | None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        noted = next((name for name in archive.namelist() if name.endswith(f"/extra/{_ENGINE}")), None)
+        noted = next((name for name in archive.namelist() if name.endswith(f"/extra/{key}")), None)
         return None if noted is None else archive.read(noted).decode()
 
 
@@ -118,20 +139,42 @@ def drop_tensor_annotations(converted: GraphModule) -> None:
     converted.recompile()
 
 
-def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, str]:
-    """Return the model's program: scripted, or traced if its source cannot be scripted."""
+def _to_torchscript(converted: nn.Module, inputs: torch.Tensor) -> tuple[Any, str, tuple[str, ...]]:
+    """Return the model's program: scripted, or traced if its source cannot be scripted.
+
+    Also return how it was made and, if it returns a tuple instead of the model's structure, the paths of its outputs.
+    """
     trace: Any = torch.jit.trace  # untyped in torch
     try:
+        _require_uniform(converted, inputs)
         with _own_source(converted):
-            return torch.jit.script(converted), "torch.jit.script"
+            return torch.jit.script(converted), "torch.jit.script", ()
     except (RuntimeError, OSError, TypeError, FrontendError) as unscriptable:
         try:
-            return trace(converted, (inputs,)), "torch.jit.trace"
+            network, names = exportable(converted, inputs)
+            paths = () if network is converted else tuple(map(path_of, names))
+            return trace(network, (inputs,)), "torch.jit.trace", paths
         except RuntimeError as error:
             raise ArtifactError(
                 f"This model has no TorchScript form: {error}. Rewrite the operation that the error names, or use the "
                 "converted model in Python without exporting it."
             ) from unscriptable
+
+
+@torch.no_grad()
+def _require_uniform(converted: nn.Module, inputs: torch.Tensor) -> None:
+    """Reject dictionaries of anything other than tensors, which TorchScript reads back as unions.
+
+    Raises:
+        TypeError: there is one.
+    """
+    parts = [converted(inputs)]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict) and not all(isinstance(value, torch.Tensor) for value in part.values()):
+            raise TypeError("TorchScript has no dictionary of mixed types")
+        if isinstance(part, (list, tuple)):
+            parts += part
 
 
 @contextmanager
@@ -166,26 +209,36 @@ def _random_inputs(spec: InputSpec) -> torch.Tensor:
     return lowest + (highest - lowest) * torch.rand(_CHECKED_SAMPLES, *spec.shape, generator=rng)
 
 
-def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: torch.Tensor, *, classifies: bool) -> Check:
+def compare_outputs(
+    converted: nn.Module, loaded: nn.Module, inputs: torch.Tensor, num_classes: int | None = None
+) -> Check:
     """Compare two models on all inputs at once and on a single one: both run the same kernels.
 
     Raises:
         ArtifactError: the loaded model fails, or they differ by more than 1e-5.
     """
-    worst: OutputAgreement | None = None
+    agreed: dict[str, str] = {}
     for batch in (inputs, inputs[:1]):
-        for expected, got in zip(_outputs(converted, batch), _loaded_outputs(loaded, batch), strict=True):
-            found = compare(expected, got, classifies=classifies)
+        expected, got = _outputs(converted, batch), _loaded_outputs(loaded, batch)
+        if list(expected) != list(got):
+            raise ArtifactError(
+                f"The TorchScript program must return the torch model's outputs, {', '.join(expected)}, but returns "
+                f"{', '.join(got)}. Use the converted model in Python instead."
+            )
+        for name, output in expected.items():
+            found = compare(output, got[name], num_classes)
             if not found.largest <= _TOLERANCE:
+                of_output = "" if len(expected) == 1 else f"the output {name!r} of "
                 raise ArtifactError(
-                    f"The TorchScript program must compute what the torch model does, but on {found}. Use the "
-                    "converted model in Python instead."
+                    f"The TorchScript program must compute what the torch model does, but on {of_output}{found}. Use "
+                    "the converted model in Python instead."
                 )
-            worst = worst or found
-    return Check("loaded and run", f"on random inputs, {worst}")
+            agreed.setdefault(name, str(found))
+    text = "; ".join(agreed.values() if len(agreed) == 1 else (f"{name}: {agreed[name]}" for name in agreed))
+    return Check("loaded and run", f"on random inputs, {text}")
 
 
-def _loaded_outputs(loaded: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
+def _loaded_outputs(loaded: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
     try:
         return _outputs(loaded, batch)
     except RuntimeError as error:
@@ -196,5 +249,5 @@ def _loaded_outputs(loaded: nn.Module, batch: torch.Tensor) -> list[torch.Tensor
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
-    return [leaf.float() for leaf in pytree.tree_leaves(model(batch)) if isinstance(leaf, torch.Tensor)]
+def _outputs(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: output.float() for name, output in named_outputs(model(batch)).items()}

@@ -11,12 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.ao.quantization import FakeQuantizeBase, FixedQParamsFakeQuantize
+from torch.nn.modules.dropout import _DropoutNd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
     from torch.fx import GraphModule
+
+
+def in_training(model: nn.Module) -> nn.Module:
+    """Put torch's own layers in training mode, in place, as torch.ao requires, and all other modules in eval mode.
+
+    So the traced graph is the one that runs after training: without auxiliary outputs and without random depth.
+    """
+    model.eval()
+    for module in model.modules():
+        if type(module).__module__.startswith("torch.nn.") and not isinstance(module, _DropoutNd):
+            module.training = True
+    return model
 
 
 def activation_quantizers(prepared: GraphModule) -> list[Any]:

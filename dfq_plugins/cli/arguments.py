@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,14 +75,16 @@ class SpecArguments:
             registry=get_registry(),
         )
 
-    def refuse(self) -> None:
-        """Reject an input specification given with a synthetic set, which provides its own.
+    def of_set(self, known: InputSpec) -> InputSpec:
+        """Return the input specification of a synthetic set, with the given number of classes.
 
         Raises:
-            UsageError: one of these options was given.
+            UsageError: another option was given; the set provides its own.
         """
-        if named := [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None]:
+        given = {name: value for name, value in asdict(self).items() if value is not None and name != "num_classes"}
+        if named := [f"--{name.replace('_', '-')}" for name in given]:
             raise UsageError(f"A synthetic set provides its own input specification: remove {', '.join(named)}.")
+        return with_classes(known, self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class QuantizationArguments:
     calibrator: str
     recipe: str
     output: Path | None
+    num_classes: int | None
     options: dict[str, str]
 
     def check(self) -> None:
@@ -152,6 +155,11 @@ class TrainingArguments:
         lost = "To be able to resume, use --work FOLDER to keep checkpoints."
         resume = f"Checkpoints are in {self.work}: run the same command again to resume."
         set_resume_hint(lost if self.work is None else resume)
+
+
+def with_classes(known: InputSpec, num_classes: int | None) -> InputSpec:
+    """Return a specification with another number of classes, if one was given."""
+    return known if num_classes is None else replace(known, num_classes=num_classes)
 
 
 def bundled(record: type[Any], name: str, *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -254,6 +262,12 @@ report_option = click.option(
     help="Write a report of the run as one self-contained HTML file.",
 )
 
+num_classes_option = click.option(
+    "--num-classes",
+    type=click.IntRange(min=0),
+    help="Number of class logits; 0: not a classifier; default: not known, unless a plugin knows the model.",
+)
+
 model_options = bundled(
     ModelArguments,
     "model",
@@ -269,7 +283,7 @@ spec_options = bundled(
     numbers_option("--mean", float, "Mean of each channel, subtracted from the raw values."),
     numbers_option("--std", float, "Standard deviation of each channel, which divides the raw values."),
     numbers_option("--value-range", float, "Lowest and highest raw value: 0,1."),
-    click.option("--num-classes", type=click.IntRange(min=1), help="Number of classes."),
+    num_classes_option,
 )
 
 quantization_options = bundled(
@@ -283,6 +297,7 @@ quantization_options = bundled(
         "--recipe", default="w8a8", show_default=True, help="Bits of weights and activations: w8a8, w4a4, binary."
     ),
     click.option("--output", "-o", type=FOLDER, help="Folder for the artifacts."),
+    num_classes_option,
     plugin_options,
 )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import DataError
 from dfq_plugins.storage.files import write_atomically
@@ -29,7 +30,9 @@ METADATA_KEY = "dfq"
 CACHE_BYTES = 32 * 2**20
 """Bytes of loaded shards that a data set caches, whatever its size; the latest shard always stays."""
 
-_FIELDS = ("inputs", "labels", "logits")
+_OUTPUT_PREFIX = "outputs."
+_FORMER_OUTPUT = "logits"
+"""Name of the only output in shards of manifest version 1."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,15 @@ class ShardContents:
 
 
 def write_shard(path: Path, batch: Batch, *, index: int, identity: str, iterations: int | None = None) -> None:
-    """Write `batch` atomically: inputs `(N, *shape)` float32, labels `(N,)` int64 and logits `(N, classes)` float32.
+    """Write `batch` atomically: inputs `(N, *shape)` float32, labels `(N,)` int64, outputs `(N, ...)` float32.
+
+    Each output is stored under its name after the prefix `outputs.`.
 
     Raises:
         DataError: the file cannot be written; no partial file is left.
     """
-    tensors = {name: tensor for name in _FIELDS if (tensor := getattr(batch, name)) is not None}
+    tensors = {"inputs": batch.inputs} if batch.labels is None else {"inputs": batch.inputs, "labels": batch.labels}
+    tensors |= {f"{_OUTPUT_PREFIX}{name}": output for name, output in (batch.outputs or {}).items()}
     proof = asdict(ShardProof(index, len(batch.inputs), identity, _tensor_digest(tensors), iterations))
     if iterations is None:
         del proof["iterations"]
@@ -105,7 +111,11 @@ def load_shard(path: Path, sha256: str | None = None) -> Batch:
         DataError: the file is missing or unreadable, or its checksum differs.
     """
     tensors, _ = _decode(path, _read(path, sha256))
-    return Batch(*(tensors.get(name) for name in _FIELDS))  # type: ignore[arg-type]  # _decode makes sure of inputs
+    stored = sorted(name for name in tensors if name.startswith(_OUTPUT_PREFIX))  # the library's order is random
+    outputs = {name.removeprefix(_OUTPUT_PREFIX): tensors[name] for name in stored}
+    if _FORMER_OUTPUT in tensors:
+        outputs = {"output": tensors[_FORMER_OUTPUT]}
+    return Batch(tensors["inputs"], tensors.get("labels"), outputs or None)
 
 
 def _damage_message(path: Path, expected: str, found: str) -> str:
@@ -211,4 +221,4 @@ class ShardCache:
 
 
 def _num_bytes(batch: Batch) -> int:
-    return sum(tensor.nbytes for tensor in batch if tensor is not None)
+    return sum(part.nbytes for part in pytree.tree_leaves(batch) if part is not None)

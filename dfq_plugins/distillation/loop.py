@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -97,7 +97,7 @@ def train_student(
         The points of the training curves, the first one before any training.
 
     Raises:
-        ModelError: there is no parameter to train, or the outputs differ in shape from the teacher's.
+        ModelError: there is no parameter to train, or the outputs differ from the teacher's.
         DivergedError: the loss is not finite; the student is restored to its last good state.
         DataError: the checkpoint is damaged, belongs to another run, or cannot be written.
     """
@@ -190,10 +190,7 @@ class _Training:
         """Take one training step on the source's next batch."""
         examples = self._next_examples()
         self.optimizer.zero_grad()
-        parts = (examples.inputs, examples.labels, examples.answers)
-        inputs, labels, answers = (self._local_part(part) for part in parts)
-        assert inputs is not None  # noqa: S101  for the type checker: a batch has inputs
-        value = self._forward_backward(inputs, labels, answers)
+        value = self._forward_backward(examples.map(lambda part: self.ranks.part(part).to(self.device)))
         mean = float(self.ranks.average_gradients(self.parameters, value))
         if not math.isfinite(mean):
             self._diverged(f"the loss was {mean}")
@@ -210,15 +207,12 @@ class _Training:
             self._restore_last_good()
             raise
 
-    def _local_part(self, part: Tensor | None) -> Tensor | None:
-        return None if part is None else self.ranks.part(part).to(self.device)
-
-    def _forward_backward(self, inputs: Tensor, labels: Tensor | None, answers: Tensor | None) -> Tensor:
+    def _forward_backward(self, examples: Examples) -> Tensor:
         """Return the loss of one batch, with its gradients on the student; compiled where that works."""
         if self.compiled is not None:
             # The backward pass is compiled only when it first runs, so one guard covers both passes.
             try:
-                return self._loss_with_gradients(self.compiled, inputs, labels, answers)
+                return self._loss_with_gradients(self.compiled, examples)
             except DfqError:
                 raise
             except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step works
@@ -227,12 +221,13 @@ class _Training:
                 )
                 self.compiled = None
                 self.optimizer.zero_grad()
-        return self._loss_with_gradients(self.model, inputs, labels, answers)
+        return self._loss_with_gradients(self.model, examples)
 
-    def _loss_with_gradients(
-        self, model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor | None, answers: Tensor | None
-    ) -> Tensor:
-        value: Tensor = self.loss(model(inputs), inputs, labels, answers=answers)
+    def _loss_with_gradients(self, model: Callable[[Tensor], Any], examples: Examples) -> Tensor:
+        inputs = examples.inputs
+        value: Tensor = self.loss(
+            model(inputs), inputs, examples.labels, answers=examples.answers, targets=examples.targets
+        )
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -14,6 +14,7 @@ from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.noise import Noise, draw_noise
 from dfq_plugins.generators.start import fitted_noise, known_noise
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.specification import require_classes
 from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_within, step_work
@@ -125,10 +126,8 @@ class InversionGenerator(DataGenerator):
             raise UsageError("All weights of the objective are 0, so nothing is optimized. Set batch_norm_weight to 1.")
         if self.options.batch_norm_weight:
             require_batch_norm(model)
-        if self.options.class_weight and spec.num_classes is None:
-            raise UsageError(
-                "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
-            )
+        if self.options.class_weight:
+            require_classes(model, spec, "A class term needs a classifier; class_weight=0 does without.")
 
     def _schedule(self, seconds: float) -> StepSchedule:
         """Return a schedule of the options' iterations, or of as many as fit into a finite number of seconds.

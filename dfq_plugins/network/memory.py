@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from dfq_plugins.network.outputs import joined_outputs, sample_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,16 +39,19 @@ def halves(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))
 
 
-def forward(model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Return `model(inputs)`, in two halves if it does not fit into memory; samples must not affect each other."""
+def forward(model: Callable[[Tensor], Any], inputs: Tensor) -> dict[str, Tensor]:
+    """Return the outputs of `model(inputs)` by name, in two halves if they do not fit into memory.
+
+    Samples must not affect each other.
+    """
     try:
-        return model(inputs)
+        return sample_outputs(model(inputs), len(inputs))
     except Exception as error:
         if not is_out_of_memory(error) or len(inputs) < 2:  # noqa: PLR2004  one sample has no halves
             raise
     # Outside the handler, so that the failed pass is freed: until then the traceback keeps its tensors alive.
     note_halving(len(inputs))
-    return torch.cat([model(part) for (part,) in halves(inputs)])
+    return joined_outputs(sample_outputs(model(part), len(part)) for (part,) in halves(inputs))
 
 
 def note_halving(samples: int) -> None:

@@ -1,4 +1,4 @@
-"""Infers and checks the specification of a network's input."""
+"""Infers and checks the specification of a network's input, and whether it is a classifier."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dfq_plugins.errors import UsageError
+from dfq_plugins.network.outputs import class_logits, class_scores, described
 from dfq_plugins.network.trial import infer_shape, trial_run
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
 
     from dfq_plugins.host.registry import Registry
 
@@ -28,11 +31,11 @@ def complete_spec(
     """Infer the missing parts of an input specification from the model.
 
     A plugin that recognizes the model (hook `dfq_infer_input_spec`) takes precedence. Otherwise the shape is inferred
-    from the first layer, with the spatial size if the network accepts only one, and the number of classes from a trial
-    run.
+    from the first layer, with the spatial size if the network accepts only one. The number of classes is never inferred
+    from a shape: it stays None unless it is given or the plugin says it.
 
     Raises:
-        UsageError: the shape is not given and cannot be inferred.
+        UsageError: the shape is not given and cannot be inferred, or no output has the given number of classes.
         ModelError: the model does not accept the shape.
     """
     known = registry.infer_input_spec(model) if registry is not None else None
@@ -43,9 +46,8 @@ def complete_spec(
         value_range = value_range or known.value_range
     shape = shape or (known.shape if known is not None else infer_shape(model))
     outputs = trial_run(model, shape)
-    if num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
-        num_classes = outputs.shape[1]
-    return InputSpec(shape, mean, std, value_range, num_classes)
+    spec = InputSpec(shape, mean, std, value_range, num_classes)
+    return _with_classes(spec, outputs, known)
 
 
 def resolve_spec(
@@ -60,17 +62,47 @@ def resolve_spec(
         shape: shape of one sample of the data, if there is any.
 
     Raises:
-        UsageError: the shape cannot be inferred, or the number of classes differs from the model's.
+        UsageError: the shape cannot be inferred, or no output has the given number of classes.
         ModelError: the model does not accept the shape.
     """
     if given is None:
         return complete_spec(model, shape=shape, registry=registry)
     outputs = trial_run(model, given.shape)
-    if given.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
-        return replace(given, num_classes=outputs.shape[1])
-    if given.num_classes is not None and outputs.shape[1:] != (given.num_classes,):
+    return _with_classes(given, outputs, registry.infer_input_spec(model) if given.num_classes is None else None)
+
+
+def require_classes(model: nn.Module, spec: InputSpec, need: str) -> None:
+    """Reject a network that is not known to have logits `(samples, classes)`.
+
+    Args:
+        model: the network.
+        spec: its specification.
+        need: what needs a classifier and how to do without, for the message: a sentence or two.
+
+    Raises:
+        UsageError: the specification does not say that it is a classifier, or its classes are those of a map.
+    """
+    if spec.num_classes is None:
         raise UsageError(
-            f"num_classes is {given.num_classes}, but the model returns {tuple(outputs.shape[1:])} values per sample. "
-            "Omit num_classes to infer it from the model."
+            f"{need} Whether {type(model).__name__} is a classifier is not known: set num_classes in the input "
+            "specification (--num-classes on the command line)."
         )
-    return given
+    if class_logits(trial_run(model, spec.shape), spec.num_classes) is None:
+        raise UsageError(f"{need} {type(model).__name__} has no logits (samples, classes).")
+
+
+def _with_classes(spec: InputSpec, outputs: Mapping[str, Tensor], known: InputSpec | None) -> InputSpec:
+    """Return the specification with the number of classes that it or a plugin says, checked against the outputs."""
+    if spec.num_classes is None:
+        said = None if known is None else known.num_classes
+        return replace(spec, num_classes=said) if said == 0 or _has_classes(outputs, said) else spec
+    if spec.num_classes and not _has_classes(outputs, spec.num_classes):
+        raise UsageError(
+            f"num_classes is {spec.num_classes}, but the model returns {described(outputs)} values per sample. Give "
+            "the number of class logits, or 0 if the network is not a classifier."
+        )
+    return spec
+
+
+def _has_classes(outputs: Mapping[str, Tensor], num_classes: int | None) -> bool:
+    return any(class_scores(output, num_classes) is not None for output in outputs.values())

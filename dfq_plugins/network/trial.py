@@ -9,9 +9,12 @@ from torch import nn
 
 from dfq_plugins.errors import ModelError, UsageError, first_line
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.outputs import sample_outputs
 
 CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
 """Square image sizes to try on a network that may accept only one."""
+
+TRIAL_SAMPLES = 2
 
 
 def check_finite(model: nn.Module) -> None:
@@ -63,16 +66,16 @@ def _accepts(model: nn.Module, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
-    """Run the model on two blank samples and return its output.
+def trial_run(model: nn.Module, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Run the model on two blank samples and return its outputs by name; see `network.outputs.sample_outputs`.
 
     Raises:
-        ModelError: the model does not accept that shape, or does not return a tensor.
+        ModelError: the model does not accept that shape, or returns no floating-point tensor with one entry per sample.
     """
     kind = next(model.parameters(), torch.empty(0)).dtype
     try:
         with torch.no_grad():
-            outputs = model(torch.zeros(2, *shape, device=device_of(model), dtype=kind))
+            outputs = model(torch.zeros(TRIAL_SAMPLES, *shape, device=device_of(model), dtype=kind))
     except Exception as error:
         message = (
             f"The model does not accept inputs of shape {shape} (channels first, without the batch): "
@@ -80,9 +83,4 @@ def trial_run(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
             "Give the shape of one sample as the network expects it."
         )
         raise ModelError(message) from error
-    if not isinstance(outputs, torch.Tensor):
-        raise ModelError(
-            f"The model must return one tensor, got {type(outputs).__name__}. "
-            "Wrap it in a module that returns the logits."
-        )
-    return outputs
+    return sample_outputs(outputs, TRIAL_SAMPLES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -91,8 +91,8 @@ def sparsify(
 
 
 def _penalized_loss(penalty: Penalty) -> Callable[..., DistillationLoss]:
-    def make(teacher: nn.Module, options: TrainingOptions, *, student: nn.Module, sample: Tensor) -> SparsifyingLoss:
-        return SparsifyingLoss(teacher, options, student, sample, penalty)
+    def make(teacher: nn.Module, options: TrainingOptions, **arguments: Any) -> SparsifyingLoss:
+        return SparsifyingLoss(teacher, options, penalty=penalty, **arguments)
 
     return make
 
@@ -140,7 +140,9 @@ def selected(
         sizes = group_scales(model, groups.usable)
     else:
         batches = _comparison_batches(task, gradient_batch(task.sample[0].numel()))
-        changes = answer_changes(model, groups.usable, batches, settings.temperature, settings.seed)
+        changes = answer_changes(
+            model, groups.usable, batches, settings.temperature, settings.seed, task.spec.num_classes
+        )
         sizes = {group.name: changes[group.name] / filter_multiply_adds(group, costs) for group in groups.usable}
     return select_by_target(groups.usable, sizes, costs, amount.macs, options.fewest)
 

@@ -18,6 +18,7 @@ from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.network.cost import Cost, measure_cost
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.masks import bake, masks_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.pruning.graph import Groups
     from dfq_plugins.pruning.selection import Removed
     from dfq_plugins.types import InputSpec, LearningGenerator, ProgressEvent
@@ -81,6 +83,8 @@ class PruneRun:
         training: settings of the training after pruning.
         held_out: number of held-out samples.
         files: written files.
+        output_agreement_before: what `agreement_before` is, by output.
+        output_agreement: the same for the finished network.
     """
 
     model: nn.Module
@@ -98,6 +102,8 @@ class PruneRun:
     training: TrainingOptions
     held_out: int
     files: tuple[Path, ...] = ()
+    output_agreement_before: tuple[OutputAgreement, ...] = ()
+    output_agreement: tuple[OutputAgreement, ...] = ()
 
 
 def prune(
@@ -206,7 +212,7 @@ class _Job:
             first = sparsify(network, groups, self.task, pressing, self.options, place, chosen)
         removed = chosen or self._selected(network, groups)
         take_out(network, groups, removed, self.task)
-        before = self.task.agreement(network)
+        before = self.task.output_agreement(network)
         training = self.task.resolve_settings(training, network)
         history = self._train(network, training, [*about, removed])
         kept = kept_filters(groups.usable, removed)
@@ -230,7 +236,7 @@ class _Job:
         layers = tuple(
             PrunedLayer(name.rpartition(".")[0], mask.numel(), int(mask.sum())) for name, mask in masks.items()
         )
-        before = self.task.agreement(network)
+        before = self.task.output_agreement(network)
         about = [self.amount.sparsity, None if ticket is None else model_digest(network)]
         settings = self.task.resolve_settings(self.settings, network)
         history = self._train(network, settings, about)
@@ -256,11 +262,11 @@ class _Job:
         network: nn.Module,
         method: str,
         layers: tuple[PrunedLayer, ...],
-        before: float,
+        before: tuple[OutputAgreement, ...],
         history: tuple[TrainingPoint, ...],
         training: TrainingOptions,
     ) -> PruneRun:
-        task, shape = self.task, self.task.spec.shape
+        task, shape, after = self.task, self.task.spec.shape, self.task.output_agreement(network)
         return PruneRun(
             model=network,
             spec=task.spec,
@@ -269,8 +275,10 @@ class _Job:
             after=measure_cost(network, shape),
             layers=layers,
             left=(),
-            agreement_before=before,
-            agreement=task.agreement(network),
+            agreement_before=class_agreement(before),
+            agreement=class_agreement(after),
+            output_agreement_before=before,
+            output_agreement=after,
             sparsity_history=(),
             history=history,
             options=self.options,
@@ -297,7 +305,7 @@ def _write(
         "agreement": {"before": run.agreement_before, "after": run.agreement, "samples": run.held_out},
         "layers": [asdict(layer) for layer in run.layers],
         "left": dict(run.left),
-        "settings": {"pruning": asdict(run.options), "training": asdict(run.training)},
+        "settings": {"pruning": asdict(run.options), "training": run.training.as_record()},
         "history": [asdict(point) for point in (*run.sparsity_history, *run.history)],
         "versions": library_versions(),
         **more,

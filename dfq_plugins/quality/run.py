@@ -97,7 +97,7 @@ def _known_labels(data: object) -> Tensor | None:
 def _inspected(network: nn.Module, samples: InputBatches, spec: InputSpec, labels: Tensor | None) -> Inspection:
     why_not = _unusable_statistics(network, spec)
     names = () if why_not else require_reached_layers(network, spec)
-    with teacher.TeacherHooks(network) as hook, ranges.RangeHooks(network, names) as widths:
+    with teacher.TeacherHooks(network, spec.num_classes) as hook, ranges.RangeHooks(network, names) as widths:
         moved = (batch.to(device_of(network)) for batch in samples)
         distances = _distances(network, moved, spec, names)
     expected, observed = ranges.expected_ranges(network, names), widths.ranges()

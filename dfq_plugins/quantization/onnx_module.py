@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import DataError, first_line
+from dfq_plugins.network.outputs import nested_outputs
 from dfq_plugins.quantization.onnx_runtime import default_session, exact_session, run_session
+from dfq_plugins.quantization.output_names import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,15 +28,17 @@ class OnnxModule(nn.Module):
         program: content of an ONNX file with one input `(samples, *shape)`.
         exact: run each operator as it is written, rather than with ONNX Runtime's default optimizations, whose int8
             kernels may saturate and round differently from processor to processor.
+        structured: return the outputs in the structure of the exported network, which their names describe; see
+            `dfq_plugins.quantization.output_names`. Otherwise one output is a tensor, several are a dictionary.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the program.
         DataError: the program does not have exactly one input.
     """
 
-    def __init__(self, program: bytes, *, exact: bool = True) -> None:
+    def __init__(self, program: bytes, *, exact: bool = True, structured: bool = False) -> None:
         super().__init__()
-        self.program, self.exact = program, exact
+        self.program, self.exact, self.structured = program, exact, structured
         self.session = self._open_session()
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
@@ -42,8 +46,10 @@ class OnnxModule(nn.Module):
             raise DataError(f"The ONNX program must have exactly one input, got {names}. Give an exported network.")
         self._input, self._shape = inputs[0].name, tuple(inputs[0].shape)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Return the program's output for inputs `(samples, *shape)`; a tuple where it has several.
+    def forward(self, inputs: torch.Tensor) -> Any:
+        """Return the program's outputs for inputs `(samples, *shape)`.
+
+        In the structure of a network, lists come back as tuples, records as dictionaries, and only tensors.
 
         Raises:
             DataError: the inputs do not have the shape that the program takes.
@@ -51,8 +57,11 @@ class OnnxModule(nn.Module):
         size = self._batch_size(inputs)
         batches = [inputs] if size is None else torch.split(inputs, size)
         runs = [run_session(self.session, {self._input: batch.detach().cpu().float().numpy()}) for batch in batches]
-        outputs = tuple(torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*runs, strict=True))
-        return outputs[0] if len(outputs) == 1 else outputs
+        outputs = [torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*runs, strict=True)]
+        named = dict(zip([value.name for value in self.session.get_outputs()], outputs, strict=True))
+        if self.structured:
+            return nested_outputs({path_of(name): output for name, output in named.items()})
+        return outputs[0] if len(outputs) == 1 else named
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}  # a session cannot be copied
@@ -80,13 +89,16 @@ class OnnxModule(nn.Module):
         return fixed
 
 
-def load_onnx(path: Path, *, rewrite: Callable[[Any], Any] | None = None, exact: bool = True) -> OnnxModule:
+def load_onnx(
+    path: Path, *, rewrite: Callable[[Any], Any] | None = None, exact: bool = True, structured: bool = False
+) -> OnnxModule:
     """Read an ONNX file as a module.
 
     Args:
         path: the file.
         rewrite: turns its `onnx.ModelProto` into one in operators that ONNX Runtime has; None if it already is.
         exact: see `OnnxModule`.
+        structured: see `OnnxModule`.
 
     Raises:
         DataError: the file cannot be read, or is not an ONNX file that ONNX Runtime can load.
@@ -95,7 +107,7 @@ def load_onnx(path: Path, *, rewrite: Callable[[Any], Any] | None = None, exact:
         program = path.read_bytes()
         if rewrite is not None:
             program = rewrite(onnx.load_from_string(program)).SerializeToString()
-        return OnnxModule(program, exact=exact)
+        return OnnxModule(program, exact=exact, structured=structured)
     except MemoryError:
         raise
     except Exception as error:  # protobuf's, onnx's and ONNX Runtime's own

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import halves, is_out_of_memory, note_halving
+from dfq_plugins.network.outputs import require_logits
 from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.statistics.augmentation import apply_maps
 from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers, stored_statistics
@@ -46,7 +47,7 @@ class InversionObjective:
     """
 
     def __init__(self, model: nn.Module, spec: InputSpec, options: InversionOptions) -> None:
-        self.options = options
+        self.options, self.num_classes = options, spec.num_classes
         self.device = device_of(model)
         self.half = use_bfloat16(options.precision, self.device)
         self.model = _convert(native_pooling(freeze_norms(copy.deepcopy(model))), self.half)
@@ -198,14 +199,14 @@ class InversionObjective:
         options = self.options
         inputs = apply_maps(inputs, maps, self.fill)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.half):
-            logits = self.model(inputs)
+            returned = self.model(inputs)
         loss, pool = inputs.new_zeros(()), rest
         if self.matches:
             moments = self.hooks.collect(inputs)
             loss, pool = self._divergence(moments, rest, share)
         if options.class_weight:
             term = objectives.class_logit if options.class_loss == "logit" else objectives.class_cross_entropy
-            loss = loss + options.class_weight * term(logits.float(), labels)
+            loss = loss + options.class_weight * term(require_logits(returned, self.num_classes), labels)
         for weight, prior in (
             (options.blur_weight, objectives.blur_difference),
             (options.total_variation_weight, objectives.total_variation),

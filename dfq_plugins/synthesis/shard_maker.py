@@ -16,6 +16,7 @@ from dfq_plugins.errors import DataError, UsageError, first_line
 from dfq_plugins.host.plugin_info import attributed, attributed_iterator
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import forward, is_out_of_memory
+from dfq_plugins.network.outputs import class_logits, joined_outputs, sample_outputs
 from dfq_plugins.statistics.batch_norm import statistics_layers
 from dfq_plugins.statistics.presentation import best_divergences
 from dfq_plugins.storage.rank import Rank
@@ -46,7 +47,7 @@ class ShardMaker:
     """Makes the samples of a shard.
 
     Args:
-        teacher: frozen network that provides labels and logits.
+        teacher: frozen network that provides labels and outputs.
         spec: the input specification.
         generate: the generator's method, with a separate copy of the model and the specification already bound.
         info: the plugin that provides the generator, for error messages.
@@ -173,7 +174,7 @@ def seconds_after_optimization(teacher: nn.Module, spec: InputSpec) -> float:
     with torch.no_grad():
         teacher(inputs[:1])
         began = time.monotonic()
-        teacher(inputs).sum().item()
+        sum(output.sum().item() for output in sample_outputs(teacher(inputs), len(inputs)).values())
     return (time.monotonic() - began) / len(inputs) + inputs[0].nbytes / _BYTES_PER_SECOND
 
 
@@ -207,13 +208,14 @@ def _collect_exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> l
 
 
 def _labeled(teacher: nn.Module, spec: InputSpec, made: list[Batch]) -> Batch:
-    """Join a shard's batches and add the teacher's labels and logits."""
+    """Join a shard's batches and add the teacher's outputs, and its labels if it is a classifier."""
     inputs = torch.cat([batch.inputs.detach().float() for batch in made]).to(device_of(teacher))
-    if spec.num_classes is None:
-        return Batch(inputs)
     with torch.no_grad():
-        logits = torch.cat(
-            [forward(teacher, part) for part in torch.split(inputs, [len(batch.inputs) for batch in made])]
+        outputs = joined_outputs(
+            forward(teacher, part) for part in torch.split(inputs, [len(batch.inputs) for batch in made])
         )
+    logits = class_logits(outputs, spec.num_classes)
+    if logits is None:
+        return Batch(inputs, None, outputs)
     given = [batch.labels for batch in made if batch.labels is not None]
-    return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), logits)
+    return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), outputs)

@@ -90,7 +90,7 @@ def exported(
     calibrator.calibrate(prepared, tiny_batches)
     converted = calibrator.convert(prepared)
     calibrator.export(converted, tiny_spec, tmp_path)
-    settings: dict[str, Any] = {"samples": tiny_batches[0], "classifies": True}
+    settings: dict[str, Any] = {"samples": tiny_batches[0], "num_classes": 4}
 
     def check(path: Path) -> object:
         if form == "QDQ":
