@@ -43,10 +43,12 @@ class InputSpec:
         mean: mean subtracted from the raw values, one per channel; None if the normalization is not known.
         std: standard deviation that the raw values are divided by, one per channel; None if and only if `mean` is None.
         value_range: lowest and highest raw value (in network units if mean is None); None if unbounded or unknown.
-        num_classes: number of class logits; None if the network is not a classifier.
+        num_classes: number of class logits, per sample or at each position of a class map; 0 if the network is not a
+            classifier; None if that is not known. It is never guessed from the shape of an output.
 
     Raises:
-        UsageError: a size is not positive, mean and std do not fit the channels, or the range is empty.
+        UsageError: a size is not positive, mean and std do not fit the channels, the range is empty, or there is only
+            one class.
 
     >>> InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0)).bounds
     ((-2.0,), (2.0,))
@@ -74,6 +76,7 @@ class InputSpec:
             raise UsageError(
                 f"value_range must be increasing, got {self.value_range}. Give (lowest, highest), e.g. (0, 1)."
             )
+        _check_classes(self.num_classes)
 
     @property
     def named(self) -> dict[str, InputSpec]:
@@ -209,6 +212,7 @@ class NetworkSpec:
             )
         if self.call not in ("keywords", "positional", "dictionary"):
             raise UsageError(f"call must be keywords, positional or dictionary, got {self.call!r}.")
+        _check_classes(self.num_classes)
         order = self.order or tuple(self.inputs)
         if sorted(order) != sorted(self.inputs):
             raise UsageError(f"order must name each input once ({', '.join(self.inputs)}), got {', '.join(order)}.")
@@ -279,6 +283,14 @@ class NetworkSpec:
             raise DataError(f"All inputs of a batch must have the same number of samples, but {counts}.")
 
 
+def _check_classes(num_classes: int | None) -> None:
+    if num_classes is not None and (num_classes == 1 or num_classes < 0):
+        raise UsageError(
+            f"A classifier has at least 2 class logits, got num_classes={num_classes}. Give 0 for a network that is "
+            "not a classifier, also if it has a single logit."
+        )
+
+
 def _check_tensor(spec: InputSpec, batch: torch.Tensor, batch_name: str, values_name: str) -> None:
     if tuple(batch.shape[1:]) != spec.shape or not batch.ndim:
         expected = ", ".join(map(str, ("samples", *spec.shape)))
@@ -320,15 +332,16 @@ def as_specification(given: GivenSpec | None) -> Specification | None:
 
 
 class Batch(NamedTuple):
-    """Inputs `(batch, *shape)` with class labels `(batch,)` and teacher logits `(batch, classes)`, if known.
+    """Inputs `(batch, *shape)` with class labels `(batch,)` and the teacher's outputs by name, if known.
 
-    The inputs of a network with several are a dictionary of tensors by name. A single sample of a data set is the same
-    record without the batch axis.
+    The inputs of a network with several are a dictionary of tensors by name. `outputs` holds one tensor `(batch, ...)`
+    per output, by the path to it; a network that returns one tensor has one output, named "output". A single sample of
+    a data set is the same record without the batch axis.
     """
 
     inputs: Inputs
     labels: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    outputs: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -211,14 +211,12 @@ class BrevitasCalibrator(Calibrator):
         if run.samples is None:
             raise UsageError("Only a calibrated model can be exported. Call calibrate() and convert() first.")
         require_prepared_shape(spec, run.spec)
-        classifies, with_qcdq = spec.num_classes is not None, run.recipe.weight_bits > 1
         return export_onnx(
             graph,
             run.samples,
             path,
             spec=spec,
-            classifies=classifies,
-            with_qcdq=with_qcdq,
+            with_qcdq=run.recipe.weight_bits > 1,
             target=run.target,
             dynamic_sizes=self.options.dynamic_sizes,
         )

@@ -30,8 +30,10 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
 from dfq_plugins.quantization.onnx_module import OnnxModule, load_onnx
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
+from dfq_plugins.quantization.output_names import exportable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     Sample = tuple[torch.Tensor, ...]
 
 QONNX_FILE, QCDQ_FILE = "model.qonnx.onnx", "model.qcdq.onnx"
-OUTPUT = "output"
 _OPSET = 13  # the first with per-channel QuantizeLinear; FINN does not read later ones reliably
 
 
@@ -52,7 +53,6 @@ def export_onnx(
     folder: Path,
     *,
     spec: Specification,
-    classifies: bool,
     with_qcdq: bool = True,
     target: Target = "generic",
     dynamic_sizes: bool = False,
@@ -63,8 +63,7 @@ def export_onnx(
         graph: a converted model.
         samples: inputs `(samples, *shape)` to compare on.
         folder: where to write; created if it does not exist.
-        spec: the specification of the inputs.
-        classifies: whether the outputs are class logits.
+        spec: the specification of the inputs, with the number of classes.
         with_qcdq: also write the QCDQ file, which cannot represent binary weights.
         target: what the QONNX file is for; for FINN, it is also checked against FINN's rules.
         dynamic_sizes: whether the spatial axes of the inputs are open in the QCDQ file.
@@ -75,12 +74,7 @@ def export_onnx(
     """
     private = copy.deepcopy(graph).cpu().eval()
     take_inputs_in_order(private)
-    settings: dict[str, Any] = {
-        "graph": private,
-        "samples": samples,
-        "spec": in_order(spec),
-        "classifies": classifies,
-    }
+    settings: dict[str, Any] = {"graph": private, "samples": samples, "spec": in_order(spec)}
     write, check = (_write_finn, check_finn) if target == "finn" else (_write_qonnx, check_qonnx)
     sample, names = ordered(rows(samples, slice(1))), tuple(spec.named)
     written = partial(write, private, sample, names)
@@ -94,7 +88,8 @@ def export_onnx(
 
 
 def _write_qonnx(graph: GraphModule, sample: Sample, names: tuple[str, ...], path: Path) -> None:
-    export_qonnx(copy.deepcopy(graph), args=sample, export_path=str(path), **_settings(names))
+    network, outputs = exportable(copy.deepcopy(graph), sample, names)
+    export_qonnx(network, args=sample, export_path=str(path), **_settings(names, outputs))
     # The first step of every QONNX flow, including FINN's: fold constants, infer shapes, name nodes.
     model = clean_qonnx(onnx.load(path))
     give_parameters_a_rank(model.graph)
@@ -107,19 +102,19 @@ def _write_finn(graph: GraphModule, sample: Sample, names: tuple[str, ...], path
 
 
 def _write_qcdq(graph: GraphModule, sample: Sample, input_axes: dict[str, dict[int, str]], path: Path) -> None:
-    axes = {**input_axes, OUTPUT: {0: "batch"}}
+    names = tuple(input_axes)
+    network, outputs = exportable(graph, sample, names)
+    axes = {**input_axes, **{name: {0: "batch"} for name in outputs}}
     # Without a copy, which costs seconds: Brevitas leaves the graph as it was, and where it fails, nothing follows.
-    export_onnx_qcdq(graph, args=sample, export_path=str(path), dynamic_axes=axes, **_settings(tuple(input_axes)))
+    export_onnx_qcdq(network, args=sample, export_path=str(path), dynamic_axes=axes, **_settings(names, outputs))
 
 
-def _settings(names: tuple[str, ...]) -> dict[str, Any]:
+def _settings(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
     # Brevitas's exporter through torch.export cannot write quantized biases; TorchScript's writes both formats.
-    return {"dynamo": False, "opset_version": _OPSET, "input_names": list(names), "output_names": [OUTPUT]}
+    return {"dynamo": False, "opset_version": _OPSET, "input_names": list(inputs), "output_names": list(outputs)}
 
 
-def check_qonnx(
-    path: Path, *, graph: GraphModule, samples: Inputs, classifies: bool, spec: Specification | None = None
-) -> tuple[Check, ...]:
+def check_qonnx(path: Path, *, graph: GraphModule, samples: Inputs, spec: Specification) -> tuple[Check, ...]:
     """Compare a QONNX file with the torch model, run as one graph of standard operators.
 
     Raises:
@@ -128,29 +123,21 @@ def check_qonnx(
     model, quantizers = lowered(onnx.load(path))
     run = partial(torch_run, graph, spec=spec)
     weights = torch_weights(graph)
-    return check_onnx(model, quantizers, weights, run, samples, classifies=classifies, as_users_run=False)
+    return check_onnx(model, quantizers, weights, run, samples, num_classes=spec.num_classes, as_users_run=False)
 
 
-def check_finn(
-    path: Path, *, graph: GraphModule, samples: Inputs, classifies: bool, spec: Specification | None = None
-) -> tuple[Check, ...]:
+def check_finn(path: Path, *, graph: GraphModule, samples: Inputs, spec: Specification) -> tuple[Check, ...]:
     """Compare a QONNX file with the torch model, and check it against FINN's rules.
 
     Raises:
         ArtifactError: the file cannot be run, does not agree with the model, or breaks a rule.
     """
     rules = check_finn_rules(path)  # first: a broken rule says more than the wrong integers that it causes
-    return (*check_qonnx(path, graph=graph, samples=samples, classifies=classifies, spec=spec), rules)
+    return (*check_qonnx(path, graph=graph, samples=samples, spec=spec), rules)
 
 
 def check_qcdq(
-    path: Path,
-    *,
-    graph: GraphModule,
-    samples: Inputs,
-    classifies: bool,
-    spec: Specification | None = None,
-    dynamic_sizes: bool = False,
+    path: Path, *, graph: GraphModule, samples: Inputs, spec: Specification, dynamic_sizes: bool = False
 ) -> tuple[Check, ...]:
     """Compare a QCDQ file with the torch model, and report what ONNX Runtime's default session computes.
 
@@ -160,8 +147,8 @@ def check_qcdq(
     model = onnx.load(path)
     quantizers = tuple(qdq_quantizers(model.graph))
     run = partial(torch_run, graph, spec=spec)
-    checks = check_onnx(model, quantizers, torch_weights(graph), run, samples, classifies=classifies)
-    return (*checks, check_other_sizes(model, graph, spec)) if dynamic_sizes and spec is not None else checks
+    checks = check_onnx(model, quantizers, torch_weights(graph), run, samples, num_classes=spec.num_classes)
+    return (*checks, check_other_sizes(model, graph, spec)) if dynamic_sizes else checks
 
 
 def load_exported(path: Path) -> OnnxModule:
@@ -172,7 +159,7 @@ def load_exported(path: Path) -> OnnxModule:
     Raises:
         DataError: the file is damaged.
     """
-    return load_onnx(path, rewrite=lambda model: lowered(model)[0])
+    return load_onnx(path, rewrite=lambda model: lowered(model)[0], structured=True)
 
 
 def run_qonnx(path: Path, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

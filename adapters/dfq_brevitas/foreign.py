@@ -55,6 +55,8 @@ def _is_foreign(graph: GraphModule, node: Node) -> bool:
         return str(node.target) not in _KNOWN_METHODS
     if node.op == "call_function":
         home = getattr(node.target, "__module__", "")
+        if isinstance(node.target, type):  # a named tuple of outputs
+            return True
         return home in ("_operator", "operator", "builtins") and node.target not in _KNOWN_OPERATORS
     return str(node.op) == "output"
 

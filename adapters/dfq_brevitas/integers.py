@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from dfq_brevitas.bias import is_weight_layer
-from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, QuantTensor
+from dfq_brevitas.framework import ActQuantProxyFromInjectorBase
 from dfq_brevitas.qonnx_lowering import integer_range
 from dfq_plugins.inputs import cloned, run_network
 from dfq_plugins.model_state import hooked
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ def torch_run(model: nn.Module, inputs: Inputs, spec: Specification | None = Non
         for name, proxy in _activation_quantizers(model)
     )
     with hooked(hooks):
-        outputs = pytree.tree_leaves(run_network(model, cloned(inputs), spec))
-    plain = (output.value if isinstance(output, QuantTensor) else output for output in outputs)
-    return TorchRun(tuple(_numpy(output) for output in plain if isinstance(output, torch.Tensor)), tuple(calls))
+        outputs = named_outputs(run_network(model, cloned(inputs), spec))
+    return TorchRun(tuple(map(_numpy, outputs.values())), tuple(calls))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Removes the quantizer of the network's output, so that logits keep the accumulator's precision."""
+"""Gives the network plain outputs: without a quantizer of their own, and as tensors of torch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ if TYPE_CHECKING:
 
 
 def strip_output_quantizers(graph: GraphModule) -> None:
-    """Pass: remove the quantizers that Brevitas inserted at the network's output, also before a final reshape."""
+    """Pass: remove the quantizers that Brevitas inserted at the network's outputs, also before a final reshape.
+
+    So logits keep the accumulator's precision. A layer that reads the same tensor keeps the quantizer.
+    """
     for output in graph.graph.nodes:
         if output.op == "output":
             for source in output.all_input_nodes:
-                _strip_quantizer(graph, source)
+                _strip_quantizer(graph, output, source)
 
 
-def _strip_quantizer(graph: GraphModule, node: Node) -> None:
-    while _only_reshapes(graph, node):
-        node = node.all_input_nodes[0]
+def _strip_quantizer(graph: GraphModule, reader: Node, node: Node) -> None:
+    if node.op == "call_function" and isinstance(node.target, type):  # a named tuple of outputs
+        for source in node.all_input_nodes:
+            _strip_quantizer(graph, node, source)
+        return
+    while _only_reshapes(graph, node) and len(node.users) == 1:
+        reader, node = node, node.all_input_nodes[0]
     if place_of(node) is Place.SUM_OUTPUT:
-        node.replace_all_uses_with(node.args[0])
-        graph.graph.erase_node(node)
-        graph.delete_submodule(str(node.target))
+        reader.replace_input_with(node, node.args[0])
+        if not node.users:
+            graph.graph.erase_node(node)
+            graph.delete_submodule(str(node.target))
 
 
 def _only_reshapes(graph: GraphModule, node: Node) -> bool:

@@ -17,6 +17,7 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.custom_op.registry import is_custom_op
 from qonnx.transformation.quant_constant_folding import FoldTransposeIntoQuantInit
 
+from dfq_plugins.network.outputs import OUTPUT
 from dfq_plugins.quantization.onnx_runtime import exact_session, run_session
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def remove_unused(graph: Any) -> None:
 
 
 def rename_readably(graph: Any) -> None:
-    """Name nodes by their operator and tensors by their node, as qonnx and FINN do."""
+    """Name nodes by their operator and tensors by their node, as qonnx and FINN do; outputs with names keep them."""
     counts: dict[str, int] = {}
     names: dict[str, str] = {}
     constants = {tensor.name for tensor in graph.initializer}
@@ -167,6 +168,8 @@ def rename_readably(graph: Any) -> None:
     inputs = graph.input if len(graph.input) == 1 else ()
     for kind, values in (("global_in", inputs), ("global_out", graph.output)):
         names |= {value.name: f"{kind}_{index}" if index else kind for index, value in enumerate(values)}
+    if [value.name for value in graph.output] != [OUTPUT]:
+        names |= {value.name: value.name for value in graph.output}
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]

@@ -188,7 +188,7 @@ class PytorchQuantizationCalibrator(Calibrator):
         """
         from dfq_plugins.quantization.onnx_module import load_onnx  # noqa: PLC0415  (ONNX Runtime only when it is used)
 
-        return load_onnx(path)
+        return load_onnx(path, structured=True)
 
 
 def _run_of(module: nn.Module) -> _Run:

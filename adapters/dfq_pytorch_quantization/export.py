@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ArtifactError
 from dfq_plugins.inputs import count, leaves, rows
@@ -20,6 +19,7 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
 from dfq_plugins.quantization.onnx_graph import GraphIndex
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
+from dfq_plugins.quantization.output_names import exportable
 from dfq_plugins.types import Check, InputSpec
 from dfq_pytorch_quantization.integers import torch_run, torch_weights
 from dfq_pytorch_quantization.markers import (
@@ -80,9 +80,8 @@ def export_onnx(
         check_file,
         model=model,
         samples=samples,
-        classifies=spec.num_classes is not None,
-        batch_size=batch_size,
         spec=spec,
+        batch_size=batch_size,
         dynamic_sizes=dynamic_sizes,
     )
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "ONNX, QuantizeLinear/DequantizeLinear", write, check)])
@@ -162,9 +161,7 @@ def _trace(
 ) -> None:
     size = batch_size or 2  # a dynamic batch of one could be traced as a constant
     example = tuple(leaves(rows(inputs, torch.arange(size) % count(inputs))))
-    with torch.no_grad():
-        outputs = sum(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(marked(*example)))
-    names = ["output", *(f"output_{index}" for index in range(1, outputs))]
+    network, names = exportable(marked, example, input_axes)
     axes = {
         **{name: dict(open_ones) for name, open_ones in input_axes.items()},
         **{name: {0: "batch"} for name in names},
@@ -174,13 +171,13 @@ def _trace(
     try:
         with torch.no_grad(), silenced(NOTICES, logger=LOGGER), StaticAdaptivePooling():
             torch.onnx.export(
-                marked,
+                network,
                 example,
                 str(path),
                 dynamo=False,  # the newer exporter does not support the markers
                 opset_version=OPSET,
                 input_names=list(input_axes),
-                output_names=names,
+                output_names=list(names),
                 dynamic_axes=axes,
             )
     except OSError:
@@ -197,9 +194,8 @@ def check_file(
     *,
     model: nn.Module,
     samples: Inputs,
-    classifies: bool,
+    spec: Specification,
     batch_size: int | None = None,
-    spec: Specification | None = None,
     dynamic_sizes: bool = False,
 ) -> tuple[Check, ...]:
     """Check a file against TensorRT's rules, and compare it with the torch model.
@@ -211,9 +207,9 @@ def check_file(
     onnx.checker.check_model(exported.proto)
     structure, rules = _check_structure(exported, model, batch_size), _check_rules(exported)
     quantizers = tuple(_named(exported, quantizer) for quantizer in qdq_quantizers(exported.proto.graph))
-    run = partial(torch_run, model, spec=spec)
-    checks = check_onnx(exported.proto, quantizers, torch_weights(model), run, samples, classifies=classifies)
-    if dynamic_sizes and spec is not None:
+    run, classes = partial(torch_run, model, spec=spec), spec.num_classes
+    checks = check_onnx(exported.proto, quantizers, torch_weights(model), run, samples, num_classes=classes)
+    if dynamic_sizes:
         checks = (*checks, check_other_sizes(exported.proto, model, spec))
     return (structure, rules, *checks)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from dfq_plugins.inputs import cloned, moved, run_network
 from dfq_plugins.model_state import device_of, hooked
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
 from dfq_pytorch_quantization.markers import active_quantizers, is_weight, quantized_weights
 
@@ -37,8 +37,8 @@ def torch_run(model: nn.Module, inputs: Inputs, spec: Specification | None = Non
         if not is_weight(name)
     )
     with hooked(hooks):
-        outputs = pytree.tree_leaves(run_network(model, moved(cloned(inputs), device_of(model)), spec))
-    return TorchRun(tuple(_numpy(output) for output in outputs if isinstance(output, torch.Tensor)), tuple(calls))
+        outputs = named_outputs(run_network(model, moved(cloned(inputs), device_of(model)), spec))
+    return TorchRun(tuple(map(_numpy, outputs.values())), tuple(calls))
 
 
 @torch.no_grad()

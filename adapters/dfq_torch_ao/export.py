@@ -7,27 +7,28 @@ TorchScript is the only torch format that can hold torch.ao's packed int8 weight
 from __future__ import annotations
 
 import io
+import json
 import linecache
 import zipfile
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.jit.frontend import FrontendError
-from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ArtifactError, DataError, UsageError, first_line
 from dfq_plugins.inputs import cloned, count, rows
-from dfq_plugins.quantization.artifacts import ArtifactRecipe, OutputAgreement, compare, write_artifacts
+from dfq_plugins.network.outputs import named_outputs, nested_outputs
+from dfq_plugins.quantization.artifacts import ArtifactRecipe, compare, write_artifacts
+from dfq_plugins.quantization.output_names import exportable, path_of
 from dfq_plugins.types import Check
 from dfq_torch_ao.engines import active_engine, resolve_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from torch import nn
     from torch.fx import GraphModule
 
     from dfq_plugins.types import Artifact, Inputs, InputSpec, Specification
@@ -37,6 +38,10 @@ _CHECKED_SAMPLES = 16
 _TOLERANCE = 1e-5
 _ENGINE = "dfq_engine"
 """Name under which the archive holds the engine that its weights are packed for."""
+_OUTPUTS = "dfq_outputs"
+"""Name under which the archive of a traced program holds the paths of its outputs, which are then a tuple."""
+_INPUTS = "dfq_inputs"
+"""Name under which it holds the names of the inputs that the network takes by keyword, which are then positional."""
 
 
 def export_torchscript(converted: nn.Module, spec: Specification, folder: Path, engine: str) -> tuple[Artifact, ...]:
@@ -47,26 +52,29 @@ def export_torchscript(converted: nn.Module, spec: Specification, folder: Path, 
         DataError: the folder cannot be written.
     """
     inputs = _random_inputs(spec)
-    run = partial(_outputs, spec=spec)
     how: list[str] = []
 
     def write(path: Path) -> None:
-        program, made_by = _to_torchscript(converted, inputs, spec)
+        program, made_by, names = _to_torchscript(converted, inputs, spec)
         how.append(made_by)
         buffer = io.BytesIO()  # for a path that it cannot write, TorchScript raises a RuntimeError instead of OSError
-        torch.jit.save(program, buffer, _extra_files={_ENGINE: engine})
+        taken = list(spec.arguments(inputs)[1])
+        notes = {_ENGINE: engine} | ({_OUTPUTS: json.dumps(names), _INPUTS: json.dumps(taken)} if names else {})
+        torch.jit.save(program, buffer, _extra_files=notes)
         path.write_bytes(buffer.getvalue())
 
     def check(path: Path) -> tuple[Check, ...]:
         program = Check("program", f"{how[0]}, for torch.backends.quantized.engine = {engine!r}")
-        classifies = spec.num_classes is not None
-        return program, compare_outputs(converted, load_torchscript(path), inputs, run, classifies=classifies)
+        return program, compare_outputs(converted, load_torchscript(path), inputs, spec)
 
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "TorchScript", write, check)])
 
 
 def load_torchscript(path: Path, *, default_engine: str = "auto") -> nn.Module:
     """Load a program on the CPU and pack its weights for the engine that the file names.
+
+    It returns what the network does. If TorchScript has no form for that structure, lists come back as tuples, records
+    as dictionaries, and what is not a tensor is left out.
 
     Args:
         path: a file that `export_torchscript` wrote.
@@ -79,8 +87,10 @@ def load_torchscript(path: Path, *, default_engine: str = "auto") -> nn.Module:
     load: Any = torch.jit.load  # untyped in torch
     try:
         content = path.read_bytes()
-        named = _engine_of(content)
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, RuntimeError) as error:
+        named, outputs, inputs = (_note(content, key) for key in (_ENGINE, _OUTPUTS, _INPUTS))
+        names = None if outputs is None else tuple(map(str, json.loads(outputs)))
+        keywords = () if inputs is None else tuple(map(str, json.loads(inputs)))
+    except (OSError, zipfile.BadZipFile, ValueError, TypeError, RuntimeError) as error:
         raise _damaged(path, error) from error
     try:
         engine = resolve_engine(named or default_engine)
@@ -94,12 +104,25 @@ def load_torchscript(path: Path, *, default_engine: str = "auto") -> nn.Module:
             program: nn.Module = load(io.BytesIO(content), map_location="cpu")
         except RuntimeError as error:  # all that torch's reader raises
             raise _damaged(path, error) from error
-    return program.eval()
+    return (program if names is None else _Structured(program, names, keywords)).eval()
 
 
-def _engine_of(content: bytes) -> str | None:
+class _Structured(nn.Module):
+    """A program that returns a tuple, as a module that returns the structure of the network that it was traced from."""
+
+    def __init__(self, program: nn.Module, names: tuple[str, ...], keywords: tuple[str, ...]) -> None:
+        super().__init__()
+        self.program, self.names, self.keywords = program, names, keywords
+
+    def forward(self, *inputs: Any, **named: torch.Tensor) -> Any:
+        returned = self.program(*inputs, *(named[name] for name in self.keywords[len(inputs) :]))
+        parts = (returned,) if isinstance(returned, torch.Tensor) else returned
+        return nested_outputs(dict(zip(self.names, parts, strict=True)))
+
+
+def _note(content: bytes, key: str) -> str | None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        noted = next((name for name in archive.namelist() if name.endswith(f"/extra/{_ENGINE}")), None)
+        noted = next((name for name in archive.namelist() if name.endswith(f"/extra/{key}")), None)
         return None if noted is None else archive.read(noted).decode()
 
 
@@ -121,22 +144,45 @@ def drop_tensor_annotations(converted: GraphModule) -> None:
     converted.recompile()
 
 
-def _to_torchscript(converted: nn.Module, inputs: Inputs, spec: Specification) -> tuple[Any, str]:
-    """Return the model's program: scripted, or traced if its source cannot be scripted."""
+def _to_torchscript(converted: nn.Module, inputs: Inputs, spec: Specification) -> tuple[Any, str, tuple[str, ...]]:
+    """Return the model's program: scripted, or traced if its source cannot be scripted.
+
+    Also return how it was made and, if it returns a tuple instead of the model's structure, the paths of its outputs.
+    """
     trace: Any = torch.jit.trace  # untyped in torch
     try:
+        _require_uniform(converted, inputs, spec)
         with _own_source(converted):
-            return torch.jit.script(converted), "torch.jit.script"
+            return torch.jit.script(converted), "torch.jit.script", ()
     except (RuntimeError, OSError, TypeError, FrontendError) as unscriptable:
         try:
             # A graph takes inputs by keyword also in their order, which is all that tracing needs.
             positional, keywords = spec.arguments(inputs)
-            return trace(converted, (*positional, *keywords.values())), "torch.jit.trace"
+            arguments = (*positional, *keywords.values())
+            network, names = exportable(converted, arguments)
+            paths = () if network is converted else tuple(map(path_of, names))
+            return trace(network, arguments), "torch.jit.trace", paths
         except RuntimeError as error:
             raise ArtifactError(
                 f"This model has no TorchScript form: {error}. Rewrite the operation that the error names, or use the "
                 "converted model in Python without exporting it."
             ) from unscriptable
+
+
+@torch.no_grad()
+def _require_uniform(converted: nn.Module, inputs: Inputs, spec: Specification) -> None:
+    """Reject dictionaries of anything other than tensors, which TorchScript reads back as unions.
+
+    Raises:
+        TypeError: there is one.
+    """
+    parts = [spec.run(converted, inputs)]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict) and not all(isinstance(value, torch.Tensor) for value in part.values()):
+            raise TypeError("TorchScript has no dictionary of mixed types")
+        if isinstance(part, (list, tuple)):
+            parts += part
 
 
 @contextmanager
@@ -175,37 +221,36 @@ def _random_inputs(spec: Specification) -> Inputs:
     return spec.map(drawn)
 
 
-def compare_outputs(
-    converted: nn.Module,
-    loaded: nn.Module,
-    inputs: Inputs,
-    run: Callable[[nn.Module, Inputs], list[torch.Tensor]],
-    *,
-    classifies: bool,
-) -> Check:
+def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: Inputs, spec: Specification) -> Check:
     """Compare two models on all inputs at once and on a single one: both run the same kernels.
 
     Raises:
         ArtifactError: the loaded model fails, or they differ by more than 1e-5.
     """
-    worst: OutputAgreement | None = None
+    agreed: dict[str, str] = {}
     for batch in (inputs, rows(inputs, slice(1))):
-        for expected, got in zip(run(converted, batch), _loaded_outputs(loaded, batch, run), strict=True):
-            found = compare(expected, got, classifies=classifies)
+        expected, got = _outputs(converted, batch, spec), _loaded_outputs(loaded, batch, spec)
+        if list(expected) != list(got):
+            raise ArtifactError(
+                f"The TorchScript program must return the torch model's outputs, {', '.join(expected)}, but returns "
+                f"{', '.join(got)}. Use the converted model in Python instead."
+            )
+        for name, output in expected.items():
+            found = compare(output, got[name], spec.num_classes)
             if not found.largest <= _TOLERANCE:
+                of_output = "" if len(expected) == 1 else f"the output {name!r} of "
                 raise ArtifactError(
-                    f"The TorchScript program must compute what the torch model does, but on {found}. Use the "
-                    "converted model in Python instead."
+                    f"The TorchScript program must compute what the torch model does, but on {of_output}{found}. Use "
+                    "the converted model in Python instead."
                 )
-            worst = worst or found
-    return Check("loaded and run", f"on random inputs, {worst}")
+            agreed.setdefault(name, str(found))
+    text = "; ".join(agreed.values() if len(agreed) == 1 else (f"{name}: {agreed[name]}" for name in agreed))
+    return Check("loaded and run", f"on random inputs, {text}")
 
 
-def _loaded_outputs(
-    loaded: nn.Module, batch: Inputs, run: Callable[[nn.Module, Inputs], list[torch.Tensor]]
-) -> list[torch.Tensor]:
+def _loaded_outputs(loaded: nn.Module, batch: Inputs, spec: Specification) -> dict[str, torch.Tensor]:
     try:
-        return run(loaded, batch)
+        return _outputs(loaded, batch, spec)
     except RuntimeError as error:
         raise ArtifactError(
             f"The TorchScript program must run for every batch size, but fails with {count(batch)} samples: {error}. "
@@ -214,6 +259,5 @@ def _loaded_outputs(
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, batch: Inputs, spec: Specification) -> list[torch.Tensor]:
-    outputs = pytree.tree_leaves(spec.run(model, cloned(batch)))
-    return [leaf.float() for leaf in outputs if isinstance(leaf, torch.Tensor)]
+def _outputs(model: nn.Module, batch: Inputs, spec: Specification) -> dict[str, torch.Tensor]:
+    return {name: output.float() for name, output in named_outputs(spec.run(model, cloned(batch))).items()}

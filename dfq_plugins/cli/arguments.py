@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,15 +96,20 @@ class SpecArguments:
                 "--input: NAME:SHAPE:mean=0.5:std=0.25:range=0,1."
             )
 
-    def refuse(self) -> None:
-        """Reject an input specification given with a synthetic set, which provides its own.
+    def of_set(self, known: Specification) -> Specification:
+        """Return the input specification of a synthetic set, with the given number of classes.
 
         Raises:
-            UsageError: one of these options was given.
+            UsageError: another option was given; the set provides its own.
         """
-        given = {"input" if name == "inputs" else name: value for name, value in asdict(self).items() if value}
+        given = {
+            "input" if name == "inputs" else name: value
+            for name, value in asdict(self).items()
+            if value and name != "num_classes"
+        }
         if named := [f"--{name.replace('_', '-')}" for name in given]:
             raise UsageError(f"A synthetic set provides its own input specification: remove {', '.join(named)}.")
+        return with_classes(known, self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class QuantizationArguments:
     calibrator: str
     recipe: str
     output: Path | None
+    num_classes: int | None
     options: dict[str, str]
 
     def check(self) -> None:
@@ -174,6 +180,11 @@ class TrainingArguments:
         lost = "To be able to resume, use --work FOLDER to keep checkpoints."
         resume = f"Checkpoints are in {self.work}: run the same command again to resume."
         set_resume_hint(lost if self.work is None else resume)
+
+
+def with_classes(known: Specification, num_classes: int | None) -> Specification:
+    """Return a specification with another number of classes, if one was given."""
+    return known if num_classes is None else replace(known, num_classes=num_classes)
 
 
 def bundled(record: type[Any], name: str, *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -318,6 +329,12 @@ report_option = click.option(
     help="Write a report of the run as one self-contained HTML file.",
 )
 
+num_classes_option = click.option(
+    "--num-classes",
+    type=click.IntRange(min=0),
+    help="Number of class logits; 0: not a classifier; default: not known, unless a plugin knows the model.",
+)
+
 model_options = bundled(
     ModelArguments,
     "model",
@@ -333,7 +350,7 @@ spec_options = bundled(
     numbers_option("--mean", float, "Mean of each channel, subtracted from the raw values."),
     numbers_option("--std", float, "Standard deviation of each channel, which divides the raw values."),
     numbers_option("--value-range", float, "Lowest and highest raw value: 0,1."),
-    click.option("--num-classes", type=click.IntRange(min=1), help="Number of classes."),
+    num_classes_option,
     click.option(
         "--input",
         "inputs",
@@ -360,6 +377,7 @@ quantization_options = bundled(
         "--recipe", default="w8a8", show_default=True, help="Bits of weights and activations: w8a8, w4a4, binary."
     ),
     click.option("--output", "-o", type=FOLDER, help="Folder for the artifacts."),
+    num_classes_option,
     plugin_options,
 )
 

@@ -65,8 +65,8 @@ def opened(
     from dfq_plugins.data.manifest import MANIFEST_FILE  # noqa: PLC0415  for the work itself
 
     if path is not None and not (path.suffix == ".npz" or (path.is_dir() and not (path / MANIFEST_FILE).is_file())):
-        spec.refuse()
-        return SyntheticDataset.open(path), None
+        data = SyntheticDataset.open(path)
+        return data, spec.of_set(data.spec)
     completed = spec.complete(model)
     if path is None:
         return None, completed

@@ -22,7 +22,8 @@ from dfq_plugins.cli.arguments import (
     training_options,
 )
 from dfq_plugins.cli.compression import GENERATOR_HELP, StudentArguments, opened, print_costs, student_options
-from dfq_plugins.cli.output import announce, print_json
+from dfq_plugins.cli.output import announce, note_unknown_classes, print_json
+from dfq_plugins.cli.results import print_agreement
 from dfq_plugins.distillation.options import DistillOptions
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def distill(
             from dfq_plugins.report import compression  # noqa: PLC0415  imports matplotlib
 
             compression.write_distilling_report(report, run)
+    if run.spec.num_classes is None:
+        note_unknown_classes()
     if as_json:
         print_json(as_dict(run) | {"report": report})
         return
@@ -126,10 +129,11 @@ def print_distill_run(run: DistillRun) -> None:
     if run.inherited:
         click.echo(f"Initialized {len(run.inherited)} layers with the teacher's weights.")
     last = run.history[-1]
-    click.echo(
-        f"Trained for {last.step} steps, {last.seconds:.0f} s. Agreement with the teacher on {run.held_out} held-out "
-        f"samples: {run.agreement_before:.2%} before, {run.agreement:.2%} after."
+    click.echo(f"Trained for {last.step} steps, {last.seconds:.0f} s.")
+    print_agreement(
+        run.output_agreement_before, f"Agreement with the teacher on {run.held_out} held-out samples before"
     )
+    print_agreement(run.output_agreement, f"Agreement with the teacher on {run.held_out} held-out samples after")
     for file in run.files:
         click.echo(f"Wrote {file}")
 
@@ -142,6 +146,7 @@ def as_dict(run: DistillRun) -> dict[str, Any]:
         "inherited": run.inherited,
         "agreement_before": run.agreement_before,
         "agreement": run.agreement,
+        "output_agreement": [asdict(output) for output in run.output_agreement],
         "held_out": run.held_out,
         "history": [asdict(point) for point in run.history],
         "training": asdict(run.training),

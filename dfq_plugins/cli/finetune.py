@@ -18,9 +18,10 @@ from dfq_plugins.cli.arguments import (
     quantization_options,
     report_option,
     training_options,
+    with_classes,
 )
 from dfq_plugins.cli.output import announce, print_json
-from dfq_plugins.cli.results import print_run, require_artifacts, run_as_dict
+from dfq_plugins.cli.results import note_classes, print_agreement, print_run, require_artifacts, run_as_dict
 from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.host.registry import get_registry
 
@@ -71,6 +72,7 @@ def finetune_and_print(
         run = dfq_plugins.finetune(
             network,
             dataset,
+            spec=with_classes(dataset.spec, what.num_classes),
             calibrator=what.calibrator,
             recipe=what.recipe,
             options=what.options,
@@ -87,6 +89,7 @@ def finetune_and_print(
 
             options = get_registry().options("calibrator", what.calibrator, what.options)
             runs.write_quantization_report(report, network, dataset, run, 0, options, what.output)
+    note_classes(run, dataset.spec, what.num_classes)
     if as_json:
         print_json(as_dict(run) | {"report": report})
     else:
@@ -99,17 +102,17 @@ def print_finetune_run(run: FinetuneRun) -> None:
     """Print the result of a fine-tuning."""
     print_run(run)
     seconds = run.history[-1].seconds
-    click.echo(
-        f"Fine-tuned for {run.history[-1].step} steps, {seconds:.0f} s. Agreement on {run.held_out} held-out samples: "
-        f"{run.agreement_before:.2%} before, {run.agreement:.2%} after."
-    )
+    click.echo(f"Fine-tuned for {run.history[-1].step} steps, {seconds:.0f} s.")
+    print_agreement(run.output_agreement_before, f"Agreement on {run.held_out} held-out samples before")
+    print_agreement(run.output_agreement, f"Agreement on {run.held_out} held-out samples after")
 
 
 def as_dict(run: FinetuneRun) -> dict[str, Any]:
     """Return the run for `--json`."""
     return run_as_dict(run) | {
         "agreement_before": run.agreement_before,
+        "output_agreement_before": [asdict(output) for output in run.output_agreement_before],
         "held_out": run.held_out,
         "history": [asdict(point) for point in run.history],
-        "training": asdict(run.training),
+        "training": run.training.as_record(),
     }

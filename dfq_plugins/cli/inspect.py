@@ -65,9 +65,8 @@ def inspect(
 def _source(path: Path, model: nn.Module, spec: SpecArguments) -> tuple[SyntheticDataset | list[Inputs], Specification]:
     """Open the set and return it with its input specification; a synthetic set provides its own."""
     if (path / MANIFEST_FILE).is_file():
-        spec.refuse()
         data = dfq_plugins.SyntheticDataset.open(path)
-        return data, data.spec
+        return data, spec.of_set(data.spec)
     from dfq_plugins.data.readers import load_source, require_source  # noqa: PLC0415  imports torch
 
     require_source(path)  # a missing source should be reported before a missing shape

@@ -28,6 +28,15 @@ def print_json(result: Mapping[str, Any]) -> None:
     click.echo(json.dumps(_jsonable(result), indent=2, allow_nan=False))
 
 
+def note_unknown_classes() -> None:
+    """Say, on standard error, what is assumed of a network that is not known to be a classifier."""
+    click.echo(
+        "It is not known whether the network is a classifier: its outputs are compared by their values, not by class. "
+        "Give --num-classes N if it is one, or --num-classes 0 if it is not.",
+        err=True,
+    )
+
+
 def console(plain_width: int = PLAIN_WIDTH) -> Console:
     """Return a console on standard output that prints text verbatim; colors only on a terminal without NO_COLOR.
 

@@ -25,7 +25,8 @@ from dfq_plugins.cli.arguments import (
     training_options,
 )
 from dfq_plugins.cli.compression import GENERATOR_HELP, StudentArguments, opened, print_costs, student_options
-from dfq_plugins.cli.output import announce, print_json, print_table
+from dfq_plugins.cli.output import announce, note_unknown_classes, print_json, print_table
+from dfq_plugins.cli.results import print_agreement
 from dfq_plugins.distillation.options import DistillOptions
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.pruning.options import PruneTrainingOptions, PruningOptions
@@ -101,6 +102,8 @@ def prune(
             from dfq_plugins.report import compression  # noqa: PLC0415  imports matplotlib
 
             compression.write_pruning_report(report, run)
+    if run.spec.num_classes is None:
+        note_unknown_classes()
     if as_json:
         print_json(as_dict(run) | {"report": report})
         return
@@ -118,10 +121,10 @@ def print_pruning(run: PruneRun) -> None:
     print_costs(("before", run.before), ("after", run.after))
     steps = sum(history[-1].step for history in (run.sparsity_history, run.history) if history)
     seconds = sum(history[-1].seconds for history in (run.sparsity_history, run.history) if history)
-    click.echo(
-        f"Trained for {steps} steps, {seconds:.0f} s. Agreement with the original network on {run.held_out} held-out "
-        f"samples: {run.agreement_before:.2%} after pruning, {run.agreement:.2%} after retraining."
-    )
+    click.echo(f"Trained for {steps} steps, {seconds:.0f} s.")
+    where = f"Agreement with the original network on {run.held_out} held-out samples"
+    print_agreement(run.output_agreement_before, f"{where} after pruning")
+    print_agreement(run.output_agreement, f"{where} after retraining")
     for file in run.files:
         click.echo(f"Wrote {file}")
 
@@ -136,6 +139,7 @@ def as_dict(run: PruneRun) -> dict[str, Any]:
         "left": dict(run.left),
         "agreement_before": run.agreement_before,
         "agreement": run.agreement,
+        "output_agreement": [asdict(output) for output in run.output_agreement],
         "held_out": run.held_out,
         "history": [asdict(point) for point in (*run.sparsity_history, *run.history)],
         "options": asdict(run.options),

@@ -17,11 +17,12 @@ from dfq_plugins.cli.arguments import (
     quantization_options,
     report_option,
     training_options,
+    with_classes,
 )
 from dfq_plugins.cli.finetune import GENERATOR_HELP, finetune_and_print
 from dfq_plugins.cli.group import set_resume_hint
 from dfq_plugins.cli.output import announce, print_json
-from dfq_plugins.cli.results import print_run, require_artifacts, run_as_dict
+from dfq_plugins.cli.results import note_classes, print_agreement, print_run, require_artifacts, run_as_dict
 from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.registry import get_registry
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.data.dataset import SyntheticDataset
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.types import ProgressEvent, Specification
 
@@ -86,16 +88,20 @@ def quantize(
         dataset = dfq_plugins.SyntheticDataset.open(what.data)
         network = model.load()
         if report is None:
-            run = _run(network, dataset, None, what, listener)
+            run = _run(network, dataset, with_classes(dataset.spec, what.num_classes), what, listener)
         else:
             run, measured = _run_with_report(network, dataset, what, listener, report, hold_out)
+    note_classes(run, dataset.spec, what.num_classes)
     if as_json:
-        print_json(run_as_dict(run) | {"report": report, "held_out": measured})
+        from dfq_plugins.network.agreement import class_agreement  # noqa: PLC0415  imports torch
+
+        held = None if measured is None else {"samples": measured[0].samples, "agreement": class_agreement(measured)}
+        print_json(run_as_dict(run) | {"report": report, "held_out": held})
         require_artifacts(run.rejected)
         return
     print_run(run)
     if measured is not None:
-        click.echo("Agreement on {samples} held-out samples: {agreement:.2%}".format(**measured))
+        print_agreement(measured, f"Agreement on {measured[0].samples} held-out samples")
     announce(report)
     require_artifacts(run.rejected)
 
@@ -126,12 +132,13 @@ def _run_with_report(
     listener: Callable[[ProgressEvent], None],
     report: Path,
     hold_out: int | None,
-) -> tuple[QuantizationRun, dict[str, float] | None]:
+) -> tuple[QuantizationRun, tuple[OutputAgreement, ...] | None]:
     """Quantize on all samples except the held-out ones, and write the report; return what was measured on those."""
     from dfq_plugins.report import runs  # noqa: PLC0415  imports matplotlib
 
     held_out = runs.held_out_samples(len(dataset), hold_out)
-    run = _run(network, runs.calibration_part(dataset, held_out), dataset.spec, what, listener)
+    spec = with_classes(dataset.spec, what.num_classes)
+    run = _run(network, runs.calibration_part(dataset, held_out), spec, what, listener)
     options = get_registry().options("calibrator", what.calibrator, what.options)
-    agreement = runs.write_quantization_report(report, network, dataset, run, held_out, options, what.output)
-    return run, {"samples": held_out, "agreement": agreement} if held_out else None
+    found = runs.write_quantization_report(report, network, dataset, run, held_out, options, what.output)
+    return run, found if held_out else None

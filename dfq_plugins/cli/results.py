@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfq_plugins.cli.output import print_table
+from dfq_plugins.cli.output import note_unknown_classes, print_table
 from dfq_plugins.errors import ArtifactError
 from dfq_plugins.quantization.formats import coverage_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.quantization.result import QuantizationRun
-    from dfq_plugins.types import RejectedArtifact
+    from dfq_plugins.types import RejectedArtifact, Specification
 
 
 def print_run(run: QuantizationRun) -> None:
@@ -25,7 +26,7 @@ def print_run(run: QuantizationRun) -> None:
         click.echo(f"  {line}")
     for name, reason in run.coverage.unquantized:
         click.echo(f"  {name} stays in float: {reason}")
-    click.echo(f"Top-1 agreement with the float model on the data: {run.agreement:.2%}")
+    print_agreement(run.output_agreement, "Agreement with the float model on the data")
     rows = [
         (str(artifact.path), artifact.format, f"{artifact.size_bytes / 1000:.1f} kB", f"{check.name}: {check.detail}")
         for artifact in run.artifacts
@@ -34,6 +35,22 @@ def print_run(run: QuantizationRun) -> None:
     if rows:
         print_table(("Artifact", "Format", "Size", "Check"), rows)
     print_rejected(run.rejected)
+
+
+def note_classes(run: QuantizationRun, known: Specification, given: int | None) -> None:
+    """Say that the network is not known to be a classifier, if nobody said so."""
+    if known.num_classes is None and given is None and all(found.kind == "values" for found in run.output_agreement):
+        note_unknown_classes()
+
+
+def print_agreement(found: Sequence[OutputAgreement], title: str) -> None:
+    """Print how closely each output agrees; on one line if there is only one."""
+    if len(found) == 1:
+        click.echo(f"{title}: {found[0].figures}")
+        return
+    click.echo(f"{title}:")
+    for output in found:
+        click.echo(f"  {output}")
 
 
 def print_rejected(rejected: Iterable[RejectedArtifact]) -> None:
@@ -50,6 +67,7 @@ def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
         "calibrator": run.calibrator,
         "recipe": str(run.recipe),
         "agreement": run.agreement,
+        "output_agreement": [asdict(output) for output in run.output_agreement],
         "coverage": asdict(run.coverage),
         "artifacts": [asdict(artifact) for artifact in run.artifacts],
         "rejected": [asdict(artifact) for artifact in run.rejected],

@@ -25,7 +25,7 @@ from dfq_plugins.cli.arguments import (
     spec_options,
 )
 from dfq_plugins.cli.group import set_resume_hint
-from dfq_plugins.cli.output import announce, print_json
+from dfq_plugins.cli.output import announce, note_unknown_classes, print_json
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.storage.rank import Rank
@@ -89,7 +89,7 @@ def synthesize(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Synthesize inputs from nothing but MODEL, and write them to a folder with labels and logits.
+    """Synthesize inputs from nothing but MODEL, and write them to a folder with labels and outputs.
 
     MODEL is torchvision:NAME, package.module:factory or file.py:factory. Repeating the command resumes an interrupted
     run; --extend on an interrupted set only completes it. Under torchrun
@@ -129,6 +129,8 @@ def synthesize(
 
             write_synthesis_report(report, network, dataset, history.events, seconds)
     summary = _summary(dataset, seconds) | {"report": report}
+    if dataset.spec.num_classes is None and rank.leads:
+        note_unknown_classes()
     if as_json:
         print_json(summary)
         return
@@ -162,7 +164,7 @@ def _continued(
 
 def _filled_in(spec: SpecArguments, known: Specification) -> SpecArguments:
     """Return the arguments with those that were not given taken from a set's specification."""
-    classes = spec.num_classes or known.num_classes
+    classes = known.num_classes if spec.num_classes is None else spec.num_classes
     if isinstance(known, NetworkSpec):
         return replace(spec, num_classes=classes, inputs=spec.inputs or known.named, call=spec.call or known.call)
     return replace(

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from dfq_plugins.data.conventions import CalibrationDataReader, representative_dataset, run_forward_loop
 from dfq_plugins.data.manifest import read_manifest
 from dfq_plugins.data.shards import ShardCache
 from dfq_plugins.errors import DataError, UsageError
-from dfq_plugins.inputs import joined, map_inputs, rows, stacked
+from dfq_plugins.inputs import joined, rows
 from dfq_plugins.types import Batch
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 class SyntheticDataset(Dataset[Batch]):
     """Synthesized samples in a folder; tensors stay on disk until they are used.
 
-    `data[i]` is one sample: a `Batch` of an input `(*shape)`, its label and its teacher logits `(classes,)`. Label and
-    logits are None if the set has none. Where the network has several inputs, every method below gives them as a
-    dictionary by name. A data set can be pickled, and works with the workers of a
+    `data[i]` is one sample: a `Batch` of an input `(*shape)`, its label and the teacher's outputs by name. The label is
+    None if the set has none, and so are the outputs. Where the network has several inputs, every method below gives
+    them as a dictionary by name. A data set can be pickled, and works with the workers of a
     `torch.utils.data.DataLoader`. Open one with `SyntheticDataset.open(folder)`.
     """
 
@@ -88,8 +89,8 @@ class SyntheticDataset(Dataset[Batch]):
             DataError: its shard is missing or damaged.
         """
         shard, row = self._locate(index)
-        values = (None if value is None else rows(value, row) for value in self._shards[shard])
-        return Batch(*(None if value is None else map_inputs(torch.clone, value) for value in values))
+        sample: Batch = pytree.tree_map_only(torch.Tensor, lambda part: part[row].clone(), self._shards[shard])
+        return sample
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Return several samples in the given order, for a DataLoader; each shard is loaded once."""
@@ -101,7 +102,7 @@ class SyntheticDataset(Dataset[Batch]):
     def loader(
         self, batch_size: int = 64, *, shuffle: bool = False, seed: int | None = None, drop_last: bool = False
     ) -> DataLoader[Batch]:
-        """Return a DataLoader of `Batch`: inputs `(batch, *shape)`, labels `(batch,)`, logits `(batch, classes)`.
+        """Return a DataLoader of `Batch`: inputs `(batch, *shape)`, labels `(batch,)`, outputs by name `(batch, ...)`.
 
         Args:
             batch_size: maximum number of samples per batch.
@@ -230,10 +231,10 @@ class SyntheticDataset(Dataset[Batch]):
 def collate(samples: Sequence[Batch]) -> Batch:
     """Stack samples into a batch; fields that the data set does not have stay None.
 
-    Use it in your own DataLoader for a data set without labels or logits, which torch's default cannot collate.
+    Use it in your own DataLoader for a data set without labels, which torch's default cannot collate.
     """
-    columns = zip(*samples, strict=True)
-    return Batch(*(None if column[0] is None else stacked(column) for column in columns))
+    batch: Batch = pytree.tree_map(lambda *parts: None if parts[0] is None else torch.stack(parts), *samples)
+    return batch
 
 
 def _first_indices(sizes: list[int]) -> list[int]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "manifest.json"
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 stores a network's outputs by name; version 1 had a tensor `logits`, and only of classifiers."""
 
 
 def shard_file(index: int) -> str:

@@ -20,7 +20,7 @@ def checked_batch(
     spec: Specification,
     inputs: Inputs,
     labels: torch.Tensor | None,
-    logits: torch.Tensor | None,
+    outputs: Mapping[str, torch.Tensor] | None,
 ) -> Batch:
     """Return the tensors as a shard stores them: on the CPU, contiguous, float32 and int64.
 
@@ -44,14 +44,14 @@ def checked_batch(
         _check_shape(shard, "labels", labels, (shard.num_samples,))
         if labels.is_floating_point():
             raise DataError(f"Shard {shard.index} needs integer labels, got {labels.dtype}. Yield class numbers.")
-    if logits is not None:
-        # If the number of classes is unknown, any width is fine as long as the logits are a matrix.
-        classes = spec.num_classes or (logits.shape[-1] if logits.dim() else 0)
-        _check_shape(shard, "logits", logits, (shard.num_samples, classes))
+    for name, output in (outputs or {}).items():
+        _check_shape(shard, f"outputs.{name}", output, (shard.num_samples, *output.shape[1:]))
     return Batch(
         stored,
         None if labels is None else _to_storage(labels.long()),
-        None if logits is None else _finite_storage(shard, "logits", logits),
+        {name: _finite_storage(shard, f"outputs.{name}", output) for name, output in outputs.items()}
+        if outputs
+        else None,
     )
 
 
@@ -83,7 +83,7 @@ def _check_shape(shard: ShardPlan, name: str, tensor: torch.Tensor, expected: tu
 
 def _finite_storage(shard: ShardPlan, name: str, tensor: torch.Tensor) -> torch.Tensor:
     stored = _to_storage(tensor.float())
-    broken = int((~stored.isfinite()).flatten(1).any(1).sum())
+    broken = int((~stored.isfinite()).reshape(len(stored), -1).any(1).sum())
     if broken:
         raise DataError(
             f"Shard {shard.index} needs finite {name}, but {broken} of {shard.num_samples} samples contain NaN or "

@@ -31,7 +31,9 @@ METADATA_KEY = "dfq"
 CACHE_BYTES = 32 * 2**20
 """Bytes of loaded shards that a data set caches, whatever its size; the latest shard always stays."""
 
-_FIELDS = ("inputs", "labels", "logits")
+_FIELDS = ("inputs", "labels", "outputs")
+_FORMER_OUTPUT = "logits"
+"""Name of the only output in shards of manifest version 1."""
 
 
 def flattened(batch: Batch) -> dict[str, torch.Tensor]:
@@ -46,12 +48,18 @@ def flattened(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def unflattened(tensors: Mapping[str, torch.Tensor]) -> Batch:
-    """Return the batch with these tensors; the inverse of `flattened`."""
-    return Batch(*(_field(tensors, field) for field in _FIELDS))
+    """Return the batch with these tensors; the inverse of `flattened`, with dictionaries sorted by name."""
+    inputs, labels, outputs = (_field(tensors, field) for field in _FIELDS)
+    former = tensors.get(_FORMER_OUTPUT)
+    return Batch(inputs, labels, outputs if former is None else {"output": former})
 
 
 def _field(tensors: Mapping[str, torch.Tensor], field: str) -> Any:
-    named = {name.removeprefix(f"{field}."): tensor for name, tensor in tensors.items() if name.startswith(f"{field}.")}
+    named = {
+        name.removeprefix(f"{field}."): tensor
+        for name, tensor in sorted(tensors.items())
+        if name.startswith(f"{field}.")
+    }
     return named or tensors.get(field)
 
 
@@ -79,7 +87,9 @@ class ShardContents:
 
 
 def write_shard(path: Path, batch: Batch, *, index: int, identity: str, iterations: int | None = None) -> None:
-    """Write `batch` atomically: inputs `(N, *shape)` float32, labels `(N,)` int64 and logits `(N, classes)` float32.
+    """Write `batch` atomically: inputs `(N, *shape)` float32, labels `(N,)` int64, outputs `(N, ...)` float32.
+
+    Each output is stored under its name after the prefix `outputs.`.
 
     Raises:
         DataError: the file cannot be written; no partial file is left.

@@ -176,7 +176,7 @@ class DatasetWriter:
         shard: ShardPlan,
         inputs: Inputs,
         labels: torch.Tensor | None,
-        logits: torch.Tensor | None,
+        outputs: Mapping[str, torch.Tensor] | None,
         *,
         iterations: int | None = None,
     ) -> None:
@@ -187,7 +187,7 @@ class DatasetWriter:
             inputs: `(shard.num_samples, *spec.shape)`, finite; any device and floating-point type, stored as float32;
                 by name if the specification has several inputs.
             labels: `(shard.num_samples,)` classes, or None.
-            logits: `(shard.num_samples, classes)`, finite, or None if the network does not return class logits.
+            outputs: the network's outputs by name, each `(shard.num_samples, ...)` and finite, or None.
             iterations: number of iterations that a time budget allowed; None without a budget.
 
         Raises:
@@ -196,7 +196,7 @@ class DatasetWriter:
         """
         self._require_open()
         record = self._record(shard)
-        batch = checked_batch(shard, self.manifest.input_spec, inputs, labels, logits)
+        batch = checked_batch(shard, self.manifest.input_spec, inputs, labels, outputs)
         identity = self.manifest.settings.identity(record.index, record.num_samples)
         write_shard(self.folder / record.file, batch, index=record.index, identity=identity, iterations=iterations)
         self._written.add(record.index)

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
+from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import DataError
-from dfq_plugins.inputs import count, leaves, map_inputs, rows
+from dfq_plugins.inputs import count, leaves, map_inputs
 from dfq_plugins.statistics.augmentation import Augmentation, augment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from torch import Tensor
 
     from dfq_plugins.distillation.options import TrainingOptions
@@ -35,29 +38,34 @@ class Examples:
     Args:
         inputs: `(samples, *shape)`; by name if the network has several.
         labels: classes `(samples,)`, or class probabilities `(samples, classes)`; None without labels.
-        answers: the teacher's outputs `(samples, ...)`; None if not computed yet.
+        answers: the teacher's outputs by name, each `(samples, ...)`; None if not computed yet.
+        targets: what the user's task loss compares with: tensors `(samples, ...)`, possibly nested; None without.
     """
 
     inputs: Inputs
     labels: Tensor | None = None
-    answers: Tensor | None = None
+    answers: Mapping[str, Tensor] | None = None
+    targets: Any = None
 
     def __len__(self) -> int:
         return count(self.inputs)
 
     def take(self, indices: Tensor) -> Examples:
         """Return the examples at these indices."""
-        parts = (self.inputs, self.labels, self.answers)
-        return Examples(*(None if part is None else rows(part, indices) for part in parts))
+        return self.map(lambda part: part[indices])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Examples:
+        """Return the examples with a function applied to each tensor."""
+        parts = (self.inputs, self.labels, self.answers, self.targets)
+        return Examples(*(pytree.tree_map_only(torch.Tensor, change, part) for part in parts))
 
     @property
     def digest(self) -> str:
         """SHA-256 of the values, in hexadecimal."""
         found = hashlib.sha256()
-        for tensor in leaves(self.inputs):
-            found.update(tensor.contiguous().numpy().tobytes())
-        if self.labels is not None:
-            found.update(self.labels.contiguous().numpy().tobytes())
+        for part in pytree.tree_leaves((self.inputs, self.labels, self.targets)):
+            if part is not None:
+                found.update(part.contiguous().numpy().tobytes())
         return found.hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,7 @@ from dfq_plugins.distillation.state import (
     write_checkpoint,
 )
 from dfq_plugins.errors import DfqError, DivergedError, first_line
-from dfq_plugins.inputs import cloned, map_inputs, run_network
+from dfq_plugins.inputs import cloned, run_network
 from dfq_plugins.model_state import device_of
 from dfq_plugins.types import ProgressEvent
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.loss import DistillationLoss
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.distillation.sources import BatchSource
-    from dfq_plugins.types import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def train_student(
         The points of the training curves, the first one before any training.
 
     Raises:
-        ModelError: there is no parameter to train, or the outputs differ in shape from the teacher's.
+        ModelError: there is no parameter to train, or the outputs differ from the teacher's.
         DivergedError: the loss is not finite; the student is restored to its last good state.
         DataError: the checkpoint is damaged, belongs to another run, or cannot be written.
     """
@@ -192,9 +191,7 @@ class _Training:
         """Take one training step on the source's next batch."""
         examples = self._next_examples()
         self.optimizer.zero_grad()
-        inputs = map_inputs(self._local_part, examples.inputs)
-        labels, answers = (self._local_part(part) for part in (examples.labels, examples.answers))
-        value = self._forward_backward(inputs, labels, answers)
+        value = self._forward_backward(examples.map(lambda part: self.ranks.part(part).to(self.device)))
         mean = float(self.ranks.average_gradients(self.parameters, value))
         if not math.isfinite(mean):
             self._diverged(f"the loss was {mean}")
@@ -211,16 +208,13 @@ class _Training:
             self._restore_last_good()
             raise
 
-    def _local_part(self, part: Tensor | None) -> Tensor | None:
-        return None if part is None else self.ranks.part(part).to(self.device)
-
-    def _forward_backward(self, inputs: Inputs, labels: Tensor | None, answers: Tensor | None) -> Tensor:
+    def _forward_backward(self, examples: Examples) -> Tensor:
         """Return the loss of one batch, with its gradients on the student; compiled where that works."""
         if self.compiled is not None:
             # The backward pass is compiled only when it first runs, so one guard covers both passes.
             try:
                 with torch.compiler.set_stance("default"):
-                    return self._loss_with_gradients(self.compiled, inputs, labels, answers)
+                    return self._loss_with_gradients(self.compiled, examples)
             except DfqError:
                 raise
             except Exception as error:  # noqa: BLE001  whatever the compiler raises, the uncompiled step works
@@ -229,13 +223,12 @@ class _Training:
                 )
                 self.compiled = None
                 self.optimizer.zero_grad()
-        return self._loss_with_gradients(self.model, inputs, labels, answers)
+        return self._loss_with_gradients(self.model, examples)
 
-    def _loss_with_gradients(
-        self, model: Callable[..., Tensor], inputs: Inputs, labels: Tensor | None, answers: Tensor | None
-    ) -> Tensor:
-        outputs = run_network(model, cloned(inputs), self.loss.spec)  # it may overwrite them
-        value: Tensor = self.loss(outputs, inputs, labels, answers=answers)
+    def _loss_with_gradients(self, model: Callable[..., Any], examples: Examples) -> Tensor:
+        inputs = examples.inputs
+        returned = run_network(model, cloned(inputs), self.loss.spec)  # it may overwrite them
+        value: Tensor = self.loss(returned, inputs, examples.labels, answers=examples.answers, targets=examples.targets)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

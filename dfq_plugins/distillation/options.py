@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable  # noqa: TC003  pydantic resolves annotations at run time
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from dfq_plugins.errors import UsageError
 from dfq_plugins.types import setting
 
 BLOCK_ENDS = "block-ends"
@@ -62,6 +64,17 @@ class TrainingOptions:
     )
     temperature: Annotated[float, Gt(0)] = setting(4.0, "temperature that divides the logits in both KL terms")
     logit_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the mean squared difference of the logits")
+    distance_weight: Annotated[float, Ge(0)] = setting(
+        1.0,
+        "weight of the mean squared difference of the outputs that are not class logits, as a share of their variance",
+    )
+    output_weights: tuple[str, ...] = setting(
+        (), "weights of outputs relative to each other, as name=weight; outputs that are not named have 1"
+    )
+    task_loss: str | Callable[..., Any] | None = setting(
+        None, "your own term: a function of the student's outputs and the batch, or its module:function"
+    )
+    task_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of task_loss")
     label_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the cross-entropy with hard labels")
     feature_weight: Annotated[float, Ge(0)] | None = setting(0.0, FEATURE_HELP)
     attention_weight: Annotated[float, Ge(0)] = setting(0.0, "weight of the distance of the attention maps")
@@ -140,6 +153,39 @@ class TrainingOptions:
         (False, True)
         """
         return bool(self.mixup or self.jitter or self.flip or self.crop < 1 or self.padding != 0)
+
+    @property
+    def weight_of_outputs(self) -> dict[str, float]:
+        """The given weights of outputs by name.
+
+        Raises:
+            UsageError: a weight is not of the form name=weight, or is negative.
+
+        >>> TrainingOptions(output_weights=("aux=0.4",)).weight_of_outputs
+        {'aux': 0.4}
+        """
+        found = {}
+        for text in self.output_weights:
+            name, _, weight = text.rpartition("=")
+            try:
+                found[name] = float(weight)
+            except ValueError:
+                found[name] = -1.0
+            if not name or not 0 <= found[name] < float("inf"):
+                raise UsageError(f"An output weight is name=weight, e.g. aux=0.4, got {text!r}.")
+        return found
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the settings by name as JSON types; a function is given by its module and name."""
+        loss = self.task_loss
+        name = f"{loss.__module__}:{getattr(loss, '__qualname__', type(loss).__qualname__)}" if callable(loss) else loss
+        return asdict(replace(self, task_loss=name))
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether a term compares the outputs with the teacher's."""
+        weights = (self.kl_weight, self.symmetrized_kl_weight, self.logit_weight, self.label_weight)
+        return any((*weights, self.distance_weight))
 
     @property
     def compares_features(self) -> bool:

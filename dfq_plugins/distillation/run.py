@@ -15,13 +15,15 @@ from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import DistillOptions
 from dfq_plugins.distillation.process_group import joined_process_group
 from dfq_plugins.distillation.task import prepare_task, train, trainable_copy, training_settings, work_folder
-from dfq_plugins.errors import DfqWarning, ModelError, UsageError
+from dfq_plugins.errors import DfqWarning, UsageError
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.network.cost import Cost, measure_cost
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.masks import bake
+from dfq_plugins.network.outputs import matching_outputs
 from dfq_plugins.network.saved import save_network
 from dfq_plugins.network.trial import trial_run
 from dfq_plugins.storage.versions import library_versions
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.distillation.task import DistillationTask
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.types import GivenSpec, LearningGenerator, ProgressEvent, Specification
 
 
@@ -72,6 +75,8 @@ class DistillRun:
         training: training settings.
         held_out: number of held-out samples.
         files: written files.
+        output_agreement_before: what `agreement_before` is, by output.
+        output_agreement: the same for the finished network.
         inherited: the student's layers that were initialized from the teacher.
     """
 
@@ -85,6 +90,8 @@ class DistillRun:
     training: TrainingOptions
     held_out: int
     files: tuple[Path, ...] = ()
+    output_agreement_before: tuple[OutputAgreement, ...] = ()
+    output_agreement: tuple[OutputAgreement, ...] = ()
     inherited: tuple[str, ...] = ()
 
 
@@ -159,17 +166,19 @@ def distill(
         about = [model_digest(network), [] if ticket is None else ["ticket", ticket.sparsity]]
         settings = task.resolve_settings(settings, network)
         place = task.checkpoint_dir(folder, "distill", settings, about, ranks)
-        before = task.agreement(network)
+        before = task.output_agreement(network)
         history = train(Student(network), task, settings, place)
         bake(network)
-        after, cost = task.agreement(network), measure_cost(network, task.spec)
+        after, cost = task.output_agreement(network), measure_cost(network, task.spec)
         run = DistillRun(
             model=network,
             spec=task.spec,
             teacher_cost=costs[0],
             student_cost=cost,
-            agreement_before=before,
-            agreement=after,
+            agreement_before=class_agreement(before),
+            agreement=class_agreement(after),
+            output_agreement_before=before,
+            output_agreement=after,
             history=history,
             training=settings,
             held_out=len(task.held_out),
@@ -183,17 +192,13 @@ def distill(
 
 
 def check_student(task: DistillationTask, student: nn.Module) -> None:
-    """Check that a student accepts the teacher's inputs and returns outputs of the same shape.
+    """Check that a student accepts the teacher's inputs and returns the teacher's outputs.
 
     Raises:
         ModelError: it does not.
     """
-    theirs, ours = (trial_run(model.eval(), task.spec).shape[1:] for model in (task.teacher, student))
-    if theirs != ours:
-        raise ModelError(
-            f"Teacher and student must return the same shape, got {tuple(theirs)} values per sample from the teacher "
-            f"and {tuple(ours)} from the student. Give a student with the teacher's last layer."
-        )
+    theirs, ours = (trial_run(model.eval(), task.spec) for model in (task.teacher, student))
+    matching_outputs(ours, theirs)
 
 
 def warn_of_larger(teacher: Cost, student: Cost) -> None:
@@ -216,7 +221,7 @@ def _about(run: DistillRun, task: DistillationTask) -> dict[str, object]:
         "inputs": {"by": task.about, "samples": len(task.examples) + len(task.held_out)},
         "inherited": list(run.inherited),
         "agreement": {"before": run.agreement_before, "after": run.agreement, "samples": run.held_out},
-        "settings": asdict(run.training),
+        "settings": run.training.as_record(),
         "history": [asdict(point) for point in run.history],
         "versions": library_versions(),
     }

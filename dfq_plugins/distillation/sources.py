@@ -147,7 +147,7 @@ class MixedSource:
 
 
 def joined(first: Examples, second: Examples) -> Examples:
-    """Return both sets of examples as one, with labels only if both have them, and without teacher outputs.
+    """Return both sets of examples as one, with labels only if both have them, without teacher outputs and targets.
 
     >>> joined(Examples(torch.zeros(2, 3)), Examples(torch.ones(1, 3))).inputs.shape
     torch.Size([3, 3])

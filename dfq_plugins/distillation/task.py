@@ -5,29 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dfq_plugins.data.calibration_data import BATCH_SIZE, as_calibration_data
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.distillation.batches import Examples, split_held_out
+from dfq_plugins.distillation.evaluation import require_finite
 from dfq_plugins.distillation.feature_hooks import stages_alike
 from dfq_plugins.distillation.loop import CheckpointDir, Student, train_student
 from dfq_plugins.distillation.loss import DistillationLoss
 from dfq_plugins.distillation.options import BLOCK_ENDS, USUAL_FEATURE_WEIGHT, TrainingOptions
 from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource, MixedSource
-from dfq_plugins.errors import DataError, DfqWarning
+from dfq_plugins.distillation.task_loss import targets_of
+from dfq_plugins.errors import DataError, DfqWarning, UsageError
 from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.inputs import joined, moved, rows, split
 from dfq_plugins.model_state import device_of, frozen_copy
-from dfq_plugins.network.agreement import top1_agreement
+from dfq_plugins.network.agreement import class_agreement, output_agreement
 from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.outputs import joined_outputs
 from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.augmentation import padding_of
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.process_group import ProcessGroup
     from dfq_plugins.distillation.sources import BatchSource
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.types import GivenSpec, Inputs, LearningGenerator, ProgressEvent, Specification
 
 
@@ -80,8 +86,15 @@ class DistillationTask:
     def resolve_settings(self, settings: TrainingOptions, student: nn.Module) -> TrainingOptions:
         """Return the settings with open values filled in, based on the inputs and the similarity of both networks."""
         if settings.padding is None:
-            # Several inputs are not padded: what moves in one may have to move in the others.
-            settings = replace(settings, padding=padding_of(self.spec) if isinstance(self.spec, InputSpec) else 0)
+            # Several inputs are not padded: what moves in one may have to move in the others. Targets, such as masks
+            # and boxes, belong to the inputs as they are.
+            padding = padding_of(self.spec) if isinstance(self.spec, InputSpec) and self.examples.targets is None else 0
+            settings = replace(settings, padding=padding)
+        if self.examples.targets is not None and settings.augments:
+            raise UsageError(
+                "The targets of a task loss belong to the inputs as they are, but the settings change the inputs: set "
+                "mixup, jitter, flip, crop and padding to their defaults, or augment the data and its targets yourself."
+            )
         if settings.feature_weight is None:
             free = settings.feature_layers == (BLOCK_ENDS,) and not settings.attention_weight
             few = rows(self.sample, slice(2))
@@ -90,10 +103,14 @@ class DistillationTask:
             settings = replace(settings, feature_weight=weight, feature_layers=alike or settings.feature_layers)
         return settings
 
+    def output_agreement(self, student: nn.Module) -> tuple[OutputAgreement, ...]:
+        """Return how closely each of the student's outputs agrees with the teacher's on the held-out samples."""
+        batches, classes = split(self.held_out.inputs, 64), self.spec.num_classes
+        return output_agreement(self.teacher, student.eval(), batches, len(self.held_out), classes, self.spec)
+
     def agreement(self, student: nn.Module) -> float:
-        """Return the student's top-1 agreement with the teacher on the held-out samples; NaN if not a classifier."""
-        batches = split(self.held_out.inputs, 64)
-        return top1_agreement(self.teacher, student.eval(), batches, len(self.held_out), self.spec)
+        """Return the student's agreement with the teacher's classes on the held-out samples; NaN without classes."""
+        return class_agreement(self.output_agreement(student))
 
     def checkpoint_dir(
         self, folder: Path | None, stage: str, settings: TrainingOptions, about: object, ranks: ProcessGroup
@@ -157,6 +174,8 @@ def prepare_task(
     teacher = frozen_copy(model)
     check_finite(teacher)
     data = inputs.given_or_made(model, spec, settings.seed, folder, report, registry)
+    if settings.task_loss is not None and not isinstance(data, (SyntheticDataset, Tensor, Mapping)):
+        data = list(data)  # it may be readable only once
     check_origin(data, teacher, strict=inputs.strict)
     samples = as_calibration_data(data, spec)
     known = resolve_spec(teacher, samples.spec, registry, shape=samples.shape)
@@ -166,7 +185,10 @@ def prepare_task(
         build_generator = partial(inputs.learner, registry)
         learner = build_generator()
         learner.check_supported(teacher, accepted_spec(learner, "learning generator", known))
-    examples, held_out = split_held_out(gathered(data, samples), settings.validation_fraction, settings.seed)
+    every = gathered(data, samples)
+    if settings.task_loss is not None and isinstance(data, list):
+        every = replace(every, targets=targets_of(data, known))
+    examples, held_out = split_held_out(every, settings.validation_fraction, settings.seed)
     return DistillationTask(teacher, known, examples, held_out, build_generator, inputs.about(registry), report)
 
 
@@ -192,7 +214,14 @@ def train(
         keep_best: end in the state that scores best on the held-out samples, rather than in the last state.
     """
     student.model.eval()
-    loss = make_loss(task.teacher, settings, student=student.model, sample=rows(task.sample, slice(2)), spec=task.spec)
+    loss = make_loss(
+        task.teacher,
+        settings,
+        num_classes=task.spec.num_classes,
+        student=student.model,
+        sample=rows(task.sample, slice(2)),
+        spec=task.spec,
+    )
     try:
         source = _source(task, loss, settings)
         paced = source if pace is None else pace(source)
@@ -248,7 +277,7 @@ def run_identity(teacher: nn.Module, parts: tuple[Examples, Examples], settings:
 
     The time budget is excluded: a run may be resumed with a different one.
     """
-    training = asdict(replace(settings, max_seconds=None))
+    training = replace(settings, max_seconds=None).as_record()
     content = jsonable([model_digest(teacher), [part.digest for part in parts], training, about])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -266,7 +295,11 @@ def answered(examples: Examples, loss: DistillationLoss, settings: TrainingOptio
     """Return the examples with the teacher's outputs precomputed, unless each step has to compute them itself."""
     if settings.augments or settings.compares_features:
         return examples
-    answers = torch.cat([loss.teacher_outputs(batch).cpu() for batch in split(examples.inputs, settings.batch_size)])
+    answers = joined_outputs(
+        {name: answer.cpu() for name, answer in loss.teacher_outputs(batch).items()}
+        for batch in split(examples.inputs, settings.batch_size)
+    )
+    require_finite(answers)
     return replace(examples, answers=answers)
 
 

@@ -6,15 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch user reads
 from torch import Tensor
 
-_LOGIT_AXES = 2
-
 RIDGE = 1e-6
 """Ridge of the channel map, as a share of the mean square, so that the solution exists even with identical channels."""
-
-
-def are_logits(outputs: Tensor) -> bool:
-    """Return whether a network's outputs are class logits, `(batch, classes)`."""
-    return outputs.ndim == _LOGIT_AXES
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -39,6 +32,16 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean") * temperature**2
 
 
+def kl_of_each(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the divergence of `kl_divergence` for each row, `(batch,)`.
+
+    >>> kl_of_each(torch.zeros(3, 2), torch.zeros(3, 2)).tolist()
+    [0.0, 0.0, 0.0]
+    """
+    log_student, log_teacher = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    return F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(1) * temperature**2
+
+
 def symmetrized_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Sum of the KL divergences in both directions. Source: Zhu et al. 2020 (arXiv 2010.07334), for pruning.
 
@@ -56,6 +59,32 @@ def logit_difference(student: Tensor, teacher: Tensor) -> Tensor:
     2.0
     """
     return F.mse_loss(student, teacher)
+
+
+def output_scale(teacher: Tensor) -> Tensor:
+    """Return the variance of a teacher's output over all its values: the unit of its distances, a scalar.
+
+    It is at least a small share of the mean square, since a batch may hold a single value, or a constant.
+
+    >>> output_scale(torch.tensor([[1.0, 3.0], [1.0, 3.0]])).item()
+    1.0
+    """
+    smallest = 1e-12
+    return teacher.var(correction=0).clamp_min(RIDGE * teacher.square().mean()).clamp_min(smallest)
+
+
+def scaled_difference(student: Tensor, teacher: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Mean squared difference of the outputs as a share of the teacher's variance, of any shape.
+
+    Args:
+        student: the student's output.
+        teacher: the teacher's.
+        scale: the variance; None takes that of `teacher`.
+
+    >>> scaled_difference(torch.tensor([0.0, 2.0]), torch.tensor([2.0, 6.0])).item()
+    2.5
+    """
+    return F.mse_loss(student, teacher) / (output_scale(teacher) if scale is None else scale)
 
 
 def hard_labels(student: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dfq_plugins.distillation import terms
 from dfq_plugins.distillation.feature_hooks import FeatureHooks, resolve_feature_layers
@@ -11,9 +13,12 @@ from dfq_plugins.distillation.loss import attention_over
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.network import NetworkGenerator
 from dfq_plugins.model_state import untouched
+from dfq_plugins.network.outputs import class_scores, matching_outputs
+from dfq_plugins.network.specification import require_classes
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from dfq_plugins.distillation.feature_hooks import FeaturePair
@@ -37,11 +42,9 @@ class AdversarialGenerator(NetworkGenerator):
     def check_supported(self, model: nn.Module, spec: InputSpec) -> None:
         """Reject an unsupported model or specification; see `NetworkGenerator`."""
         super().check_supported(model, spec)
-        if self.options.distance != "logit" and spec.num_classes is None:
-            raise UsageError(
-                f"The distance {self.options.distance} compares class probabilities, but the network is not a "
-                "classifier. Choose distance=logit."
-            )
+        if self.options.distance != "logit":
+            need = f"The distance {self.options.distance} compares class probabilities; distance=logit compares values."
+            require_classes(model, spec, need)
 
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:
         """Build a fresh network."""
@@ -76,7 +79,7 @@ class AdversarialGenerator(NetworkGenerator):
 
     def _distance(self, images: Tensor, student: nn.Module) -> Tensor:
         if not self.options.attention_weight:
-            return self._disagreement(student(images.clone()).float(), self.teacher.answer(images))
+            return self._disagreement(student(images.clone()), self.teacher.answer(images))
         if self._feature_pairs is None:
             self._feature_pairs = resolve_feature_layers(
                 self.options.feature_layers, self.teacher.model, student, images.detach()
@@ -85,13 +88,25 @@ class AdversarialGenerator(NetworkGenerator):
             FeatureHooks(self.teacher.model, [pair.teacher for pair in self._feature_pairs]) as theirs,
             FeatureHooks(student, [pair.student for pair in self._feature_pairs]) as ours,
         ):
-            distance = self._disagreement(student(images.clone()).float(), self.teacher.answer(images))
+            distance = self._disagreement(student(images.clone()), self.teacher.answer(images))
             attention = attention_over(ours.collect(), theirs.collect())
         return distance + self.options.attention_weight * attention
 
-    def _disagreement(self, outputs: Tensor, answers: Tensor) -> Tensor:
+    def _disagreement(self, returned: Any, answers: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean distance over the outputs, or over those with class logits."""
+        outputs = matching_outputs(returned, answers)
         if self.options.distance == "logit":
-            return terms.logit_difference(outputs, answers)
+            found = [terms.logit_difference(outputs[name].float(), answer) for name, answer in answers.items()]
+            return torch.stack(found).mean()
         term = terms.kl_divergence if self.options.distance == "kl" else terms.symmetrized_kl
-        share = 1 / outputs.shape[1] if self.options.kl_reduction == "mean" else 1.0
-        return share * term(outputs, answers, self.options.temperature)
+        classes = self.spec.num_classes or 0
+        share = 1 / classes if self.options.kl_reduction == "mean" else 1.0
+        pairs = (
+            (class_scores(outputs[name].float(), classes), class_scores(answers[name], classes)) for name in answers
+        )
+        found = [
+            term(ours, theirs, self.options.temperature)
+            for ours, theirs in pairs
+            if ours is not None and theirs is not None
+        ]
+        return share * torch.stack(found).mean()

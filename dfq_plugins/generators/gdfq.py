@@ -9,6 +9,7 @@ import torch
 
 from dfq_plugins.generators.inversion import balanced_labels, even_split
 from dfq_plugins.generators.network import NetworkGenerator
+from dfq_plugins.network.outputs import require_logits
 from dfq_plugins.synthesis.terms import class_cross_entropy
 from dfq_plugins.types import Batch, DataGenerator, ProgressEvent
 
@@ -39,7 +40,9 @@ class GdfqGenerator(NetworkGenerator, DataGenerator):
         """Return the weighted sum of the target classes' cross-entropy and the statistics' divergence."""
         answers, divergence = self.teacher.answer_as_trained(images, self.rng)
         loss = self.options.batch_norm_weight * divergence
-        return loss + self.options.class_weight * class_cross_entropy(answers, labels)
+        return loss + self.options.class_weight * class_cross_entropy(
+            require_logits(answers, self.spec.num_classes), labels
+        )
 
     def generate(
         self,

@@ -16,6 +16,7 @@ from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import fitted_noise, known_noise
 from dfq_plugins.inputs import map_inputs, rows
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.specification import require_classes
 from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.synthesis.compile_choice import compile_pays, compile_pays_within, step_work
 from dfq_plugins.synthesis.gradients import require_gradients
@@ -132,10 +133,8 @@ class InversionGenerator(DataGenerator):
             raise UsageError("All weights of the objective are 0, so nothing is optimized. Set batch_norm_weight to 1.")
         if self.options.batch_norm_weight:
             require_batch_norm(model)
-        if self.options.class_weight and spec.num_classes is None:
-            raise UsageError(
-                "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
-            )
+        if self.options.class_weight:
+            require_classes(model, spec, "A class term needs a classifier; class_weight=0 does without.")
         if model not in self._differentiable and (options.batch_norm_weight or options.class_weight):
             require_gradients(model, spec, statistics=options.batch_norm_weight > 0)
             self._differentiable.add(model)

@@ -9,11 +9,12 @@ import torch
 
 from dfq_plugins.distillation.schedule import learning_rate_factor
 from dfq_plugins.distillation.state import capture_optimizer, restore_optimizer
-from dfq_plugins.errors import DivergedError, UsageError
+from dfq_plugins.errors import DivergedError
 from dfq_plugins.generators.image_network import ImageNetwork, require_images
 from dfq_plugins.generators.inversion import balanced_labels
 from dfq_plugins.generators.teacher import ObservedTeacher
 from dfq_plugins.network.precision import use_bfloat16
+from dfq_plugins.network.specification import require_classes
 from dfq_plugins.types import Batch, LearningGenerator, ProgressEvent
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ class NetworkGenerator(LearningGenerator):
             ModelError: statistics are to be matched, but the network has none.
         """
         require_images(spec)
-        if self.conditional and spec.num_classes is None:
-            raise UsageError(
-                "A conditional generator makes images of given classes, so it needs a classifier: set num_classes in "
-                "the input specification, or use the generator 'bns'."
+        if self.conditional:
+            need = (
+                "This generator makes images of given classes, so it needs a classifier; the generator 'bns' does not."
             )
+            require_classes(model, spec, need)
         ObservedTeacher(model, spec, self.options)
 
     def begin(self, teacher: nn.Module, spec: InputSpec, rng: torch.Generator) -> None:

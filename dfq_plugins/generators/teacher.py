@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.outputs import sample_outputs
 from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.statistics.augmentation import Augmentation, apply_maps, draw_maps, padding_of
 from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers, stored_statistics
@@ -48,13 +49,13 @@ class ObservedTeacher:
             self._names = require_reached_layers(model, spec)
             self._stored = stored_statistics(model, spec, self._names)
 
-    def answer(self, images: Tensor) -> Tensor:
-        """Return the network's outputs `(batch, ...)` for images `(batch, *shape)`, in float32."""
+    def answer(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the network's outputs by name, each `(batch, ...)`, for images `(batch, *shape)`, in float32."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half):
-            outputs: Tensor = self.model(images.clone())  # the network may write into its input
-        return outputs.float()
+            outputs = sample_outputs(self.model(images.clone()), len(images))  # the network may write into its input
+        return {name: output.float() for name, output in outputs.items()}
 
-    def answer_as_trained(self, images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def answer_as_trained(self, images: Tensor, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
         """Augment the images as in training, with pad-and-crop; return the outputs and the BatchNorm divergence.
 
         The divergence, a mean over channels and then over layers, is 0 if no statistics are matched.

@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dfq_plugins.inputs import cloned, count
+from dfq_plugins.network.outputs import joined_outputs, sample_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,19 +44,19 @@ def halves(first: Inputs, *others: Any) -> list[tuple[Any, ...]]:
     return [tuple(pytree.tree_map(lambda tensor, part=part: tensor[part], (first, *others))) for part in parts]
 
 
-def forward(model: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
-    """Return `model(inputs)`, in two halves if it does not fit into memory; samples must not affect each other.
+def forward(model: Callable[[Inputs], Any], inputs: Inputs) -> dict[str, Tensor]:
+    """Return the outputs of `model(inputs)` by name, in two halves if they do not fit into memory.
 
-    The model gets copies, because its forward pass may write into its input.
+    Samples must not affect each other. The model gets copies, because its forward pass may write into its input.
     """
     try:
-        return model(cloned(inputs))
+        return sample_outputs(model(cloned(inputs)), count(inputs))
     except Exception as error:
         if not is_out_of_memory(error) or count(inputs) < 2:  # noqa: PLR2004  one sample has no halves
             raise
     # Outside the handler, so that the failed pass is freed: until then the traceback keeps its tensors alive.
     note_halving(count(inputs))
-    return torch.cat([model(cloned(part)) for (part,) in halves(inputs)])
+    return joined_outputs(sample_outputs(model(cloned(part)), count(part)) for (part,) in halves(inputs))
 
 
 def note_halving(samples: int) -> None:

@@ -1,20 +1,24 @@
-"""Infers and checks the specification of a network's input."""
+"""Infers and checks the specification of a network's input, and whether it is a classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dfq_plugins.errors import UsageError
+from dfq_plugins.network.outputs import class_logits, class_scores, described
 from dfq_plugins.network.trial import infer_shape, trial_run
 from dfq_plugins.types import InputSpec, as_specification
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import GivenSpec, Specification
+    from dfq_plugins.types import GivenSpec, NetworkSpec, Specification
+
+
+Spec = TypeVar("Spec", bound="InputSpec | NetworkSpec")
 
 
 def complete_spec(
@@ -30,11 +34,11 @@ def complete_spec(
     """Infer the missing parts of an input specification from the model.
 
     A plugin that recognizes the model (hook `dfq_infer_input_spec`) takes precedence. Otherwise the shape is inferred
-    from the first layer, with the spatial size if the network accepts only one, and the number of classes from a trial
-    run.
+    from the first layer, with the spatial size if the network accepts only one. The number of classes is never inferred
+    from a shape: it stays None unless it is given or the plugin says it.
 
     Raises:
-        UsageError: the shape is not given and cannot be inferred.
+        UsageError: the shape is not given and cannot be inferred, or no output has the given number of classes.
         ModelError: the model does not accept the shape.
     """
     known = registry.infer_input_spec(model) if registry is not None else None
@@ -45,9 +49,8 @@ def complete_spec(
         value_range = value_range or known.value_range
     shape = shape or (known.shape if known is not None else infer_shape(model))
     outputs = trial_run(model, InputSpec(shape))
-    if num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
-        num_classes = outputs.shape[1]
-    return InputSpec(shape, mean, std, value_range, num_classes)
+    spec = InputSpec(shape, mean, std, value_range, num_classes)
+    return _with_classes(spec, outputs, known)
 
 
 def resolve_spec(
@@ -66,8 +69,8 @@ def resolve_spec(
         shape: shape of one sample of the data, if there is any; by name if the data holds several inputs.
 
     Raises:
-        UsageError: the shape cannot be inferred, the model takes other inputs, or integers, or the number of classes
-            differs from the model's.
+        UsageError: the shape cannot be inferred, the model takes other inputs, or integers, or no output has the given
+            number of classes.
         ModelError: the model does not accept the shape.
     """
     if given is None and isinstance(shape, Mapping):
@@ -77,11 +80,41 @@ def resolve_spec(
     given = as_specification(given)
     assert given is not None  # noqa: S101  for the type checker: it was not None
     outputs = trial_run(model, given)
-    if given.num_classes is None and outputs.ndim == 2:  # noqa: PLR2004  (batch, classes)
-        return replace(given, num_classes=outputs.shape[1])
-    if given.num_classes is not None and outputs.shape[1:] != (given.num_classes,):
+    return _with_classes(given, outputs, registry.infer_input_spec(model) if given.num_classes is None else None)
+
+
+def require_classes(model: nn.Module, spec: Specification, need: str) -> None:
+    """Reject a network that is not known to have logits `(samples, classes)`.
+
+    Args:
+        model: the network.
+        spec: its specification.
+        need: what needs a classifier and how to do without, for the message: a sentence or two.
+
+    Raises:
+        UsageError: the specification does not say that it is a classifier, or its classes are those of a map.
+    """
+    if spec.num_classes is None:
         raise UsageError(
-            f"num_classes is {given.num_classes}, but the model returns {tuple(outputs.shape[1:])} values per sample. "
-            "Omit num_classes to infer it from the model."
+            f"{need} Whether {type(model).__name__} is a classifier is not known: set num_classes in the input "
+            "specification (--num-classes on the command line)."
         )
-    return given
+    if class_logits(trial_run(model, spec), spec.num_classes) is None:
+        raise UsageError(f"{need} {type(model).__name__} has no logits (samples, classes).")
+
+
+def _with_classes(spec: Spec, outputs: Mapping[str, Tensor], known: InputSpec | None) -> Spec:
+    """Return the specification with the number of classes that it or a plugin says, checked against the outputs."""
+    if spec.num_classes is None:
+        said = None if known is None else known.num_classes
+        return replace(spec, num_classes=said) if said == 0 or _has_classes(outputs, said) else spec
+    if spec.num_classes and not _has_classes(outputs, spec.num_classes):
+        raise UsageError(
+            f"num_classes is {spec.num_classes}, but the model returns {described(outputs)} values per sample. Give "
+            "the number of class logits, or 0 if the network is not a classifier."
+        )
+    return spec
+
+
+def _has_classes(outputs: Mapping[str, Tensor], num_classes: int | None) -> bool:
+    return any(class_scores(output, num_classes) is not None for output in outputs.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dfq_plugins.hookspecs import hookimpl
@@ -22,7 +23,8 @@ def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
     """Return the input specification of a torchvision classification model with three channels, else None.
 
     The variant (EfficientNet B0 takes 224 pixels, B4 takes 380) is identified by its number of parameters. Returns None
-    if that number is unknown and the variants of the family differ.
+    if that number is unknown and the variants of the family differ. The number of classes is that of the last layer; a
+    network whose last layer was replaced by one with a single output is not a classifier.
 
     Source: `transforms` of torchvision's weights; the first ones if a variant has several.
     """
@@ -34,7 +36,20 @@ def dfq_infer_input_spec(model: nn.Module) -> InputSpec | None:
     presets, size = list(_presets(family)), _published_parameters(model)
     known = [spec for parameters, spec in presets if parameters == size]
     alike = [presets[0][1]] if len({spec for _, spec in presets}) == 1 else []
-    return next(iter([*known, *alike]), None)
+    found = next(iter([*known, *alike]), None)
+    return None if found is None else replace(found, num_classes=_classes(model))
+
+
+def _classes(model: nn.Module) -> int | None:
+    """Return the number of outputs of the classifier; 0 if there is only one, None if the last layer is not one."""
+    from torch import nn  # noqa: PLC0415  heavy
+
+    layers = [module for module in model.modules() if not list(module.children())]
+    if type(model).__name__ == "SqueezeNet":  # its classifier is a convolution, before a rectifier and a mean
+        layers = [module for module in layers if isinstance(module, nn.Conv2d)]
+    last = layers[-1]
+    classes = getattr(last, "out_features", getattr(last, "out_channels", None))
+    return 0 if classes == 1 else classes
 
 
 def _presets(family: str) -> Iterator[tuple[int, InputSpec]]:

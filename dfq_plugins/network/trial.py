@@ -11,6 +11,7 @@ from torch import nn
 from dfq_plugins.errors import INTEGER_INPUTS, ModelError, UsageError, first_line
 from dfq_plugins.inputs import blank_inputs, cloned
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.outputs import sample_outputs
 from dfq_plugins.network.signature import check_call, signature_of
 from dfq_plugins.types import InputSpec
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
 """Square image sizes to try on a network that may accept only one."""
+
+TRIAL_SAMPLES = 2
 
 
 def check_finite(model: nn.Module) -> None:
@@ -84,16 +87,17 @@ def _refuse_several(model: nn.Module) -> None:
     )
 
 
-def trial_run(model: nn.Module, spec: Specification) -> torch.Tensor:
-    """Run the model on two blank samples and return its output.
+def trial_run(model: nn.Module, spec: Specification) -> dict[str, torch.Tensor]:
+    """Run the model on two blank samples and return its outputs by name; see `network.outputs.sample_outputs`.
 
     Raises:
         UsageError: the model takes other inputs than those of the specification, or integers.
-        ModelError: the model does not accept inputs of that shape, or does not return a tensor.
+        ModelError: the model does not accept inputs of that shape, or returns no floating-point tensor with one entry
+            per sample.
     """
     check_call(model, spec)
     kind = next(model.parameters(), torch.empty(0)).dtype
-    blank = blank_inputs(spec, 2, device_of(model), kind)
+    blank = blank_inputs(spec, TRIAL_SAMPLES, device_of(model), kind)
     try:
         with torch.no_grad():
             outputs = spec.run(model, blank)
@@ -107,12 +111,7 @@ def trial_run(model: nn.Module, spec: Specification) -> torch.Tensor:
             "Give the shape of one sample as the network expects it."
         )
         raise ModelError(message) from error
-    if not isinstance(outputs, torch.Tensor):
-        raise ModelError(
-            f"The model must return one tensor, got {type(outputs).__name__}. "
-            "Wrap it in a module that returns the logits."
-        )
-    return outputs
+    return sample_outputs(outputs, TRIAL_SAMPLES)
 
 
 def _refuse_integers(model: nn.Module, spec: Specification, blank: Inputs) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from dfq_plugins.pruning.options import PruningOptions
     from dfq_plugins.pruning.scales import Penalty
     from dfq_plugins.pruning.selection import Removed
-    from dfq_plugins.types import Specification
 
 
 COMPARED_SAMPLES, COMPARED_BATCH = 512, 128
@@ -92,10 +91,8 @@ def sparsify(
 
 
 def _penalized_loss(penalty: Penalty) -> Callable[..., DistillationLoss]:
-    def make(
-        teacher: nn.Module, options: TrainingOptions, *, student: nn.Module, sample: Tensor, spec: Specification
-    ) -> SparsifyingLoss:
-        return SparsifyingLoss(teacher, options, student, sample, penalty, spec)
+    def make(teacher: nn.Module, options: TrainingOptions, **arguments: Any) -> SparsifyingLoss:
+        return SparsifyingLoss(teacher, options, penalty=penalty, **arguments)
 
     return make
 
@@ -142,7 +139,9 @@ def selected(
         sizes = group_scales(model, groups.usable)
     else:
         batches = _comparison_batches(task, gradient_batch(task.sample[0].numel()))
-        changes = answer_changes(model, groups.usable, batches, settings.temperature, settings.seed)
+        changes = answer_changes(
+            model, groups.usable, batches, settings.temperature, settings.seed, task.spec.num_classes
+        )
         sizes = {group.name: changes[group.name] / filter_multiply_adds(group, costs) for group in groups.usable}
     return select_by_target(groups.usable, sizes, costs, amount.macs, options.fewest)
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import ModelError, PluginError
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.private_copy import private_copy
 from dfq_plugins.pruning.tracing import require_traceable, traced
 
@@ -151,7 +152,11 @@ def remove_filters(
 def same_answers(first: nn.Module, second: nn.Module, inputs: Tensor) -> bool:
     """Return whether two networks give the same outputs, up to float64 rounding."""
     with torch.no_grad():
-        one, other = (private_copy(model).double()(inputs.double()) for model in (first, second))
+        ours, theirs = (named_outputs(private_copy(model).double()(inputs.double())) for model in (first, second))
+    return all(_same(output, theirs[name]) for name, output in ours.items())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     return bool((one - other).abs().max() <= TOLERANCE * one.abs().max().clamp_min(TOLERANCE))
@@ -168,7 +173,9 @@ def _graph(model: nn.Module, sample: Tensor) -> Any:
     require_traceable(model, sample)
     with traced(model):
         # A tuple, because torch-pruning would unpack a bare tensor along the batch axis.
-        return torch_pruning.DependencyGraph().build_dependency(model, (sample,), verbose=False)
+        return torch_pruning.DependencyGraph().build_dependency(
+            model, (sample,), output_transform=lambda returned: list(named_outputs(returned).values()), verbose=False
+        )
 
 
 def _trainable(model: nn.Module) -> nn.Module:

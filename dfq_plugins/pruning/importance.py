@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dfq_plugins.distillation.terms import are_logits
+from dfq_plugins.distillation.terms import output_scale
 from dfq_plugins.model_state import hooked
+from dfq_plugins.network.outputs import class_scores, sample_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,15 +25,20 @@ DRAWS = 4
 
 
 def answer_changes(
-    model: nn.Module, groups: Sequence[FilterGroup], batches: Sequence[Tensor], temperature: float, seed: int
+    model: nn.Module,
+    groups: Sequence[FilterGroup],
+    batches: Sequence[Tensor],
+    temperature: float,
+    seed: int,
+    num_classes: int | None,
 ) -> dict[str, Tensor]:
     """Return by group how far the outputs move if each filter is replaced by its mean, `(filters,)`.
 
     To second order, this is half the mean over samples of `(sum over positions of (x - mean x) * d output / d x)**2`
     for the features x of a filter, as read by the next layers: the Fisher information of the removal, which is the
     expected KL divergence of the class probabilities at the temperature. Output directions are sampled, because the
-    divergence has zero gradient at the teacher itself. If the network is not a classifier, the squared difference of
-    the outputs is used.
+    divergence has zero gradient at the teacher itself. For outputs without classes, it is the squared difference as a
+    share of the output's variance.
 
     Source: Theis, Korshunova, Tejani and Huszar 2018 (arXiv 1801.05787), equation 6; the mean is subtracted because
     pruning restores it afterwards.
@@ -43,6 +49,7 @@ def answer_changes(
         batches: inputs `(samples, *shape)`.
         temperature: divisor of the logits.
         seed: seed of the output directions.
+        num_classes: number of classes; None or 0 if the network is not known to be a classifier.
     """
     generator = torch.Generator().manual_seed(seed)
     totals = {group.name: torch.zeros(group.size) for group in groups}
@@ -50,11 +57,14 @@ def answer_changes(
     with _read_by(model, readers) as features:
         for batch in batches:
             features.clear()
-            answers = model(batch.clone())
+            outputs = sample_outputs(model(batch.clone()), len(batch))
+            answers = [output for output in outputs.values() if output.requires_grad]
             read = [(name, feature) for name in readers for feature in features[name]]
             for _ in range(DRAWS):
-                direction = _direction(answers.detach(), temperature, generator)
-                gradients = torch.autograd.grad(answers, [feature for _, feature in read], direction, retain_graph=True)
+                directions = [_direction(answer.detach(), temperature, generator, num_classes) for answer in answers]
+                gradients = torch.autograd.grad(
+                    answers, [feature for _, feature in read], directions, retain_graph=True
+                )
                 changes = _changes(model, read, gradients)
                 for group in groups:
                     totals[group.name] += _of_group(group, changes).square().sum(0).cpu()
@@ -74,13 +84,25 @@ def _read_by(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[
         yield features
 
 
-def _direction(answers: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def _direction(answers: Tensor, temperature: float, generator: torch.Generator, num_classes: int | None) -> Tensor:
     """Sample a direction whose covariance is the curvature of the distance between outputs."""
-    if not are_logits(answers):
-        return torch.randn(answers.shape, generator=generator).to(answers)
-    probabilities = (answers / temperature).softmax(1)
+    scores = class_scores(answers, num_classes)
+    if scores is None:
+        values = answers[0].numel()
+        drawn = torch.randn(answers.shape, generator=generator).to(answers)
+        return drawn.div((values * output_scale(answers)).sqrt())
+    probabilities = (scores / temperature).softmax(1)
     drawn = torch.multinomial(probabilities.cpu(), 1, generator=generator).to(answers.device)
-    return (torch.zeros_like(probabilities).scatter_(1, drawn, 1.0) - probabilities) / temperature
+    directions = (torch.zeros_like(probabilities).scatter_(1, drawn, 1.0) - probabilities) / temperature
+    places = len(scores) // len(answers)  # the distance is a mean over them
+    return _as_output(directions, answers, scores.shape[1]).div(places**0.5)
+
+
+def _as_output(rows: Tensor, output: Tensor, classes: int) -> Tensor:
+    """Return rows `(rows, classes)` in the shape of the output that `class_scores` took them from."""
+    axis = 1 if output.shape[1] == classes else -1
+    moved: Tensor = rows.view(output.movedim(axis, -1).shape).movedim(-1, axis)
+    return moved
 
 
 def _changes(model: nn.Module, read: Sequence[tuple[str, Tensor]], gradients: Sequence[Tensor]) -> dict[str, Tensor]:

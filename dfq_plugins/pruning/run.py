@@ -18,6 +18,7 @@ from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.network.cost import Cost, measure_cost
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.masks import bake, masks_of
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.pruning.graph import Groups
     from dfq_plugins.pruning.selection import Removed
     from dfq_plugins.types import GivenSpec, LearningGenerator, ProgressEvent, Specification
@@ -82,6 +84,8 @@ class PruneRun:
         training: settings of the training after pruning.
         held_out: number of held-out samples.
         files: written files.
+        output_agreement_before: what `agreement_before` is, by output.
+        output_agreement: the same for the finished network.
     """
 
     model: nn.Module
@@ -99,6 +103,8 @@ class PruneRun:
     training: TrainingOptions
     held_out: int
     files: tuple[Path, ...] = ()
+    output_agreement_before: tuple[OutputAgreement, ...] = ()
+    output_agreement: tuple[OutputAgreement, ...] = ()
 
 
 def prune(
@@ -223,7 +229,7 @@ class _Job:
             first = sparsify(network, groups, self.task, pressing, self.options, place, chosen)
         removed = chosen or self._selected(network, groups)
         take_out(network, groups, removed, self.task)
-        before = self.task.agreement(network)
+        before = self.task.output_agreement(network)
         training = self.task.resolve_settings(training, network)
         history = self._train(network, training, [*about, removed])
         kept = kept_filters(groups.usable, removed)
@@ -247,7 +253,7 @@ class _Job:
         layers = tuple(
             PrunedLayer(name.rpartition(".")[0], mask.numel(), int(mask.sum())) for name, mask in masks.items()
         )
-        before = self.task.agreement(network)
+        before = self.task.output_agreement(network)
         about = [self.amount.sparsity, None if ticket is None else model_digest(network)]
         settings = self.task.resolve_settings(self.settings, network)
         history = self._train(network, settings, about)
@@ -273,11 +279,11 @@ class _Job:
         network: nn.Module,
         method: str,
         layers: tuple[PrunedLayer, ...],
-        before: float,
+        before: tuple[OutputAgreement, ...],
         history: tuple[TrainingPoint, ...],
         training: TrainingOptions,
     ) -> PruneRun:
-        task = self.task
+        task, after = self.task, self.task.output_agreement(network)
         return PruneRun(
             model=network,
             spec=task.spec,
@@ -286,8 +292,10 @@ class _Job:
             after=measure_cost(network, task.spec),
             layers=layers,
             left=(),
-            agreement_before=before,
-            agreement=task.agreement(network),
+            agreement_before=class_agreement(before),
+            agreement=class_agreement(after),
+            output_agreement_before=before,
+            output_agreement=after,
             sparsity_history=(),
             history=history,
             options=self.options,
@@ -314,7 +322,7 @@ def _write(
         "agreement": {"before": run.agreement_before, "after": run.agreement, "samples": run.held_out},
         "layers": [asdict(layer) for layer in run.layers],
         "left": dict(run.left),
-        "settings": {"pruning": asdict(run.options), "training": asdict(run.training)},
+        "settings": {"pruning": asdict(run.options), "training": run.training.as_record()},
         "history": [asdict(point) for point in (*run.sparsity_history, *run.history)],
         "versions": library_versions(),
         **more,

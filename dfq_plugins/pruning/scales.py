@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.sources import BatchSource
     from dfq_plugins.pruning.graph import FilterGroup
     from dfq_plugins.pruning.options import PruningOptions
-    from dfq_plugins.types import Specification
 
 _SPATIAL_AXES = 3
 """Axes of a feature with at least one spatial axis: batch, channels, positions."""
@@ -153,23 +152,13 @@ def map_widths(model: nn.Module, groups: Sequence[FilterGroup], sample: Tensor) 
 class SparsifyingLoss(DistillationLoss):
     """The distance from the teacher, with the penalty on the scales."""
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        options: TrainingOptions,
-        student: nn.Module,
-        sample: Tensor,
-        penalty: Penalty,
-        spec: Specification | None = None,
-    ) -> None:
-        super().__init__(teacher, options, student=student, sample=sample, spec=spec)
+    def __init__(self, teacher: nn.Module, options: TrainingOptions, *, penalty: Penalty, **arguments: Any) -> None:
+        super().__init__(teacher, options, **arguments)
         self._penalty = penalty
 
-    def forward(
-        self, outputs: Tensor, inputs: Tensor, labels: Tensor | None = None, *, answers: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, outputs: Any, inputs: Tensor, labels: Tensor | None = None, **known: Any) -> Tensor:
         """Return the sum of distance and penalty, a scalar."""
-        return super().forward(outputs, inputs, labels, answers=answers) + self._penalty.value()
+        return super().forward(outputs, inputs, labels, **known) + self._penalty.value()
 
 
 class Paced:

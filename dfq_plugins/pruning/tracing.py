@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dfq_plugins.errors import DfqError, ModelError, first_line
 from dfq_plugins.model_state import hooked
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.network.trace_errors import failing_line
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def require_traceable(model: nn.Module, sample: Tensor) -> None:
             "before it cuts the graph: detach(), no_grad(), argmax(), rounding, or NumPy. Replace it with one that "
             "passes gradients, or set individual weights to zero instead (sparsity)."
         )
-    if not isinstance(outputs, Tensor) or outputs.grad_fn is None:
+    if not any(output.requires_grad for output in named_outputs(outputs).values()):
         raise ModelError(
             "The network cannot be traced for pruning: its output has no gradient, because its last operation cuts "
             "the graph: detach(), no_grad(), argmax(), rounding, or NumPy. Return the logits themselves."

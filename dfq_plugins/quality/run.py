@@ -104,7 +104,7 @@ def _inspected(network: nn.Module, samples: InputBatches, spec: Specification, l
     names = () if why_not else require_reached_layers(network, spec)
     functional = functional_layers(network, spec, names) if names else set()
     rated = tuple(name for name in names if name not in functional)  # their module's input is not what they normalize
-    with teacher.TeacherHooks(network) as hook, ranges.RangeHooks(network, rated) as widths:
+    with teacher.TeacherHooks(network, spec.num_classes) as hook, ranges.RangeHooks(network, rated) as widths:
         given = (moved(batch, device_of(network)) for batch in samples)
         distances = _distances(network, given, spec, names)
     expected, observed = ranges.expected_ranges(network, rated), widths.ranges()

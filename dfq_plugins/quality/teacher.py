@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dfq_plugins.model_state import ForwardHooks
+from dfq_plugins.network.outputs import class_logits, named_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,10 +81,11 @@ class TeacherHooks(ForwardHooks):
 
     Args:
         model: the network; hooks are attached to it while the context is open.
+        num_classes: number of its classes; None or 0 if it is not known to be a classifier.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, num_classes: int | None) -> None:
+        self._model, self._classes = model, num_classes
         self._latest: Tensor | None = None
         self._features: list[Tensor] = []
         self._outputs: list[Tensor] = []
@@ -100,8 +102,9 @@ class TeacherHooks(ForwardHooks):
             self._latest = arguments[0]
 
     def _keep(self, _module: nn.Module, _arguments: tuple[Any, ...], outputs: Any) -> None:
-        if isinstance(outputs, torch.Tensor):
-            self._outputs.append(outputs.detach().float().cpu())
+        logits = class_logits(named_outputs(outputs), self._classes)
+        if logits is not None:
+            self._outputs.append(logits.detach().float().cpu())
         if self._latest is not None:
             values = self._latest.detach().float().cpu()
             axes = list(range(MATRIX, values.ndim))
@@ -110,7 +113,7 @@ class TeacherHooks(ForwardHooks):
 
     @property
     def logits(self) -> Tensor | None:
-        """Class logits `(samples, classes)`; None if the network is not a classifier."""
+        """Class logits `(samples, classes)`; None if the network is not known to be a classifier."""
         return _joined(self._outputs)
 
     @property

@@ -132,7 +132,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = [f"divergence, ranges, score. {why_not}"] if why_not else []
     if not label_counts:
-        notes.append("teacher confidence and label balance. The network returns no class logits.")
+        notes.append("teacher confidence and label balance. The network is not known to be a classifier.")
     if diversity is None:
         notes.append("diversity. The network has no linear or convolution module whose input could be read.")
     if clamped is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_plugins.errors import ArtifactError, DataError, DfqError
+from dfq_plugins.network.outputs import class_scores
 from dfq_plugins.quantization.environment import environment_fault
 from dfq_plugins.quantization.onnx_exporter import quiet_exporter
 from dfq_plugins.storage.files import TEMPORARY_SUFFIX
@@ -188,12 +189,12 @@ def require_folder(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class OutputAgreement:
-    """How the outputs of an artifact compare with those of the torch model.
+class OutputDifference:
+    """How one output of an artifact compares with that of the torch model.
 
     Args:
         samples: number of samples.
-        same_class: share of samples with the same top-1 class; None if the network is not a classifier.
+        same_class: share of samples, or of positions, with the same top-1 class; None if it does not hold class logits.
         largest: largest difference.
         deviation: mean difference, as a share of the standard deviation of the expected outputs.
     """
@@ -211,18 +212,18 @@ class OutputAgreement:
         )
 
 
-def compare(expected: Any, found: Any, *, classifies: bool) -> OutputAgreement:
-    """Compare outputs as users see them: by class for classifiers, and by deviation.
+def compare(expected: Any, found: Any, num_classes: int | None) -> OutputDifference:
+    """Compare one output as users see it: by class for classifiers, and by deviation.
 
     Args:
         expected: output of the torch model, `(samples, ...)`: a tensor or an array.
         found: output of the artifact.
-        classifies: whether they are class logits.
+        num_classes: number of classes; None or 0 if the network is not known to be a classifier.
 
     Raises:
         ArtifactError: the shapes differ.
 
-    >>> str(compare(torch.eye(4), torch.eye(4) * 0.5, classifies=True))
+    >>> str(compare(torch.eye(4), torch.eye(4) * 0.5, num_classes=4))
     "4 samples: top-1 agreement 100.0%, maximum difference 0.5, mean 28.87% of the outputs' standard deviation"
     """
     first, second = torch.as_tensor(expected).float(), torch.as_tensor(found).float()
@@ -234,7 +235,8 @@ def compare(expected: Any, found: Any, *, classifies: bool) -> OutputAgreement:
         )
     difference = (first - second).abs()
     spread = max(first.std(correction=0).item(), torch.finfo(torch.float32).tiny)
+    ours, theirs = class_scores(first, num_classes), class_scores(second, num_classes)
     same = None
-    if classifies and first.ndim > 1:
-        same = (first.flatten(1).argmax(1) == second.flatten(1).argmax(1)).float().mean().item()
-    return OutputAgreement(len(first), same, difference.max().item(), difference.mean().item() / spread)
+    if ours is not None and theirs is not None:
+        same = (ours.argmax(1) == theirs.argmax(1)).float().mean().item()
+    return OutputDifference(len(first), same, difference.max().item(), difference.mean().item() / spread)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.errors import DataError
-from dfq_plugins.inputs import count, moved
+from dfq_plugins.inputs import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +34,8 @@ def checked_batches(
         spec.check_batch(batch)
         if samples := count(batch):
             seen += samples
-            yield moved(batch, device, torch.float32)
+            # In the order of the specification, which files and graphs rely on.
+            yield spec.map(lambda _, tensor: tensor.to(device, torch.float32), batch)
     if seen == 0:
         shapes = spec.map(lambda one: f"({', '.join(map(str, ('samples', *one.shape)))})")
         raise DataError(

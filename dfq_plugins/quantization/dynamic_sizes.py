@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from dfq_plugins.errors import ArtifactError, ModelError, UsageError, first_line
 from dfq_plugins.inputs import blank_inputs, moved, random_inputs
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.quantization.artifacts import compare
 from dfq_plugins.quantization.onnx_runtime import exact_session, feeds_of, run_session
 from dfq_plugins.types import Check, InputSpec
@@ -88,14 +88,14 @@ def check_other_sizes(proto: Any, model: nn.Module, spec: Specification) -> Chec
     """
     larger = enlarged(spec)
     inputs = random_inputs(larger, 2)
-    outputs = pytree.tree_leaves(larger.run(model, moved(inputs, device_of(model))))
-    expected = [tensor.detach().cpu() for tensor in outputs if isinstance(tensor, torch.Tensor)]
+    outputs = named_outputs(larger.run(model, moved(inputs, device_of(model))))
+    expected = [tensor.detach().cpu() for tensor in outputs.values()]
     advice = "The traced network holds a size as a constant. Export without dynamic_sizes."
     try:
         found = run_session(exact_session(proto.SerializeToString()), feeds_of(proto, inputs))
     except ArtifactError as error:
         raise ArtifactError(f"The file does not run on inputs of shape {larger.shape}: {error} {advice}") from error
-    agreements = [compare(*pair, classifies=False) for pair in zip(expected, found, strict=True)]
+    agreements = [compare(*pair, None) for pair in zip(expected, found, strict=True)]
     worst = max(agreements, key=lambda agreement: agreement.deviation)
     if not worst.deviation <= _LARGEST_DEVIATION:
         raise ArtifactError(

@@ -22,6 +22,7 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.inputs import rows
 from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.distillation.task import DistillationTask
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.types import Calibrator, GivenSpec, InputSpec, LearningGenerator
 
 CALIBRATION_SAMPLES = 1024
@@ -45,16 +47,18 @@ CALIBRATION_SAMPLES = 1024
 class FinetuneRun(QuantizationRun):
     """A fine-tuned quantized model with the record of its training.
 
-    `agreement` is the finished model's agreement with the float model on held-out data.
+    `agreement` and `output_agreement` are the finished model's agreement with the float model on held-out data.
 
     Args:
         agreement_before: the agreement of the calibrated model before training.
+        output_agreement_before: the same by output.
         history: points of the training curves.
         training: training settings.
         held_out: number of held-out samples.
     """
 
     agreement_before: float
+    output_agreement_before: tuple[OutputAgreement, ...]
     history: tuple[TrainingPoint, ...]
     training: TrainingOptions
     held_out: int
@@ -88,7 +92,8 @@ def finetune(
         recipe: bit widths, such as "w8a8" or "w4a4".
         spec: input specification; a synthetic data set provides its own.
         options: settings of the calibrator, as a mapping or as its options record.
-        training: training settings, as a mapping or as `TrainingOptions`.
+        training: training settings, as a mapping or as `TrainingOptions`; `task_loss` adds your own term, see
+            `dfq_plugins.distillation.task_loss.TaskBatch`.
         generator: name of a learning generator, or such an object. It makes a share of each batch
             (`training.generator_fraction`) and learns from the student as it trains.
         generator_options: settings of a generator given by name.
@@ -125,14 +130,14 @@ def finetune(
         with attributed(info):
             prepared = _calibrated(framework, task, recipe, accepted)
         settings = task.resolve_settings(_settings_for(settings, recipe), prepared)
-        before = task.agreement(prepared)
+        before = task.output_agreement(prepared)
         about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
         place = task.checkpoint_dir(folder, "finetune", settings, about, ranks)
         history = train(_student(prepared, framework), task, settings, place)
         with attributed(info):
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
-            agreement = task.agreement(converted)
+            after = task.output_agreement(converted)
             writes = output is not None and ranks.leads
             artifacts, rejected = export_all(framework, converted, accepted, Path(output or "")) if writes else ((), ())
         ranks.wait()
@@ -142,9 +147,11 @@ def finetune(
         recipe=recipe,
         coverage=coverage,
         artifacts=artifacts,
-        agreement=agreement,
+        agreement=class_agreement(after),
+        output_agreement=after,
         rejected=rejected,
-        agreement_before=before,
+        agreement_before=class_agreement(before),
+        output_agreement_before=before,
         history=history,
         training=settings,
         held_out=len(task.held_out),

@@ -31,7 +31,7 @@ def check_onnx(
     run_torch: Callable[[Inputs], TorchRun],
     inputs: Inputs,
     *,
-    classifies: bool,
+    num_classes: int | None,
     as_users_run: bool = True,
 ) -> tuple[Check, ...]:
     """Compare a file with the torch model; see `onnx_agreement`.
@@ -42,7 +42,7 @@ def check_onnx(
         weights: the weights that the torch model quantizes.
         run_torch: runs the torch model on a batch of `inputs`.
         inputs: `(samples, *shape)`.
-        classifies: whether the outputs are class logits.
+        num_classes: number of classes; None or 0 if the network is not known to be a classifier.
         as_users_run: also report what ONNX Runtime's default session computes. This cannot fail the check: fused
             kernels differ from processor to processor.
 
@@ -59,26 +59,33 @@ def check_onnx(
             faults=faults,
         )
     program, compared = model.SerializeToString(), rows(inputs, slice(agreement.samples))
-    whole = compare(agreement.expected, _run(model, exact_session(program), compared), classifies=classifies)
+    whole = _compared(model, agreement.expected, _run(model, exact_session(program), compared), num_classes)
     checks = (
         Check("integers compared with torch's", str(agreement)),
-        Check("whole file, exact arithmetic", str(whole)),
+        Check("whole file, exact arithmetic", whole),
     )
     if not as_users_run:
         return checks
     try:
-        outcome = str(
-            compare(agreement.expected, _run(model, default_session(program), compared), classifies=classifies)
-        )
+        outcome = _compared(model, agreement.expected, _run(model, default_session(program), compared), num_classes)
     except ArtifactError as error:
         outcome = str(error)
     return (*checks, Check("whole file, ONNX Runtime's defaults on this processor, for information", outcome))
 
 
-def _run(model: Any, session: Any, inputs: Inputs) -> Any:
-    """Return the first output on all inputs; also run a single input if the file accepts any batch size."""
+def _compared(model: Any, expected: Sequence[Any], found: Sequence[Any], num_classes: int | None) -> str:
+    """Describe how each output of the file compares; by name if there are several."""
+    parts = [compare(*pair, num_classes) for pair in zip(expected, found, strict=True)]
+    if len(parts) == 1:
+        return str(parts[0])
+    return "; ".join(f"{value.name}: {part}" for value, part in zip(model.graph.output, parts, strict=True))
+
+
+def _run(model: Any, session: Any, inputs: Inputs) -> list[Any]:
+    """Return every output on all inputs; also run a single input if the file accepts any batch size."""
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
     batches = list(batches_for(model, inputs)) if fixed else [inputs]
     if not fixed:
         run_session(session, feeds_of(model, rows(inputs, slice(1))))
-    return np.concatenate([run_session(session, feeds_of(model, batch))[0] for batch in batches])
+    runs = [run_session(session, feeds_of(model, batch)) for batch in batches]
+    return [np.concatenate(parts) for parts in zip(*runs, strict=True)]

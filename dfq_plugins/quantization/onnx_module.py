@@ -11,7 +11,9 @@ from torch import nn
 
 from dfq_plugins.errors import DataError, first_line
 from dfq_plugins.inputs import split
+from dfq_plugins.network.outputs import nested_outputs
 from dfq_plugins.quantization.onnx_runtime import default_session, exact_session, run_session
+from dfq_plugins.quantization.output_names import path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,23 +30,27 @@ class OnnxModule(nn.Module):
         program: content of an ONNX file with inputs `(samples, *shape)`.
         exact: run each operator as it is written, rather than with ONNX Runtime's default optimizations, whose int8
             kernels may saturate and round differently from processor to processor.
+        structured: return the outputs in the structure of the exported network, which their names describe; see
+            `dfq_plugins.quantization.output_names`. Otherwise one output is a tensor, several are a dictionary.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the program.
         DataError: the program has no input.
     """
 
-    def __init__(self, program: bytes, *, exact: bool = True) -> None:
+    def __init__(self, program: bytes, *, exact: bool = True, structured: bool = False) -> None:
         super().__init__()
-        self.program, self.exact = program, exact
+        self.program, self.exact, self.structured = program, exact, structured
         self.session = self._open_session()
         inputs = self.session.get_inputs()
         if not inputs:
             raise DataError("The ONNX program must have an input, but it has none. Give an exported network.")
         self._shapes = {value.name: tuple(value.shape) for value in inputs}
 
-    def forward(self, *inputs: Any, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Return the program's output for inputs `(samples, *shape)`; a tuple where it has several.
+    def forward(self, *inputs: Any, **named: torch.Tensor) -> Any:
+        """Return the program's outputs for inputs `(samples, *shape)`.
+
+        In the structure of a network, lists come back as tuples, records as dictionaries, and only tensors.
 
         Args:
             inputs: the inputs in the order of the program, or one dictionary of them by name.
@@ -61,8 +67,11 @@ class OnnxModule(nn.Module):
             run_session(self.session, {name: tensor.detach().cpu().float().numpy() for name, tensor in batch.items()})
             for batch in batches
         ]
-        outputs = tuple(torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*runs, strict=True))
-        return outputs[0] if len(outputs) == 1 else outputs
+        outputs = [torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*runs, strict=True)]
+        found = dict(zip([value.name for value in self.session.get_outputs()], outputs, strict=True))
+        if self.structured:
+            return nested_outputs({path_of(name, self._shapes): output for name, output in found.items()})
+        return outputs[0] if len(outputs) == 1 else found
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None}  # a session cannot be copied
@@ -105,13 +114,16 @@ class OnnxModule(nn.Module):
         return fixed
 
 
-def load_onnx(path: Path, *, rewrite: Callable[[Any], Any] | None = None, exact: bool = True) -> OnnxModule:
+def load_onnx(
+    path: Path, *, rewrite: Callable[[Any], Any] | None = None, exact: bool = True, structured: bool = False
+) -> OnnxModule:
     """Read an ONNX file as a module.
 
     Args:
         path: the file.
         rewrite: turns its `onnx.ModelProto` into one in operators that ONNX Runtime has; None if it already is.
         exact: see `OnnxModule`.
+        structured: see `OnnxModule`.
 
     Raises:
         DataError: the file cannot be read, or is not an ONNX file that ONNX Runtime can load.
@@ -120,7 +132,7 @@ def load_onnx(path: Path, *, rewrite: Callable[[Any], Any] | None = None, exact:
         program = path.read_bytes()
         if rewrite is not None:
             program = rewrite(onnx.load_from_string(program)).SerializeToString()
-        return OnnxModule(program, exact=exact)
+        return OnnxModule(program, exact=exact, structured=structured)
     except MemoryError:
         raise
     except Exception as error:  # protobuf's, onnx's and ONNX Runtime's own

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.types import Artifact, Coverage, Recipe, RejectedArtifact
 
 
@@ -22,8 +23,9 @@ class QuantizationRun:
         coverage: which layers are quantized and how, and what stays in float.
         artifacts: exported files, each checked.
         rejected: exports that failed, and the files that failed their check, each with the reason.
-        agreement: share of the calibration inputs on which the float and the quantized model predict the same class;
-            NaN if the network is not a classifier.
+        agreement: share of the calibration inputs on which the float and the quantized model predict the same class, or
+            of the positions of a class map; NaN if the network is not known to be a classifier.
+        output_agreement: how closely each output agrees with the float model's.
     """
 
     model: nn.Module
@@ -33,3 +35,4 @@ class QuantizationRun:
     artifacts: tuple[Artifact, ...]
     agreement: float
     rejected: tuple[RejectedArtifact, ...] = field(default=(), kw_only=True)
+    output_agreement: tuple[OutputAgreement, ...] = field(default=(), kw_only=True)

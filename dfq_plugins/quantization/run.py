@@ -13,7 +13,7 @@ from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
-from dfq_plugins.network.agreement import top1_agreement
+from dfq_plugins.network.agreement import class_agreement, output_agreement
 from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quantization.artifacts import export_all, require_folder
@@ -118,7 +118,8 @@ def run_quantization(
                 framework.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
-            agreement = top1_agreement(original, converted, samples, AGREEMENT_SAMPLES, known)
+            classes = known.num_classes
+            found = output_agreement(original, converted, samples, AGREEMENT_SAMPLES, classes, known)
             artifacts, rejected = (
                 ((), ()) if output is None else export_all(framework, converted, accepted, Path(output))
             )
@@ -128,7 +129,8 @@ def run_quantization(
         recipe=recipe,
         coverage=coverage,
         artifacts=artifacts,
-        agreement=agreement,
+        agreement=class_agreement(found),
+        output_agreement=found,
         rejected=rejected,
     )
 

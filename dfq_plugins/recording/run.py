@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.network.specification import resolve_spec
+from dfq_plugins.network.specification import require_classes, resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.recording.capacity import require_memory
 from dfq_plugins.recording.data import count_samples, labeled_batches
@@ -86,8 +86,7 @@ def record(
         network = frozen_copy(model)
         check_finite(network)
         known = resolve_spec(network, single_spec(spec), registry)
-        if known.num_classes is None:
-            raise ModelError("A record needs a classifier, but the network does not return logits (batch, classes).")
+        require_classes(network, known, "A record describes the activations of each class, so it needs a classifier.")
         recording = Recording(network, single_spec(known), options)
         recording.read(data, Broadcast(listeners, registry))
         info, tensors = recording.finish()

@@ -19,6 +19,7 @@ from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.model_state import ForwardHooks, device_of
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.network.probe import plain, record_calls
 from dfq_plugins.recording.info import Layer
 
@@ -157,8 +158,10 @@ class UnitReader(ForwardHooks):
         """
         self._read = {}
         mask = self._masks.get(INPUT)
-        logits = self.model((inputs if mask is None else _masked(inputs, mask, from_end=False)).clone())
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:  # noqa: PLR2004  (batch, classes)
+        returned = self.model((inputs if mask is None else _masked(inputs, mask, from_end=False)).clone())
+        outputs = named_outputs(returned).values()
+        logits = next((output for output in outputs if output.ndim == 2), None)  # noqa: PLR2004  (batch, classes)
+        if logits is None:
             raise ModelError("A record needs a classifier, but the network does not return logits (batch, classes).")
         missing = [name for name in self.names[:-1] if name not in self._read]
         if missing:

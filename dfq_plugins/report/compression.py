@@ -45,7 +45,7 @@ def distilling_page(run: DistillRun) -> Report:
     settings: dict[str, dict[str, object]] = {
         "Network input": input_facts(run.spec),
         "Student": {"layers initialized from the teacher": ", ".join(run.inherited) or "none"},
-        "Training": asdict(run.training),
+        "Training": run.training.as_record(),
     }
     sections = (
         _cost_section(("teacher", run.teacher_cost), ("student", run.student_cost)),
@@ -61,7 +61,7 @@ def pruning_page(run: PruneRun) -> Report:
     settings = {
         "Network input": input_facts(run.spec),
         "Pruning": asdict(run.options),
-        "Training": asdict(run.training),
+        "Training": run.training.as_record(),
     }
     sections = (
         _cost_section(("before", run.before), ("after", run.after)),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.report.content import Facts, Section, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.quality.fidelity import Fidelity
     from dfq_plugins.report.content import Block, Cell
 
@@ -24,11 +26,11 @@ DECIBELS = (
 )
 
 
-def calibration_section(agreement: float, held_out: int, fidelity: Fidelity) -> Section:
+def calibration_section(measured: Sequence[OutputAgreement], held_out: int, fidelity: Fidelity) -> Section:
     """Return the section on how closely the quantized network matches the float network.
 
     Args:
-        agreement: share of samples for which both predict the same class; NaN if they are not classifiers.
+        measured: how closely each output agrees.
         held_out: number of held-out samples used for measuring; 0 if the calibration samples were used.
         fidelity: noise by layer.
     """
@@ -38,6 +40,7 @@ def calibration_section(agreement: float, held_out: int, fidelity: Fidelity) -> 
         else "the calibration samples themselves, because none were held out"
     )
     text = [f"Measured on {where}. Test on real images before you ship."]
+    agreement = class_agreement(measured)
     if not math.isnan(agreement):
         text.append(
             f"For {PER_CENT * agreement:.1f}% of the samples, the quantized network predicts the same class as the "
@@ -45,8 +48,9 @@ def calibration_section(agreement: float, held_out: int, fidelity: Fidelity) -> 
             "about a synthetic sample, a small error changes the predicted class. For the networks in the project's "
             "benchmarks, the agreement on real inputs was far higher than on synthetic ones."
         )
+    outputs = Facts(tuple((output.name, output.figures) for output in measured), "Outputs")
     text.append(DECIBELS)
-    return Section("Agreement with the float network", tuple(text), _fidelity_blocks(fidelity))
+    return Section("Agreement with the float network", tuple(text), (outputs, *_fidelity_blocks(fidelity)))
 
 
 def _fidelity_blocks(fidelity: Fidelity) -> tuple[Block, ...]:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from dfq_plugins.inputs import count, rows
+from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.quantization.finetune import FinetuneRun
 from dfq_plugins.report import fidelity as fidelity_sections
 from dfq_plugins.report import quality, sections
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dfq_plugins.data.dataset import SyntheticDataset
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.quality.fidelity import Fidelity
     from dfq_plugins.quality.inspection import Inspection
     from dfq_plugins.quantization.result import QuantizationRun
@@ -85,7 +87,7 @@ def quantization_page(
     found: Inspection,
     run: QuantizationRun,
     fidelity: Fidelity,
-    held_out: tuple[int, float],
+    held_out: tuple[int, Sequence[OutputAgreement]],
     options: Mapping[str, object],
     output: Path | None,
 ) -> Report:
@@ -100,14 +102,14 @@ def quantization_page(
         options: the calibrator's settings.
         output: folder of the artifacts, if any.
     """
-    count, agreement = held_out
+    count, measured = held_out
     title = f"{run.calibrator} {str(run.recipe).upper()}"
     bits = f"{run.recipe.weight_bits}-bit weights and {run.recipe.activation_bits}-bit activations"
     what = f"This page shows the network as quantized by the framework {run.calibrator}, with {bits}."
     sets = {"synthetic set": found}
     parts = [
         training_section(run) if isinstance(run, FinetuneRun) else None,
-        fidelity_sections.calibration_section(agreement, count, fidelity),
+        fidelity_sections.calibration_section(measured, count, fidelity),
         _artifacts(run, output),
         sections.rejected_section(run.rejected) if run.rejected else None,
         quality.coverage_section(title, run.coverage),
@@ -118,7 +120,7 @@ def quantization_page(
         sections.settings_section({**set_settings(data), f"Calibrator {run.calibrator}": options}),
     ]
     kept = tuple(part for part in parts if part is not None)
-    figures = _quantization_figures(run, fidelity, agreement, count)
+    figures = _quantization_figures(run, fidelity, measured, count)
     return Report(f"Quantized by {title}", (WHY, what, SYNTHETIC), figures, kept, "Made by dfq quantize.")
 
 
@@ -178,13 +180,19 @@ def _quality_figures(found: Inspection, before: Inspection | None = None) -> tup
 
 
 def _quantization_figures(
-    run: QuantizationRun, fidelity: Fidelity, agreement: float, held_out: int
+    run: QuantizationRun, fidelity: Fidelity, measured: Sequence[OutputAgreement], held_out: int
 ) -> tuple[tuple[str, str], ...]:
     figures = [(str(len(run.coverage.layers)), "layers and operations quantized")]
+    agreement, where = (
+        class_agreement(measured),
+        f"{held_out} held-out samples" if held_out else "the calibration samples",
+    )
     if not math.isnan(agreement):
-        where = f"{held_out} held-out samples" if held_out else "the calibration samples"
         figures.insert(0, (f"{100 * agreement:.1f}%", f"same class as the float network, on {where}"))
+    elif measured:
+        worst = min(measured, key=lambda output: output.decibels)
+        figures.insert(0, (f"{worst.decibels:.0f} dB", f"signal to noise of the output {worst.name}, on {where}"))
     if fidelity.layers:
-        worst = fidelity.layers[0]
-        figures.append((f"{worst.decibels:.0f} dB", f"noisiest layer: {worst.name}"))
+        noisiest = fidelity.layers[0]
+        figures.append((f"{noisiest.decibels:.0f} dB", f"noisiest layer: {noisiest.name}"))
     return tuple(figures)

@@ -13,7 +13,7 @@ from dfq_plugins.generators.noise import draw_noise
 from dfq_plugins.generators.start import known_noise
 from dfq_plugins.inputs import count, rows, split
 from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.network.agreement import top1_agreement
+from dfq_plugins.network.agreement import output_agreement
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.quality.fidelity import layer_fidelity
 from dfq_plugins.quality.run import inspect
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.data.calibration_data import CalibrationData
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.quality.inspection import Inspection
     from dfq_plugins.quantization.result import QuantizationRun
     from dfq_plugins.types import Inputs, ProgressEvent, Specification
@@ -108,7 +109,7 @@ def write_quantization_report(
     held_out: int,
     options: object,
     output: Path | None,
-) -> float:
+) -> tuple[OutputAgreement, ...]:
     """Measure the quantized network on the held-out samples, and write the page.
 
     Args:
@@ -121,13 +122,16 @@ def write_quantization_report(
         output: folder of the artifacts, if any.
 
     Returns:
-        The share of the held-out samples for which both networks predict the same class; NaN if they are not
-        classifiers.
+        How closely each output agrees on the held-out samples, or on those of the calibration if none were held out.
     """
     kept = held_out_part(data, held_out)
     batches = split(kept, 64)
     network = frozen_copy(model)
-    agreement = top1_agreement(network, run.model, batches, count(kept), data.spec) if held_out else run.agreement
+    # Class maps are those of the run, whose specification may say more than the data set's.
+    classes = next((found.num_classes for found in run.output_agreement if found.num_classes), None)
+    measured = run.output_agreement
+    if held_out:
+        measured = output_agreement(network, run.model, batches, count(kept), classes, data.spec)
     fidelity = layer_fidelity(network, run.model, rows(kept, slice(-FIDELITY_SAMPLES, None)), run.coverage, data.spec)
     settings = dataclasses.asdict(options)  # type: ignore[call-overload]  # every options record is a dataclass
     # Calibrating on another model's set is allowed, but it can only be inspected as plain inputs.
@@ -135,9 +139,9 @@ def write_quantization_report(
     found = inspect(data if own else data.inputs(), network, spec=data.spec)
     if isinstance(run, FinetuneRun):
         held_out = run.held_out
-    page = pages.quantization_page(data, found, run, fidelity, (held_out, agreement), settings, output)
+    page = pages.quantization_page(data, found, run, fidelity, (held_out, measured), settings, output)
     render_report(page, path)
-    return agreement
+    return measured
 
 
 def write_inspection_report(

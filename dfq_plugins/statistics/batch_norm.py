@@ -312,7 +312,7 @@ class StatisticsHooks(ForwardHooks):
             raise RuntimeError(f"The forward pass did not reach the layers {sorted(missing)}.")
         calls = [self._calls[name] for name in self.layers]
         if self.spec is not None and inputs is not None:
-            pairs = zip(self.spec.named.values(), leaves(inputs), strict=True)
+            pairs = leaves(self.spec.map(lambda one, tensor: (one, tensor), inputs))
             known = [tensor for one, tensor in pairs if one.standardized]
             moments = [batch_moments(tensor, tensor.new_zeros(tensor.shape[1])) for tensor in known]
             calls = [[Moments(*found, count=count(inputs))] for found in moments] + calls

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from dfq_plugins.errors import ModelError, first_line
 from dfq_plugins.inputs import cloned, leaves
 from dfq_plugins.model_state import device_of
+from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.network.trace_errors import failing_line
 from dfq_plugins.statistics.batch_norm import StatisticsHooks, require_reached_layers
 from dfq_plugins.statistics.requirements import INSTEAD
@@ -99,7 +100,9 @@ def require_gradients(model: nn.Module, spec: Specification, *, statistics: bool
         with StatisticsHooks(model, names=names) as hooks:  # also in the backward pass, for networks that recompute
             with ends:
                 outputs = spec.run(model, cloned(inputs))
-            values = _observed(hooks) or {"outputs": [part for part in _tensors(outputs) if part.is_floating_point()]}
+            values = _observed(hooks) or {
+                "outputs": [part for part in named_outputs(outputs).values() if part.is_floating_point()]
+            }
             total = [part.float().sum() for parts in values.values() for part in parts if part.requires_grad]
             found = torch.autograd.grad(torch.stack(total).sum(), variables, allow_unused=True) if total else ()
     except RuntimeError as error:

@@ -13,6 +13,7 @@ from dfq_plugins.errors import first_line
 from dfq_plugins.inputs import blank_inputs, count, device_of_inputs, joined, leaves, like, map_inputs
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import halves, is_out_of_memory, note_halving
+from dfq_plugins.network.outputs import require_logits
 from dfq_plugins.network.precision import use_bfloat16
 from dfq_plugins.private_copy import private_copy
 from dfq_plugins.statistics.augmentation import apply_maps
@@ -55,7 +56,7 @@ class InversionObjective:
     """
 
     def __init__(self, model: nn.Module, spec: Specification, options: InversionOptions) -> None:
-        self.options = options
+        self.options, self.num_classes = options, spec.num_classes
         self.spec = spec
         self.device = device_of(model)
         self.model, self.half, self.layout = _working_copy(model, spec, use_bfloat16(options.precision, self.device))
@@ -229,14 +230,14 @@ class InversionObjective:
         options = self.options
         inputs = map_inputs(apply_maps, inputs, maps, self.fill)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-            logits = self.spec.run(self.model, _laid_out(inputs, self.layout))
+            returned = self.spec.run(self.model, _laid_out(inputs, self.layout))
         loss, pool = torch.zeros((), device=self.device), rest
         if self.matches:
             moments = self.hooks.collect(inputs)
             loss, pool = self._divergence(moments, rest, share)
         if options.class_weight:
             term = objectives.class_logit if options.class_loss == "logit" else objectives.class_cross_entropy
-            loss = loss + options.class_weight * term(logits.float(), labels)
+            loss = loss + options.class_weight * term(require_logits(returned, self.num_classes), labels)
         for weight, prior in (
             (options.blur_weight, objectives.blur_difference),
             (options.total_variation_weight, objectives.total_variation),

@@ -15,8 +15,9 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.model_state import frozen_copy, limited_threads, preserve_global_state
 from dfq_plugins.network.digest import model_digest
-from dfq_plugins.network.specification import resolve_spec
-from dfq_plugins.network.trial import check_finite
+from dfq_plugins.network.outputs import class_logits
+from dfq_plugins.network.specification import require_classes, resolve_spec
+from dfq_plugins.network.trial import check_finite, trial_run
 from dfq_plugins.storage.rank import Rank
 from dfq_plugins.synthesis.budget import RunBudget
 from dfq_plugins.synthesis.compilation import writable_compile_cache
@@ -62,7 +63,7 @@ def synthesize(
     returns when the set is complete.
 
     Args:
-        model: trained classifier or other network; it is not modified.
+        model: trained classifier or other network, with outputs of any structure; it is not modified.
         spec: the input specification; None infers it from the model as far as possible. For a network with several
             inputs, a `NetworkSpec` or a mapping of `InputSpec` by name.
         generator: name of the generator, built-in or from a plugin.
@@ -80,7 +81,7 @@ def synthesize(
         registry: plugins to use; None uses the installed ones.
 
     Returns:
-        The data set, with labels and teacher logits.
+        The data set, with the teacher's outputs, and with labels if the network is known to be a classifier.
 
     Raises:
         UsageError: a count, option or name is invalid, or the shape cannot be inferred.
@@ -110,7 +111,7 @@ def synthesize(
             spec=spec,
             num_samples=num_samples,
             shard_size=batch_size or default_shard_size(spec),
-            labels=_labels_kind(source, spec),
+            labels=_labels_kind(source, teacher, spec),
             max_seconds=None if budget is None else budget.seconds,
         )
         broadcast = Broadcast(listeners, registry)
@@ -139,6 +140,8 @@ def _check_supported(
         )
     with attributed(info):
         generator.check_supported(model, spec)
+    if generator.conditional:
+        require_classes(model, spec, f"The {info} makes inputs for given classes, so it needs a classifier.")
 
 
 def _generator_record(generator: DataGenerator, info: PluginInfo, options: Any) -> GeneratorRecord:
@@ -148,7 +151,7 @@ def _generator_record(generator: DataGenerator, info: PluginInfo, options: Any) 
     return GeneratorRecord(info.entry.name, info.distribution, info.version, resolved)
 
 
-def _labels_kind(generator: DataGenerator, spec: Specification) -> str:
-    if generator.conditional:
-        return "conditional"
-    return "none" if spec.num_classes is None else "teacher"
+def _labels_kind(generator: DataGenerator, teacher: nn.Module, spec: Specification) -> str:
+    if class_logits(trial_run(teacher, spec), spec.num_classes) is None:
+        return "none"
+    return "conditional" if generator.conditional else "teacher"

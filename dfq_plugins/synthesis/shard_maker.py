@@ -18,6 +18,7 @@ from dfq_plugins.host.plugin_info import attributed, attributed_iterator
 from dfq_plugins.inputs import blank_inputs, count, joined, leaves, map_inputs, moved, rows, split
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import forward, is_out_of_memory
+from dfq_plugins.network.outputs import class_logits, joined_outputs, sample_outputs
 from dfq_plugins.statistics.batch_norm import statistics_layers
 from dfq_plugins.statistics.presentation import best_divergences
 from dfq_plugins.storage.rank import Rank
@@ -48,7 +49,7 @@ class ShardMaker:
     """Makes the samples of a shard.
 
     Args:
-        teacher: frozen network that provides labels and logits.
+        teacher: frozen network that provides labels and outputs.
         spec: the input specification.
         generate: the generator's method, with a separate copy of the model and the specification already bound.
         info: the plugin that provides the generator, for error messages.
@@ -175,7 +176,8 @@ def seconds_after_optimization(teacher: nn.Module, spec: Specification) -> float
     with torch.no_grad():
         spec.run(teacher, rows(inputs, slice(1)))
         began = time.monotonic()
-        spec.run(teacher, inputs).sum().item()
+        outputs = sample_outputs(spec.run(teacher, inputs), _MEASURED_SAMPLES)
+        sum(output.sum().item() for output in outputs.values())
     written: int = sum(tensor[0].nbytes for tensor in leaves(inputs))
     return (time.monotonic() - began) / _MEASURED_SAMPLES + written / _BYTES_PER_SECOND
 
@@ -210,13 +212,14 @@ def _collect_exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> l
 
 
 def _labeled(teacher: nn.Module, spec: Specification, made: list[Batch]) -> Batch:
-    """Join a shard's batches and add the teacher's labels and logits."""
+    """Join a shard's batches and add the teacher's outputs, and its labels if it is a classifier."""
     detached = [map_inputs(lambda tensor: tensor.detach().float(), batch.inputs) for batch in made]
     inputs = map_inputs(torch.Tensor.contiguous, moved(joined(detached), device_of(teacher)))
-    if spec.num_classes is None:
-        return Batch(inputs)
+    sizes = [count(batch.inputs) for batch in made]
     with torch.no_grad():
-        sizes = [count(batch.inputs) for batch in made]
-        logits = torch.cat([forward(partial(spec.run, teacher), part) for part in split(inputs, sizes)])
+        outputs = joined_outputs(forward(partial(spec.run, teacher), part) for part in split(inputs, sizes))
+    logits = class_logits(outputs, spec.num_classes)
+    if logits is None:
+        return Batch(inputs, None, outputs)
     given = [batch.labels for batch in made if batch.labels is not None]
-    return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), logits)
+    return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), outputs)

@@ -90,7 +90,7 @@ def exported(
     calibrator.calibrate(prepared, tiny_batches)
     converted = calibrator.convert(prepared)
     calibrator.export(converted, tiny_spec, tmp_path)
-    settings: dict[str, Any] = {"samples": tiny_batches[0], "classifies": True}
+    settings: dict[str, Any] = {"samples": tiny_batches[0], "spec": tiny_spec}
 
     def check(path: Path) -> object:
         if form == "QDQ":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from command_line import SPEC, network_file, run
+from command_line import CLASSES, SPEC, network_file, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def small(model: str) -> str:
 
 @pytest.fixture
 def folder(model: str, tmp_path: Path) -> Path:
-    run("synthesize", model, "-o", tmp_path / "set", "--generator", "gaussian", "-n", 24, *SPEC)
+    run("synthesize", model, "-o", tmp_path / "set", "--generator", "gaussian", "-n", 24, *SPEC, *CLASSES)
     return tmp_path / "set"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import dfq_plugins
-from command_line import SPEC, network_file, run
+from command_line import CLASSES, SPEC, network_file, run
 from dfq_plugins.distillation.history import TrainingPoint
 from dfq_plugins.distillation.options import TrainingOptions
 from dfq_plugins.distillation.state import CHECKPOINT_FILE
@@ -31,7 +31,7 @@ def model(tmp_path: Path) -> str:
 
 @pytest.fixture
 def folder(model: str, tmp_path: Path) -> Path:
-    run("synthesize", model, "-o", tmp_path / "set", "--generator", "gaussian", "-n", 24, *SPEC)
+    run("synthesize", model, "-o", tmp_path / "set", "--generator", "gaussian", "-n", 24, *SPEC, *CLASSES)
     return tmp_path / "set"
 
 
@@ -53,7 +53,8 @@ def test_it_trains_exports_and_reports(command: list[str], model: str, folder: P
     page = tmp_path / "page.html"
     result = run(*command, model, folder, *QUICK, "-o", tmp_path / "out", "--report", page)
     assert "Fine-tuned for 6 steps, " in result.stdout
-    assert "Agreement on 2 held-out samples: " in result.stdout
+    for moment in ("before", "after"):
+        assert f"Agreement on 2 held-out samples {moment}: same class for " in result.stdout
     assert (tmp_path / "out" / "model_qdq.onnx").is_file()
     assert f"Report: {page}" in result.stdout
     html = page.read_text()
@@ -122,7 +123,7 @@ def test_the_settings_are_listed() -> None:
 def test_the_section_of_a_regression_has_no_agreement() -> None:
     points = (TrainingPoint(0, 0.0, 0.0, None, 0.5, None), TrainingPoint(4, 2.0, 0.0, 1.5, 0.25, None))
     tuned = FinetuneRun(
-        None, "fake", Recipe(8, 8), Coverage(()), (), float("nan"), float("nan"), points, TrainingOptions(), 3  # type: ignore[arg-type]
+        None, "fake", Recipe(8, 8), Coverage(()), (), float("nan"), float("nan"), (), points, TrainingOptions(), 3  # type: ignore[arg-type]
     )  # fmt: skip
     section = training_section(tuned)
     table = section.blocks[0]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
+CLASSES = ["--num-classes", "2"]
+
 NETWORK = """
 import torch
 from torch import nn
@@ -49,7 +51,7 @@ def samples(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, ["record", *map(str, arguments), *SPEC])
+    result = CliRunner().invoke(cli, ["record", *map(str, arguments), *SPEC, *CLASSES])
     assert result.exit_code == code, result.output
     return result
 
@@ -141,7 +143,7 @@ def test_a_folder_in_use_is_refused_before_the_model_is_loaded(samples: Path, tm
 def test_the_record_goes_to_a_generator(model: str, samples: Path, tmp_path: Path) -> None:
     run(model, samples, "-o", tmp_path / "r")
     settings = ["--generator", "record-spectral", "-O", f"record={tmp_path / 'r'}", "-O", "iterations=2", "-n", "4"]
-    result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "set"), *settings, *SPEC])
+    result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "set"), *settings, *SPEC, *CLASSES])
     assert result.exit_code == 0, result.output
     result = CliRunner().invoke(cli, ["synthesize", model, "-o", str(tmp_path / "set"), "--extend", "4"])
     assert result.exit_code == 0, result.output

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import dfq_plugins
-from command_line import SPEC, network_file, run
+from command_line import CLASSES, SPEC, network_file, run
 from dfq_plugins.cli import progress
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.data.manifest import read_manifest, write_manifest
+from dfq_plugins.network.agreement import OutputAgreement
 from dfq_plugins.network.load import load_model
 from dfq_plugins.synthesis import run as pipeline
 from dfq_plugins.types import Artifact, Check, Coverage, InputSpec, NumberFormat, ProgressEvent, QuantizedTensor, Recipe
@@ -40,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def synthesize(model: str, folder: Path, *arguments: object, code: int = 0) -> Result:
-    return run("synthesize", model, "-o", folder, "--generator", "gaussian", *SPEC, *arguments, code=code)
+    return run("synthesize", model, "-o", folder, "--generator", "gaussian", *SPEC, *CLASSES, *arguments, code=code)
 
 
 @pytest.fixture
@@ -191,6 +192,7 @@ RUN = types.SimpleNamespace(
     calibrator="torch-ao",
     recipe=Recipe(8, 8),
     agreement=0.9876,
+    output_agreement=(OutputAgreement("output", "classes", 4, 30.0, 0.99, 0.9876),),
     coverage=Coverage(
         (
             QuantizedTensor("0", "Conv2d", "weight", INT8),
@@ -228,20 +230,34 @@ def test_quantize_shows_coverage_agreement_and_artifacts(model: str, folder: Pat
         "1 x weights: int8 per channel, symmetric; inputs: float\n",
         "1 x activations: uint8 per tensor\n",
         "3 stays in float: no integer kernel",
-        "Top-1 agreement with the float model on the data: 98.76%",
+        "Agreement with the float model on the data: same class for 98.76% of samples, signal-to-noise ratio 30.0 dB",
     ):
         assert expected in output
     (row,) = [line.split() for line in output.splitlines() if "model.pt" in line]
     assert row == ["out/model.pt", "TorchScript", "2.3", "kB", "run:", "agreement", "100%"]
     assert isinstance(quantized.pop("data"), SyntheticDataset)
     assert len(quantized.pop("listeners")) == 1
+    assert quantized.pop("spec") == SyntheticDataset.open(folder).spec
     assert quantized == {
         "calibrator": "torch-ao",
         "recipe": "w8a8",
         "options": {"engine": "auto"},
         "output": out,
-        "spec": None,
     }
+
+
+@pytest.mark.usefixtures("quantized")
+def test_a_network_that_nobody_called_a_classifier_is_said_to_be_one_of_values(
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = "It is not known whether the network is a classifier: its outputs are compared by their values"
+    assert unknown in run("synthesize", model, "-o", folder, "--generator", "gaussian", *SPEC, "-n", 4).stderr
+    values = (OutputAgreement("out", "values", 4, 30.0, 0.99), OutputAgreement("aux", "values", 4, 9.0, 0.9))
+    monkeypatch.setattr(RUN, "output_agreement", values)
+    result = run("quantize", model, folder, "--calibrator", "torch-ao")
+    assert unknown in result.stderr
+    assert "on the data:\n  out: signal-to-noise ratio 30.0 dB\n  aux: signal-to-noise ratio 9.0 dB" in result.stdout
+    assert unknown not in run("quantize", model, folder, "--calibrator", "torch-ao", "--num-classes", 0).stderr
 
 
 @pytest.mark.usefixtures("quantized")

@@ -37,8 +37,8 @@ def write(folder: Path, *, bare: bool = False, owner: tempfile.TemporaryDirector
     with DatasetWriter.begin(folder, DatasetPlan("ab" * 32, generator, 5, SPEC, 11, 4, "teacher")) as writer:
         for shard in writer.pending():
             rows = slice(shard.index * 4, shard.index * 4 + shard.num_samples)
-            labels, logits = (None, None) if bare else (LABELS[rows], LOGITS[rows])
-            writer.write(shard, INPUTS[rows], labels, logits)
+            labels, outputs = (None, None) if bare else (LABELS[rows], {"output": LOGITS[rows]})
+            writer.write(shard, INPUTS[rows], labels, outputs)
         return writer.finish({"norm1": 0.5}, owner=owner)
 
 
@@ -55,7 +55,7 @@ def test_samples_by_index(data: SyntheticDataset) -> None:
         assert isinstance(sample, Batch)
         assert torch.equal(sample.inputs, INPUTS[index])
         assert sample.labels == LABELS[index]
-        assert torch.equal(sample.logits, LOGITS[index])
+        assert torch.equal(sample.outputs["output"], LOGITS[index])
 
 
 @pytest.mark.parametrize("index", [11, -12])
@@ -84,7 +84,7 @@ def test_batches_and_loader_give_every_sample_in_order(data: SyntheticDataset, b
     loaded = [*data.loader(batch_size)]
     assert torch.equal(torch.cat([batch.inputs for batch in loaded]), INPUTS)
     assert torch.equal(torch.cat([batch.labels for batch in loaded]), LABELS)
-    assert torch.equal(torch.cat([batch.logits for batch in loaded]), LOGITS)
+    assert torch.equal(torch.cat([batch.outputs["output"] for batch in loaded]), LOGITS)
 
 
 def test_shuffled_loader_follows_its_seed_and_changes_with_each_pass(data: SyntheticDataset) -> None:
@@ -115,7 +115,7 @@ def test_global_generators_are_untouched(data: SyntheticDataset, tiny_network: n
 def test_default_collate_works(data: SyntheticDataset) -> None:
     loaded = [*DataLoader(data, batch_size=4)]
     assert all(isinstance(batch, Batch) for batch in loaded)
-    assert torch.equal(torch.cat([batch.logits for batch in loaded]), LOGITS)
+    assert torch.equal(torch.cat([batch.outputs["output"] for batch in loaded]), LOGITS)
     assert torch.equal(default_collate([data[0], data[7]]).inputs, INPUTS[[0, 7]])
 
 
@@ -133,7 +133,7 @@ def test_pickle_holds_no_tensor(data: SyntheticDataset) -> None:
     assert torch.equal(pickle.loads(pickled).inputs(), INPUTS)  # noqa: S301 - just pickled here
 
 
-def test_data_set_without_labels_and_logits(tmp_path: Path) -> None:
+def test_data_set_without_labels_and_outputs(tmp_path: Path) -> None:
     data = write(tmp_path, bare=True)
     assert data[3][1:] == (None, None)
     assert next(iter(data.loader(4)))[1:] == (None, None)
@@ -279,7 +279,7 @@ def test_folder_without_data_set_is_refused(tmp_path: Path) -> None:
 
 def test_future_format_is_refused(data: SyntheticDataset) -> None:
     path = data.folder / MANIFEST_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
     with pytest.raises(DataError, match="Install a newer dfq-plugins"):
         SyntheticDataset.open(data.folder)
 

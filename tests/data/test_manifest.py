@@ -66,7 +66,7 @@ def test_manifest_bytes_are_strict_json_and_independent_of_mapping_order(tmp_pat
         written.append((tmp_path / MANIFEST_FILE).read_bytes())
     assert list(json.loads(written[0])["divergence"]) == ["z", "b"]  # layers keep the network's order
     assert written[0] == written[1]
-    assert json.loads(written[0], parse_constant=refuse)["format_version"] == 1
+    assert json.loads(written[0], parse_constant=refuse)["format_version"] == 2
     assert math.isnan(read_manifest(tmp_path).divergence["b"])
 
 
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_json_record_is_refused(tmp_path: Path, content: bytes
 def test_future_format_version_asks_for_a_newer_package(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_FILE).write_text('{"format_version": 99, "whatever": true}')
     with pytest.raises(
-        DataError, match=r"has format version 99, .* reads versions up to 1\. Install a newer dfq-plugins\."
+        DataError, match=r"has format version 99, .* reads versions up to 2\. Install a newer dfq-plugins\."
     ):
         read_manifest(tmp_path)
 

@@ -22,7 +22,7 @@ from dfq_plugins.types import Batch, InputSpec, NoOptions, ProgressEvent
 
 def synthetic(shape: tuple[int, ...], classes: int = 3, **settings: Any) -> dfq_plugins.SyntheticDataset:
     network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), classes)).eval()
-    spec = InputSpec(shape, value_range=(0.0, 1.0), **settings)
+    spec = InputSpec(shape, value_range=(0.0, 1.0), num_classes=classes, **settings)
     return dfq_plugins.synthesize(network, spec, generator="gaussian", num_samples=20)
 
 

@@ -40,17 +40,17 @@ def test_a_shard_holds_each_input_under_its_name(data: SyntheticDataset) -> None
         "inputs.image": (3, 12, 12),
         "inputs.meta": (4,),
         "labels": (),
-        "logits": (5,),
+        "outputs.output": (5,),
     }
 
 
 def test_the_manifest_holds_each_input_s_specification_in_order(tmp_path: Path) -> None:
     found = example("two images")
-    swapped = NetworkSpec(dict(reversed(found.spec.named.items())))
+    swapped = NetworkSpec(dict(reversed(found.spec.named.items())), num_classes=5)
     dfq.synthesize(found.network, swapped, generator="gaussian", num_samples=4, output=tmp_path)
     data = dfq.SyntheticDataset.open(tmp_path)
     assert list(data[0].inputs) == list(data.inputs()) == ["right", "left"]
-    assert data.spec == NetworkSpec(swapped.inputs, num_classes=5)
+    assert data.spec == swapped
 
 
 def test_samples_and_batches_are_dictionaries(data: SyntheticDataset) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import safetensors.torch
 import torch
+from torch.utils import _pytree as pytree
 
 from dfq_plugins.data import shards
 from dfq_plugins.data.manifest import ShardRecord, shard_file
@@ -30,7 +31,7 @@ def make_batch(samples: int = 4, seed: int = 0) -> Batch:
     return Batch(
         torch.randn(samples, 2, 3, generator=rng),
         torch.randint(0, 5, (samples,), generator=rng),
-        torch.randn(samples, 5, generator=rng),
+        {"aux.0": torch.randn(samples, 2, 2, generator=rng), "out": torch.randn(samples, 5, generator=rng)},
     )
 
 
@@ -46,14 +47,28 @@ def checksum(path: Path) -> str:
 
 
 def test_round_trip_is_exact(shard: Path) -> None:
-    for found, written in zip(load_shard(shard, checksum(shard)), make_batch(), strict=True):
-        assert found is not None
-        assert written is not None
+    read, batch = load_shard(shard, checksum(shard)), make_batch()
+    assert read.outputs is not None
+    assert list(read.outputs) == list(batch.outputs or {})
+    for found, written in zip(pytree.tree_leaves(read), pytree.tree_leaves(batch), strict=True):
         assert found.dtype == written.dtype
         assert torch.equal(found, written)
 
 
-def test_absent_labels_and_logits_stay_absent(tmp_path: Path) -> None:
+def test_a_shard_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """Version 1 stored the class logits under their own name."""
+    path, batch = tmp_path / shard_file(1), make_batch()
+    logits = torch.rand(4, 5)
+    proof = {"index": 1, "num_samples": 4, "identity": IDENTITY, "sha256": "00" * 32}
+    metadata = {METADATA_KEY: json.dumps(proof)}
+    safetensors.torch.save_file({"inputs": batch.inputs, "logits": logits}, path, metadata)
+    read = load_shard(path)
+    assert read.outputs is not None
+    assert list(read.outputs) == ["output"]
+    assert torch.equal(read.outputs["output"], logits)
+
+
+def test_absent_labels_and_outputs_stay_absent(tmp_path: Path) -> None:
     path = tmp_path / shard_file(0)
     write_shard(path, Batch(make_batch().inputs), index=0, identity=IDENTITY)
     assert set(safetensors.torch.load_file(path)) == {"inputs"}
@@ -64,7 +79,7 @@ def test_shard_states_what_it_is(shard: Path) -> None:
     found = inspect_shard(shard)
     assert (found.proof.index, found.proof.num_samples, found.proof.identity) == (1, 4, IDENTITY)
     assert found.file_sha256 == checksum(shard)
-    assert found.rows == {"inputs": (2, 3), "labels": (), "logits": (5,)}
+    assert found.rows == {"inputs": (2, 3), "labels": (), "outputs.aux.0": (2, 2), "outputs.out": (5,)}
     with safetensors.safe_open(shard, framework="pt") as file:
         assert json.loads(file.metadata()[METADATA_KEY])["sha256"] == found.proof.sha256
 
@@ -74,6 +89,7 @@ def test_bytes_are_the_same_in_every_process(shard: Path, tmp_path: Path) -> Non
     # safetensors writes several metadata keys in an order that changes from process to process.
     script = f"""
 import torch
+from torch.utils import _pytree as pytree
 from pathlib import Path
 from dfq_plugins.data.shards import write_shard
 from dfq_plugins.types import Batch
@@ -143,7 +159,7 @@ def make_cache(folder: Path, count: int, limit: int | None = None) -> ShardCache
 
 
 def test_cache_is_bounded_and_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = sum(tensor.nbytes for tensor in make_batch() if tensor is not None)
+    size = sum(tensor.nbytes for tensor in pytree.tree_leaves(make_batch()))
     cache = make_cache(tmp_path, 6, limit=2 * size)
     loaded = []
     load = shards.load_shard

@@ -33,10 +33,10 @@ def make_plan(num_samples: int = 10, **changes: object) -> DatasetPlan:
     return replace(DatasetPlan("ab" * 32, generator, 3, SPEC, num_samples, 4, "conditional"), **changes)
 
 
-def samples(writer: DatasetWriter, shard: ShardPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def samples(writer: DatasetWriter, shard: ShardPlan) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     rng = torch.Generator().manual_seed(writer.shard_seed(shard))
     inputs = torch.rand(shard.num_samples, 2, 4, generator=rng)
-    return inputs, inputs.flatten(1).argmax(1) % 3, inputs.sum(2).repeat(1, 2)[:, :3]
+    return inputs, inputs.flatten(1).argmax(1) % 3, {"output": inputs.sum(2).repeat(1, 2)[:, :3]}
 
 
 class StoppedError(Exception):
@@ -413,26 +413,33 @@ def test_any_other_refusal_is_told_with_its_reason(tmp_path: Path, monkeypatch: 
         ({"labels": torch.zeros(3, dtype=torch.long)}, r"Shard 0 needs exactly 4 samples, got labels for 3"),
         ({"labels": torch.zeros(4)}, r"Shard 0 needs integer labels, got torch\.float32"),
         ({"labels": torch.zeros(4, 1, dtype=torch.long)}, r"needs labels of shape \(4,\), got \(4, 1\)"),
-        ({"logits": torch.zeros(4, 2)}, r"Shard 0 needs logits of shape \(4, 3\), got \(4, 2\)"),
-        ({"logits": torch.tensor([[torch.inf, 0, 0]] + [[0.0] * 3] * 3)}, r"needs finite logits, but 1 of 4 samples"),
+        ({"outputs": {"aux": torch.zeros(3, 2)}}, r"Shard 0 needs exactly 4 samples, got outputs\.aux for 3"),
+        (
+            {"outputs": {"aux": torch.tensor([torch.inf, 0, 0, 0])}},
+            r"needs finite outputs\.aux, but 1 of 4 samples",
+        ),
     ],
 )
 def test_samples_that_do_not_fit_the_plan_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
     with DatasetWriter.begin(tmp_path, make_plan()) as writer:
         shard = writer.pending()[0]
-        tensors = dict(zip(("inputs", "labels", "logits"), samples(writer, shard), strict=True))
+        tensors = dict(zip(("inputs", "labels", "outputs"), samples(writer, shard), strict=True))
         with pytest.raises(DataError, match=message):
             writer.write(shard, **{**tensors, **changes})
         assert not (tmp_path / shard_file(0)).exists()
 
 
-def test_logits_of_unknown_width_must_be_a_matrix(tmp_path: Path) -> None:
-    with DatasetWriter.begin(tmp_path, make_plan(spec=replace(SPEC, num_classes=None))) as writer:
-        shard = writer.pending()[0]
-        for logits in (torch.zeros(4), torch.zeros(4, 3, 2)):
-            with pytest.raises(DataError, match="Shard 0 needs logits of shape"):
-                writer.write(shard, torch.zeros(4, 2, 4), None, logits)
-        writer.write(shard, torch.zeros(4, 2, 4), None, torch.zeros(4, 7))
+def test_outputs_of_any_shape_come_back_by_name(tmp_path: Path) -> None:
+    outputs = {"out": torch.rand(4, 3, 2), "aux": torch.rand(4), "heads.0": torch.rand(4, 1).bfloat16()}
+    with DatasetWriter.begin(tmp_path, make_plan(4)) as writer:
+        writer.write(ShardPlan(0, 4), torch.zeros(4, 2, 4), None, outputs)
+        data = writer.finish()
+    batch = next(iter(data.loader(4)))
+    assert batch.labels is None
+    assert set(batch.outputs) == set(outputs)
+    for name, output in outputs.items():
+        assert torch.equal(batch.outputs[name], output.float())
+        assert torch.equal(data[2].outputs[name], output[2].float())
 
 
 def test_any_floating_type_and_layout_is_stored_as_float32(tmp_path: Path) -> None:

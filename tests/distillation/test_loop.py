@@ -57,10 +57,11 @@ def train(
     examples: Examples,
     options: TrainingOptions = OPTIONS,
     place: CheckpointDir | None = None,
+    num_classes: int | None = 4,
     **about: Any,
 ) -> tuple[TrainingPoint, ...]:
     trained_on, held_out = split_held_out(examples, options.validation_fraction, options.seed)
-    loss = DistillationLoss(teacher, options, student=student, sample=held_out.inputs[:2])
+    loss = DistillationLoss(teacher, options, num_classes=num_classes, student=student, sample=held_out.inputs[:2])
     try:
         source = DatasetSource(trained_on, options, num_classes=4)
         return train_student(Student(student, **about), loss, source, held_out, options, place)
@@ -172,12 +173,13 @@ class TestLearning:
 
     def test_other_outputs_than_logits(self, examples: Examples) -> None:
         teacher = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()).eval()
-        options = replace(OPTIONS, kl_weight=0.0, logit_weight=1.0)
-        history = train(teacher, coarse(teacher), examples, options)
+        history = train(teacher, coarse(teacher), examples, num_classes=None)
         assert history[-1].held_out_loss < history[0].held_out_loss
         assert history[-1].agreement is None
-        with pytest.raises(UsageError, match=r"need class logits \(batch, classes\), got .*set kl_weight to 0"):
-            train(teacher, coarse(teacher), examples)
+        with pytest.raises(
+            UsageError, match=r"label term needs class logits \(batch, classes\), and no output is known"
+        ):
+            train(teacher, coarse(teacher), examples, replace(OPTIONS, label_weight=1.0), num_classes=None)
 
 
 class TestCompilation:
@@ -330,7 +332,9 @@ class TestBadInput:
     def test_outputs_of_another_shape(self, tiny_network: nn.Module, examples: Examples) -> None:
         student = coarse(tiny_network)
         student.linear = nn.Linear(8, 3)
-        told = r"must return the same shape, got \(12, 4\) from the teacher and \(12, 3\) from the student"
+        told = (
+            r"must return the same outputs, got \(4,\) values per sample from the teacher and \(3,\) from the student"
+        )
         with pytest.raises(ModelError, match=told):
             train(tiny_network, student, examples)
 
@@ -340,7 +344,10 @@ class TestBadInput:
 
     def test_no_term(self, tiny_network: nn.Module) -> None:
         with pytest.raises(UsageError, match="All weights of the distillation loss are 0"):
-            DistillationLoss(tiny_network, {"kl_weight": 0})
+            DistillationLoss(tiny_network, {"kl_weight": 0, "distance_weight": 0})
+        criterion = DistillationLoss(tiny_network, {"kl_weight": 0}, num_classes=4)
+        with pytest.raises(UsageError, match="No term of the distillation loss applies to the outputs"):
+            criterion(torch.zeros(2, 4), torch.zeros(2, 3, 8, 8))
 
     def test_too_few_samples(self) -> None:
         with pytest.raises(DataError, match="at least 2 samples, one of them held out, got 1"):
@@ -430,7 +437,7 @@ class TestBatches:
 def test_states_are_judged_at_the_temperature_of_the_training(tiny_network: nn.Module, examples: Examples) -> None:
     options = replace(OPTIONS, temperature=3.0)
     student = coarse(tiny_network)
-    found = HeldOut(examples, DistillationLoss(tiny_network, options), 7).judge(student)
+    found = HeldOut(examples, DistillationLoss(tiny_network, options, num_classes=4), 7).judge(student)
     with torch.no_grad():
         answers, outputs = tiny_network(examples.inputs), student(examples.inputs)
     pairs = zip(outputs.split(1), answers.split(1), strict=True)

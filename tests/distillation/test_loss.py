@@ -171,7 +171,7 @@ class TestDropIn:
         options = {
             "kl_weight": 0.5, "temperature": 2, "logit_weight": 0.25, "label_weight": 3, "teacher_precision": "float32"
         }  # fmt: skip
-        loss = DistillationLoss(teacher, options)
+        loss = DistillationLoss(teacher, options, num_classes=4)
         outputs, answers = student(inputs), teacher(inputs)
         kl = 4 * F.kl_div((outputs / 2).log_softmax(1), (answers / 2).softmax(1), reduction="batchmean")
         labels = F.cross_entropy(outputs, answers.argmax(1))
@@ -193,7 +193,7 @@ class TestDropIn:
             for parameter in student.parameters():
                 if parameter.ndim > 1 and parameter.numel() > 50:
                     parameter.mul_(0.9)
-        loss = DistillationLoss(teacher, options, student=student, sample=inputs)
+        loss = DistillationLoss(teacher, options, num_classes=4, student=student, sample=inputs)
         optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=1e-3)
         values = []
         for _ in range(10):
@@ -241,7 +241,7 @@ class TestDropIn:
     def test_features_of_other_channels_need_places(self, teacher: nn.Module, inputs: Tensor) -> None:
         student = Residual(width=3).eval()
         options = {"feature_weight": 1.0, "feature_layers": ("linear",)}
-        loss = DistillationLoss(teacher, options, student=student, sample=inputs)
+        loss = DistillationLoss(teacher, options, num_classes=4, student=student, sample=inputs)
         with pytest.raises(
             UsageError,
             match="of the same shape, or with spatial positions if the channels differ, and no pair has either",
@@ -257,13 +257,15 @@ class TestDropIn:
             loss(student(inputs), inputs)
 
     def test_shapes_must_agree(self, teacher: nn.Module, inputs: Tensor) -> None:
-        with pytest.raises(ModelError, match=r"got \(16, 4\) from the teacher and \(16, 3\) from the student"):
+        with pytest.raises(
+            ModelError, match=r"got \(4,\) values per sample from the teacher and \(3,\) from the student"
+        ):
             DistillationLoss(teacher)(torch.zeros(16, 3), inputs)
 
 
 def test_options_may_be_a_record(teacher: nn.Module, inputs: Tensor) -> None:
     record = TrainingOptions(kl_weight=0.0, logit_weight=1.0, teacher_precision="bfloat16")
-    found: Callable[..., Tensor] = DistillationLoss(teacher, record)
+    found: Callable[..., Tensor] = DistillationLoss(teacher, record, num_classes=4)
     assert found(teacher(inputs), inputs).item() < 1e-2  # the teacher's bfloat16 alone
 
 
@@ -271,6 +273,7 @@ def test_the_mean_over_elements_is_that_over_samples_divided_by_the_classes(teac
     inputs, outputs = torch.randn(6, 3, 8, 8), torch.randn(6, 4)
     weights: dict[str, object] = {"kl_weight": 1.0, "symmetrized_kl_weight": 0.5, "teacher_precision": "float32"}
     per_sample, per_element = (
-        DistillationLoss(teacher, {**weights, "kl_reduction": mean})(outputs, inputs) for mean in ("batchmean", "mean")
+        DistillationLoss(teacher, {**weights, "kl_reduction": mean}, num_classes=4)(outputs, inputs)
+        for mean in ("batchmean", "mean")
     )
     assert per_element.item() == pytest.approx(per_sample.item() / 4, rel=1e-5)

@@ -281,7 +281,7 @@ def test_what_inverts_batch_norm_refuses_a_network_without(registry: Registry, n
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_class_terms_refuse_a_network_that_is_no_classifier(registry: Registry, network: nn.Module, name: str) -> None:
     spec = InputSpec((3, 8, 8), SPEC.mean, SPEC.std)
-    message = "A class term needs a classifier: set num_classes in the input specification, or class_weight to 0."
+    message = r"A class term needs a classifier; class_weight=0 does without\. Whether .* is not known: set num_classes"
     with pytest.raises(UsageError, match=message):
         make(registry, name, network, 5, spec=spec)
 

@@ -264,7 +264,10 @@ class TestAdversarial:
             adversarial(tiny_network, tiny_spec).batch(16)
 
     def test_a_network_that_is_no_classifier(self, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
-        with pytest.raises(UsageError, match=r"The distance kl compares class probabilities.*Choose distance=logit"):
+        with pytest.raises(
+            UsageError,
+            match=r"The distance kl compares class probabilities; distance=logit compares values.*set num_classes",
+        ):
             adversarial(tiny_network, replace(tiny_spec, num_classes=None))
 
     def test_statistics_of_a_network_without_any(self, tiny_spec: InputSpec) -> None:
@@ -353,7 +356,9 @@ class TestGdfq:
         assert steps == [7] * 3
 
     def test_a_network_that_is_no_classifier(self, tiny_network: nn.Module, tiny_spec: InputSpec) -> None:
-        with pytest.raises(UsageError, match="makes images of given classes, so it needs a classifier"):
+        with pytest.raises(
+            UsageError, match=r"makes images of given classes, so it needs a classifier; .*set num_classes"
+        ):
             gdfq(tiny_network, replace(tiny_spec, num_classes=None))
 
 
@@ -446,6 +451,7 @@ class TestFinetuning:
 
 def test_gdfq_on_the_command_line(tmp_path: Path) -> None:
     given = ["--shape", "1,8,8", "--mean", "0.3", "--std", "0.375", "--value-range", "0,1", "-n", "40"]
+    given += ["--num-classes", "10"]
     quick = ["-O", "iterations=5", "-O", "width=8", "-o", str(tmp_path)]
     model = "dfq_plugins.demo.network:digits_network"
     made = CliRunner().invoke(cli, ["synthesize", model, *given, *quick, "--generator", "gdfq"])

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import dfq_plugins
 from dfq_plugins.errors import ModelError, UsageError
-from dfq_plugins.network.specification import complete_spec, resolve_spec
+from dfq_plugins.network.specification import complete_spec, require_classes, resolve_spec
 from dfq_plugins.network.trial import check_finite, infer_shape, trial_run
 from dfq_plugins.statistics.requirements import require_batch_norm
 from dfq_plugins.types import InputSpec
@@ -139,31 +139,53 @@ def test_an_error_without_text_is_named_by_its_type() -> None:
         trial_run(Silent(), InputSpec((3,)))
 
 
-def test_models_that_return_no_tensor_are_refused() -> None:
-    class Several(nn.Module):
+def test_models_that_return_no_values_are_refused() -> None:
+    class Ranked(nn.Module):
         def forward(self, inputs: torch.Tensor) -> Any:
-            return {"logits": inputs}
+            return {"best": inputs.argmax(1), "scale": 0.5}
 
-    message = "The model must return one tensor, got dict. Wrap it in a module that returns the logits."
-    with pytest.raises(ModelError, match=refusal(message)):
-        trial_run(Several(), InputSpec((3,)))
+    message = "for 2 samples it returns best (2,) torch.int64. Wrap it in a module that returns the values before they"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        trial_run(Ranked(), InputSpec((3,)))
 
 
 # ------------------------------------------------------------------------------------------------ inference
 
 
-def test_channels_size_and_classes_are_read_off_a_network_that_leaves_no_choice() -> None:
-    assert complete_spec(convolutional(size=32, channels=1)) == InputSpec((1, 32, 32), num_classes=5)
+def test_channels_and_size_are_read_off_a_network_that_leaves_no_choice() -> None:
+    assert complete_spec(convolutional(size=32, channels=1)) == InputSpec((1, 32, 32))
 
 
 def test_a_linear_first_layer_says_the_shape() -> None:
     network = nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
-    assert complete_spec(network) == InputSpec((12,), num_classes=3)
+    assert complete_spec(network) == InputSpec((12,))
 
 
-def test_a_network_that_is_no_classifier_has_no_classes() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    assert complete_spec(network, shape=(3, 8, 8)).num_classes is None
+def test_whether_a_network_is_a_classifier_is_said_and_checked_but_never_guessed() -> None:
+    registry: Any = Recognizer(KNOWN)
+    vector, class_map = convolutional(), nn.Sequential(nn.Conv2d(3, 5, 3)).eval()
+    for network in (vector, class_map):
+        assert complete_spec(network, shape=(3, 16, 16)).num_classes is None
+        for said in (0, 5):
+            assert complete_spec(network, shape=(3, 16, 16), num_classes=said).num_classes == said
+            assert resolve_spec(network, InputSpec((3, 16, 16), num_classes=said), registry).num_classes == said
+        with pytest.raises(UsageError, match="Give the number of class logits, or 0 if the network is not"):
+            complete_spec(network, shape=(3, 16, 16), num_classes=4)
+
+
+@pytest.mark.parametrize("classes", [1, -1])
+def test_a_single_logit_is_no_classifier(classes: int) -> None:
+    with pytest.raises(UsageError, match=f"at least 2 class logits, got num_classes={classes}. Give 0 for a network"):
+        InputSpec((3,), num_classes=classes)
+
+
+def test_what_needs_classes_asks_for_them() -> None:
+    network = convolutional()
+    with pytest.raises(UsageError, match=r"Needed. Whether Sequential is a classifier is not known: set num_classes"):
+        require_classes(network, InputSpec((3, 16, 16)), "Needed.")
+    with pytest.raises(UsageError, match=r"Needed. Sequential has no logits \(samples, classes\)\."):
+        require_classes(network, InputSpec((3, 16, 16), num_classes=0), "Needed.")
+    require_classes(network, InputSpec((3, 16, 16), num_classes=5), "Needed.")
 
 
 def test_what_is_given_is_kept() -> None:
@@ -203,7 +225,7 @@ class Recognizer:
         return self.spec
 
 
-KNOWN = InputSpec((3, 24, 24), (0.4,) * 3, (0.2,) * 3, (0.0, 1.0))
+KNOWN = InputSpec((3, 24, 24), (0.4,) * 3, (0.2,) * 3, (0.0, 1.0), 5)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +246,7 @@ def test_a_plugin_that_knows_the_model_fills_in_what_is_not_given(given: dict[st
 
 def test_what_a_plugin_says_of_other_channels_is_not_taken_over() -> None:
     registry: Any = Recognizer(KNOWN)
-    assert complete_spec(convolutional(channels=1), shape=(1, 8, 8), registry=registry) == InputSpec(
-        (1, 8, 8), num_classes=5
-    )
+    assert complete_spec(convolutional(channels=1), shape=(1, 8, 8), registry=registry) == InputSpec((1, 8, 8))
 
 
 def test_half_a_normalization_is_not_silently_completed() -> None:

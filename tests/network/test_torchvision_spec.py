@@ -38,7 +38,17 @@ def build(name: str, **settings: Any) -> nn.Module:
 )
 @pytest.mark.parametrize("classes", [1000, 10])
 def test_size_and_normalization_of_published_models(name: str, side: int, classes: int) -> None:
-    assert dfq_infer_input_spec(build(name, num_classes=classes)) == InputSpec((3, side, side), MEAN, STD, (0.0, 1.0))
+    expected = InputSpec((3, side, side), MEAN, STD, (0.0, 1.0), classes)
+    assert dfq_infer_input_spec(build(name, num_classes=classes)) == expected
+
+
+@pytest.mark.parametrize(("head", "classes"), [(nn.Linear(512, 1), 0), (nn.Linear(512, 7), 7), (nn.Identity(), None)])
+def test_a_replaced_last_layer_says_whether_it_is_still_a_classifier(head: nn.Module, classes: int | None) -> None:
+    network = build("resnet18")
+    network.fc = head
+    spec = dfq_infer_input_spec(network)
+    assert spec is not None
+    assert spec.num_classes == classes
 
 
 def test_inception_takes_299_pixels() -> None:
@@ -49,7 +59,7 @@ def test_inception_takes_299_pixels() -> None:
 
 def test_a_preset_with_a_normalization_of_its_own() -> None:
     spec = dfq_infer_input_spec(build("efficientnet_v2_l"))
-    assert spec == InputSpec((3, 480, 480), (0.5,) * 3, (0.5,) * 3, (0.0, 1.0))
+    assert spec == InputSpec((3, 480, 480), (0.5,) * 3, (0.5,) * 3, (0.0, 1.0), 1000)
 
 
 def test_it_agrees_with_torchvision_s_transform() -> None:

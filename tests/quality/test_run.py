@@ -146,7 +146,7 @@ def test_twins_have_no_diversity(tiny_network: nn.Module) -> None:
 def test_features_are_what_the_last_layer_reads(tiny_network: nn.Module) -> None:
     read: list[torch.Tensor] = []
     handle = tiny_network.linear.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
-    with torch.no_grad(), teacher.TeacherHooks(tiny_network) as hooks:
+    with torch.no_grad(), teacher.TeacherHooks(tiny_network, 4) as hooks:
         outputs = torch.cat([tiny_network(part) for part in noise(8).split(4)])
     handle.remove()
     assert hooks.features is not None
@@ -159,7 +159,7 @@ def test_features_are_what_the_last_layer_reads(tiny_network: nn.Module) -> None
 def test_positions_are_averaged_where_the_last_layer_is_a_convolution() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     inputs = noise(4)
-    with torch.no_grad(), teacher.TeacherHooks(network) as hooks:
+    with torch.no_grad(), teacher.TeacherHooks(network, None) as hooks:
         network(inputs)
     assert hooks.features is not None
     assert torch.allclose(hooks.features, inputs.mean((2, 3)))
@@ -282,7 +282,7 @@ def test_what_needs_a_classifier_a_layer_or_a_range_is_said_to_be_missing() -> N
     assert (found.confidence, found.label_balance, found.diversity, found.clamped) == (None, None, None, None)
     assert found.label_counts == ()
     assert found.notes == (
-        "teacher confidence and label balance. The network returns no class logits.",
+        "teacher confidence and label balance. The network is not known to be a classifier.",
         "diversity. The network has no linear or convolution module whose input could be read.",
         "values at the clamp. The valid range of the input is unknown; give --value-range.",
     )

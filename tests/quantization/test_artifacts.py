@@ -149,14 +149,14 @@ def test_no_export_costs_the_model(error: Exception, reason: str, tmp_path: Path
 def test_outputs_are_compared_by_class_and_by_deviation() -> None:
     expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.2, 0.1], [3.0, 2.0]])
     found = expected + torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.2], [0.0, 0.0]])
-    agreement = compare(expected, found.numpy(), classifies=True)
+    agreement = compare(expected, found.numpy(), expected.shape[1])
     assert (agreement.samples, agreement.same_class) == (4, 0.75)
     assert agreement.largest == pytest.approx(0.2)
     assert agreement.deviation == pytest.approx(0.025 / expected.std(correction=0).item())
-    assert compare(expected[:, 0], found[:, 0], classifies=True).same_class is None  # (samples,): not logits
-    assert compare(expected, found * float("nan"), classifies=False).largest != 0
+    assert compare(expected[:, 0], found[:, 0], len(expected)).same_class is None  # (samples,): not logits
+    assert compare(expected, found * float("nan"), None).largest != 0
     with pytest.raises(ArtifactError, match=r"\(4, 2\), but this one returns \(4, 1\)"):
-        compare(expected, found[:, :1], classifies=True)
+        compare(expected, found[:, :1], expected.shape[1])
 
 
 def test_a_failing_onnx_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

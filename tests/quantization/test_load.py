@@ -190,7 +190,8 @@ def test_an_onnx_module_can_be_copied_and_returns_what_the_program_does() -> Non
     inputs = torch.randn(3, 2, dtype=torch.double, requires_grad=True)
     module = copy.deepcopy(OnnxModule(identity(outputs=2), exact=False))
     assert not module.exact
-    first, second = module(inputs)
+    found = module(inputs)
+    first, second = found["out0"], found["out1"]
     assert torch.equal(first, inputs.detach().float())
     assert torch.equal(second, first)
     assert not first.requires_grad

@@ -13,7 +13,6 @@ from torch import nn
 
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, ModelError, PluginError, UsageError
-from dfq_plugins.network.agreement import top1_agreement
 from dfq_plugins.quantization.run import quantize, run_quantization
 from dfq_plugins.types import Batch, InputSpec, ProgressEvent, Recipe
 from snapshot import Snapshot
@@ -81,7 +80,7 @@ def test_a_synthetic_data_set_brings_its_own_specification(
 
 def test_without_a_specification_the_data_tell_the_shape(quantized: Callable[..., Any]) -> None:
     quantized(DATA, spec=None)
-    assert recorder().given[1] == InputSpec((3, 8, 8), num_classes=4)
+    assert recorder().given[1] == InputSpec((3, 8, 8))
 
 
 @pytest.mark.parametrize("recipe", ["w4a8", Recipe(4, 8)])
@@ -107,26 +106,9 @@ def test_nothing_is_exported_unasked(quantized: Callable[..., Any]) -> None:
 
 def test_agreement_is_the_share_of_equal_answers(quantized: Callable[..., Any]) -> None:
     assert quantized(DATA, calibrator="inverting").agreement < 0.1
-
-    class Fixed(nn.Module):
-        def __init__(self, *classes: int) -> None:
-            super().__init__()
-            self.answer = nn.functional.one_hot(torch.tensor(classes), 4).float()
-
-        def forward(self, _batch: torch.Tensor) -> torch.Tensor:
-            return self.answer
-
-    batches = [torch.zeros(4, 1)] * 3
-    assert top1_agreement(Fixed(0, 1, 2, 3), Fixed(0, 1, 2, 0), batches, limit=100) == 0.75
-    assert math.isnan(top1_agreement(nn.Identity(), nn.Identity(), [torch.zeros(2, 3, 4)], limit=8))
-
-
-def test_agreement_reads_no_more_than_its_limit() -> None:
-    def endless() -> Iterator[torch.Tensor]:
-        while True:
-            yield torch.zeros(4, 2)
-
-    assert top1_agreement(nn.Identity(), nn.Identity(), endless(), limit=10) == 1
+    unsaid = quantized(DATA, spec=None)
+    assert math.isnan(unsaid.agreement)
+    assert [output.same_largest for output in unsaid.output_agreement] == [1.0]
 
 
 def test_calibration_reports_progress(quantized: Callable[..., Any]) -> None:

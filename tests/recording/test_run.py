@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import weakref
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -603,8 +604,9 @@ def test_a_network_of_one_layer_has_no_graph(tmp_path: Path) -> None:
 def test_a_network_without_classes_is_refused(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1))
     spec = InputSpec((1, 6, 6))
-    with pytest.raises(ModelError, match=r"A record needs a classifier, but the network does not return logits"):
-        record(network, [torch.zeros(2, 1, 6, 6)], spec, output=tmp_path / "r")
+    for classes, told in ((None, "is not known: set num_classes"), (2, r"has no logits \(samples, classes\)")):
+        with pytest.raises(UsageError, match=f"needs a classifier. .*{told}"):
+            record(network, [torch.zeros(2, 1, 6, 6)], replace(spec, num_classes=classes), output=tmp_path / "r")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def folded():
     return network(norm=False)
 """
 SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
+SPEC += ["--num-classes", "5"]
 
 
 class Text(HTMLParser):
@@ -140,7 +141,7 @@ def test_the_page_of_a_quantization_has_every_part(made: Path) -> None:
     report = made / "quantized.html"
     arguments = [f"{made}/net.py:network", made / "set", "--calibrator", "torch-ao", "-o", made / "artifacts"]
     result = run("quantize", *arguments, "--report", report)
-    assert "Agreement on 3 held-out samples: " in result.output
+    assert "Agreement on 3 held-out samples: same class for " in result.output
     assert f"Report: {report}" in result.output
     found = page(report)
     assert found.headings == [
@@ -332,8 +333,8 @@ def test_curves_that_do_not_fit_are_refused() -> None:
 def test_fidelity_is_shown_with_the_rest_folded_and_exact_layers_named() -> None:
     layers = tuple(LayerFidelity(f"layer{index}", float(index)) for index in range(13))
     fidelity = Fidelity((*layers, LayerFidelity("last", float("inf"))), (("add", "no module"),), 8)
-    section = calibration_section(float("nan"), 0, fidelity)
-    first, rest, others = section.blocks
+    section = calibration_section((), 0, fidelity)
+    _, first, rest, others = section.blocks
     assert first.rows[0] == ("layer0", 0.0)  # type: ignore[union-attr]
     assert rest.rows == (("layer12", 12.0), ("last", "exact"))  # type: ignore[union-attr]
     assert rest.folded  # type: ignore[union-attr]

@@ -37,6 +37,8 @@ def other():
 
 SPEC = ["--shape", "3,8,8", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--value-range", "0,1"]
 
+CLASSES = ["--num-classes", "5"]
+
 
 def run(*arguments: object, code: int = 0) -> Result:
     """Run `dfq` with these arguments, and require its exit code."""

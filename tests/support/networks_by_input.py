@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -212,6 +212,7 @@ def example(kind: str) -> Example:
     make, given = KINDS[kind]
     spec = as_specification(given)
     assert spec is not None
+    spec = replace(spec, num_classes=CLASSES)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         found = Example(make().train(), spec)

@@ -16,7 +16,7 @@ from dfq_plugins.data.calibration_data import as_calibration_data
 from dfq_plugins.distillation.loss import DistillationLoss
 from dfq_plugins.errors import ModelError
 from dfq_plugins.model_state import frozen_copy
-from dfq_plugins.network.agreement import top1_agreement
+from dfq_plugins.network.agreement import class_agreement, output_agreement
 from dfq_plugins.network.memory import forward
 from dfq_plugins.quality.run import inspect
 from dfq_plugins.recording.units import UnitReader
@@ -29,7 +29,7 @@ from tiny_networks import TinyNetwork
 if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
 
-SPEC = InputSpec((3, 8, 8), value_range=(-3.0, 3.0))
+SPEC = InputSpec((3, 8, 8), value_range=(-3.0, 3.0), num_classes=4)
 QUICK = {"iterations": 30, "compile": "never", "precision": "float32"}
 BATCH = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(3).mul(0.5).clamp(-3, 3)
 
@@ -401,13 +401,13 @@ def test_layers_that_no_gradient_reaches_are_named(caplog: pytest.LogCaptureFixt
 def test_an_overwriting_network_leaves_every_batch() -> None:
     network, batch = frozen_copy(build("in-place input")), BATCH.clone()
     expected = network(batch.clone())
-    assert torch.equal(forward(network, batch), expected)
-    assert top1_agreement(network, network, [batch], 64) == 1
+    assert torch.equal(forward(network, batch)["output"], expected)
+    assert class_agreement(output_agreement(network, network, [batch], 64, expected.shape[1])) == 1
     for part in as_calibration_data(batch, SPEC):
         network(part)
     inspect([batch], network, spec=SPEC)
     loss = DistillationLoss(network)
-    assert torch.equal(loss.teacher_outputs(batch), expected)
+    assert torch.equal(loss.teacher_outputs(batch)["output"], expected)
     with UnitReader(network, [], units="channels", temperature=1.0, masks={}) as reader:
         reader.read(batch)
     assert torch.equal(batch, BATCH)
@@ -417,4 +417,5 @@ def test_labels_are_those_of_the_samples() -> None:
     network = build("in-place input")
     data = synthesize(network, SPEC, num_samples=32, options=QUICK)
     batch = next(iter(data.loader(32)))
-    torch.testing.assert_close(network(batch.inputs.clone()).detach(), batch.logits)
+    assert batch.outputs is not None
+    torch.testing.assert_close(network(batch.inputs.clone()).detach(), batch.outputs["output"])

@@ -87,7 +87,7 @@ def test_what_a_generator_does_to_its_model_reaches_neither_logits_nor_divergenc
     data = run(generator="vandal", num_samples=40, batch_size=20)
     with torch.no_grad():
         expected = tiny_network(data.inputs())
-    torch.testing.assert_close(next(iter(data.loader(40))).logits, expected)
+    torch.testing.assert_close(next(iter(data.loader(40))).outputs["output"], expected)
     found = layer_divergences(tiny_network, [data.inputs()], tiny_spec)
     assert data.manifest.divergence == pytest.approx(found, rel=1e-3)
 
@@ -191,10 +191,10 @@ def test_every_sample_has_the_teacher_s_logits_and_a_label(
     run: Callable[..., SyntheticDataset], tiny_network: nn.Module, generator: str
 ) -> None:
     data = run(generator=generator, num_samples=40, batch_size=32)
-    inputs, labels, logits = next(iter(data.loader(40)))
+    inputs, labels, outputs = next(iter(data.loader(40)))
     with torch.no_grad():
         expected = tiny_network(inputs)
-    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(outputs["output"], expected)
     if "inception" in generator:
         assert data.manifest.labels == "conditional"
         assert labels.bincount().tolist() == [10] * 4
@@ -203,7 +203,7 @@ def test_every_sample_has_the_teacher_s_logits_and_a_label(
         assert torch.equal(labels, expected.argmax(1))
 
 
-def test_a_network_that_is_no_classifier_gives_inputs_alone(registry: Registry, tiny_network: nn.Module) -> None:
+def test_a_network_that_is_no_classifier_gives_inputs_and_outputs(registry: Registry, tiny_network: nn.Module) -> None:
     class Features(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -215,7 +215,7 @@ def test_a_network_that_is_no_classifier_gives_inputs_alone(registry: Registry, 
     data = synthesize(Features(), InputSpec((3, 8, 8)), num_samples=4, options=QUICK, registry=registry)
     assert data.manifest.labels == "none"
     assert data[0].labels is None
-    assert data[0].logits is None
+    assert set(data[0].outputs) == {"output"}
     assert list(data.manifest.divergence) == ["body.norm1"]
 
 
@@ -239,10 +239,10 @@ def test_the_manifest_says_how_the_set_was_made(
 
 def test_what_is_not_given_is_read_off_the_model(run: Callable[..., SyntheticDataset], tiny_spec: InputSpec) -> None:
     bare = InputSpec(tiny_spec.shape)
-    assert run(spec=bare).spec.num_classes == 4
+    assert run(spec=bare).spec == bare
     flat = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     flat[1].running_mean += 1
-    assert run(flat, spec=None).spec == InputSpec((6,), num_classes=3)
+    assert run(flat, spec=None).spec == InputSpec((6,))
 
 
 def test_progress_counts_the_samples_of_the_whole_run(run: Callable[..., SyntheticDataset]) -> None:
@@ -353,7 +353,7 @@ def test_an_unusable_model_is_refused_and_nothing_is_written(
 
 
 def test_a_wrong_number_of_classes_is_refused(run: Callable[..., SyntheticDataset], tmp_path: Path) -> None:
-    message = r"num_classes is 7, but the model returns \(4,\) values per sample. Omit num_classes"
+    message = r"num_classes is 7, but the model returns \(4,\) values per sample. Give the number of"
     with pytest.raises(UsageError, match=message):
         run(spec=InputSpec((3, 8, 8), num_classes=7), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -10,16 +10,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dfq_plugins.model_state import hooked
+from dfq_plugins.network.outputs import named_outputs, nested_outputs
 from dfq_plugins.network.trace_errors import code_line
 from dfq_plugins.network.tracing.operation import (
     Attribute,
@@ -140,17 +142,19 @@ def record(
 
 
 def plain_structure(output: Any) -> Any:
-    """Return nested outputs as tuples, lists and dictionaries only; data classes become dictionaries."""
+    """Return outputs as nested tuples, lists and dictionaries of tensors: no constants, records as dictionaries."""
+    if all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(output)):
+        return _plain_containers(output)
+    return nested_outputs(named_outputs(output))
+
+
+def _plain_containers(output: Any) -> Any:
     if isinstance(output, Mapping):
-        return {key: plain_structure(value) for key, value in output.items()}
-    if is_dataclass(output) and not isinstance(output, type):
-        return {field.name: plain_structure(getattr(output, field.name)) for field in fields(output)}
+        return {key: _plain_containers(value) for key, value in output.items()}
     if isinstance(output, tuple):
-        items = [plain_structure(value) for value in output]
+        items = [_plain_containers(value) for value in output]
         return type(output)(*items) if hasattr(output, "_fields") else tuple(items)
-    if isinstance(output, list):
-        return [plain_structure(value) for value in output]
-    return output
+    return [_plain_containers(value) for value in output] if isinstance(output, list) else output
 
 
 class _Recorder(TorchFunctionMode):

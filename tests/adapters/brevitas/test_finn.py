@@ -98,9 +98,7 @@ def ready(kind: type[nn.Module]) -> GraphModule:
 
 def exported(model: GraphModule, folder: Path) -> Artifact:
     """Write the QONNX file alone, which is what FINN takes."""
-    return export.export_onnx(
-        model, batches()[0][:1], folder, spec=SPEC, classifies=True, with_qcdq=False, target="finn"
-    )[0]
+    return export.export_onnx(model, batches()[0][:1], folder, spec=SPEC, with_qcdq=False, target="finn")[0]
 
 
 def run(model: ModelWrapper, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -266,7 +264,7 @@ def test_power_of_two_scales(tmp_path: Path) -> None:
 def test_zero_points_of_biases_have_a_rank_for_every_target(tmp_path: Path) -> None:
     model = quantized(trained(Plain), target="generic")
     assert exported(quantized(trained(Plain), quantize_bias=True), tmp_path).checks[2].name == CHECK_NAME
-    path = export.export_onnx(model, batches()[0][:1], tmp_path, spec=SPEC, classifies=True, with_qcdq=False)[0].path
+    path = export.export_onnx(model, batches()[0][:1], tmp_path, spec=SPEC, with_qcdq=False)[0].path
     wrapped, inputs = ModelWrapper(str(path)), batches()[1][:1].numpy()
     biases = [
         node for node in wrapped.graph.node if node.op_type == "Quant" and wrapped.get_initializer(node.input[3]) == 32
@@ -416,8 +414,6 @@ def test_real_networks(name: str, networks: ModuleType, tmp_path: Path) -> None:
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in inputs[-100:].split(50)]) == labels[-100:]
     assert 100 * right.float().mean().item() >= least
-    artifact = export.export_onnx(
-        model, inputs[:2], tmp_path, spec=SPEC, classifies=True, with_qcdq=False, target="finn"
-    )[0]
+    artifact = export.export_onnx(model, inputs[:2], tmp_path, spec=SPEC, with_qcdq=False, target="finn")[0]
     assert artifact.checks[2].name == CHECK_NAME
     require_same_after_passes(artifact.path, inputs[:1].numpy(), each=False)

@@ -118,7 +118,7 @@ def check(loaded: OnnxModel, converted: OnnxModel) -> Check:
     if converted.samples is None:
         raise UsageError("Only a model that this calibrator converted can be exported. Call convert() first.")
     for inputs in (converted.samples[:1], converted.samples):
-        agreement = compare(converted(inputs), loaded(inputs), classifies=converted.spec.num_classes is not None)
+        agreement = compare(converted(inputs), loaded(inputs), converted.spec.num_classes)
         if not agreement.largest <= 1e-5:
             raise ArtifactError(f"The file must compute what the model does, but on {agreement}. Report the model.")
     return Check("loaded and run in ONNX Runtime", str(agreement))
