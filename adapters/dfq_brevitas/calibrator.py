@@ -21,6 +21,7 @@ from dfq_brevitas.input_range import fix_input_ranges, replace_input_quantizers
 from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
+from dfq_brevitas.shared_ranges import covering_every_call
 from dfq_brevitas.training import learned_scales, take_gradients
 from dfq_brevitas.way_round import way_round
 from dfq_brevitas.weights import apply_gptq, learn_rounding
@@ -145,7 +146,7 @@ class BrevitasCalibrator(Calibrator):
         run, graph = _run_of(prepared)
         data = _Batches(batches, run.spec, device_of(graph))
         with torch.no_grad(), silenced(NOTICES), step_errors("Brevitas", "calibrate", graph, way_round):
-            with calibration_mode(graph):
+            with calibration_mode(graph), covering_every_call(graph):
                 for inputs in data:
                     data.spec.run(graph, inputs)
             graph.eval()

@@ -60,6 +60,7 @@ class _Writer:
         self.called: set[str] = set()
         self.batch: Any = None
         self.items: dict[Reference, Any] = {}
+        self.leftovers: list[tuple[str, str]] = []
 
     def write(self, output: Any) -> GraphModule:
         wanted = self._wanted(output)
@@ -67,6 +68,7 @@ class _Writer:
             if operation.from_input and index in wanted:
                 self.nodes[index] = self._shaped(index, operation)
         self.graph.output(map_values(self._value, output))
+        self._drop_leftovers()
         self.graph.lint()
         module = GraphModule(self.model, self.graph, class_name=type(self.model).__name__)
         module.meta[PLACES] = self.places
@@ -182,6 +184,7 @@ class _Writer:
             for name, value in [*module._parameters.items(), *module._buffers.items()]:  # noqa: SLF001
                 if name not in layer._parameters and name not in layer._buffers and value is not None:  # noqa: SLF001
                     layer.register_buffer(name, value.detach())
+                    self.leftovers.append((owner, name))
             for name, child in module.named_children():
                 layer.add_module(name, child)
             parent, _, child_name = owner.rpartition(".")
@@ -190,6 +193,13 @@ class _Writer:
             return owner
         prefix = f"{owner}." if owner else ""
         return self._add_module(f"{prefix}{type(layer).__name__.lower()}", _untied(layer))
+
+    def _drop_leftovers(self) -> None:
+        """Remove the tensors of a former layer that no node reads: a framework's layer has no place for them."""
+        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        for owner, name in self.leftovers:
+            if f"{owner}.{name}" not in read:
+                delattr(self.model.get_submodule(owner), name)
 
     def _depends(self, reference: Reference) -> bool:
         return self.operations[reference.operation].from_input

@@ -170,6 +170,7 @@ class _Recorder(TorchFunctionMode):
         self._attributes = {id(tensor): name for name, tensor in named}
         self._running: list[str] = []
         self._leaf_arguments: list[tuple[Any, Any]] = []
+        self._keeping = False
 
     def add_inputs(self, inputs: Mapping[str, Tensor]) -> None:
         for name, value in inputs.items():
@@ -190,7 +191,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = {key: value for key, value in (kwargs or {}).items() if key != "out" or value is not None}
-        if self._leaf_arguments:
+        if self._leaf_arguments or self._keeping:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__":
@@ -283,7 +284,9 @@ class _Recorder(TorchFunctionMode):
         index = len(self.recording.operations)
         self.recording.operations.append(operation)
         if not operation.from_input:
+            self._keeping = True  # the copies are not the network's
             operation.result = map_values(_kept, result)
+            self._keeping = False
         self.recording.shapes.append(map_values(_shape, result))
         self._remember(result, index, ())
 
