@@ -28,6 +28,7 @@ def dictionary():
 
 INPUTS = ("--input", "image:3,12,12:range=0,1", "--input", "meta:4:mean=0,0,0,0:std=1,1,1,1:range=-2,2")
 QUICK = ("--option", "iterations=2", "--option", "compile=never", "--num-samples", "16")
+CLASSES = ("--num-classes", "5")
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_other_forms_are_refused(text: str) -> None:
 
 def test_synthesize_extend_inspect_and_quantize(network: str, tmp_path: Path) -> None:
     folder = tmp_path / "set"
-    made = json.loads(run("synthesize", network, *INPUTS, *QUICK, "--output", folder, "--json").stdout)
+    made = json.loads(run("synthesize", network, *INPUTS, *QUICK, *CLASSES, "--output", folder, "--json").stdout)
     assert list(made["input_spec"]["inputs"]) == ["image", "meta"]
     assert made["input_spec"]["num_classes"] == 5
     assert (
