@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
+
+from dfq_brevitas.additions import is_addition
 from dfq_brevitas.framework import brevitas_config, quantize_impl
 
 if TYPE_CHECKING:
@@ -25,13 +28,14 @@ def kept_configuration() -> Iterator[None]:
 
 @contextmanager
 def limited_rounds(graph: GraphModule) -> Iterator[None]:
-    """Let Brevitas's alignment of joins give up when it does not converge: each round settles at least one node."""
+    """Let Brevitas's alignment of joins give up when it does not converge: usually, each round settles one join."""
     former = quantize_impl.MAX_RESIDUAL_ITERS
-    quantize_impl.MAX_RESIDUAL_ITERS = _ROUNDS_PER_NODE * len(graph.graph.nodes)
+    joins = sum(node.target is torch.cat or is_addition(node) for node in graph.graph.nodes)
+    quantize_impl.MAX_RESIDUAL_ITERS = _ROUNDS_PER_JOIN * joins + _MORE_ROUNDS
     try:
         yield
     finally:
         quantize_impl.MAX_RESIDUAL_ITERS = former
 
 
-_ROUNDS_PER_NODE = 2
+_ROUNDS_PER_JOIN, _MORE_ROUNDS = 2, 10

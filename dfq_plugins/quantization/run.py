@@ -17,6 +17,7 @@ from dfq_plugins.network.agreement import class_agreement, output_agreement
 from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quantization.artifacts import export_all, require_folder
+from dfq_plugins.quantization.guard import warn_of_outputs
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -120,6 +121,7 @@ def run_quantization(
             coverage = framework.describe(converted)
             classes = known.num_classes
             found = output_agreement(original, converted, samples, AGREEMENT_SAMPLES, classes, known)
+            warn_of_outputs(found, recipe, calibrator)
             artifacts, rejected = (
                 ((), ()) if output is None else export_all(framework, converted, accepted, Path(output))
             )
