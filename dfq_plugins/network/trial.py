@@ -91,8 +91,24 @@ def trial_run(model: nn.Module, spec: Specification) -> torch.Tensor:
     """Run the model on two blank samples and return its output.
 
     Raises:
-        UsageError: the model takes other inputs than those of the specification, or integers.
+        UsageError: the model takes other inputs than those of the specification, integers, or a list of images.
         ModelError: the model does not accept inputs of that shape, or does not return a tensor.
+    """
+    outputs = blank_run(model, spec)
+    if not isinstance(outputs, torch.Tensor):
+        raise ModelError(
+            f"The model must return one tensor, got {type(outputs).__name__}. "
+            "Wrap it in a module that returns the logits."
+        )
+    return outputs
+
+
+def blank_run(model: nn.Module, spec: Specification) -> Any:
+    """Run the model on two blank samples and return whatever it returns.
+
+    Raises:
+        UsageError: the model takes other inputs than those of the specification, integers, or a list of images.
+        ModelError: the model does not accept inputs of that shape.
     """
     check_call(model, spec)
     kind = next(model.parameters(), torch.empty(0)).dtype
@@ -113,11 +129,6 @@ def trial_run(model: nn.Module, spec: Specification) -> torch.Tensor:
         raise ModelError(message) from error
     if isinstance(outputs, (list, tuple)) and any(isinstance(found, Mapping) for found in outputs):
         _refuse_lists(model, spec, blank)
-    if not isinstance(outputs, torch.Tensor):
-        raise ModelError(
-            f"The model must return one tensor, got {type(outputs).__name__}. "
-            "Wrap it in a module that returns the logits."
-        )
     return outputs
 
 

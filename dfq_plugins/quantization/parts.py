@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -222,7 +222,7 @@ def _convert(framework: Calibrator, part: _FloatPart, prepared: nn.Module, outpu
     with _naming(part.name):
         framework.calibrate(prepared, part.inputs)
         converted = framework.convert(prepared)
-        coverage = framework.describe(converted)
+        coverage = _in_whole(framework.describe(converted), part.name)
     sample = next(iter(part.inputs))
     args, kwargs = part.form.nesting.filled(leaves(sample))
     result, expected = nesting_of(part.network.get_submodule(part.name)(*args, **kwargs))
@@ -234,6 +234,18 @@ def _convert(framework: Calibrator, part: _FloatPart, prepared: nn.Module, outpu
         ((), ()) if output is None else export_all(framework, converted, part.spec, Path(output) / part.folder)  # type: ignore[arg-type]
     )
     return _QuantizedPart(variant, coverage, agreement, artifacts, rejected)
+
+
+def _in_whole(coverage: Coverage, part: str) -> Coverage:
+    """Return a part's coverage, naming the part where a name is not that of a module in it."""
+
+    def named(name: str) -> str:
+        return name if name == part or name.startswith(f"{part}.") else f"{part}: {name}"
+
+    return Coverage(
+        tuple(replace(tensor, name=named(tensor.name)) for tensor in coverage.quantized),
+        tuple((named(name), reason) for name, reason in coverage.unquantized),
+    )
 
 
 def _decibels(expected: torch.Tensor, found: torch.Tensor) -> float:
