@@ -47,8 +47,8 @@ class QuantizedPart(nn.Module):
 
     def __init__(self, name: str, part: nn.Module, variants: Sequence[Variant]) -> None:
         super().__init__()
-        for key, value in vars(part).items():
-            if not key.startswith("_") and not hasattr(self, key):
+        for key, value in _plain_attributes(part).items():
+            if not hasattr(self, key):
                 setattr(self, key, value)
         self._name = name
         self.networks = nn.ModuleList(variant.network for variant in variants)
@@ -76,6 +76,19 @@ class QuantizedPart(nn.Module):
         if not call.samples:
             outputs = [output[:0] if len(output) == 1 else output for output in outputs]
         return result.filled(outputs)
+
+
+def _plain_attributes(part: nn.Module) -> dict[str, Any]:
+    """Return what networks ask their parts for, such as the number of channels; not methods, modules or tensors."""
+    found = {}
+    for key in dir(part):
+        try:
+            value = None if key.startswith("_") else getattr(part, key)
+        except Exception:  # noqa: BLE001, S112  a property raises whatever it likes
+            continue
+        if value is not None and not callable(value) and not isinstance(value, Tensor):
+            found[key] = value
+    return found
 
 
 def _run(network: nn.Module, spec: Specification, tensors: Sequence[Tensor]) -> list[Tensor]:
