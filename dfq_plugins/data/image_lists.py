@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from dfq_plugins.data.calibration_data import as_calibration_data
@@ -69,7 +70,7 @@ def _is_image(value: object) -> bool:
 
 def in_lists(batches: Iterable[Tensor]) -> list[list[Tensor]]:
     """Return the samples of batches in lists of a few."""
-    return [list(part) for batch in batches for part in batch.split(IMAGES_AT_ONCE)]
+    return [list(part) for batch in batches for part in torch.split(batch, IMAGES_AT_ONCE)]
 
 
 def in_batches(data: Any, spec: GivenSpec | None) -> Sequence[Inputs]:
