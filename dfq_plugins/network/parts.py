@@ -144,13 +144,20 @@ def call_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     return Call(name, Form(nesting, tuple(tuple(tensor.shape[1:]) for tensor in tensors)), tuple(tensors))
 
 
-def recorded(network: nn.Module, names: Iterable[str], run: Callable[[nn.Module], Any]) -> list[Call]:
+class _EnoughError(BaseException):
+    """Ends a run whose remaining calls are not needed; no network catches it."""
+
+
+def recorded(
+    network: nn.Module, names: Iterable[str], run: Callable[[nn.Module], Any], *, limit: int | None = None
+) -> list[Call]:
     """Run a network and return the calls of its parts, in order, with copies of their tensors.
 
     Args:
         network: the network.
         names: names of the parts.
         run: runs it.
+        limit: number of calls after which the run ends; None finishes it.
 
     Raises:
         ModelError: it does not run, or a part takes something else than tensors.
@@ -161,12 +168,16 @@ def recorded(network: nn.Module, names: Iterable[str], run: Callable[[nn.Module]
         call = call_of(name, args, kwargs)
         copies = tuple(tensor.detach().clone() for tensor in call.tensors)
         calls.append(Call(call.name, call.form, copies))
+        if len(calls) == limit:
+            raise _EnoughError
 
     parts = ((name, network.get_submodule(name)) for name in names)
     hooks = (part.register_forward_pre_hook(partial(record, name), with_kwargs=True) for name, part in parts)
     with hooked(hooks), torch.no_grad():
         try:
             run(network)
+        except _EnoughError:
+            pass
         except ModelError:
             raise
         except Exception as error:
@@ -185,12 +196,12 @@ class Calls:
     Args:
         forms: the different forms, in order.
         samples: number of samples of all calls.
-        count: number of calls.
+        counts: number of calls in each run.
     """
 
     forms: list[Form] = field(default_factory=list)
     samples: int = 0
-    count: int = 0
+    counts: list[int] = field(default_factory=list)
 
 
 def survey(network: nn.Module, names: Sequence[str], runs: Iterable[Callable[[nn.Module], Any]]) -> dict[str, Calls]:
@@ -213,7 +224,6 @@ def survey(network: nn.Module, names: Sequence[str], runs: Iterable[Callable[[nn
         for call in recorded(network, names, run):
             calls, site = found[call.name], (call.name, seen[call.name])
             seen[call.name] += 1
-            calls.count += 1
             calls.samples += call.samples
             former = sites.setdefault(site, call.form)
             if former != call.form:
@@ -224,6 +234,8 @@ def survey(network: nn.Module, names: Sequence[str], runs: Iterable[Callable[[nn
                 )
             if call.samples and call.form not in calls.forms:
                 calls.forms.append(call.form)
+        for name in names:
+            found[name].counts.append(seen[name])
     return found
 
 
@@ -293,7 +305,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class PartInputs:
-    """The inputs of a part's calls of one form, as batches for a calibrator; each pass runs the whole network.
+    """The inputs of a part's calls of one form, as batches for a calibrator; each pass runs the network up to them.
 
     Args:
         network: the whole network.
@@ -301,6 +313,7 @@ class PartInputs:
         form: the form of the calls.
         spec: the specification of the part.
         runs: runs the network on each batch.
+        counts: number of calls in each run, after which the run ends.
     """
 
     network: nn.Module
@@ -308,10 +321,11 @@ class PartInputs:
     form: Form
     spec: Specification
     runs: Sequence[Callable[[nn.Module], Any]]
+    counts: Sequence[int]
 
     def __iter__(self) -> Iterator[Inputs]:
-        for run in self.runs:
-            for call in recorded(self.network, [self.name], run):
+        for run, count in zip(self.runs, self.counts, strict=True):
+            for call in recorded(self.network, [self.name], run, limit=count) if count else ():
                 if call.form == self.form and call.samples:
                     yield as_inputs(self.spec, call.tensors)
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.network.parts import Calls, Form
+    from dfq_plugins.network.parts import Calls
     from dfq_plugins.types import Artifact, Calibrator, GivenSpec, RejectedArtifact, Specification
 
 logger = logging.getLogger(__name__)
@@ -150,11 +150,7 @@ def quantize_parts(
             raise ModelError(f"The part {left_out[0][0]!r} {left_out[0][1]}")
         if parts is None:
             _say(network, names, left_out)
-        floats = [
-            _FloatPart(network, name, form, runs, f"{name}/{index}" if len(calls[name].forms) > 1 else name)
-            for name in names
-            for index, form in enumerate(calls[name].forms)
-        ]
+        floats = [part for name in names for part in _floats(network, name, calls[name], runs)]
         done = []
         with attributed(info):
             prepared = [_prepare(framework, part, recipe, info) for part in floats]  # all, before any is calibrated
@@ -183,21 +179,24 @@ class _FloatPart:
     """A float part for one form of its calls.
 
     Args:
-        network: the whole network.
-        name: name of the part.
-        form: the form.
-        runs: runs the network on each batch of the data.
+        inputs: the inputs of these calls.
         folder: subfolder for its artifacts.
     """
 
-    def __init__(
-        self, network: nn.Module, name: str, form: Form, runs: Sequence[Callable[[nn.Module], Any]], folder: str
-    ) -> None:
-        part = network.get_submodule(name)
-        self.name, self.form, self.folder = name, form, folder
-        self.spec = part_specification(part, form)
-        self.network = PartNetwork(name, part, form.nesting).eval()
-        self.inputs = PartInputs(network, name, form, self.spec, runs)
+    def __init__(self, inputs: PartInputs, folder: str) -> None:
+        self.name, self.form, self.spec = inputs.name, inputs.form, inputs.spec
+        self.network = PartNetwork(inputs.name, inputs.network.get_submodule(inputs.name), inputs.form.nesting).eval()
+        self.inputs, self.folder = inputs, folder
+
+
+def _floats(
+    network: nn.Module, name: str, calls: Calls, runs: Sequence[Callable[[nn.Module], Any]]
+) -> Iterator[_FloatPart]:
+    """Yield a part for each form of its calls."""
+    part = network.get_submodule(name)
+    for index, form in enumerate(calls.forms):
+        inputs = PartInputs(network, name, form, part_specification(part, form), runs, calls.counts)
+        yield _FloatPart(inputs, f"{name}/{index}" if len(calls.forms) > 1 else name)
 
 
 @dataclass(frozen=True)
@@ -277,7 +276,7 @@ def _replace(network: nn.Module, name: str, variants: Sequence[Variant]) -> None
 
 def _unused(calls: Calls) -> str:
     """Return why a part cannot be calibrated; empty if it can."""
-    if not calls.count:
+    if not any(calls.counts):
         return "is not called in evaluation mode, or not as a module. Name the modules that are."
     if not calls.samples:
         return (
