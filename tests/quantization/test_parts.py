@@ -192,6 +192,8 @@ def test_integer_images_are_refused() -> None:
 def test_a_detector_as_a_whole_is_refused_with_the_way_round() -> None:
     with pytest.raises(UsageError, match=r"Detector takes a list of images.*dfq_plugins\.quantize_parts"):
         dfq.quantize(detector(), torch.stack(images(4)), calibrator="torch-ao")
+    with pytest.raises(UsageError, match=r"a list of images, use dfq_plugins\.quantize_parts"):
+        dfq.quantize(detector(), [(images(4), [{}] * 4)], calibrator="torch-ao")
 
 
 def test_parts_of_a_network_that_takes_several_inputs() -> None:
