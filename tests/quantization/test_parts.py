@@ -220,6 +220,13 @@ def test_ssdlite_from_torchvision(framework: str) -> None:
 
     network = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
     network.transform.fixed_size = (96, 96)
+    for layer in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        layer.momentum = None  # the average of all passes
+        layer.reset_running_stats()
+        layer.train()
+    with torch.no_grad():
+        network(images(4, size=96))
+    network.eval()
     run = dfq.quantize_parts(network, [images(2, size=96)], calibrator=framework)
     assert [part.name for part in run.parts] == ["backbone", "head"]
     assert len(run.model(images(1, size=120))) == 1
