@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dfq_plugins.quality.run import inspect
     from dfq_plugins.quantization.finetune import finetune
     from dfq_plugins.quantization.load import load_quantized
+    from dfq_plugins.quantization.parts import quantize_parts
     from dfq_plugins.quantization.run import quantize, run_quantization
     from dfq_plugins.recording.options import RecordingOptions
     from dfq_plugins.recording.run import record
@@ -46,6 +47,7 @@ __all__ = [
     "load_quantized",
     "prune",
     "quantize",
+    "quantize_parts",
     "record",
     "run_quantization",
     "synthesize",
@@ -70,6 +72,7 @@ _lazy, __dir__ = lazy_names(
         "load_quantized": "quantization.load",
         "prune": "pruning.run",
         "quantize": "quantization.run",
+        "quantize_parts": "quantization.parts",
         "record": "recording.run",
         "run_quantization": "quantization.run",
         "synthesize": "synthesis.run",

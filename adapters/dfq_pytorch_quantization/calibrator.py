@@ -12,7 +12,7 @@ from dfq_plugins.errors import ModelError, UsageError
 from dfq_plugins.inputs import count, joined, map_inputs, moved, random_inputs, rows
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.fit import fitted_copy
-from dfq_plugins.network.trial import trial_run
+from dfq_plugins.network.trial import blank_run
 from dfq_plugins.quantization.batches import checked_batches
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape, state_of
@@ -90,7 +90,7 @@ class PytorchQuantizationCalibrator(Calibrator):
             _require_quantizable(prepared, model, self._options)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "disable_quant")
-            trial_run(prepared, spec)
+            blank_run(prepared, spec)
             if self._options.dynamic_sizes:
                 _require_other_sizes(prepared, spec)
             if self._options.residual_quantizer:

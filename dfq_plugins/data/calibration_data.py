@@ -145,6 +145,11 @@ def _described(item: object) -> str:
 
 
 def _floating(value: object, name: str) -> Tensor:
+    if isinstance(value, (list, tuple)):
+        raise UsageError(
+            f"A batch must be a tensor, got a list for {name}. Stack samples of one shape; for a detector, which takes "
+            "a list of images, use dfq_plugins.quantize_parts(model, data, calibrator=...)."
+        )
     if not isinstance(value, torch.Tensor):
         raise UsageError(
             f"A batch must be a tensor, a tuple that starts with one, or a dictionary of tensors by name, got "

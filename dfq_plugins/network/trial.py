@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from dfq_plugins.network.signature import check_call, signature_of
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dfq_plugins.types import Inputs, Specification
 
 CANDIDATE_SIZES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)
@@ -91,9 +94,19 @@ def trial_run(model: nn.Module, spec: Specification) -> dict[str, torch.Tensor]:
     """Run the model on two blank samples and return its outputs by name; see `network.outputs.sample_outputs`.
 
     Raises:
-        UsageError: the model takes other inputs than those of the specification, or integers.
+        UsageError: the model takes other inputs than those of the specification, integers, or a list of images.
         ModelError: the model does not accept inputs of that shape, or returns no floating-point tensor with one entry
             per sample.
+    """
+    return sample_outputs(blank_run(model, spec), TRIAL_SAMPLES)
+
+
+def blank_run(model: nn.Module, spec: Specification) -> Any:
+    """Run the model on two blank samples and return whatever it returns.
+
+    Raises:
+        UsageError: the model takes other inputs than those of the specification, integers, or a list of images.
+        ModelError: the model does not accept inputs of that shape.
     """
     check_call(model, spec)
     kind = next(model.parameters(), torch.empty(0)).dtype
@@ -102,6 +115,7 @@ def trial_run(model: nn.Module, spec: Specification) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             outputs = spec.run(model, blank)
     except Exception as error:
+        _refuse_lists(model, spec, blank)
         _refuse_integers(model, spec, blank)
         given = "; ".join(f"{name} {one.shape}" for name, one in spec.named.items())
         shapes = given if len(spec.named) > 1 else str(next(iter(spec.named.values())).shape)
@@ -111,7 +125,34 @@ def trial_run(model: nn.Module, spec: Specification) -> dict[str, torch.Tensor]:
             "Give the shape of one sample as the network expects it."
         )
         raise ModelError(message) from error
-    return sample_outputs(outputs, TRIAL_SAMPLES)
+    if isinstance(outputs, (list, tuple)) and any(isinstance(found, Mapping) for found in outputs):
+        _refuse_lists(model, spec, blank)
+    return outputs
+
+
+def takes_list(model: nn.Module, samples: torch.Tensor) -> bool:
+    """Return whether a model runs on a list of samples, as detectors in evaluation mode do.
+
+    Args:
+        model: the model.
+        samples: a batch `(samples, ...)`.
+    """
+    spec = InputSpec(tuple(samples.shape[1:]))
+    return _runs(lambda given: model(list(given)), spec, samples)
+
+
+def _refuse_lists(model: nn.Module, spec: Specification, blank: Inputs) -> None:
+    """Reject a model that takes a list of images.
+
+    Raises:
+        UsageError: it does.
+    """
+    if isinstance(spec, InputSpec) and takes_list(model, blank):
+        raise UsageError(
+            f"{type(model).__name__} takes a list of images, whose detections are selected by their values: it cannot "
+            "be quantized as a whole. Quantize its backbone and heads, and keep the steps around them, with "
+            "dfq_plugins.quantize_parts(model, data, calibrator=...)."
+        )
 
 
 def _refuse_integers(model: nn.Module, spec: Specification, blank: Inputs) -> None:
@@ -135,7 +176,7 @@ def _as_integers(blank: Inputs, chosen: tuple[str, ...]) -> Inputs:
 
 
 @torch.no_grad()
-def _runs(model: nn.Module, spec: Specification, inputs: Inputs) -> bool:
+def _runs(model: Callable[..., Any], spec: Specification, inputs: Inputs) -> bool:
     try:
         spec.run(model, cloned(inputs))
     except Exception:  # noqa: BLE001  a forward raises whatever it likes
