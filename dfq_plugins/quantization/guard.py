@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Recipe
 
 _BYTE = 8
-_LOWEST_DECIBELS = {True: 15.0, False: 3.0}
+_LOWEST_DECIBELS = {True: 10.0, False: 3.0}
 """Signal-to-noise ratio in dB below which something is wrong, at eight bits and below eight bits.
 
 At eight bits, networks that are quantized as they should be are at 20 to 50 dB. Below, a good network may lose much.
@@ -27,7 +27,7 @@ def lowest_decibels(recipe: Recipe) -> float:
 
     >>> from dfq_plugins.types import Recipe
     >>> lowest_decibels(Recipe(8, 8)), lowest_decibels(Recipe(4, 4))
-    (15.0, 3.0)
+    (10.0, 3.0)
     """
     return _LOWEST_DECIBELS[min(recipe.weight_bits, recipe.activation_bits) >= _BYTE]
 
