@@ -31,9 +31,12 @@ class InputSpec:
         std: standard deviation that the raw values are divided by, one per channel; None if and only if `mean` is None.
         value_range: lowest and highest raw value (in network units if mean is None); None if unbounded or unknown.
         num_classes: number of class logits; None if the network is not a classifier.
+        standardized_samples: whether each sample has mean 0 and variance 1 over all of its values, as frames of audio
+            and other signals often do. It replaces the other three: such samples have no fixed mean, std or range.
 
     Raises:
-        UsageError: a size is not positive, mean and std do not fit the channels, or the range is empty.
+        UsageError: a size is not positive, mean and std do not fit the channels, the range is empty, or standardized
+            samples have one value or a mean, std or range.
 
     >>> InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0)).bounds
     ((-2.0,), (2.0,))
@@ -44,6 +47,7 @@ class InputSpec:
     std: tuple[float, ...] | None = None
     value_range: tuple[float, float] | None = None
     num_classes: int | None = None
+    standardized_samples: bool = False
 
     def __post_init__(self) -> None:
         if not self.shape or any(size < 1 for size in self.shape):
@@ -60,6 +64,16 @@ class InputSpec:
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise UsageError(
                 f"value_range must be increasing, got {self.value_range}. Give (lowest, highest), e.g. (0, 1)."
+            )
+        if self.standardized_samples and (self.mean is not None or self.value_range is not None):
+            raise UsageError(
+                "standardized_samples means that each sample is normalized by its own mean and standard deviation, so "
+                f"mean, std and value_range do not apply, got {self.mean}, {self.std}, {self.value_range}. Omit them."
+            )
+        if self.standardized_samples and math.prod(self.shape) == 1:
+            raise UsageError(
+                f"A sample of one value has no variance, so it cannot be standardized, got the shape {self.shape}. "
+                "Omit standardized_samples."
             )
 
     @property
@@ -88,7 +102,7 @@ class InputSpec:
 
     @property
     def standardized(self) -> bool:
-        """Whether normalized data has mean 0 and variance 1, so that the statistics of the input are known.
+        """Whether each channel of normalized data has mean 0 and variance 1, so that the input's statistics are known.
 
         A std above that of a uniform distribution over `value_range` cannot come from the data: it is only rescaling,
         such as `x / 127.5 - 1`.

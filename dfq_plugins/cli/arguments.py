@@ -55,6 +55,7 @@ class SpecArguments:
     std: tuple[float, ...] | None
     value_range: tuple[float, ...] | None
     num_classes: int | None
+    standardized_samples: bool | None = None
 
     def complete(self, model: nn.Module) -> InputSpec:
         """Return the model's input specification; values that were not given are inferred."""
@@ -72,6 +73,7 @@ class SpecArguments:
             std=self.std,
             value_range=None if bounds is None else (bounds[0], bounds[1]),
             num_classes=self.num_classes,
+            standardized_samples=bool(self.standardized_samples),
             registry=get_registry(),
         )
 
@@ -270,6 +272,12 @@ spec_options = bundled(
     numbers_option("--std", float, "Standard deviation of each channel, which divides the raw values."),
     numbers_option("--value-range", float, "Lowest and highest raw value: 0,1."),
     click.option("--num-classes", type=click.IntRange(min=1), help="Number of classes."),
+    click.option(
+        "--standardized-samples",
+        is_flag=True,
+        default=None,
+        help="Each input is normalized by its own mean and standard deviation, as frames of audio often are.",
+    ),
 )
 
 quantization_options = bundled(

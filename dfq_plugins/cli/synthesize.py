@@ -162,6 +162,7 @@ def _continued(
         std=spec.std or known.std,
         value_range=spec.value_range or known.value_range,
         num_classes=spec.num_classes or known.num_classes,
+        standardized_samples=spec.standardized_samples or known.standardized_samples,
     )
 
 

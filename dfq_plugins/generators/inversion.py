@@ -12,7 +12,7 @@ import torch
 
 from dfq_plugins.errors import UsageError
 from dfq_plugins.generators.noise import Noise, draw_noise
-from dfq_plugins.generators.start import fitted_noise, known_noise
+from dfq_plugins.generators.start import drawn_scale, fitted_noise, known_noise
 from dfq_plugins.model_state import device_of
 from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.statistics.requirements import require_batch_norm
@@ -43,11 +43,13 @@ class Preparation:
     Args:
         objective: the objective being minimized.
         noise: the distribution of the initial inputs.
+        scale: standard deviation of the initial inputs, the unit of the learning rate.
         work: MACs of one sample in one step.
     """
 
     objective: InversionObjective
     noise: Noise
+    scale: float
     work: float
 
 
@@ -106,7 +108,7 @@ class InversionGenerator(DataGenerator):
                 self.options,
                 rng,
                 within(report, number, len(groups)),
-                scale=ready.noise.scale,
+                scale=ready.scale,
                 pace=pace,
             )
             if budget is not None:
@@ -178,7 +180,7 @@ class InversionGenerator(DataGenerator):
             objective = InversionObjective(model, spec, self.options)
             fitted = self.options.start == "fitted" and self.options.batch_norm_weight > 0
             noise = fitted_noise(objective, spec) if fitted else known_noise(spec)
-            self._preparations[model] = Preparation(objective, noise, step_work(model, spec))
+            self._preparations[model] = Preparation(objective, noise, drawn_scale(noise, spec), step_work(model, spec))
         return self._preparations[model]
 
     def _min_step_samples(self, parts: int) -> int:

@@ -50,13 +50,30 @@ def fitted_noise(objective: InversionObjective, spec: InputSpec) -> Noise:
     the divergence of white noise. For inputs with unknown normalization (audio features, raw sensor values), an
     optimization that starts orders of magnitude away from the right scale would not converge at all.
     """
-    noise = known_noise(spec)
-    if not spec.standardized:
+    noise, scaled = known_noise(spec), spec.standardized or spec.standardized_samples
+    if not scaled:
         noise = _best_noise(objective, spec, scale_candidates(spec, noise))
     noise = _best_noise(objective, spec, color_candidates(spec, noise))
-    if not spec.standardized and noise.exponent:
+    if not scaled and noise.exponent:
         noise = _best_noise(objective, spec, scale_candidates(spec, noise))
     return noise
+
+
+def drawn_scale(noise: Noise, spec: InputSpec) -> float:
+    """Return the standard deviation of the inputs that are drawn: that of the noise, less what clamping takes.
+
+    Noise that is wider than the valid range piles up at its ends. In units of its own standard deviation, the steps of
+    the optimization would throw pixels from end to end, and the first layers would stay noisy.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> round(drawn_scale(Noise(scale=100.0), InputSpec((1, 64, 64), value_range=(-1.0, 1.0))), 2)
+    0.99
+    """
+    if spec.bounds is None:
+        return noise.scale
+    rng = torch.Generator().manual_seed(FIT_SEED)
+    drawn = draw_noise(spec, FIT_SAMPLES, noise, rng, torch.device("cpu"))
+    return float(drawn.std(correction=0)) or noise.scale
 
 
 def scale_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
@@ -83,11 +100,13 @@ def scale_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
 def color_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
     """Return candidates with the scale of `noise` and different colors, for spatial axes and several channels.
 
+    The only axis of a vector may be time, as in a frame of audio; if it is not, white noise fits best.
+
     >>> from dfq_plugins.types import InputSpec
     >>> len(color_candidates(InputSpec((8,)), Noise())), len(color_candidates(InputSpec((3, 8, 8)), Noise()))
-    (1, 15)
+    (5, 15)
     """
-    exponents = EXPONENTS if math.prod(spec.shape[1:]) > 1 else (0.0,)
+    exponents = EXPONENTS if math.prod(spec.shape[1:] or spec.shape) > 1 else (0.0,)
     correlations = CORRELATIONS if len(spec.shape) > 1 and spec.channels > 1 else (0.0,)
     pairs = product(exponents, correlations)
     return [replace(noise, exponent=exponent, correlation=correlation) for exponent, correlation in pairs]

@@ -43,6 +43,8 @@ class InversionOptions:
         "pad and randomly crop images by this many pixels, as in training on small images; none: an eighth of the side "
         "for color images of 16 to 64 pixels, 0 for others",
     )
-    clamp: bool = setting(default=True, text="keep the inputs in their valid range during optimization")
+    clamp: bool = setting(
+        default=True, text="keep the inputs valid during optimization: in their range, or standardized"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "precision of convolutions and linear layers")
     compile: Literal["auto", "always", "never"] = setting("auto", "compile the step; auto: if the work is worth it")

@@ -32,6 +32,8 @@ NAMES = {
     "resnet20_cifar10": "ResNet-20 on CIFAR-10",
     "mobilenetv1_075_imagenet": "MobileNetV1 0.75 on an ImageNet sample",
     "dscnn_kws_mlperftiny": "DS-CNN on spoken keywords (audio features, one channel)",
+    "crepe_tiny": "CREPE tiny on the pitch of tones (audio samples, BatchNorm behind ReLU)",
+    "ppocr_cls": "PP-OCR text direction (squeeze-and-excite, hard-swish)",
 }
 
 
@@ -163,11 +165,10 @@ def smaller_networks() -> list[str]:
 
 def main() -> None:
     """Write the page and the README's tables."""
-    networks = ("resnet20_cifar10", "mobilenetv1_075_imagenet", "dscnn_kws_mlperftiny")
     parts = [
         HEAD,
         "## Accuracy after calibration\n",
-        *(calibration_section(name) for name in networks),
+        *(calibration_section(name) for name in NAMES),
         per_tensor_section(),
         "## Data similarity\n",
         similarity_section(),
