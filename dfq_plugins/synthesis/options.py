@@ -26,7 +26,9 @@ class InversionOptions:
     plateau: Annotated[float, Ge(0)] = setting(
         0.0, "stop early if thirty steps lower the loss by less than this fraction; 0: never"
     )
-    divergence: Literal["kl", "l2"] = setting("kl", "distance between stored and synthetic statistics")
+    divergence: Literal["symmetrized-kl", "kl", "l2"] = setting(
+        "symmetrized-kl", "distance between stored and synthetic statistics"
+    )
     step_samples: Annotated[int, Gt(0)] | None = setting(None, "samples per step; none: the whole shard at once")
     statistics: Literal["batch", "set"] = setting("batch", "match the statistics of each step, or of the whole shard")
     batch_norm_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the BatchNorm divergence")
