@@ -180,7 +180,7 @@ def write_result(name: str, record: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"environment": environment(), **record}, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps({**record, "environment": environment()}, indent=1, sort_keys=True) + "\n")
     temporary.replace(path)
     print(f"wrote {path.name}", flush=True)
 
