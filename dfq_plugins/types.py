@@ -45,10 +45,12 @@ class InputSpec:
         value_range: lowest and highest raw value (in network units if mean is None); None if unbounded or unknown.
         num_classes: number of class logits, per sample or at each position of a class map; 0 if the network is not a
             classifier; None if that is not known. It is never guessed from the shape of an output.
+        standardized_samples: whether each sample has mean 0 and variance 1 over all of its values, as frames of audio
+            and other signals often do. It replaces mean, std and range: such samples have no fixed ones.
 
     Raises:
-        UsageError: a size is not positive, mean and std do not fit the channels, the range is empty, or there is only
-            one class.
+        UsageError: a size is not positive, mean and std do not fit the channels, the range is empty, there is only one
+            class, or standardized samples have one value or a mean, std or range.
 
     >>> InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0)).bounds
     ((-2.0,), (2.0,))
@@ -59,6 +61,7 @@ class InputSpec:
     std: tuple[float, ...] | None = None
     value_range: tuple[float, float] | None = None
     num_classes: int | None = None
+    standardized_samples: bool = False
 
     def __post_init__(self) -> None:
         if not self.shape or any(size < 1 for size in self.shape):
@@ -77,6 +80,16 @@ class InputSpec:
                 f"value_range must be increasing, got {self.value_range}. Give (lowest, highest), e.g. (0, 1)."
             )
         _check_classes(self.num_classes)
+        if self.standardized_samples and (self.mean is not None or self.value_range is not None):
+            raise UsageError(
+                "standardized_samples means that each sample is normalized by its own mean and standard deviation, so "
+                f"mean, std and value_range do not apply, got {self.mean}, {self.std}, {self.value_range}. Omit them."
+            )
+        if self.standardized_samples and math.prod(self.shape) == 1:
+            raise UsageError(
+                f"A sample of one value has no variance, so it cannot be standardized, got the shape {self.shape}. "
+                "Omit standardized_samples."
+            )
 
     @property
     def named(self) -> dict[str, InputSpec]:
@@ -130,7 +143,7 @@ class InputSpec:
 
     @property
     def standardized(self) -> bool:
-        """Whether normalized data has mean 0 and variance 1, so that the statistics of the input are known.
+        """Whether each channel of normalized data has mean 0 and variance 1, so that the input's statistics are known.
 
         A std above that of a uniform distribution over `value_range` cannot come from the data: it is only rescaling,
         such as `x / 127.5 - 1`.

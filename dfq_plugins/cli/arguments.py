@@ -58,6 +58,7 @@ class SpecArguments:
     num_classes: int | None
     inputs: dict[str, InputSpec] | None = None
     call: Call | None = None
+    standardized_samples: bool | None = None
 
     def complete(self, model: nn.Module) -> Specification:
         """Return the model's input specification; values that were not given are inferred.
@@ -85,6 +86,7 @@ class SpecArguments:
             std=self.std,
             value_range=None if bounds is None else (bounds[0], bounds[1]),
             num_classes=self.num_classes,
+            standardized_samples=bool(self.standardized_samples),
             registry=get_registry(),
         )
 
@@ -363,6 +365,12 @@ spec_options = bundled(
         "--call",
         type=click.Choice(["keywords", "positional", "dictionary"]),
         help="How the model takes several inputs; default: keywords.",
+    ),
+    click.option(
+        "--standardized-samples",
+        is_flag=True,
+        default=None,
+        help="Each input is normalized by its own mean and standard deviation, as frames of audio often are.",
     ),
 )
 

@@ -174,6 +174,7 @@ def _filled_in(spec: SpecArguments, known: Specification) -> SpecArguments:
         std=spec.std or known.std,
         value_range=spec.value_range or known.value_range,
         num_classes=classes,
+        standardized_samples=spec.standardized_samples or known.standardized_samples,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfq_plugins.synthesis.loop import clamp_
+from dfq_plugins.synthesis.loop import make_valid_
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Noise:
 
 
 def draw_noise(spec: Specification, count: int, noise: Any, rng: torch.Generator, device: torch.device) -> Inputs:
-    """Draw inputs `(count, *shape)`, clamped to the valid range; images are in channels-last format.
+    """Draw valid inputs `(count, *shape)`, within the range or standardized; images are in channels-last format.
 
     Args:
         spec: the specification of the inputs.
@@ -63,7 +63,7 @@ def _drawn(spec: InputSpec, count: int, noise: Noise, rng: torch.Generator, devi
     drawn = colored(drawn, noise.exponent).mul_(noise.scale).add_(noise.center).to(device)
     if drawn.ndim == 4:  # noqa: PLR2004  images
         drawn = drawn.contiguous(memory_format=torch.channels_last)
-    return clamp_(drawn, spec)
+    return make_valid_(drawn, spec)
 
 
 def unbounded(spec: Specification) -> Specification:
@@ -76,14 +76,16 @@ def unbounded(spec: Specification) -> Specification:
 def colored(white: Tensor, exponent: float) -> Tensor:
     """Shape the spectrum of white noise `(batch, channels, *spatial)`; its variance does not change.
 
+    Vectors `(batch, values)` are signals of one channel.
+
     >>> smooth = colored(torch.randn(8, 1, 64, generator=torch.Generator().manual_seed(0)), 2.0)
     >>> bool(smooth.diff(dim=-1).square().mean() < 0.1 * smooth.square().mean())
     True
     """
-    sizes = white.shape[2:]
-    if not exponent or max(sizes, default=1) == 1:
+    axes = tuple(range(min(2, white.ndim - 1), white.ndim))
+    sizes = torch.Size(white.shape[axis] for axis in axes)
+    if not exponent or max(sizes) == 1:
         return white
-    axes = tuple(range(2, white.ndim))
     spectrum = torch.fft.rfftn(white, dim=axes) * _gain(sizes, exponent)
     shaped: Tensor = torch.fft.irfftn(spectrum, s=list(sizes), dim=axes)
     return shaped

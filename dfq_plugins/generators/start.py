@@ -79,10 +79,11 @@ def _fitted_input(
 ) -> Noise:
     """Return the noise of one input that fits best; `placed` returns the noise of all inputs with it."""
     best = partial(_best_noise, objective, spec, placed)
-    if not one.standardized:
+    scaled = one.standardized or one.standardized_samples
+    if not scaled:
         noise = best(scale_candidates(one, noise))
     noise = best(color_candidates(one, noise))
-    if not one.standardized and noise.exponent:
+    if not scaled and noise.exponent:
         noise = best(scale_candidates(one, noise))
     return noise
 
@@ -111,11 +112,13 @@ def scale_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
 def color_candidates(spec: InputSpec, noise: Noise) -> list[Noise]:
     """Return candidates with the scale of `noise` and different colors, for spatial axes and several channels.
 
+    The only axis of a vector may be time, as in a frame of audio; if it is not, white noise fits best.
+
     >>> from dfq_plugins.types import InputSpec
     >>> len(color_candidates(InputSpec((8,)), Noise())), len(color_candidates(InputSpec((3, 8, 8)), Noise()))
-    (1, 15)
+    (5, 15)
     """
-    exponents = EXPONENTS if math.prod(spec.shape[1:]) > 1 else (0.0,)
+    exponents = EXPONENTS if math.prod(spec.shape[1:] or spec.shape) > 1 else (0.0,)
     correlations = CORRELATIONS if len(spec.shape) > 1 and spec.channels > 1 else (0.0,)
     pairs = product(exponents, correlations)
     return [replace(noise, exponent=exponent, correlation=correlation) for exponent, correlation in pairs]

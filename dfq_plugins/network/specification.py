@@ -29,6 +29,7 @@ def complete_spec(
     std: tuple[float, ...] | None = None,
     value_range: tuple[float, float] | None = None,
     num_classes: int | None = None,
+    standardized_samples: bool = False,
     registry: Registry | None = None,
 ) -> InputSpec:
     """Infer the missing parts of an input specification from the model.
@@ -44,12 +45,12 @@ def complete_spec(
     known = registry.infer_input_spec(model) if registry is not None else None
     if known is not None and shape is not None and shape[0] != known.channels:
         known = None
-    if known is not None:
+    if known is not None and not standardized_samples:
         mean, std = (known.mean, known.std) if mean is None and std is None else (mean, std)
         value_range = value_range or known.value_range
     shape = shape or (known.shape if known is not None else infer_shape(model))
     outputs = trial_run(model, InputSpec(shape))
-    spec = InputSpec(shape, mean, std, value_range, num_classes)
+    spec = InputSpec(shape, mean, std, value_range, num_classes, standardized_samples)
     return _with_classes(spec, outputs, known)
 
 

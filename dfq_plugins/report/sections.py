@@ -160,6 +160,7 @@ def input_facts(spec: Specification) -> dict[str, object]:
         "mean": spec.mean,
         "standard deviation": spec.std,
         "valid range": spec.value_range,
+        "standardized samples": spec.standardized_samples,
         "classes": spec.num_classes,
     }
 

@@ -58,7 +58,7 @@ class Schedule(Protocol):
 
     @property
     def clamp(self) -> bool:
-        """Whether to keep the inputs in their valid range."""
+        """Whether to keep the inputs valid."""
         ...
 
     @property
@@ -132,12 +132,27 @@ def augmentation_of(options: Schedule, spec: InputSpec) -> Augmentation:
     return Augmentation(options.jitter, options.flip or padding > 0, options.crop, padding)
 
 
-def clamp_(inputs: Inputs, spec: Specification) -> Inputs:
-    """Clamp a batch `(batch, *shape)` to the valid range of each channel, in place."""
-    return spec.map(_clamp_, inputs)
+SMALLEST_SPREAD = 1e-6
+"""Smallest standard deviation that a sample is divided by when it is standardized."""
 
 
-def _clamp_(spec: InputSpec, inputs: Tensor) -> Tensor:
+def make_valid_(inputs: Inputs, spec: Specification) -> Inputs:
+    """Change a batch `(batch, *shape)` in place to the nearest valid one.
+
+    Samples are clamped to the valid range of each channel, or standardized if the specification says that they are.
+
+    >>> from dfq_plugins.types import InputSpec
+    >>> make_valid_(torch.tensor([[1.0, 3.0], [0.0, 8.0]]), InputSpec((2,), standardized_samples=True)).tolist()
+    [[-1.0, 1.0], [-1.0, 1.0]]
+    """
+    return spec.map(_make_valid_, inputs)
+
+
+def _make_valid_(spec: InputSpec, inputs: Tensor) -> Tensor:
+    if spec.standardized_samples:
+        axes = tuple(range(1, inputs.ndim))
+        inputs.sub_(inputs.mean(axes, keepdim=True))
+        return inputs.div_(inputs.square().mean(axes, keepdim=True).sqrt_().clamp_min_(SMALLEST_SPREAD))
     if spec.bounds is None:
         return inputs
     view = (1, -1) + (1,) * (inputs.ndim - 2)
@@ -166,7 +181,7 @@ def optimize_inputs(
         batches: float32 inputs `(batch, *shape)`.
         labels: target classes of each batch, `(batch,)`.
         objective: the loss to minimize.
-        spec: the inputs are clamped to its valid range after every step if `options.clamp` is set.
+        spec: the inputs are made valid after every step if `options.clamp` is set.
         options: weights, schedule and augmentation.
         rng: source of the augmentation.
         report: called with progress events every few iterations.
@@ -196,7 +211,7 @@ def optimize_inputs(
             map_inputs(_set_gradient, variable, gradient)
             optimizer.step()
             if options.clamp:
-                clamp_(map_inputs(lambda tensor: tensor.data, variable), spec)
+                make_valid_(map_inputs(lambda tensor: tensor.data, variable), spec)
             losses.append(batch_loss)
         pace.advance()
         check = (pace.done - 1) % SNAPSHOT_INTERVAL == 0

@@ -26,7 +26,9 @@ class InversionOptions:
     plateau: Annotated[float, Ge(0)] = setting(
         0.0, "stop early if thirty steps lower the loss by less than this fraction; 0: never"
     )
-    divergence: Literal["kl", "l2"] = setting("kl", "distance between stored and synthetic statistics")
+    divergence: Literal["kl", "symmetrized-kl", "l2"] = setting(
+        "kl", "distance between stored and synthetic statistics"
+    )
     step_samples: Annotated[int, Gt(0)] | None = setting(None, "samples per step; none: the whole shard at once")
     statistics: Literal["batch", "set"] = setting("batch", "match the statistics of each step, or of the whole shard")
     batch_norm_weight: Annotated[float, Ge(0)] = setting(1.0, "weight of the BatchNorm divergence")
@@ -43,6 +45,8 @@ class InversionOptions:
         "pad and randomly crop images by this many pixels, as in training on small images; none: an eighth of the side "
         "for color images of 16 to 64 pixels, 0 for others",
     )
-    clamp: bool = setting(default=True, text="keep the inputs in their valid range during optimization")
+    clamp: bool = setting(
+        default=True, text="keep the inputs valid during optimization: in their range, or standardized"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "precision of convolutions and linear layers")
     compile: Literal["auto", "always", "never"] = setting("auto", "compile the step; auto: if the work is worth it")

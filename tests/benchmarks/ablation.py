@@ -47,6 +47,7 @@ BASE: dict[str, Any] = {
 CHANGES: dict[str, dict[str, Any]] = {
     "base": {},
     "divergence l2": {"divergence": "l2"},
+    "divergence symmetrized-kl": {"divergence": "symmetrized-kl"},
     "not clamped": {"clamp": False},
     "iterations 50": {"iterations": 50},
     "no padding": {"padding": 0},

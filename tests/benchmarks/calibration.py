@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from common import Case, accuracy, is_complete, load_case, read_result, throughout, write_result
+from common import Case, accuracy, is_complete, load_case, read_result, score_of, throughout, write_result
 
 import dfq_plugins
 from dfq_plugins.host.registry import get_registry
@@ -31,6 +31,11 @@ W8A8_EVERYWHERE: dict[str, Column] = {
     "torch-ao (onednn) w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas w8a8": ("brevitas", "w8a8", {}),
+}
+NARROWER_EVERYWHERE: dict[str, Column] = {
+    "pytorch-quantization w4a4": ("pytorch-quantization", "w4a4", {}),
+    "brevitas w4a8": ("brevitas", "w4a8", {}),
+    "brevitas w4a4": ("brevitas", "w4a4", {}),
 }
 ALL_OF_THE_SHIFT = {"correction_strength": 1.0}
 COLUMNS: dict[str, dict[str, Column]] = {
@@ -54,13 +59,23 @@ COLUMNS: dict[str, dict[str, Column]] = {
     },
     "mobilenetv1_075_imagenet": W8A8_EVERYWHERE,
     "dscnn_kws_mlperftiny": W8A8_EVERYWHERE,
+    "crepe_tiny": W8A8_EVERYWHERE | NARROWER_EVERYWHERE,
+    "ppocr_cls": W8A8_EVERYWHERE | NARROWER_EVERYWHERE,
 }
 GENERATORS = {
     "resnet20_cifar10": ("gaussian", "inception", "bns", "bns+inception"),
     "mobilenetv1_075_imagenet": ("gaussian", "bns"),
     "dscnn_kws_mlperftiny": ("gaussian", "bns"),
+    "crepe_tiny": ("gaussian", "bns"),
+    "ppocr_cls": ("gaussian", "bns"),
 }
-SAMPLES = {"resnet20_cifar10": 1024, "mobilenetv1_075_imagenet": 64, "dscnn_kws_mlperftiny": 1024}
+SAMPLES = {
+    "resnet20_cifar10": 1024,
+    "mobilenetv1_075_imagenet": 64,
+    "dscnn_kws_mlperftiny": 1024,
+    "crepe_tiny": 64,
+    "ppocr_cls": 64,
+}
 
 
 def rows_of(
@@ -119,7 +134,7 @@ def measure_cells(
             network, data, calibrator=calibrator, recipe=recipe, options=options, spec=case.spec
         )
         calibrated = time.monotonic()
-        figure = accuracy(run.model, *test)
+        figure = accuracy(run.model, *test, score=score_of(case.network))
         record = so_far(case.network)  # read again: another process may have measured other seeds meanwhile
         record["cells"].setdefault(row, {}).setdefault(column, {})[str(seed)] = figure
         record["coverage"][column] = describe(run)
@@ -152,7 +167,8 @@ def main() -> None:
     name = arguments.network
     case, network, real, inputs, labels = load_case(name)
     about = {"samples": SAMPLES[name], "real_samples": case.calibration_samples, "test_samples": len(labels)}
-    write_result(f"calibration-{name}", {**so_far(name), **about, "float": accuracy(network, inputs, labels)})
+    figure = accuracy(network, inputs, labels, score=score_of(name))
+    write_result(f"calibration-{name}", {**so_far(name), **about, "float": figure})
     columns = {
         column: entry
         for column, entry in COLUMNS[name].items()

@@ -7,8 +7,11 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +71,15 @@ CASES = {
             "kws_test1000",
             200,
         ),
+        Case("crepe_tiny", InputSpec((1024,), standardized_samples=True), "tones_calib256", 128, "tones_test600", 0),
+        Case(
+            "ppocr_cls",
+            InputSpec((3, 48, 192), (127.5,) * 3, (127.5,) * 3, (0.0, 255.0), 2),
+            "textlines_calib128",
+            96,
+            "textlines_test400",
+            0,
+        ),
     )
 }
 
@@ -98,16 +110,30 @@ def load_case(name: str) -> tuple[Case, nn.Module, Tensor, Tensor, Tensor]:
     return case, pack.build(name), calibration, inputs[case.test_skip :], labels[case.test_skip :]
 
 
+def top_1(outputs: Tensor, labels: Tensor) -> float:
+    """Return how many percent of the labels have the largest output."""
+    return 100 * int((outputs.argmax(1) == labels).sum()) / len(labels)
+
+
+def score_of(network: str) -> Callable[[Tensor, Tensor], float]:
+    """Return what the data pack scores a network by, in percent: top-1, or what is usual for its task."""
+    return partial(networks().score, network)
+
+
 @torch.inference_mode()
-def accuracy(model: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, batch_size: int = 100) -> float:
-    """Return the top-1 accuracy in percent."""
-    pairs = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
-    right = sum(int((model(batch).argmax(1) == wanted).sum()) for batch, wanted in pairs)
-    return 100 * right / len(labels)
+def accuracy(
+    model: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    labels: Tensor,
+    batch_size: int = 100,
+    score: Callable[[Tensor, Tensor], float] = top_1,
+) -> float:
+    """Return how many percent of the inputs are right by `score`."""
+    return score(torch.cat([model(batch) for batch in inputs.split(batch_size)]), labels)
 
 
 def environment() -> dict[str, Any]:
-    """Return versions and machine, for the head of every result file."""
+    """Return versions, commit and machine, for the head of every result file."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -117,11 +143,22 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": versions,
+        "commit": _commit(),
         "processor": processor,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str | None:
+    """Return the commit that is checked out, with a plus sign if files have changed since; None outside a clone."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "-C", str(RESULTS.parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def throughout(calibrator: str, recipe: str) -> dict[str, Any]:
@@ -143,7 +180,7 @@ def write_result(name: str, record: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"environment": environment(), **record}, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps({**record, "environment": environment()}, indent=1, sort_keys=True) + "\n")
     temporary.replace(path)
     print(f"wrote {path.name}", flush=True)
 

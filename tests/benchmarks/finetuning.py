@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from calibration import SAMPLES, coverage_rows
-from common import accuracy, is_complete, load_case, read_result, write_result
+from common import accuracy, is_complete, load_case, read_result, score_of, write_result
 
 import dfq_plugins
 from dfq_plugins.host.options import parse_options
@@ -114,14 +114,14 @@ def measure(arguments: argparse.Namespace, row: str, column: str, seed: int, cas
     given = {"calibrator": calibrator, "recipe": recipe, "options": options, "spec": settings.spec}
     before = None
     if arguments.before:
-        before = accuracy(dfq_plugins.quantize(network, data, **given), *test)
+        before = accuracy(dfq_plugins.quantize(network, data, **given), *test, score=score_of(arguments.network))
     began = time.monotonic()
     if arguments.generator:  # beside the row's data, which calibrate and select as well
         given["generator"] = arguments.generator
         given["generator_options"] = dict(pair.split("=", 1) for pair in arguments.generator_option)
     run = dfq_plugins.finetune(network, data, training=training, work=work, listeners=[say], **given)
     seconds = time.monotonic() - began
-    figure = accuracy(run.model, *test)
+    figure = accuracy(run.model, *test, score=score_of(arguments.network))
     record = so_far(arguments.result)  # read again: another process may have measured other cells meanwhile
     record["cells"].setdefault(row, {}).setdefault(label, {})[str(seed)] = record_of(run, figure, before, seconds)
     record["training"][label] = asdict(run.training)
@@ -166,7 +166,8 @@ def main() -> None:
     settings, network, real, inputs, labels = load_case(arguments.network)
     arguments.result = arguments.result or f"finetuning-{arguments.network}"
     test = inputs[: arguments.test_images], labels[: arguments.test_images]
-    about = {"samples": SAMPLES[arguments.network], "test_samples": len(test[1]), "float": accuracy(network, *test)}
+    figure = accuracy(network, *test, score=score_of(arguments.network))
+    about = {"samples": SAMPLES[arguments.network], "test_samples": len(test[1]), "float": figure}
     write_result(arguments.result, {**so_far(arguments.result), **about})
     for seed in arguments.seeds:
         for column in arguments.columns:

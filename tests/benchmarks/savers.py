@@ -27,7 +27,7 @@ from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.network.allocation import kept_memory
 from dfq_plugins.statistics.augmentation import draw_maps
 from dfq_plugins.statistics.batch_norm import layer_divergences
-from dfq_plugins.synthesis.loop import augmentation_of, clamp_, optimize_inputs
+from dfq_plugins.synthesis.loop import augmentation_of, make_valid_, optimize_inputs
 from dfq_plugins.synthesis.objective import InversionObjective
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def stepped(
             return loss
 
         chosen.step(closure)
-        clamp_(variable.data, subject.spec)
+        make_valid_(variable.data, subject.spec)
         mean.lerp_(variable.detach(), 1 - average)
     return mean if average else variable.detach()
 

@@ -230,7 +230,7 @@ def test_gaussian_has_the_moments_of_the_input(registry: Registry, network: nn.M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("divergence", ["kl", "l2"])
+@pytest.mark.parametrize("divergence", ["symmetrized-kl", "kl", "l2"])
 def test_bns_lowers_the_divergence_far_below_that_of_noise(
     registry: Registry, network: nn.Module, divergence: str
 ) -> None:

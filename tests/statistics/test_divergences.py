@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from dfq_plugins.statistics.divergences import DIVERGENCES, gaussian_kl, squared_distance
+from dfq_plugins.statistics.divergences import DIVERGENCES, gaussian_kl, squared_distance, symmetrized_kl
 
 CASES = [
     # stored mean, stored variance, mean, variance
@@ -40,6 +40,18 @@ def double(*values: float) -> list[torch.Tensor]:
 @pytest.mark.parametrize("case", CASES)
 def test_kl_equals_the_integral_with_the_stored_gaussian_first(case: tuple[float, ...]) -> None:
     assert gaussian_kl(*double(*case)).item() == pytest.approx(integrated_kl(*case), rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_symmetrized_kl_equals_the_mean_of_both_integrals(case: tuple[float, ...]) -> None:
+    stored_mean, stored_var, mean, var = case
+    expected = (integrated_kl(*case) + integrated_kl(mean, var, stored_mean, stored_var)) / 2
+    assert symmetrized_kl(*double(*case)).item() == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+def test_symmetrized_kl_punishes_excess_as_much_as_collapse() -> None:
+    collapsed, excessive = symmetrized_kl(*double(0, 1, 0, 0.01)), symmetrized_kl(*double(0, 1, 0, 100))
+    assert collapsed.item() == pytest.approx(excessive.item(), rel=1e-9)
 
 
 def test_kl_is_not_symmetric_and_punishes_collapse_harder_than_excess() -> None:
