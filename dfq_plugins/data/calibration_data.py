@@ -145,7 +145,7 @@ def _described(item: object) -> str:
 
 
 def _floating(value: object, name: str) -> Tensor:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple) and value:
         raise UsageError(
             f"A batch must be a tensor, got a list for {name}. Stack samples of one shape; for a detector, which takes "
             "a list of images, use dfq_plugins.quantize_parts(model, data, calibrator=...)."
