@@ -31,9 +31,14 @@ class _Calls:
     scaling: Any
     collected: list[tuple[Tensor, int]] = field(default_factory=list)
     position: int = 0
+    depth: int = 0
+    """How many calls deep: a search for the best range calls the scale that it is searched for."""
 
     def enter(self, *_: object) -> None:
         """Go on with the statistic of this call."""
+        self.depth += 1
+        if self.depth > 1:
+            return
         if self.position == len(self.collected):
             self.collected.append((torch.ones_like(self.scaling.buffer), 0))
         buffer, self.scaling.counter = self.collected[self.position]
@@ -41,12 +46,15 @@ class _Calls:
 
     def leave(self, *_: object) -> None:
         """Keep the statistic of this call."""
+        self.depth -= 1
+        if self.depth:
+            return
         self.collected[self.position] = (self.scaling.buffer.clone(), self.scaling.counter)
         self.position += 1
 
     def restart(self, *_: object) -> None:
         """Begin another pass."""
-        self.position = 0
+        self.position = self.depth = 0
 
     def conclude(self) -> None:
         """Give the quantizer the largest of its calls' statistics."""

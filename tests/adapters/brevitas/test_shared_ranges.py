@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -28,10 +30,12 @@ class Unequal(nn.Module):
         return self.last(wide + narrow if self.wide_first else narrow + wide)
 
 
+@pytest.mark.parametrize("statistic", [None, "mse"])
 @pytest.mark.parametrize("wide_first", [True, False])
 @torch.no_grad()
-def test_an_addition_keeps_its_wider_branch(wide_first: bool) -> None:
-    network, calibrator = Unequal(wide_first=wide_first).eval(), BrevitasCalibrator()
+def test_an_addition_keeps_its_wider_branch(wide_first: bool, statistic: Any) -> None:
+    network = Unequal(wide_first=wide_first).eval()
+    calibrator = BrevitasCalibrator(BrevitasOptions(activation_scale=statistic))
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(16, 3, 8, 8, generator=generator) for _ in range(3)]
     prepared = calibrator.prepare(network, SPEC, Recipe(8, 8))
