@@ -95,7 +95,7 @@ from dfq_plugins.data.shards import write_shard
 from dfq_plugins.types import Batch
 rng = torch.Generator().manual_seed(0)
 batch = Batch(torch.randn(4, 2, 3, generator=rng), torch.randint(0, 5, (4,), generator=rng),
-              torch.randn(4, 5, generator=rng))
+              {{"aux.0": torch.randn(4, 2, 2, generator=rng), "out": torch.randn(4, 5, generator=rng)}})
 write_shard(Path({str(tmp_path / "other")!r}), batch, index=1, identity={IDENTITY!r})
 """
     subprocess.run([sys.executable, "-c", script], check=True)

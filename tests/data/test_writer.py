@@ -114,7 +114,8 @@ generator = GeneratorRecord("noise", "dfq-noise", "1.0", {"scale": 1, "terms": (
 writer = DatasetWriter.begin(folder, DatasetPlan("ab" * 32, generator, 3, spec, 10, 4, "conditional"))
 for shard in writer.pending():
     inputs = torch.rand(shard.num_samples, 2, 4, generator=torch.Generator().manual_seed(writer.shard_seed(shard)))
-    writer.write(shard, inputs, inputs.flatten(1).argmax(1) % 3, inputs.sum(2).repeat(1, 2)[:, :3])
+    logits = inputs.sum(2).repeat(1, 2)[:, :3]
+    writer.write(shard, inputs, inputs.flatten(1).argmax(1) % 3, {"output": logits})
 """
 
 

@@ -439,7 +439,10 @@ class TestFinetuning:
         model = ["dfq_plugins.demo.network:digits_network", "--shape", "1,8,8", "--mean", "0.3", "--std", "0.375"]
         made = CliRunner().invoke(
             cli,
-            ["synthesize", *model, "--value-range", "0,1", "--generator", "gaussian", "-n", "40", "-o", str(tmp_path)],
+            [
+                *("synthesize", *model, "--value-range", "0,1", "--num-classes", "10", "--generator", "gaussian"),
+                *("-n", "40", "-o", str(tmp_path)),
+            ],
         )
         assert made.exit_code == 0, made.output
         quick = ["-G", "width=8", "-G", "warm_up=2"]

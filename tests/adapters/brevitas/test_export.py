@@ -88,10 +88,10 @@ def test_a_file_that_disagrees_is_kept_as_rejected_and_the_other_one_is_written(
 ) -> None:
     write = export._write_qonnx
 
-    def spoilt(graph: GraphModule, sample: torch.Tensor, path: Path) -> None:
+    def spoilt(graph: GraphModule, *arguments: Any) -> None:
         altered = copy.deepcopy(graph)
         altered.linear.weight.data.neg_()
-        write(altered, sample, path)
+        write(altered, *arguments)
 
     monkeypatch.setattr(export, "_write_qonnx", spoilt)
     with pytest.raises(RejectedArtifactsError, match=r"linear\.weight: 30 of 32 integers") as caught:

@@ -38,6 +38,8 @@ from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
 from dfq_plugins.demo.network import DIGITS_SPEC, digits_network
 from dfq_plugins.errors import ArtifactError, ModelError, UsageError
+from dfq_plugins.network.fit import fitted_copy
+from dfq_plugins.network.tracing.trace import trace
 from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, Recipe
@@ -150,7 +152,8 @@ def test_networks_keep_to_the_rules_and_survive_the_passes(kind: type[nn.Module]
 def test_the_form_of_finn_computes_the_same_in_float(kind: type[nn.Module]) -> None:
     network, inputs = trained(kind), batches()[0]
     with torch.no_grad(), silenced(NOTICES):
-        rewritten = finn_form(float_graph(trained(kind), SPEC, BrevitasOptions(), merge_batch_norm=True), SPEC)
+        traced = trace(fitted_copy(trained(kind)), SPEC)
+        rewritten = finn_form(float_graph(traced, BrevitasOptions(), merge_batch_norm=True), SPEC)
         torch.testing.assert_close(rewritten(inputs), network(inputs), atol=1e-5, rtol=1e-4)
 
 
