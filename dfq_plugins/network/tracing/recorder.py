@@ -151,9 +151,10 @@ def plain_structure(output: Any) -> Any:
 def _plain_containers(output: Any) -> Any:
     if isinstance(output, Mapping):
         return {key: _plain_containers(value) for key, value in output.items()}
+    if isinstance(output, tuple) and hasattr(output, "_fields"):  # TorchScript knows no class of the user's
+        return {name: _plain_containers(value) for name, value in zip(output._fields, output, strict=True)}
     if isinstance(output, tuple):
-        items = [_plain_containers(value) for value in output]
-        return type(output)(*items) if hasattr(output, "_fields") else tuple(items)
+        return tuple(_plain_containers(value) for value in output)
     return [_plain_containers(value) for value in output] if isinstance(output, list) else output
 
 
