@@ -1,6 +1,7 @@
 """Rewrites a traced network so that torch.ao's patterns compute the same as float does.
 
-Each rewrite is exact in float: other spellings, explicit padding, and a copy of a module for each of its calls.
+Each rewrite is exact in float: other spellings, and explicit padding. The tracer has already given each call of a layer
+a module of its own, and each layer with stored weights its module.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.fx import Interpreter, Node
 from torch.nn import functional
 
 from dfq_torch_ao.observers import observer_of
-from dfq_torch_ao.transposed import TRANSPOSED, TRANSPOSED_FUNCTIONS
+from dfq_torch_ao.transposed import TRANSPOSED_FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,22 +28,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONVOLVE = (functional.conv1d, functional.conv2d, functional.conv3d)
 _ARGUMENTS = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
 _TRANSPOSED_ARGUMENTS = (("stride", 1), ("padding", 0), ("output_padding", 0), ("groups", 1), ("dilation", 1))
-_ADDITIONS = (torch.add, "add", "add_")
 _JOINS = (torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack)
-_ONE_SCALE_PER_MODULE = (
-    *_CONVOLUTIONS,
-    *TRANSPOSED,
-    nn.Linear,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.LayerNorm,
-    nn.PReLU,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.Hardswish,
-)
-"""Layers that torch.ao fuses with what follows, or whose int8 module holds the scale of its output."""
 
 
 def rewrite(traced: GraphModule, inputs: tuple[Any, ...]) -> None:
@@ -56,9 +42,7 @@ def rewrite(traced: GraphModule, inputs: tuple[Any, ...]) -> None:
     for node in list(traced.graph.nodes):
         _list_joined_tensors(node, results)
         _spell_stacked_sum(node, results)
-        _spell_scaled_addition(node)
         _pad_explicitly(node, traced, results)
-    _copy_for_each_call(traced)
     traced.graph.eliminate_dead_code(is_impure_node=_stays)
     traced.graph.lint()
     traced.recompile()
@@ -159,30 +143,12 @@ def _spell_stacked_sum(node: Node, results: Mapping[Node, Any]) -> None:
     node.graph.erase_node(node)
 
 
-def _spell_scaled_addition(node: Node) -> None:
-    """Spell `add(x, y, alpha=a)` as x + y * a: torch.ao's kernel leaves out the factor."""
-    if node.target not in _ADDITIONS or "alpha" not in node.kwargs:
-        return
-    first, second = _argument(node, 0, "input"), _argument(node, 1, "other")
-    factor = node.kwargs["alpha"]
-    if factor == 1:
-        scaled = second
-    elif isinstance(second, Node):
-        with node.graph.inserting_before(node):
-            scaled = node.graph.call_function(operator.mul, (second, factor))
-    else:
-        scaled = second * factor
-    node.args, node.kwargs = (first, scaled), {}
-
-
 def _pad_explicitly(node: Node, traced: GraphModule, results: Mapping[Node, Any]) -> None:
     """Put a padding operation in front of convolutions whose padding torch.ao's int8 kernels do not have."""
     if node.op == "call_module":
         _pad_module(node, traced)
     elif node.op == "call_function" and node.target in (*_CONVOLVE, *TRANSPOSED_FUNCTIONS):
         _spell_out_convolution(node, results)
-        if node.target in TRANSPOSED_FUNCTIONS:
-            _make_module(node, traced)
 
 
 def _pad_module(node: Node, traced: GraphModule) -> None:
@@ -202,11 +168,7 @@ def _pad_module(node: Node, traced: GraphModule) -> None:
     plain._reversed_padding_repeated_twice = [  # noqa: SLF001  read by forward
         size for size in reversed(plain.padding) for _ in range(2)
     ]
-    name = str(node.target)
-    if sum(other.target == name and other.op == "call_module" for other in node.graph.nodes) > 1:
-        name = unused_name(traced, f"{name}_padded_{node.name}")
-    traced.set_submodule(name, plain)
-    node.target = name
+    traced.set_submodule(str(node.target), plain)
 
 
 def _spell_out_convolution(node: Node, results: Mapping[Node, Any]) -> None:
@@ -225,31 +187,6 @@ def _spell_out_convolution(node: Node, results: Mapping[Node, Any]) -> None:
             _pad_in_front(node, around, "constant")
     operands = _argument(node, 0, "input"), _argument(node, 1, "weight"), _argument(node, 2, "bias")
     node.args, node.kwargs = (*operands, *plain.values()), {}
-
-
-def _make_module(node: Node, traced: GraphModule) -> None:
-    """Make a transposed convolution with spelled-out arguments a module, if its weights are stored ones."""
-    arguments: tuple[Any, ...] = node.args
-    source, weight, bias, stride, padding, output_padding, groups, dilation = arguments
-    if any(isinstance(value, Node) and value.op != "get_attr" for value in (weight, bias)):
-        return
-    stored: Any = operator.attrgetter(str(weight.target))(traced)
-    constant: Any = None if bias is None else operator.attrgetter(str(bias.target))(traced)
-    kind: Any = TRANSPOSED[stored.dim() - 3]
-    sizes = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
-    channels = stored.shape[0], stored.shape[1] * groups
-    module = kind(*channels, tuple(stored.shape[2:]), groups=groups, bias=constant is not None, device="meta", **sizes)
-    module.weight, module.bias = (_parameter(value) for value in (stored, constant))
-    name = unused_name(traced, node.name)
-    traced.add_submodule(name, module)
-    with node.graph.inserting_before(node):
-        call = node.graph.call_module(name, (source,))
-    node.replace_all_uses_with(call)
-    node.graph.erase_node(node)
-
-
-def _parameter(value: torch.Tensor | None) -> nn.Parameter | None:
-    return value if value is None or isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
 
 
 def _per_dimension(value: Any, dimensions: int) -> Any:
@@ -277,30 +214,3 @@ def _pad_in_front(node: Node, around: list[tuple[int, int]], mode: str) -> None:
     with node.graph.inserting_before(node):
         padded = node.graph.call_function(functional.pad, (source, sizes), {"mode": mode})
     node.replace_input_with(source, padded)
-
-
-def _copy_for_each_call(traced: GraphModule) -> None:
-    """Give each further call of a module a module with the same parameters.
-
-    torch.ao fuses a shared convolution with one of its BatchNorms only, and an int8 module has one output scale.
-    """
-    called: set[str] = set()
-    for node in traced.graph.nodes:
-        if node.op != "call_module":
-            continue
-        name = str(node.target)
-        module = traced.get_submodule(name)
-        if name in called and isinstance(module, _ONE_SCALE_PER_MODULE):
-            shared = {id(value): value for value in chain(module.parameters(), module.buffers())}
-            node.target = unused_name(traced, f"{name}_call")
-            traced.set_submodule(node.target, copy.deepcopy(module, shared))
-        called.add(name)
-
-
-def unused_name(traced: GraphModule, wanted: str) -> str:
-    """Return `wanted` with the first number from 2 on that no submodule or attribute has."""
-    parent, _, last = wanted.rpartition(".")
-    owner, number = traced.get_submodule(parent), 2
-    while hasattr(owner, f"{last}_{number}"):
-        number += 1
-    return f"{wanted}_{number}"

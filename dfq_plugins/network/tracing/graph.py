@@ -112,7 +112,11 @@ class _Writer:
         if target in FACTORIES and any(isinstance(value, Node) for value in leaves(values)):
             return write_factory(self.graph, target, values, named)
         if target in _SCALED and named.get("alpha", 1) != 1:  # a factor that some frameworks overlook
-            scaled = self._noted(self.graph.call_function(operator.mul, (values[1], named["alpha"])), operation)
+            second, factor = values[1], named["alpha"]
+            if isinstance(second, Node):
+                scaled: Any = self._noted(self.graph.call_function(operator.mul, (second, factor)), operation)
+            else:
+                scaled = second * factor
             return self.graph.call_function(_SCALED[target], (values[0], scaled))
         return self.graph.create_node(operation.call.kind, target, values, named)
 

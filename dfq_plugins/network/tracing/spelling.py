@@ -67,6 +67,8 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 }
 _REFLECTED = {"radd": "add", "rsub": "sub", "rmul": "mul", "rdiv": "div", "rtruediv": "div", "rpow": "pow"}
 _REFLECTED |= {"rmatmul": "matmul", "rfloordiv": "floordiv", "rmod": "mod", "rand": "and", "ror": "or", "rxor": "xor"}
+_SCALED = {"add": torch.add, "sub": torch.sub, "subtract": torch.sub}
+"""The functions that say a factor of the second operand."""
 _OPERANDS = ("input", "other", "exponent", "mat2")
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -206,8 +208,10 @@ def _operator_call(request: _Request) -> Call:
     named = request.named
     operands = [*request.args, *(named.pop(key) for key in _OPERANDS if key in named)]
     alpha = named.pop("alpha", 1)
-    if named or alpha != 1:  # a rounding mode, another output, a factor: no operator says that
+    if named:  # a rounding mode, another output: no operator says that
         return request.as_it_is()
+    if alpha != 1:
+        return Call("call_function", _SCALED[request.bare], tuple(operands), {"alpha": alpha})
     return Call("call_function", _OPERATORS[request.bare], tuple(operands))
 
 

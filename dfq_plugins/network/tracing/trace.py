@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dfq_plugins.errors import DfqError, ModelError, first_line
-from dfq_plugins.inputs import cloned
+from dfq_plugins.inputs import cloned, moved, random_inputs
+from dfq_plugins.inputs import leaves as leaves_of
 from dfq_plugins.model_state import device_of, preserve_global_state
 from dfq_plugins.network.graph_inputs import placeholder_names
 from dfq_plugins.network.trace_errors import failing_line
@@ -81,17 +82,8 @@ def _advised(way_round: Callable[[str], str]) -> Iterator[None]:
 
 def example_inputs(spec: Specification, samples: int, model: nn.Module) -> dict[str, Tensor]:
     """Return inputs `(samples, *shape)` by the names of their placeholders, in order: noise within the known ranges."""
-    rng, device = torch.Generator().manual_seed(samples), device_of(model)
-    names = placeholder_names(spec, model)
-    return {name: _noise(one, samples, rng).to(device) for name, one in zip(names, spec.named.values(), strict=True)}
-
-
-def _noise(spec: InputSpec, samples: int, rng: torch.Generator) -> Tensor:
-    noise = torch.rand(samples, *spec.shape, generator=rng)
-    if spec.bounds is None:
-        return 4 * noise - 2
-    low, high = (torch.tensor(edge).view(-1, *[1] * (len(spec.shape) - 1)) for edge in spec.bounds)
-    return low + noise * (high - low)
+    drawn = moved(random_inputs(spec, samples), device_of(model))
+    return dict(zip(placeholder_names(spec, model), leaves_of(drawn), strict=True))
 
 
 def _recorded(model: nn.Module, spec: Specification, samples: int, opaque: Collection[str]) -> Recording:
