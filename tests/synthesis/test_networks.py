@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
 
 SPEC = InputSpec((3, 8, 8), value_range=(-3.0, 3.0), num_classes=4)
-QUICK = {"iterations": 30, "compile": "never", "precision": "float32"}
+QUICK = {"iterations": 60, "compile": "never", "precision": "float32"}
 BATCH = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(3).mul(0.5).clamp(-3, 3)
 
 
