@@ -1,0 +1,1 @@
+"""Calibration and training inside NVIDIA ModelOpt."""

@@ -1,0 +1,1 @@
+"""Calibration inside ONNX Runtime's own static quantization."""

@@ -1,0 +1,1 @@
+"""Calibration and training inside torchao's PT2E flow."""
