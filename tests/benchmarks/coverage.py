@@ -1,5 +1,7 @@
 """Which networks work in which framework: one process per cell, with limits of time and memory.
 
+A process per network loads everything and builds the network once; each cell is forked from it.
+
     python tests/benchmarks/coverage.py [--models PATTERN ...] [--frameworks NAME ...] [--again] [--jobs 1] [--docs]
 
 Each finished cell is one line of JSON in `results/coverage.jsonl`; an interrupted run goes on where it stopped, and a
@@ -12,101 +14,24 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import subprocess
 import sys
-import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from coverage_page import COLUMNS, summary, write_page
+from coverage_process import Ended, Limits, run_forked
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results" / "coverage.jsonl"
-CELL = FOLDER / "coverage_cell.py"
 SEED = 0
-POLL_SECONDS = 0.1
 BEFORE_WORK = ("accept", "prepare")
 """Steps in which a refusal costs nothing."""
 
 LOWEST_CORRELATION = 0.9
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one cell may use.
-
-    Args:
-        seconds: time from the moment at which the network is built.
-        building_seconds: time for building it.
-        mebibytes: resident memory of the process.
-    """
-
-    seconds: float = 240.0
-    building_seconds: float = 300.0
-    mebibytes: int = 8192
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a cell's process ended: the parts that it wrote, the most memory that it had, and why it was killed."""
-
-    parts: list[Record]
-    peak_mebibytes: int
-    return_code: int
-    killed: str | None
-    seconds: float
-    last_words: str
-
-
-def run_process(command: list[str], limits: Limits) -> Ended:
-    """Run a cell's process, which writes parts of its record to the file named last, and kill it at a limit."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, log = Path(folder) / "parts.jsonl", Path(folder) / "log"
-        path.touch()
-        # Its own temporary folder goes with it when it is killed.
-        environment = {**os.environ, "TMPDIR": folder}
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [*command, str(path)], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder
-            )
-            began, ready, peak, killed = time.monotonic(), None, 0, None
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                peak = max(peak, _peak_mebibytes(process.pid))
-                now = time.monotonic()
-                if ready is None and '"ready"' in path.read_text():
-                    ready = now
-                killed = killed or _exceeded(limits, now - began, None if ready is None else now - ready, peak)
-                if killed:
-                    process.kill()
-        seconds = time.monotonic() - (ready or began)
-        parts = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
-    return Ended(parts, peak, process.returncode, killed, seconds, last)
-
-
-def _exceeded(limits: Limits, total: float, working: float | None, peak: int) -> str | None:
-    if peak > limits.mebibytes:
-        return f"more than {limits.mebibytes} MiB of memory"
-    if working is None:
-        return f"more than {limits.building_seconds:.0f} s to build" if total > limits.building_seconds else None
-    return f"more than {limits.seconds:.0f} s" if working > limits.seconds else None
-
-
-def _peak_mebibytes(process: int) -> int:
-    """Return the peak resident memory of a process; 0 if it is gone."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def record_of(network: str, column: str, ended: Ended) -> Record:
@@ -121,9 +46,8 @@ def record_of(network: str, column: str, ended: Ended) -> Record:
     record["status"] = status_of(record)
     if record["status"] == "works":
         record.pop("step", None)
-    record.pop("ready", None)
     record.pop("finished", None)
-    return record | {"peak_mebibytes": ended.peak_mebibytes, "total_seconds": round(ended.seconds, 1)}
+    return record | {"peak_mebibytes": ended.peak_mebibytes, "processor_seconds": ended.processor_seconds}
 
 
 def status_of(record: Record) -> str:
@@ -179,17 +103,30 @@ def chosen(names: list[str], patterns: list[str]) -> list[str]:
     ]
 
 
-def measure(cells: list[tuple[str, str]], path: Path, limits: Limits, jobs: int) -> None:
-    """Measure cells, `jobs` at a time, and add each to the file as soon as it is done."""
-    lock, head = Lock(), commit()
+def measure_network(name: str, columns: list[str], path: Path, limits: Limits) -> None:
+    """Build a network, measure its cells one after the other, and add each to the file as soon as it is done."""
+    from coverage_cell import about, load_frameworks, measure
+    from coverage_networks import NETWORKS
 
-    def one(cell: tuple[str, str]) -> None:
-        record = record_of(*cell, run_process([sys.executable, str(CELL), *cell], limits)) | {"commit": head}
-        with lock:
-            append_record(path, record)
-            print(line_of(record), flush=True)
+    load_frameworks(columns)
+    row = NETWORKS[name]
+    network, head, described = row.settled(), commit(), about()
+    for column in columns:
+        ended = run_forked(lambda write, column=column: measure(row, network, column, write), limits)  # type: ignore[misc]
+        record = record_of(name, column, ended) | {"commit": head, "environment": described}
+        append_record(path, record)
+        print(line_of(record), flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
+
+def measure(cells: dict[str, list[str]], arguments: argparse.Namespace) -> None:
+    """Measure cells, as many networks at a time as there are jobs."""
+
+    def one(name: str) -> None:
+        command = [sys.executable, __file__, "--network", name, "--frameworks", *cells[name]]
+        limits = ["--seconds", str(arguments.seconds), "--mebibytes", str(arguments.mebibytes)]
+        subprocess.run([*command, *limits, "--results", str(arguments.results)], check=False)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, cells))
 
 
@@ -198,7 +135,7 @@ def line_of(record: Record) -> str:
     message = record["error"]["message"].splitlines()[0] if "error" in record else ""
     where, step = f"{record['network']} {record['column']}", record.get("step", "")
     correlation = "" if record.get("correlation") is None else f"{record['correlation']:.3f}"
-    return f"{record['status']:8s}{where:62s}{record['total_seconds']:6.1f} s {correlation:6s}{step:16s}{message}"
+    return f"{record['status']:8s}{where:62s}{record['processor_seconds']:6.1f} s {correlation:6s}{step:16s}{message}"
 
 
 def main() -> None:
@@ -208,21 +145,26 @@ def main() -> None:
     parser.add_argument("--frameworks", nargs="+", default=list(COLUMNS), choices=COLUMNS)
     parser.add_argument("--again", action="store_true", help="measure the chosen cells even if the file has them")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=Limits.seconds, help="limit of one cell")
+    parser.add_argument("--seconds", type=float, default=Limits.processor_seconds, help="processor time of one cell")
     parser.add_argument("--mebibytes", type=int, default=Limits.mebibytes, help="limit of one cell")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the records")
+    parser.add_argument("--network", help=argparse.SUPPRESS)
     parser.add_argument("--docs", action="store_true", help="write docs/coverage.md and measure nothing")
     arguments = parser.parse_args()
     if arguments.docs:
         write_page(read_records(arguments.results))
         return
+    if arguments.network:
+        limits = Limits(processor_seconds=arguments.seconds, mebibytes=arguments.mebibytes)
+        measure_network(arguments.network, arguments.frameworks, arguments.results, limits)
+        return
     from coverage_networks import NETWORKS
 
     names = chosen(list(NETWORKS), arguments.models) or parser.error(f"no network fits {arguments.models}")
     known = {} if arguments.again else read_records(arguments.results)
-    cells = [(name, column) for name in names for column in arguments.frameworks if (name, column) not in known]
+    missing = {name: [one for one in arguments.frameworks if (name, one) not in known] for name in names}
     arguments.results.parent.mkdir(exist_ok=True)
-    measure(cells, arguments.results, Limits(seconds=arguments.seconds, mebibytes=arguments.mebibytes), arguments.jobs)
+    measure({name: columns for name, columns in missing.items() if columns}, arguments)
     records = read_records(arguments.results)
     write_records(arguments.results, records)
     print(summary(list(records.values())))

@@ -1,16 +1,12 @@
 """Measures one cell of the coverage table: one network in one column, in a process that may be ended at any time.
 
-    python tests/benchmarks/coverage_cell.py NETWORK COLUMN FILE
-
-Each thing that is known is a line of JSON in FILE, so that a process that is ended leaves what it knew.
+Each thing that is known is written at once, so that a process that is ended leaves what it knew.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
-import sys
 import tempfile
 import time
 import traceback
@@ -22,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from coverage_networks import NETWORKS, Network, batch_norms, call
+from coverage_networks import Network, batch_norms, call
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -156,10 +152,9 @@ def measure_synthesis(network: nn.Module, spec: InputSpec, journal: Journal) -> 
     journal.write({"seconds": {SYNTHESIS: round(time.monotonic() - began, 2)}, "samples": len(data)})
 
 
-def measure(row: Network, column: str, write: Callable[[dict[str, Any]], None]) -> None:
+def measure(row: Network, network: nn.Module, column: str, write: Callable[[dict[str, Any]], None]) -> None:
     """Write the record of one cell, in parts. Any error of the product is part of it."""
-    network = row.settled()
-    write({"ready": True})
+    warnings.simplefilter("ignore")
     journal = Journal(write)
     try:
         if column == SYNTHESIS:
@@ -277,24 +272,18 @@ def _short(path: str) -> str:
     return path
 
 
-def main() -> None:
-    """Measure the cell that the arguments name."""
+def about() -> dict[str, Any]:
+    """Return what the cells were measured on."""
     from common import environment
 
-    warnings.simplefilter("ignore")
-    name, column, path = sys.argv[1:]
-    with Path(path).open("a") as file:
-
-        def write(part: dict[str, Any]) -> None:
-            file.write(json.dumps(part) + "\n")
-            file.flush()
-
-        about = environment()
-        with suppress(importlib.metadata.PackageNotFoundError):
-            about["versions"]["timm"] = importlib.metadata.version("timm")
-        write({"environment": about})
-        measure(NETWORKS[name], column, write)
+    described = environment()
+    with suppress(importlib.metadata.PackageNotFoundError):
+        described["versions"]["timm"] = importlib.metadata.version("timm")
+    return described
 
 
-if __name__ == "__main__":
-    main()
+def load_frameworks(columns: list[str]) -> None:
+    """Import what the cells of some columns need, once for all processes that are forked from this one."""
+    for column in columns:
+        if column != SYNTHESIS:
+            get_registry().create("calibrator", column)

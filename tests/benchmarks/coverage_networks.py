@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SEED = 0
-BATCH_SIZE = 16
-BATCH_NORM_PASSES = 3
+BATCH_SIZE = 8
+BATCH_NORM_PASSES = 6
 
 _SWITCHED_OFF = 0.1
 """Below this value, a branch's scale is one that training has to raise: 0 or 1e-6."""
@@ -47,7 +47,7 @@ class Network:
     name: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...] = (3, 64, 64)
-    samples: int = 32
+    samples: int = 16
     takes: Literal["tensor", "pair", "images"] = "tensor"
 
     @property
@@ -210,8 +210,8 @@ TORCHVISION_NETWORKS = (
     VISION.row("swin_t"),
     VISION.row("swin_v2_t"),
     VISION.row("maxvit_t", shape=(3, 224, 224), samples=4),
-    SEGMENTATION.row("lraspp_mobilenet_v3_large", shape=(3, 96, 96), samples=16),
-    SEGMENTATION.row("deeplabv3_mobilenet_v3_large", shape=(3, 96, 96), samples=16),
+    SEGMENTATION.row("lraspp_mobilenet_v3_large", shape=(3, 96, 96)),
+    SEGMENTATION.row("deeplabv3_mobilenet_v3_large", shape=(3, 96, 96)),
     SEGMENTATION.row("fcn_resnet50", samples=8),
     DETECTION.row("ssdlite320_mobilenet_v3_large", **_DETECTOR),
     DETECTION.row("retinanet_resnet50_fpn", build=_SMALL | {"score_thresh": 0.001}, **_DETECTOR),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,15 +19,14 @@ from tiny_networks import TinyNetwork
 if TYPE_CHECKING:
     from pathlib import Path
 
-CELL, NETWORKS, PAGE, TABLE = (
-    benchmark_module(name) for name in ("coverage_cell", "coverage_networks", "coverage_page", "coverage")
+CELL, NETWORKS, PAGE, PROCESS, TABLE = (
+    benchmark_module(f"coverage{name}") for name in ("_cell", "_networks", "_page", "_process", "")
 )
 REFUSAL = {"type": "ModelError", "message": "No.", "of_product": True, "names_place": True}
-READY = 'import sys, time; open(sys.argv[1], "w").write(\'{"step": "prepare", "ready": true}\\n\'); '
 
 
 def record(status: str, column: str = "brevitas", **parts: Any) -> dict[str, Any]:
-    known = {"network": "net", "column": column, "status": status, "seed": 0, "commit": "abc", "total_seconds": 1.0}
+    known = {"network": "net", "column": column, "status": status, "seed": 0, "commit": "abc", "processor_seconds": 1.0}
     return known | {"seconds": {"prepare": 2.0, "export": 1.4}} | parts
 
 
@@ -78,17 +78,42 @@ def test_an_error_record_tells_the_cause_and_the_line_of_the_product() -> None:
     assert found["of_product"]
 
 
+def wait(write: Any) -> None:
+    write({"step": "prepare"})
+    time.sleep(60)
+
+
+def spin(write: Any) -> None:
+    write({"step": "prepare"})
+    while True:
+        pass
+
+
+def fill(write: Any) -> None:
+    write({"step": "prepare"})
+    kept = bytearray(10**9)
+    time.sleep(60 + len(kept))
+
+
+def leave(write: Any) -> None:
+    write({"step": "prepare"})
+    os.write(1, b"Segmentation\n")
+    raise SystemExit(3)
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("code", "limits", "reason"),
+    ("work", "limits", "reason"),
     [
-        (READY + "time.sleep(60)", {"seconds": 0.2}, "more than 0 s"),
-        (READY + "b = bytearray(10**9); time.sleep(60)", {"mebibytes": 500}, "more than 500 MiB of memory"),
-        (READY + "print('Segmentation'); sys.exit(3)", {}, "the process ended with 3: Segmentation"),
+        (wait, {"seconds": 0.2}, "more than 0 s"),
+        (spin, {"processor_seconds": 0.2}, "more than 0 s of processor time"),
+        (fill, {"mebibytes": 1000}, "more than 1000 MiB of memory"),
+        (leave, {}, "the process ended with 3: Segmentation"),
     ],
 )
-def test_a_cell_that_ends_early_says_why_and_in_which_step(code: str, limits: dict[str, Any], reason: str) -> None:
-    ended = TABLE.run_process([sys.executable, "-c", code], TABLE.Limits(**limits))
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_cell_that_ends_early_says_why_and_in_which_step(work: Any, limits: dict[str, Any], reason: str) -> None:
+    ended = PROCESS.run_forked(work, PROCESS.Limits(**limits))
     found = TABLE.record_of("net", "brevitas", ended)
     assert (found["status"], found["step"], found["error"]["message"]) == ("failed", "prepare", reason)
 
@@ -116,7 +141,9 @@ def test_the_rows_are_settled_so_that_no_branch_is_off() -> None:
     norm = network[1]
     assert len(norm.weight.unique()) == len(norm.bias.unique()) == 4
     with torch.no_grad():
-        measured = network[0](torch.cat([batch for seed in range(100, 103) for batch in row.batches(seed)]))
+        measured = network[0](
+            torch.cat([batch for seed in range(100, 100 + NETWORKS.BATCH_NORM_PASSES) for batch in row.batches(seed)])
+        )
     torch.testing.assert_close(norm.running_mean, measured.mean((0, 2, 3)))
     assert (norm.momentum, norm.training) == (0.1, False)
 
