@@ -28,6 +28,7 @@ from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
 from dfq_plugins.quantization.dynamic_sizes import check_other_sizes, open_axes
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
+from dfq_plugins.quantization.onnx_exporter import export_at
 from dfq_plugins.quantization.onnx_module import OnnxModule, load_onnx
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
 from dfq_plugins.quantization.output_names import exportable
@@ -89,7 +90,8 @@ def export_onnx(
 
 def _write_qonnx(graph: GraphModule, sample: Sample, names: tuple[str, ...], path: Path) -> None:
     network, outputs = exportable(copy.deepcopy(graph), sample, names)
-    export_qonnx(network, args=sample, export_path=str(path), **_settings(names, outputs))
+    written = partial(export_qonnx, network, args=sample, export_path=str(path), **_settings(names, outputs))
+    export_at(_OPSET, lambda opset: written(opset_version=opset))
     # The first step of every QONNX flow, including FINN's: fold constants, infer shapes, name nodes.
     model = clean_qonnx(onnx.load(path))
     give_parameters_a_rank(model.graph)
@@ -106,12 +108,13 @@ def _write_qcdq(graph: GraphModule, sample: Sample, input_axes: dict[str, dict[i
     network, outputs = exportable(graph, sample, names)
     axes = {**input_axes, **{name: {0: "batch"} for name in outputs}}
     # Without a copy, which costs seconds: Brevitas leaves the graph as it was, and where it fails, nothing follows.
-    export_onnx_qcdq(network, args=sample, export_path=str(path), dynamic_axes=axes, **_settings(names, outputs))
+    settings = {"export_path": str(path), "dynamic_axes": axes, **_settings(names, outputs)}
+    export_at(_OPSET, lambda opset: export_onnx_qcdq(network, args=sample, opset_version=opset, **settings))
 
 
 def _settings(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
     # Brevitas's exporter through torch.export cannot write quantized biases; TorchScript's writes both formats.
-    return {"dynamo": False, "opset_version": _OPSET, "input_names": list(inputs), "output_names": list(outputs)}
+    return {"dynamo": False, "input_names": list(inputs), "output_names": list(outputs)}
 
 
 def check_qonnx(path: Path, *, graph: GraphModule, samples: Inputs, spec: Specification) -> tuple[Check, ...]:

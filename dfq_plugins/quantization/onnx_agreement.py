@@ -195,12 +195,13 @@ def compare_file(
         if len(expected.activations) != len(pairs):
             break  # the forward pass depends on the values; the first batch was compared
     compared = tuple(merged(group) for _, group in sorted(parts.items()))
-    found_weights, missing_weights = _compare_weights(weights, quantizers, whole)
-    missing = [tensor.name for tensor, pair in zip(expected.activations, pairs, strict=False) if pair is None]
+    # What does not follow the input, such as a position embedding, is stored in the file as weights are.
+    stored = [tensor for tensor, pair in zip(expected.activations, pairs, strict=False) if pair is None]
+    found_weights, missing = _compare_weights([*weights, *stored], quantizers, whole)
     return OnnxAgreement(
         compared,
         found_weights,
-        (*missing_weights, *missing),
+        missing,
         tuple(_other_scales(pairs, expected.activations)),
         float(np.max(differences)),  # NaN if any is
         tuple(np.concatenate(parts) for parts in zip(*whole_outputs, strict=True)),
@@ -264,10 +265,12 @@ def _compare_weights(
                 values = whole[quantizer.values]
                 if exact and not _same(quantizer.scale, tensor.scale):
                     continue
-                aligned = next((v for v in (values, values.T) if v.shape == tensor.values.shape), None)
-                if aligned is not None:
+                # A file may store a matrix transposed; the shape of a square one does not tell.
+                aligned = [way for way in (values, values.T) if way.shape == tensor.values.shape]
+                if aligned:
                     expected = (tensor.integers - tensor.zero_point) * tensor.scale
-                    found[tensor.name] = compare_weights(tensor.name, aligned, expected, tensor.scale)
+                    ways = (compare_weights(tensor.name, way, expected, tensor.scale) for way in aligned)
+                    found[tensor.name] = min(ways, key=lambda agreement: agreement.wrong)
                     left.remove(quantizer)
                     break
     missing = tuple(tensor.name for tensor in weights if tensor.name not in found)
