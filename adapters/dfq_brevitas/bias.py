@@ -27,6 +27,7 @@ from dfq_brevitas.framework import (
     quant_nn,
     quantization_status_manager,
 )
+from dfq_brevitas.quantized_once import weights_quantized_once
 from dfq_plugins.inputs import run_network
 from dfq_plugins.model_state import hooked
 
@@ -53,16 +54,17 @@ def correct_biases(
     layers = {name: module for name, module in model.named_modules() if is_weight_layer(module)}
     total = {name: torch.zeros(_channels(module)) for name, module in layers.items()}
     count = 0
-    for count, inputs in enumerate(batches, start=1):  # noqa: B007  used for the mean below
-        run = partial(run_network, model, inputs, spec)
-        expected = _float_means(model, layers, run)
+    with weights_quantized_once(model):
+        for count, inputs in enumerate(batches, start=1):  # noqa: B007  used for the mean below
+            run = partial(run_network, model, inputs, spec)
+            expected = _float_means(model, layers, run)
 
-        def correct(name: str, output: torch.Tensor, expected: dict[str, torch.Tensor] = expected) -> torch.Tensor:
-            error = expected[name] - channel_mean(output, layers[name])
-            total[name] += error.cpu()
-            return output + _spread(error, output, layers[name])
+            def correct(name: str, output: torch.Tensor, expected: dict[str, torch.Tensor] = expected) -> torch.Tensor:
+                error = expected[name] - channel_mean(output, layers[name])
+                total[name] += error.cpu()
+                return output + _spread(error, output, layers[name])
 
-        _run_with_hooks(layers, correct, run)
+            _run_with_hooks(layers, correct, run)
     for name, module in layers.items():
         _add_to_bias(module, strength * total[name] / max(count, 1))
 

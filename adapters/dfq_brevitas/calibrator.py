@@ -20,6 +20,7 @@ from dfq_brevitas.graph import float_graph, quantized_graph
 from dfq_brevitas.input_range import fix_input_ranges, replace_input_quantizers
 from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
+from dfq_brevitas.quantized_once import weights_quantized_once
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
 from dfq_brevitas.shared_ranges import covering_every_call
 from dfq_brevitas.training import learned_scales, take_gradients
@@ -196,7 +197,7 @@ class BrevitasCalibrator(Calibrator):
     def describe(self, converted: nn.Module) -> Coverage:
         """List layers, activations and additions with the bit widths that their quantizers report."""
         run, graph = _run_of(converted)
-        with torch.no_grad(), silenced(NOTICES):
+        with torch.no_grad(), silenced(NOTICES), weights_quantized_once(graph):
             return describe_coverage(graph, run.recipe)
 
     def export(self, converted: nn.Module, spec: Specification, path: Path) -> tuple[Artifact, ...]:

@@ -22,6 +22,7 @@ from dfq_brevitas.integers import torch_run, torch_weights
 from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.qonnx_cleanup import clean_qonnx
 from dfq_brevitas.qonnx_lowering import lowered
+from dfq_brevitas.quantized_once import weights_quantized_once
 from dfq_plugins.inputs import rows
 from dfq_plugins.network.graph_inputs import in_order, ordered, take_inputs_in_order
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
@@ -84,7 +85,7 @@ def export_onnx(
         written = partial(_write_qcdq, private, sample, open_axes(spec, sizes=dynamic_sizes))
         check_file = partial(check_qcdq, **settings, dynamic_sizes=dynamic_sizes)
         recipes.append(ArtifactRecipe(folder / QCDQ_FILE, "QCDQ ONNX", written, check_file))
-    with silenced(NOTICES):
+    with silenced(NOTICES), weights_quantized_once(private):
         return write_artifacts(recipes)
 
 
@@ -124,9 +125,9 @@ def check_qonnx(path: Path, *, graph: GraphModule, samples: Inputs, spec: Specif
         ArtifactError: the file cannot be run, or does not agree with the model.
     """
     model, quantizers = lowered(onnx.load(path))
-    run = partial(torch_run, graph, spec=spec)
+    run, classes = partial(torch_run, graph, spec=spec), spec.num_classes
     weights = torch_weights(graph)
-    return check_onnx(model, quantizers, weights, run, samples, num_classes=spec.num_classes, as_users_run=False)
+    return check_onnx(model, quantizers, weights, run, samples, num_classes=classes, as_users_run=False)
 
 
 def check_finn(path: Path, *, graph: GraphModule, samples: Inputs, spec: Specification) -> tuple[Check, ...]:

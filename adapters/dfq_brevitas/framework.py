@@ -33,6 +33,7 @@ with silenced(NOTICES):
     )
     from brevitas.inject.enum import RestrictValueType, ScalingImplType, ScalingPerOutputType, StatsOp
     from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+    from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
     from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
     from brevitas.quant import scaled_int
     from brevitas.quant.base import MSESymmetricScaleSubInjector
@@ -64,6 +65,7 @@ __all__ = [
     "StatsFromParameterScaling",
     "StatsOp",
     "TorchFunctionalToModule",
+    "WeightQuantProxyFromInjectorBase",
     "act_handler",
     "bias_correction_mode",
     "brevitas_config",
