@@ -54,15 +54,29 @@ def _plain_arguments(value: Any) -> Any:
 def isolate_functions(graph: GraphModule) -> None:
     """Pass: turn every function and method into a module of which Brevitas knows nothing, in place."""
     for node in list(graph.graph.nodes):
-        if node.op not in {"call_function", "call_method"}:
-            continue
-        name = f"{node.name}_plain"
-        graph.add_module(name, PlainCall(node))
-        with graph.graph.inserting_before(node):
-            called = graph.graph.call_module(name, node.args, node.kwargs)
-        called.meta.update(node.meta)
-        node.replace_all_uses_with(called)
-        graph.graph.erase_node(node)
+        if node.op in {"call_function", "call_method"}:
+            _isolate(graph, node)
+
+
+def isolate_shifts(graph: GraphModule) -> None:
+    """Pass: turn additions of a number into modules of which Brevitas knows nothing, in place.
+
+    They join nothing, so there is nothing to align. Brevitas would quantize what they read and what they return: the
+    denominator of a division, with its small number against 0, became 0.
+    """
+    for node in list(graph.graph.nodes):
+        if is_addition(node) and len(node.all_input_nodes) == 1:
+            _isolate(graph, node)
+
+
+def _isolate(graph: GraphModule, node: Node) -> None:
+    name = f"{node.name}_plain"
+    graph.add_module(name, PlainCall(node))
+    with graph.graph.inserting_before(node):
+        called = graph.graph.call_module(name, node.args, node.kwargs)
+    called.meta.update(node.meta)
+    node.replace_all_uses_with(called)
+    graph.graph.erase_node(node)
 
 
 def quantize_joins(graph: GraphModule, quantizer: Quantizer) -> None:

@@ -63,6 +63,13 @@ def lowered(net: Any, x: torch.Tensor) -> torch.Tensor:
     return net.branches[0](net.conv(x).relu() + (-0.5))
 
 
+def linear_attention(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """Divides by a sum that is 0 for some positions but for a small number."""
+    tokens = net.conv(x).flatten(2).transpose(1, 2).relu()
+    summed = tokens @ (tokens.transpose(1, 2) @ tokens.new_ones(*tokens.shape[:2], 1))
+    return net.linear(tokens + tokens @ (tokens.transpose(1, 2) @ tokens) / (summed + 1e-5))
+
+
 def decibels(network: nn.Module) -> float:
     calibrator = BrevitasCalibrator()
     generator = torch.Generator().manual_seed(0)
@@ -77,12 +84,12 @@ def decibels(network: nn.Module) -> float:
 
 
 @pytest.mark.filterwarnings("ignore::dfq_plugins.errors.DfqWarning")
-@pytest.mark.parametrize("forward", [attention, cascade, views, heads, lowered])
+@pytest.mark.parametrize("forward", [attention, cascade, views, heads, lowered, linear_attention])
 def test_outputs_follow_the_float_network(forward: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
     assert decibels(Written(forward)) > 25
 
 
-@pytest.mark.parametrize("forward", [attention, cascade, views, heads, lowered])
+@pytest.mark.parametrize("forward", [attention, cascade, views, heads, lowered, linear_attention])
 def test_what_brevitas_cannot_walk_is_isolated_and_said(
     forward: Callable[[Any, torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
