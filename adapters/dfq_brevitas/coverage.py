@@ -13,6 +13,7 @@ from dfq_brevitas.finn.modules import ChannelSelection, Concatenation
 from dfq_brevitas.foreign import Dequantize
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, GraphModule, Node, quant_nn
 from dfq_brevitas.grid import OnGrid
+from dfq_brevitas.isolation import PlainCall, PlainModule
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS
 from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
 
@@ -41,16 +42,19 @@ def describe_coverage(graph: GraphModule, recipe: Recipe) -> Coverage:
             form = number_format(_own_quantizer(module))
             quantized.append(QuantizedTensor(name, _kind(node, module), "activation", form))
         elif not isinstance(module, (Dequantize, OnGrid, Shortcut, ChannelSelection, Concatenation)):
-            floating.append((name, f"{type(module).__name__}: {_why_float(module, recipe)}"))
+            floating.append((name, _why_float(module, recipe)))
     return Coverage(tuple(quantized), (*floating, ("(output)", _LOGITS)))
 
 
 def _why_float(module: nn.Module, recipe: Recipe) -> str:
+    if isinstance(module, (PlainCall, PlainModule)):
+        return module.reason
+    reason = "Brevitas has no quantizer for it in graph mode"
     if isinstance(module, LAYERS):
-        return "the first and the last layer keep float weights"
-    if recipe.activation_bits == FLOAT_BITS:
-        return "activations stay in float"
-    return "Brevitas has no quantizer for it in graph mode"
+        reason = "the first and the last layer keep float weights"
+    elif recipe.activation_bits == FLOAT_BITS:
+        reason = "activations stay in float"
+    return f"{type(module).__name__}: {reason}"
 
 
 def _layer_tensors(name: str, layer: Any, reading: Any | None) -> Iterator[QuantizedTensor]:

@@ -30,7 +30,7 @@ from dfq_brevitas.framework import (
 )
 from dfq_brevitas.grid import keep_moves_on_grid
 from dfq_brevitas.inserted import remember_places
-from dfq_brevitas.isolation import isolate_functions, isolate_shifts, quantize_joins
+from dfq_brevitas.isolation import isolate_functions, isolate_shifts, isolate_tail, quantize_joins
 from dfq_brevitas.output import strip_output_quantizers
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, UNSIGNED_ACTIVATIONS, quantizer_maps
 from dfq_brevitas.signs import make_inputs_unsigned, make_signed
@@ -173,7 +173,7 @@ def passes_for_isolation(recipe: Recipe, options: BrevitasOptions) -> tuple[Grap
 def passes_before(recipe: Recipe, options: BrevitasOptions) -> tuple[GraphPass, ...]:
     """Return the passes over the float graph, in order."""
     # In FINN, what adds a number is hardware of its own between two quantizers.
-    always: tuple[GraphPass, ...] = () if options.target == "finn" else (isolate_shifts,)
+    always: tuple[GraphPass, ...] = () if options.target == "finn" else (isolate_shifts, isolate_tail)
     if options.addition_bits == recipe.activation_bits:
         return always
     wider = quantizer_maps(replace(recipe, activation_bits=options.addition_bits), options)

@@ -14,6 +14,7 @@ from torch import nn
 from dfq_brevitas.additions import is_addition
 from dfq_brevitas.foreign import plain
 from dfq_brevitas.framework import QuantTensor
+from dfq_plugins.network.tracing.tail import tail
 
 if TYPE_CHECKING:
     from dfq_brevitas.framework import GraphModule, Node
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     Quantizer = tuple[type[nn.Module], dict[str, Any]]
 
 
+_JOINS = frozenset((torch.cat, torch.stack))
+_ACTIVATIONS = (nn.Sigmoid, nn.Tanh)
+"""Activations that Brevitas quantizes and that make scores; a ReLU costs nothing and stays with its layer."""
+
+
 class PlainCall(nn.Module):
     """Calls a function of torch, or a method of a tensor, on plain tensors."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, reason: str) -> None:
         super().__init__()
-        self.operation, self.target = node.op, node.target
+        self.operation, self.target, self.reason = node.op, node.target, reason
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of the call; quantized tensors are passed as their values."""
@@ -51,11 +57,23 @@ def _plain_arguments(value: Any) -> Any:
     return value
 
 
+class PlainModule(nn.Module):
+    """Calls a module on plain tensors; Brevitas does not look into it."""
+
+    def __init__(self, module: nn.Module, reason: str) -> None:
+        super().__init__()
+        self.module, self.reason = module, reason
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the result of the module; quantized tensors are passed as their values."""
+        return self.module(*_plain_arguments(args), **_plain_arguments(kwargs))
+
+
 def isolate_functions(graph: GraphModule) -> None:
     """Pass: turn every function and method into a module of which Brevitas knows nothing, in place."""
     for node in list(graph.graph.nodes):
         if node.op in {"call_function", "call_method"}:
-            _isolate(graph, node)
+            _isolate(graph, node, "Brevitas cannot align the quantizers of this network")
 
 
 def isolate_shifts(graph: GraphModule) -> None:
@@ -66,12 +84,24 @@ def isolate_shifts(graph: GraphModule) -> None:
     """
     for node in list(graph.graph.nodes):
         if is_addition(node) and len(node.all_input_nodes) == 1:
-            _isolate(graph, node)
+            _isolate(graph, node, "adds a number, so there is nothing to align")
 
 
-def _isolate(graph: GraphModule, node: Node) -> None:
+def isolate_tail(graph: GraphModule) -> None:
+    """Pass: turn joins and activations behind the last layers into modules of which Brevitas knows nothing, in place.
+
+    No layer reads them, and a detector's boxes in pixels and its scores would share one scale.
+    """
+    for node in tail(graph):
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if is_addition(node) or node.target in _JOINS or isinstance(module, _ACTIVATIONS):
+            _isolate(graph, node, "behind the last layers, where one scale for all values could lose much")
+
+
+def _isolate(graph: GraphModule, node: Node, reason: str) -> None:
     name = f"{node.name}_plain"
-    graph.add_module(name, PlainCall(node))
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    graph.add_module(name, PlainCall(node, reason) if module is None else PlainModule(module, reason))
     with graph.graph.inserting_before(node):
         called = graph.graph.call_module(name, node.args, node.kwargs)
     called.meta.update(node.meta)

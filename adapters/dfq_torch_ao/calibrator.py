@@ -42,6 +42,7 @@ from dfq_torch_ao.qconfig import (
 from dfq_torch_ao.rewrites import drop_tuple_observers, record_results, rewrite
 from dfq_torch_ao.run import Run, run_of
 from dfq_torch_ao.saturation import saturate_activations
+from dfq_torch_ao.tail import FloatCall, hide_tail, show_tail
 from dfq_torch_ao.tensor_formats import record_formats
 from dfq_torch_ao.training import collecting_ranges, freeze_ranges, start_training
 from dfq_torch_ao.transposed import cut_margins, enlarge_transposed_kernels
@@ -92,16 +93,18 @@ class TorchAoCalibrator(Calibrator):
         if not training:
             fold_batch_norms(private)
         exceptions = PrepareCustomConfig().set_non_traceable_module_names(list(self.options.non_traceable))
+        exceptions.set_non_traceable_module_classes([FloatCall])
         with silenced(NOTICES), preserve_global_state():
             mapping = make_qconfig_mapping(recipe, self.options, engine, training=training)
             insert = prepare_qat_fx if training else prepare_fx
             with step_errors("torch.ao", "prepare", private, way_round):
                 samples = ordered(blank_inputs(spec, 1))
                 rewrite(private, samples)
+                hide_tail(private)
                 prepared: GraphModule = insert(private.train(training), mapping, samples, exceptions).eval()
                 results = record_results(prepared, samples)
                 drop_tuple_observers(prepared, results)
-                missing = without_right_kernel(prepared, results, engine)
+                missing = show_tail(prepared) | without_right_kernel(prepared, results, engine)
         highest = activation_range(recipe, self.options, engine)[1]
         observe_inputs(prepared, new_activation_observer(recipe, self.options, engine, training=training))
         if recipe.activation_bits < STORAGE_BITS:
