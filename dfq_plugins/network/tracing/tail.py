@@ -43,20 +43,20 @@ _PRODUCTS = frozenset(
 def tail(graph: GraphModule) -> list[Node]:
     """Return the operations of a graph from which no layer with weights and no matrix product can be reached, in order.
 
-    There are no integer products behind them, so low-precision arithmetic gains nothing there. But it may lose all:
-    a detector's boxes in pixels and its scores between 0 and 1 are joined into one tensor at the end.
+    There are no integer products behind them, so low-precision arithmetic gains nothing there. But it may lose all: a
+    detector's boxes in pixels and its scores between 0 and 1 are joined into one tensor at the end. A graph without
+    layers and products has no tail.
 
     >>> graph = torch.fx.symbolic_trace(nn.Sequential(nn.ReLU(), nn.Linear(2, 2), nn.Sigmoid()))
     >>> [node.name for node in tail(graph)]
     ['_2']
     """
+    products = {node for node in graph.graph.nodes if _is_product(graph, node)}
     leads: dict[Node, bool] = {}
     for node in reversed(graph.graph.nodes):
-        leads[node] = any(leads[reader] or _is_product(graph, reader) for reader in node.users)
+        leads[node] = node in products or any(leads[reader] for reader in node.users)
     operations = ("call_module", "call_function", "call_method")
-    return [
-        node for node in graph.graph.nodes if node.op in operations and not leads[node] and not _is_product(graph, node)
-    ]
+    return [node for node in graph.graph.nodes if products and node.op in operations and not leads[node]]
 
 
 def _is_product(graph: GraphModule, node: Node) -> bool:
