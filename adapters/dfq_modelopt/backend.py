@@ -1,0 +1,64 @@
+"""ModelOpt, as the algorithm that it shares with pytorch-quantization sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dfq_modelopt.framework import QuantizerAttributeConfig, calib, quant_nn
+from dfq_modelopt.insert import insert_quantizers, reason_for_float, transposed_view
+from dfq_modelopt.notices import NOTICES
+from dfq_modelopt.way_round import way_round
+from dfq_shared.tensorrt.backend import Backend
+from dfq_shared.tensorrt.observers import HistogramObserver, Observer
+from dfq_shared.tensorrt.quantizers import weight_axis
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfq_plugins.types import Recipe
+    from dfq_shared.tensorrt.options import RangeOptions
+
+
+class GuardedMax(Observer, calib.MaxCalibrator):  # type: ignore[misc]  # the framework has no types
+    """Records the largest absolute value."""
+
+
+class GuardedHistogram(HistogramObserver, calib.HistogramCalibrator):  # type: ignore[misc]  # as above
+    """Records a histogram of absolute values."""
+
+
+class ModelOptBackend(Backend):
+    """The framework's quantizers and searches."""
+
+    name = "modelopt"
+    notices = NOTICES
+    max_observer = GuardedMax
+    histogram_observer = GuardedHistogram
+
+    def quantized(self, model: nn.Module, recipe: Recipe, options: RangeOptions) -> nn.Module:
+        """Let the framework insert its quantizers, and configure those of every layer."""
+        return insert_quantizers(model, recipe, options)
+
+    def reason_for_float(self, module: nn.Module, *, pooling: bool) -> str | None:
+        """Return why a layer stays in float."""
+        return reason_for_float(module, pooling=pooling)
+
+    def new_quantizer(self, bits: int, *, histogram: bool) -> nn.Module:
+        """Return a quantizer for a tensor between layers."""
+        config = QuantizerAttributeConfig(num_bits=bits, calibrator="histogram" if histogram else "max")
+        quantizer: nn.Module = quant_nn.TensorQuantizer(config, if_quant=False)
+        return quantizer
+
+    def search_weight_range(self, layer: Any, *, per_channel: bool, bins: int) -> None:
+        """Let the framework search the ranges on histograms, one a channel."""
+        view = transposed_view(layer, per_channel=per_channel)
+        calib.calibrate_weights(view, method="mse", perchannel=per_channel, num_bins=bins)
+        found = torch.as_tensor(view.weight_quantizer.amax)
+        axis = weight_axis(type(layer))
+        layer.weight_quantizer.amax = found.transpose(0, axis) if per_channel and found.dim() > 1 else found
+
+    def way_round(self, name: str) -> str:
+        """Return what a user can do about a part that the framework fails on."""
+        return way_round(name)
