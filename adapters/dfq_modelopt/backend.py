@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dfq_modelopt.framework import QuantizerAttributeConfig, calib, quant_nn
-from dfq_modelopt.insert import insert_quantizers, reason_for_float, transposed_view
+from dfq_modelopt.insert import insert_quantizers, reason_for_float
 from dfq_modelopt.notices import NOTICES
 from dfq_modelopt.way_round import way_round
 from dfq_shared.tensorrt.backend import Backend
 from dfq_shared.tensorrt.observers import HistogramObserver, Observer
 from dfq_shared.tensorrt.quantizers import weight_axis
+from dfq_shared.tensorrt.range_search import search_weight_ranges
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,12 +51,15 @@ class ModelOptBackend(Backend):
         return quantizer
 
     def search_weight_range(self, layer: Any, *, per_channel: bool, bins: int) -> None:
-        """Let the framework search the ranges on histograms, one a channel."""
-        view = transposed_view(layer, per_channel=per_channel)
-        calib.calibrate_weights(view, method="mse", perchannel=per_channel, num_bins=bins)
-        found = torch.as_tensor(view.weight_quantizer.amax)
-        axis = weight_axis(type(layer))
-        layer.weight_quantizer.amax = found.transpose(0, axis) if per_channel and found.dim() > 1 else found
+        """Search the ranges on histograms, one a channel.
+
+        ModelOpt's own search (`_compute_amax_mse`) passes the bit width as the bias of the fake quantization, and so
+        returns its first candidate, half of the largest weight; it also takes axis 0 for the output channels of
+        transposed convolutions.
+        """
+        quantizer = layer.weight_quantizer
+        axis = weight_axis(type(layer)) if per_channel else None
+        quantizer.amax = search_weight_ranges(layer.weight, axis=axis, num_bits=quantizer.num_bits, bins=bins)
 
     def way_round(self, name: str) -> str:
         """Return what a user can do about a part that the framework fails on."""

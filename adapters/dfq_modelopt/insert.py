@@ -7,9 +7,9 @@ class: no name matters.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.nn import modules
 
 from dfq_modelopt.framework import QuantizerAttributeConfig, mto, mtq, quant_nn, quiet
@@ -17,6 +17,8 @@ from dfq_plugins.errors import ModelError
 from dfq_shared.tensorrt.quantizers import LAYERS, OUTSIDE_RECIPE, POOLS, is_quantizer, weight_axis
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from dfq_plugins.types import Recipe
@@ -27,24 +29,33 @@ ALL_OFF: dict[str, Any] = {"quant_cfg": [{"quantizer_name": "*", "enable": False
 
 
 def insert_quantizers(model: nn.Module, recipe: Recipe, options: RangeOptions) -> nn.Module:
-    """Insert ModelOpt's quantizers into `model`, in place, and configure those of its layers.
-
-    Raises:
-        ModelError: the model was already converted by ModelOpt.
-    """
-    require_unconverted(model)
-    model.requires_grad_(requires_grad=False)
-    with quiet():
+    """Insert ModelOpt's quantizers into `model`, in place, and configure those of its layers."""
+    with quiet(), _recurrent_hidden(model):
         mtq.quantize(model, ALL_OFF)
-    module: Any
-    for module in model.modules():
-        if not hasattr(module, "input_quantizer"):
-            continue
-        if isinstance(module, LAYERS) or (options.pooling and isinstance(module, POOLS)):
-            _configure(module, recipe, options)
+    converted: list[Any] = [module for module in model.modules() if hasattr(module, "input_quantizer")]
+    for layer in converted:
+        if isinstance(layer, LAYERS) or (options.pooling and isinstance(layer, POOLS)):
+            _configure(layer, recipe, options)
         else:
-            setattr(module.input_quantizer, OUTSIDE_RECIPE, True)
+            setattr(layer.input_quantizer, OUTSIDE_RECIPE, True)
     return model
+
+
+@contextmanager
+def _recurrent_hidden(model: nn.Module) -> Iterator[None]:
+    """Keep ModelOpt off recurrent layers within the block.
+
+    Its own version of them computes step by step in Python, even with its quantizers off, and cannot be copied. It takes
+    every class whose forward is that of torch.nn.
+    """
+    kinds = {module: type(module) for module in model.modules() if isinstance(module, modules.RNNBase)}
+    for module, kind in kinds.items():
+        module.__class__ = type(kind.__name__, (kind,), {"forward": lambda *_: None})
+    try:
+        yield
+    finally:
+        for module, kind in kinds.items():
+            module.__class__ = kind
 
 
 def require_unconverted(model: nn.Module) -> None:
@@ -68,7 +79,7 @@ def _configure(layer: Any, recipe: Recipe, options: RangeOptions) -> None:
     layer.input_quantizer.set_from_attribute_config(
         QuantizerAttributeConfig(num_bits=recipe.activation_bits, axis=None, calibrator=calibrator, enable=True)
     )
-    if isinstance(layer, LAYERS):
+    if hasattr(layer, "weight_quantizer"):
         axis = weight_axis(type(layer)) if options.per_channel else None
         layer.weight_quantizer.set_from_attribute_config(
             QuantizerAttributeConfig(num_bits=recipe.weight_bits, axis=axis, calibrator="max", enable=True)
@@ -88,24 +99,3 @@ def reason_for_float(module: nn.Module, *, pooling: bool) -> str | None:
         return f"{kind}: this calibrator leaves it in float (TensorRT folds a BatchNorm into the convolution before it)"
     has_weights = next(module.parameters(recurse=False), None) is not None
     return f"{kind}: this calibrator quantizes convolutions, linear layers and average pooling" if has_weights else None
-
-
-def transposed_view(layer: Any, *, per_channel: bool) -> Any:
-    """Return what `calib.calibrate_weights` needs of a layer, with the output channels on axis 0.
-
-    That function looks for them on axis 1 only in ModelOpt's older classes of transposed convolutions.
-    """
-    axis = weight_axis(type(layer))
-    return _View(layer.weight.detach().transpose(0, axis) if per_channel else layer.weight.detach(), layer)
-
-
-class _Range:
-    def __init__(self, quantizer: Any) -> None:
-        self.num_bits, self.unsigned, self.amax = quantizer.num_bits, quantizer.unsigned, None
-
-
-class _View(torch.nn.Module):
-    def __init__(self, weight: torch.Tensor, layer: Any) -> None:
-        super().__init__()
-        self.weight = weight
-        self.weight_quantizer = _Range(layer.weight_quantizer)

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from dfq_plugins.types import setting
 from dfq_shared.tensorrt.options import RangeOptions
+
+Trace = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
 class ModelOptOptions(RangeOptions):
-    """How ranges are chosen; see `RangeOptions`."""
+    """How ranges are chosen; see `RangeOptions`.
+
+    Args:
+        trace: whether the network is traced to a graph, in which layers written as functions or with a forward of their
+            own become layers that ModelOpt quantizes; `auto` does so only for a network that has such layers.
+    """
+
+    trace: Trace = setting(
+        "auto", "trace the network, to quantize layers in functions and subclasses: true, false, or auto (where needed)"
+    )

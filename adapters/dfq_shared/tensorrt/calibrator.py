@@ -82,7 +82,7 @@ class TensorrtCalibrator(Calibrator):
         _require_supported(recipe, self._options, self._backend.name)
         errors = step_errors(self._backend.name, "prepare", model, self._backend.way_round)
         with self._silenced(), errors:
-            prepared = self._backend.quantized(fitted_copy(model), recipe, self._options).eval()
+            prepared = self._backend.quantized(self._fitted(model, spec), recipe, self._options).eval()
             _require_quantizable(prepared, model, self._backend, self._options)
             for _, module in quantized_modules(prepared):
                 _each_quantizer(module, "disable_quant")
@@ -189,6 +189,10 @@ class TensorrtCalibrator(Calibrator):
 
     def _run_of(self, module: nn.Module) -> _Run:
         return state_of(module, _Run, calibrator=self._backend.name)
+
+    def _fitted(self, model: nn.Module, spec: Specification) -> nn.Module:  # noqa: ARG002  (for adapters that run it)
+        """Return the private copy of `model` that gets the quantizers."""
+        return fitted_copy(model)
 
     def _silenced(self) -> AbstractContextManager[None]:
         return silenced(self._backend.notices, logger=self._backend.logger)

@@ -26,7 +26,9 @@ def marked_copy(model: nn.Module) -> nn.Module:
         model: calibrated model.
     """
     copied = copy.deepcopy(model).cpu().eval()
-    markers: dict[int, nn.Module] = {id(quantizer): _Marker(name) for name, quantizer in active_quantizers(copied).items()}
+    markers: dict[int, nn.Module] = {
+        id(quantizer): _Marker(name) for name, quantizer in active_quantizers(copied).items()
+    }
     for parent in list(copied.modules()):
         for name, child in list(parent._modules.items()):  # noqa: SLF001  (named_children() hides a child's second name)
             if child is not None and is_quantizer(child):
