@@ -32,6 +32,7 @@ class ModelOptBackend(Backend):
     """The framework's quantizers and searches."""
 
     name = "modelopt"
+    file_name = "model.modelopt.onnx"
     notices = NOTICES
     max_observer = GuardedMax
     histogram_observer = GuardedHistogram

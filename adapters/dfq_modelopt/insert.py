@@ -45,8 +45,8 @@ def insert_quantizers(model: nn.Module, recipe: Recipe, options: RangeOptions) -
 def _recurrent_hidden(model: nn.Module) -> Iterator[None]:
     """Keep ModelOpt off recurrent layers within the block.
 
-    Its own version of them computes step by step in Python, even with its quantizers off, and cannot be copied. It takes
-    every class whose forward is that of torch.nn.
+    Its own version of them computes step by step in Python, even with its quantizers off, and cannot be copied. It
+    takes every class whose forward is that of torch.nn.
     """
     kinds = {module: type(module) for module in model.modules() if isinstance(module, modules.RNNBase)}
     for module, kind in kinds.items():

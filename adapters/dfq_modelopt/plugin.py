@@ -22,5 +22,5 @@ def dfq_calibrators() -> Iterator[CalibratorEntry]:
         requires=("modelopt", "requests", "huggingface_hub", "onnx", "onnxruntime"),
         install="dfq-plugins[modelopt]",
         options=ModelOptOptions,
-        artifact_suffixes=("_qdq.onnx",),
+        artifact_suffixes=(".modelopt.onnx",),
     )

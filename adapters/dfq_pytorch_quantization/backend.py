@@ -31,6 +31,7 @@ class PytorchQuantizationBackend(Backend):
     """The framework's quantized modules, quantizers and searches."""
 
     name = "pytorch-quantization"
+    file_name = "model_qdq.onnx"
     notices = NOTICES
     logger = LOGGER
     max_observer = GuardedMax

@@ -20,6 +20,7 @@ class Backend(ABC):
 
     Attributes:
         name: name of the calibrator.
+        file_name: name of its artifact; the ending tells the frameworks' files apart.
         notices: the framework's warnings that do not concern the user's model.
         logger: name of a logger on which it reports its progress as warnings; None if it has none.
         max_observer: its calibrator of the largest absolute value, guarded by `Observer`.
@@ -27,6 +28,7 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
+    file_name: ClassVar[str]
     notices: ClassVar[Iterable[Notice]]
     logger: ClassVar[str | None] = None
     max_observer: ClassVar[Any]

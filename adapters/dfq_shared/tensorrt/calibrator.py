@@ -154,11 +154,11 @@ class TensorrtCalibrator(Calibrator):
         return describe_coverage(converted, self._backend, pooling=self._options.pooling)
 
     def export(self, converted: nn.Module, spec: Specification, path: Path) -> tuple[Artifact, ...]:
-        """Write `model_qdq.onnx` to the folder `path`, run it in ONNX Runtime, and compare it with `converted`.
+        """Write the ONNX file to the folder `path`, run it in ONNX Runtime, and compare it with `converted`.
 
         Raises:
-            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; the file is kept as
-                `model_qdq.onnx.rejected`.
+            ArtifactError: torch.onnx cannot export the model, or the file does not agree with it; the file is kept with
+                the ending `.rejected`.
             DataError: the folder cannot be written.
         """
         from dfq_shared.tensorrt.export import export_onnx  # noqa: PLC0415  (loads ONNX Runtime only when needed)
@@ -178,7 +178,7 @@ class TensorrtCalibrator(Calibrator):
         )
 
     def load(self, path: Path) -> nn.Module:
-        """Return a module that runs `model_qdq.onnx` in ONNX Runtime, in exact arithmetic.
+        """Return a module that runs the ONNX file in ONNX Runtime, in exact arithmetic.
 
         Raises:
             DataError: the file is damaged.

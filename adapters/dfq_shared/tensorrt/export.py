@@ -54,7 +54,6 @@ EXPORTER_NOTICES = (
 )
 """Warnings of torch's exporter that say nothing about the user's model."""
 
-FILE_NAME = "model_qdq.onnx"
 OPSET = 17
 CONTAINER_BITS = 8
 """Width of the integers that QuantizeLinear produces in this opset; narrower values are stored in them."""
@@ -76,7 +75,7 @@ def export_onnx(
         model: calibrated model.
         spec: the inputs of the network.
         folder: where to write; created if it does not exist.
-        backend: the framework, whose warnings are silenced.
+        backend: the framework: its file name, and the warnings that are silenced.
         samples: inputs `(N, *shape)` to compare on.
         batch_size: size of the batch axis in the file; None keeps it dynamic.
         dynamic_sizes: whether the spatial axes of the inputs are dynamic as well.
@@ -97,7 +96,9 @@ def export_onnx(
         batch_size=batch_size,
         dynamic_sizes=dynamic_sizes,
     )
-    return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "ONNX, QuantizeLinear/DequantizeLinear", write, check)])
+    return write_artifacts(
+        [ArtifactRecipe(folder / backend.file_name, "ONNX, QuantizeLinear/DequantizeLinear", write, check)]
+    )
 
 
 def _formats(model: nn.Module) -> dict[str, IntegerFormat]:
