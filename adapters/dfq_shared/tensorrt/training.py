@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 def start_training(prepared: nn.Module, options: RangeOptions) -> None:
     """Make weights, biases, and BatchNorm's scale and shift trainable, and ranges as the options say.
 
-    A known range of the network's input stays fixed, and so do the ranges of residual shortcuts, which have 8 bits:
-    their two limits would be learned apart, and the exported range is symmetric.
+    A known range of the network's input stays fixed, and so do the ranges of residual shortcuts, which have 8 bits.
 
     Args:
         prepared: a calibrated model; changed in place.
@@ -50,7 +49,7 @@ def learned_ranges(prepared: nn.Module) -> Iterator[nn.Parameter]:
 def fix_ranges_after_training(prepared: nn.Module) -> None:
     """Turn learned ranges into fixed ones, in place; does nothing if no ranges were learned."""
     for quantizer, limits in list(_learning(prepared)):
-        quantizer._buffers["_amax"] = limits.highest.clamp(min=SMALLEST_AMAX)  # noqa: SLF001  (its setter copies)
+        quantizer._buffers["_amax"] = limits.highest  # noqa: SLF001  (its setter copies)
         del quantizer.clip
     for name, module in quantized_modules(prepared):
         quantizer = getattr(module, "weight_quantizer", None)
@@ -61,9 +60,9 @@ def fix_ranges_after_training(prepared: nn.Module) -> None:
 def _learn_range(quantizer: Any) -> None:
     """Learn the range, starting from the calibrated one.
 
-    The larger limit is the range. For unsigned integers, the lower limit is therefore fixed at zero; otherwise the
-    range could never shrink.
+    The lowest level of a signed range, which has no counterpart above, is given up: clipping never reaches it.
     """
+    quantizer.narrow_range = not quantizer.unsigned
     quantizer.add_module(CLIP, LearnedRange(quantizer.amax, unsigned=quantizer.unsigned))
     quantizer.register_forward_pre_hook(clip_to_learned)
 

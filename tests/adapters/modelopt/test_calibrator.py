@@ -13,9 +13,11 @@ from torch.nn import functional
 import dfq_plugins as dfq
 from dfq_modelopt.calibrator import ModelOptCalibrator
 from dfq_modelopt.framework import mto, mtq, quiet
+from dfq_modelopt.insert import ALL_OFF
 from dfq_modelopt.options import ModelOptOptions
 from dfq_plugins.errors import DataError, ModelError, UsageError
 from dfq_plugins.host.registry import build_registry
+from dfq_plugins.quantization.notices import Notice, silenced
 from dfq_plugins.testing import CalibratorContract
 from dfq_plugins.types import InputSpec, NetworkSpec, Recipe
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
@@ -184,7 +186,7 @@ def test_the_slow_searches_are_the_same(options: dict[str, Any]) -> None:
     before = PytorchQuantizationCalibrator(PytorchQuantizationOptions(**{"activations": "max", **options}))
     theirs: Any = before.prepare(model, spec, Recipe(4, 4), training=False)
     before.calibrate(theirs, [inputs])
-    assert torch.equal(ours.weight_quantizer.amax, theirs.weight_quantizer.amax)
+    assert torch.allclose(ours.weight_quantizer.amax, theirs.weight_quantizer.amax, rtol=1 / 128)  # a bin
     assert torch.equal(ours.input_quantizer.amax, theirs.input_quantizer.amax)
 
 
@@ -280,7 +282,7 @@ def test_modelopts_own_state_is_restored_bit_by_bit(tmp_path: Path) -> None:
     quantized = dfq.quantize(
         model, inputs, calibrator="modelopt", recipe="w4a8", spec=IMAGE, options={"residual_quantizer": False}
     )
-    with quiet():
+    with quiet(), silenced([Notice("Could not identify the device for TensorQuantizer states of pool")]):
         mto.save(quantized, tmp_path / "quantized.pth")
         restored = mto.restore(seeded(Residual), tmp_path / "quantized.pth")
     with torch.no_grad():
@@ -296,7 +298,7 @@ def test_ranges_are_learned(tmp_path: Path) -> None:
     calibrator.calibrate(student, [inputs])
     limits = calibrator.scale_parameters(student)
     calibrated = float(student.conv.input_quantizer.amax)
-    assert len(limits) == 8 - 1  # two a signed range, one an unsigned one
+    assert len(limits) == 5  # one a layer and the pooling; none for the shortcut
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
     student(inputs).square().sum().backward()
     optimizer.step()
@@ -311,7 +313,7 @@ def test_ranges_are_learned(tmp_path: Path) -> None:
 def test_a_model_that_modelopt_converted_is_refused() -> None:
     model = seeded(Residual)
     with quiet():
-        mtq.quantize(model, mtq.INT8_DEFAULT_CFG, lambda network: network(draw(IMAGE)))
+        mtq.quantize(model, ALL_OFF)
     with pytest.raises(ModelError, match="already converted"):
         quantize(model, IMAGE, draw(IMAGE))
 
