@@ -7,7 +7,7 @@ graph each of them is a layer of `torch.nn`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional, modules
@@ -49,43 +49,50 @@ def fitted(model: nn.Module, spec: Specification, how: Trace) -> nn.Module:
     Args:
         model: the caller's network; not changed.
         spec: its inputs.
-        how: whether to trace: always, never, or `auto`, which traces a network with hidden layers if that is possible.
+        how: whether to trace: always, never, or `auto`, which traces a network whose graph has layers that it
+            hides, if that is possible.
 
     Raises:
         ModelError: the network cannot be copied, does not run, or, if it must be traced, cannot be.
     """
     private = _with_explicit_padding(fitted_copy(model))
-    if how is False or (how == "auto" and not hidden_layers(private, spec)):
+    covered = None if how is True else covered_weights(private, spec)
+    if how is False or (covered is not None and not _may_hide_layers(private, covered)):
         return private
     try:
-        graph = trace(_with_explicit_padding(fitted_copy(model)), spec, way_round=way_round)
+        graph = trace(private, spec, way_round=way_round)
     except ModelError:
-        if how is True:
+        if covered is None:
             raise
-        return private  # what then stays in float is listed
+        return _with_explicit_padding(fitted_copy(model))  # what then stays in float is listed
+    if covered is not None and not any(id(layer.weight) not in covered for layer in _layers(graph)):
+        return _with_explicit_padding(fitted_copy(model))  # its other weights are no layer's
     take_inputs_as_given(graph, spec)
     return graph.eval()
 
 
-def hidden_layers(model: nn.Module, spec: Specification) -> set[str]:
-    """Return the names of modules with weights that ModelOpt would leave in float, though they may be layers."""
+def covered_weights(model: nn.Module, spec: Specification) -> set[int]:
+    """Return the identities of the weights of the layers that ModelOpt would quantize in `model`."""
     called: set[int] = set()
     hooks = (
-        module.register_forward_pre_hook(lambda module, _: called.add(id(module)))
-        for module in model.modules()
-        if isinstance(module, LAYERS)
+        layer.register_forward_pre_hook(lambda layer, _: called.add(id(layer.weight)))
+        for layer in _layers(model)
+        if type(layer) in quant_nn.QuantModuleRegistry
     )
     with torch.no_grad(), hooked(hooks):
         blank_run(model, spec)
-    return {name for name, module in model.named_modules() if _is_hidden(module, called)}
+    return called
 
 
-def _is_hidden(module: nn.Module, called: set[int]) -> bool:
-    if isinstance(module, LAYERS):
-        return id(module) not in called or type(module) not in quant_nn.QuantModuleRegistry
-    return not isinstance(module, OTHER_WEIGHTS) and any(
-        parameter.dim() > 1 for parameter in module.parameters(recurse=False)
-    )
+def _may_hide_layers(model: nn.Module, covered: set[int]) -> bool:
+    """Return whether a module has a weight that is not covered, nor one of a module that has other weights."""
+    others = (module for module in model.modules() if not isinstance(module, OTHER_WEIGHTS))
+    weights = (parameter for module in others for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
+    return any(id(weight) not in covered for weight in weights)
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, LAYERS)]
 
 
 def _with_explicit_padding(model: nn.Module) -> nn.Module:

@@ -2,8 +2,8 @@
 
 Version 0.47 has three, according to its source:
 
-- its import compiles functions with `torch.jit.script`, which warns that it is deprecated, and changes the process's
-  warning filters;
+- its import compiles functions with `torch.jit.script`, which warns that it is deprecated, changes the process's warning
+  filters, and lets torch log that there is no CUDA compiler;
 - converting a model prints how many quantizers were inserted;
 - its dynamic modules convert a module in place.
 """
@@ -15,14 +15,14 @@ import io
 import logging
 from typing import TYPE_CHECKING
 
-from dfq_modelopt.notices import NOTICES
+from dfq_modelopt.notices import LOGGER, NOTICES
 from dfq_plugins.quantization.notices import silenced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _root_handlers = list(logging.root.handlers)
-with silenced(NOTICES):
+with silenced(NOTICES, logger=LOGGER):
     import modelopt.torch.opt as mto
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization import calib

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dfq_plugins.quantization.notices import Notice
 
+LOGGER = "torch.utils.cpp_extension"
+"""Name of the logger on which torch warns, at ModelOpt's import, of a machine without CUDA."""
+
 NOTICES = (
     # The framework compiles its backward passes with it at import.
     Notice("`torch.jit.script` is deprecated"),

@@ -226,6 +226,24 @@ def test_untraced_hidden_layers_are_listed(build: type[nn.Module], trace: Any) -
     assert "" in floating  # the network itself holds the weight of a function
 
 
+class Token(nn.Module):
+    """A parameter that no layer multiplies by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 8))
+        self.block = nn.Sequential(nn.Linear(8, 5))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.block(inputs + self.token).mean(1)
+
+
+def test_a_network_without_hidden_layers_keeps_its_modules() -> None:
+    _, quantized = quantize(seeded(Token), SEQUENCE, draw(SEQUENCE))
+    assert type(quantized) is Token
+    assert isinstance(quantize(seeded(Token), SEQUENCE, draw(SEQUENCE), trace=True)[1], torch.fx.GraphModule)
+
+
 def test_a_graph_can_be_asked_for() -> None:
     with pytest.raises(ModelError, match="Build that part"):
         quantize(seeded(Deciding), IMAGE, draw(IMAGE), trace=True)
