@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfq_modelopt.framework import QuantizerAttributeConfig, calib, quant_nn
-from dfq_modelopt.insert import insert_quantizers, reason_for_float
+from dfq_modelopt.framework import calib, quant_nn
+from dfq_modelopt.insert import activation_config, insert_quantizers, reason_for_float
 from dfq_modelopt.notices import NOTICES
 from dfq_modelopt.way_round import way_round
 from dfq_shared.tensorrt.backend import Backend
@@ -29,7 +29,11 @@ class GuardedHistogram(HistogramObserver, calib.HistogramCalibrator):  # type: i
 
 
 class ModelOptBackend(Backend):
-    """The framework's quantizers and searches."""
+    """The framework's quantizers and searches.
+
+    Args:
+        fp8: whether every quantizer has floating-point levels.
+    """
 
     name = "modelopt"
     file_name = "model.modelopt.onnx"
@@ -37,9 +41,12 @@ class ModelOptBackend(Backend):
     max_observer = GuardedMax
     histogram_observer = GuardedHistogram
 
+    def __init__(self, *, fp8: bool = False) -> None:
+        self._fp8 = fp8
+
     def quantized(self, model: nn.Module, recipe: Recipe, options: RangeOptions) -> nn.Module:
         """Let the framework insert its quantizers, and configure those of every layer."""
-        return insert_quantizers(model, recipe, options)
+        return insert_quantizers(model, recipe, options, fp8=self._fp8)
 
     def reason_for_float(self, module: nn.Module, *, pooling: bool) -> str | None:
         """Return why a layer stays in float."""
@@ -47,8 +54,9 @@ class ModelOptBackend(Backend):
 
     def new_quantizer(self, bits: int, *, histogram: bool) -> nn.Module:
         """Return a quantizer for a tensor between layers."""
-        config = QuantizerAttributeConfig(num_bits=bits, calibrator="histogram" if histogram else "max")
-        quantizer: nn.Module = quant_nn.TensorQuantizer(config, if_quant=False)
+        quantizer: nn.Module = quant_nn.TensorQuantizer(
+            activation_config(bits, histogram=histogram, fp8=self._fp8), if_quant=False
+        )
         return quantizer
 
     def search_weight_range(self, layer: Any, *, per_channel: bool, bins: int) -> None:

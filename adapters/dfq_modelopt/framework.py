@@ -2,8 +2,8 @@
 
 Version 0.47 has three, according to its source:
 
-- its import compiles functions with `torch.jit.script`, which warns that it is deprecated, changes the process's warning
-  filters, and lets torch log that there is no CUDA compiler;
+- its import compiles functions with `torch.jit.script`, which warns that it is deprecated, changes the warning
+  filters of the process, and lets torch log that there is no CUDA compiler;
 - converting a model prints how many quantizers were inserted;
 - its dynamic modules convert a module in place.
 """

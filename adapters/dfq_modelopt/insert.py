@@ -28,14 +28,18 @@ ALL_OFF: dict[str, Any] = {"quant_cfg": [{"quantizer_name": "*", "enable": False
 """ModelOpt's configuration that inserts every quantizer, switches all of them off and calibrates nothing."""
 
 
-def insert_quantizers(model: nn.Module, recipe: Recipe, options: RangeOptions) -> nn.Module:
+FP8 = (4, 3)
+"""Bits of the exponent and the mantissa of E4M3."""
+
+
+def insert_quantizers(model: nn.Module, recipe: Recipe, options: RangeOptions, *, fp8: bool) -> nn.Module:
     """Insert ModelOpt's quantizers into `model`, in place, and configure those of its layers."""
     with quiet(), _recurrent_hidden(model):
         mtq.quantize(model, ALL_OFF)
     converted: list[Any] = [module for module in model.modules() if hasattr(module, "input_quantizer")]
     for layer in converted:
         if isinstance(layer, LAYERS) or (options.pooling and isinstance(layer, POOLS)):
-            _configure(layer, recipe, options)
+            _configure(layer, recipe, options, fp8=fp8)
         else:
             setattr(layer.input_quantizer, OUTSIDE_RECIPE, True)
     return model
@@ -74,15 +78,23 @@ def require_unconverted(model: nn.Module) -> None:
         )
 
 
-def _configure(layer: Any, recipe: Recipe, options: RangeOptions) -> None:
-    calibrator = "max" if options.activations == "max" else "histogram"
+def activation_config(bits: int, *, histogram: bool, fp8: bool) -> Any:
+    """Return ModelOpt's configuration of a quantizer of activations; floating-point levels need no histogram."""
+    calibrator = "histogram" if histogram and not fp8 else "max"
+    return QuantizerAttributeConfig(num_bits=FP8 if fp8 else bits, axis=None, calibrator=calibrator, enable=True)
+
+
+def _configure(layer: Any, recipe: Recipe, options: RangeOptions, *, fp8: bool) -> None:
+    histogram = options.activations != "max"
     layer.input_quantizer.set_from_attribute_config(
-        QuantizerAttributeConfig(num_bits=recipe.activation_bits, axis=None, calibrator=calibrator, enable=True)
+        activation_config(recipe.activation_bits, histogram=histogram, fp8=fp8)
     )
     if hasattr(layer, "weight_quantizer"):
         axis = weight_axis(type(layer)) if options.per_channel else None
         layer.weight_quantizer.set_from_attribute_config(
-            QuantizerAttributeConfig(num_bits=recipe.weight_bits, axis=axis, calibrator="max", enable=True)
+            QuantizerAttributeConfig(
+                num_bits=FP8 if fp8 else recipe.weight_bits, axis=axis, calibrator="max", enable=True
+            )
         )
 
 

@@ -21,7 +21,7 @@ from dfq_plugins.types import Calibrator
 from dfq_shared.tensorrt.coverage import describe_coverage
 from dfq_shared.tensorrt.inputs import fix_ranges, layers_on_inputs
 from dfq_shared.tensorrt.observers import observe, start_observing
-from dfq_shared.tensorrt.quantizers import calibrated_inputs, quantized_modules
+from dfq_shared.tensorrt.quantizers import calibrated_inputs, is_integer, quantized_modules
 from dfq_shared.tensorrt.ranges import load_activation_range, load_weight_range
 from dfq_shared.tensorrt.residual import RESIDUAL_BITS, add_residual_quantizers
 from dfq_shared.tensorrt.training import fix_ranges_after_training, learned_ranges, start_training
@@ -95,7 +95,7 @@ class TensorrtCalibrator(Calibrator):
                 prepared = add_residual_quantizers(prepared, self._new_residual_quantizer, sample, spec)
             on_input = layers_on_inputs(prepared, spec)
             for name, module in quantized_modules(prepared):
-                if name in on_input:
+                if name in on_input and is_integer(module.input_quantizer):
                     module.input_quantizer.num_bits = self._options.input_bits
                 observe(name, module.input_quantizer, self._backend)
             fix_ranges(prepared, spec, on_input, self._options)

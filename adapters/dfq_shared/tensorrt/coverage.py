@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
-from dfq_shared.tensorrt.quantizers import is_active, is_quantized, is_quantizer, quantized_modules
+from dfq_shared.tensorrt.quantizers import is_active, is_integer, is_quantized, is_quantizer, quantized_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,10 +40,14 @@ def _tensors(name: str, module: Any) -> Iterator[QuantizedTensor]:
 
 
 def number_format(quantizer: Any) -> NumberFormat:
-    """Return the format of a quantizer's integers; its range is None before calibration."""
+    """Return the format of a quantizer's levels; its range is None before calibration."""
     per_channel = quantizer.axis is not None
-    bits, signed = int(quantizer.num_bits), not quantizer.unsigned
-    form = NumberFormat(bits, signed, symmetric=True, per_channel=per_channel, stored_bits=STORED_BITS)
+    signed, exponent = not quantizer.unsigned, 0
+    if is_integer(quantizer):
+        bits = int(quantizer.num_bits)
+    else:
+        exponent, bits = quantizer.num_bits[0], 1 + sum(quantizer.num_bits)
+    form = NumberFormat(bits, signed, True, per_channel, STORED_BITS, exponent_bits=exponent)
     if quantizer.amax is None or per_channel:
         return form
     highest = quantizer.amax.item()

@@ -31,6 +31,7 @@ from dfq_shared.tensorrt.markers import (
 )
 from dfq_shared.tensorrt.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
 from dfq_shared.tensorrt.qdq_graph import QdqModel, insert_pairs
+from dfq_shared.tensorrt.quantizers import is_integer
 from dfq_shared.tensorrt.rules import RULES, check_rules, residual_additions
 from dfq_shared.tensorrt.static_pooling import StaticAdaptivePooling
 
@@ -102,7 +103,13 @@ def export_onnx(
 
 
 def _formats(model: nn.Module) -> dict[str, IntegerFormat]:
-    formats = {name: integer_format(quantizer) for name, quantizer in active_quantizers(model).items()}
+    quantizers = active_quantizers(model)
+    if not all(map(is_integer, quantizers.values())):
+        raise ArtifactError(
+            "Only integers are written to ONNX here, but the levels of this model are floating-point numbers. Use the "
+            "torch model, or its framework's own export."
+        )
+    formats = {name: integer_format(quantizer) for name, quantizer in quantizers.items()}
     wide = [name for name, form in formats.items() if not form.fits_int8]
     if wide:
         raise ArtifactError(

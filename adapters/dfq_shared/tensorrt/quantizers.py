@@ -33,6 +33,11 @@ def is_active(quantizer: Any) -> bool:
     return not quantizer._disabled  # noqa: SLF001  (no public access that both have)
 
 
+def is_integer(quantizer: Any) -> bool:
+    """Return whether a quantizer's levels are integers; ModelOpt has floating-point ones, with the widths of two parts."""
+    return isinstance(quantizer.num_bits, int)
+
+
 def is_quantized(module: nn.Module) -> bool:
     """Return whether `module` has a quantizer on its input that belongs to the recipe."""
     quantizer = getattr(module, "input_quantizer", None)

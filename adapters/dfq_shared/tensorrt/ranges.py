@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dfq_shared.tensorrt.quantizers import set_unsigned, weight_axis
+from dfq_shared.tensorrt.quantizers import is_integer, set_unsigned, weight_axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ CANDIDATES = {"mse": 512, "entropy": 128}
 def load_activation_range(quantizer: Any, options: RangeOptions, device: torch.device) -> None:
     """Let the framework compute the range of an input quantizer from what its calibrator saw."""
     observer: Observer = quantizer._calibrator  # noqa: SLF001  (no public access)
-    if wants_unsigned(options, quantizer.num_bits) and observer.lowest >= 0:
+    if is_integer(quantizer) and wants_unsigned(options, quantizer.num_bits) and observer.lowest >= 0:
         set_unsigned(quantizer, unsigned=True)
     if observer.lowest == observer.highest == 0:
         quantizer.amax = SMALLEST_AMAX
@@ -44,7 +44,7 @@ def load_activation_range(quantizer: Any, options: RangeOptions, device: torch.d
 
 def _method_arguments(observer: Any, options: RangeOptions) -> dict[str, Any]:
     """Return the arguments for `compute_amax` of the framework's calibrator."""
-    if options.activations == "max":
+    if not hasattr(observer, "_num_bins"):  # no histogram
         return {}
     if options.activations == "percentile":
         return {"method": "percentile", "percentile": options.percentile}
@@ -55,7 +55,7 @@ def _method_arguments(observer: Any, options: RangeOptions) -> dict[str, Any]:
 def load_weight_range(layer: Any, backend: Backend, options: RangeOptions, device: torch.device) -> None:
     """Let the framework compute the weight ranges of a layer, per channel or per tensor."""
     quantizer = layer.weight_quantizer
-    if options.weights == "max":
+    if options.weights == "max" or not is_integer(quantizer):
         quantizer._calibrator.reset()  # noqa: SLF001  (no public access)
         quantizer._calibrator.collect(layer.weight)  # noqa: SLF001  (as above)
         quantizer.load_calib_amax()

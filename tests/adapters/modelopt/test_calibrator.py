@@ -15,8 +15,9 @@ from dfq_modelopt.calibrator import ModelOptCalibrator
 from dfq_modelopt.framework import mto, mtq, quiet
 from dfq_modelopt.insert import ALL_OFF
 from dfq_modelopt.options import ModelOptOptions
-from dfq_plugins.errors import DataError, ModelError, UsageError
+from dfq_plugins.errors import ArtifactError, DataError, ModelError, UsageError
 from dfq_plugins.host.registry import build_registry
+from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.quantization.notices import Notice, silenced
 from dfq_plugins.testing import CalibratorContract
 from dfq_plugins.types import InputSpec, NetworkSpec, Recipe
@@ -326,6 +327,37 @@ def test_ranges_are_learned(tmp_path: Path) -> None:
     assert torch.allclose(converted(inputs), trained, atol=1e-5)
     assert not any("clip" in name for name, _ in converted.named_parameters())
     assert calibrator.export(converted, IMAGE, tmp_path)
+
+
+def test_fp8_is_modelopts_own_preset(tmp_path: Path) -> None:
+    model, inputs = seeded(Residual), draw(IMAGE)
+    calibrator, quantized = quantize(model, IMAGE, inputs, fp8=True, activations="mse", residual_quantizer=False)
+    weight = calibrator.describe(quantized).format_of("conv", "weight")
+    assert weight is not None
+    assert (weight.bits, weight.exponent_bits, format_in_words(weight)) == (
+        8,
+        4,
+        "float8 (e4m3) per channel, symmetric",
+    )
+    with torch.no_grad():
+        assert (quantized(inputs) - model(inputs)).abs().max() < 0.1 * model(inputs).abs().max()
+    conv = quantized.conv
+    seen = torch.randn(2, 8, 8, 8)
+    expected = (seen * (448 / conv.input_quantizer.amax)).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    assert torch.allclose(conv.input_quantizer(seen), expected * conv.input_quantizer.amax / 448)
+    with pytest.raises(ArtifactError, match="Only integers"):
+        calibrator.export(quantized, IMAGE, tmp_path)
+    with pytest.raises(UsageError, match="w8a8"):
+        quantize(model, IMAGE, inputs, "w4a8", fp8=True)
+
+
+def test_fp8_trains_and_takes_shortcuts() -> None:
+    calibrator = ModelOptCalibrator(ModelOptOptions(fp8=True, learned_ranges=True))
+    student: Any = calibrator.prepare(seeded(Residual), IMAGE, Recipe(8, 8), training=True)
+    calibrator.calibrate(student, [draw(IMAGE)])
+    student(draw(IMAGE)).square().sum().backward()
+    assert all(limit.grad is not None for limit in calibrator.scale_parameters(student))
+    assert all(form.format.exponent_bits for form in calibrator.describe(calibrator.convert(student)).quantized)
 
 
 def test_a_model_that_modelopt_converted_is_refused() -> None:
