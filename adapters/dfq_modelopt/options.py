@@ -18,8 +18,8 @@ class ModelOptOptions(RangeOptions):
     Args:
         trace: whether the network is traced to a graph, in which layers written as functions or with a forward of their
             own become layers that ModelOpt quantizes; `auto` does so only for a network that has such layers.
-        fp8: whether the levels are 8-bit floating-point numbers (E4M3) instead of integers; every range is then the largest
-            value, as in ModelOpt's preset, and there is no ONNX file.
+        fp8: whether the levels are 8-bit floating-point numbers (E4M3) instead of integers; every range is then the
+            largest value, as in ModelOpt's preset, and there is no ONNX file.
     """
 
     trace: Trace = setting(

@@ -34,7 +34,7 @@ def is_active(quantizer: Any) -> bool:
 
 
 def is_integer(quantizer: Any) -> bool:
-    """Return whether a quantizer's levels are integers; ModelOpt has floating-point ones, with the widths of two parts."""
+    """Return whether a quantizer's levels are integers; ModelOpt has floating-point ones, with two widths."""
     return isinstance(quantizer.num_bits, int)
 
 

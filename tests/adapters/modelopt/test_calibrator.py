@@ -333,12 +333,7 @@ def test_fp8_is_modelopts_own_preset(tmp_path: Path) -> None:
     model, inputs = seeded(Residual), draw(IMAGE)
     calibrator, quantized = quantize(model, IMAGE, inputs, fp8=True, activations="mse", residual_quantizer=False)
     weight = calibrator.describe(quantized).format_of("conv", "weight")
-    assert weight is not None
-    assert (weight.bits, weight.exponent_bits, format_in_words(weight)) == (
-        8,
-        4,
-        "float8 (e4m3) per channel, symmetric",
-    )
+    assert format_in_words(weight) == "float8 (e4m3) per channel, symmetric"
     with torch.no_grad():
         assert (quantized(inputs) - model(inputs)).abs().max() < 0.1 * model(inputs).abs().max()
     conv = quantized.conv
