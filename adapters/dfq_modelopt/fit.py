@@ -98,11 +98,14 @@ def _layers(model: nn.Module) -> list[Any]:
 def _with_explicit_padding(model: nn.Module) -> nn.Module:
     """Let a convolution with other padding than zeros pad before its quantizer, in place.
 
-    ModelOpt would pad what it quantized, and TensorRT wants the quantizer right before the convolution.
+    ModelOpt would pad what it quantized, and TensorRT wants the quantizer right before the convolution. A subclass's own
+    forward may do anything with these settings, so it is left alone.
     """
+    module: Any
     for module in model.modules():
-        if isinstance(module, _ConvNd) and module.padding_mode != "zeros":
-            module.register_forward_pre_hook(_Padding(module))
+        of_torch = isinstance(module, _ConvNd) and type(module) in quant_nn.QuantModuleRegistry
+        if of_torch and module.padding_mode != "zeros":
+            module.register_forward_pre_hook(_Padding(module), with_kwargs=True)
             module.padding_mode, module.padding = "zeros", (0,) * len(module.kernel_size)
     return model
 
@@ -113,5 +116,6 @@ class _Padding:
     def __init__(self, layer: _ConvNd) -> None:
         self.sizes, self.mode = list(layer._reversed_padding_repeated_twice), layer.padding_mode  # noqa: SLF001  (torch's)
 
-    def __call__(self, _layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (functional.pad(inputs[0], self.sizes, mode=self.mode), *inputs[1:])
+    def __call__(self, _layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        padded = functional.pad(inputs[0] if inputs else named["input"], self.sizes, mode=self.mode)
+        return (padded,), {}

@@ -32,7 +32,7 @@ def marked_copy(model: nn.Module) -> nn.Module:
     for parent in list(copied.modules()):
         for name, child in list(parent._modules.items()):  # noqa: SLF001  (named_children() hides a child's second name)
             if child is not None and is_quantizer(child):
-                parent._modules[name] = markers.get(id(child), nn.Identity())  # noqa: SLF001  (as above)
+                parent._modules[name] = markers.get(id(child), _Marker(None))  # noqa: SLF001  (as above)
     return copied
 
 
@@ -88,13 +88,18 @@ def _owner(model: nn.Module, name: str) -> Any:
 
 
 class _Marker(nn.Module):
-    """Marks one quantizer; computes the identity."""
+    """Marks one quantizer, or nothing, without a name; computes the identity."""
 
-    def __init__(self, name: str) -> None:
+    num_bits = None
+    """ModelOpt's Conv3d asks its quantizers for their width."""
+
+    def __init__(self, name: str | None) -> None:
         super().__init__()
         self.name = name
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.name is None:
+            return inputs
         marked: torch.Tensor = _Mark.apply(inputs, self.name)
         return marked
 

@@ -89,7 +89,7 @@ class Hidden(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         hidden = functional.conv2d(self.same(inputs).relu(), self.kernel, padding=1).relu()
-        return self.proj_out(self.reflect(hidden).relu().mean((2, 3)))
+        return self.proj_out(self.reflect(input=hidden).relu().mean((2, 3)))
 
 
 class Deciding(Hidden):
@@ -277,6 +277,26 @@ def test_several_inputs(tmp_path: Path) -> None:
     inputs = {"left": torch.randn(16, 8), "right": torch.randn(16, 3, 9)}
     calibrator, quantized = quantize(seeded(TwoInputs), spec, inputs)
     assert calibrator.describe(quantized).layers == ("left", "right", "head")
+    assert calibrator.export(quantized, spec, tmp_path)
+
+
+class Volumes(nn.Module):
+    """ModelOpt's Conv3d has a forward of its own, which looks at its quantizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 4, 3, padding=1)
+        self.up = nn.ConvTranspose3d(4, 4, 2, stride=2, groups=2)
+        self.pool = nn.AvgPool3d(2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.up(self.conv(inputs).relu())).mean((2, 3, 4))
+
+
+def test_volumes_are_exported(tmp_path: Path) -> None:
+    spec = InputSpec((1, 4, 4, 4), num_classes=4)
+    calibrator, quantized = quantize(seeded(Volumes), spec, draw(spec), "w6a6")
+    assert calibrator.describe(quantized).layers == ("conv", "up", "pool")
     assert calibrator.export(quantized, spec, tmp_path)
 
 
