@@ -98,8 +98,8 @@ def _layers(model: nn.Module) -> list[Any]:
 def _with_explicit_padding(model: nn.Module) -> nn.Module:
     """Let a convolution with other padding than zeros pad before its quantizer, in place.
 
-    ModelOpt would pad what it quantized, and TensorRT wants the quantizer right before the convolution. The own forward of
-    a subclass may do anything with these settings, so it is left alone.
+    ModelOpt would pad what it quantized, and TensorRT wants the quantizer right before the convolution. A subclass with
+    its own forward is left alone: it may do anything with these settings.
     """
     module: Any
     for module in model.modules():
