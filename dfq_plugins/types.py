@@ -647,6 +647,7 @@ class NumberFormat:
         stored_bits: width of the integers that store the values in the framework's model or file, at least `bits`.
         range: lowest and highest value that the integers represent; None if there is one range per channel, or if it is
             not known yet.
+        exponent_bits: bits of the exponent, for a floating-point format; 0 for integers.
 
     Raises:
         UsageError: the values do not fit into `stored_bits`.
@@ -658,6 +659,7 @@ class NumberFormat:
     per_channel: bool
     stored_bits: int
     range: tuple[float, float] | None = None
+    exponent_bits: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= self.stored_bits:

@@ -29,12 +29,10 @@ _root_handlers = list(logging.root.handlers)
 with silenced(NOTICES):
     from pytorch_quantization import calib, quant_modules
     from pytorch_quantization import nn as quant_nn
-    from pytorch_quantization.nn.modules.clip import Clip
     from pytorch_quantization.tensor_quant import QuantDescriptor
 logging.root.handlers[:] = _root_handlers
 
 __all__ = [
-    "Clip",
     "QuantDescriptor",
     "calib",
     "quant_modules",

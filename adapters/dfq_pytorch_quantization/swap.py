@@ -7,24 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import modules
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from dfq_pytorch_quantization.framework import QuantDescriptor, quant_modules
+from dfq_shared.tensorrt.quantizers import LAYERS, POOLS, weight_axis
 
 if TYPE_CHECKING:
     from dfq_plugins.types import Recipe
-    from dfq_pytorch_quantization.options import PytorchQuantizationOptions
-
-# torch.nn.modules rather than torch.nn: `quant_modules.initialize()` patches only the latter.
-LAYERS = (_ConvNd, modules.Linear)
-POOLS = (
-    modules.AvgPool1d,
-    modules.AvgPool2d,
-    modules.AvgPool3d,
-    modules.AdaptiveAvgPool1d,
-    modules.AdaptiveAvgPool2d,
-    modules.AdaptiveAvgPool3d,
-)
+    from dfq_shared.tensorrt.options import RangeOptions
 
 TWINS: dict[type[nn.Module], Any] = {
     getattr(modules, entry.mod_name): entry.replace_mod
@@ -32,16 +22,6 @@ TWINS: dict[type[nn.Module], Any] = {
     if issubclass(getattr(modules, entry.mod_name), (*LAYERS, *POOLS))
 }
 """The quantized class of each float class, as `quant_modules.initialize()` would patch them into torch.nn."""
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Return whether `module` is one of the framework's modules with a quantizer on its input."""
-    return isinstance(getattr(module, "_input_quantizer", None), nn.Module)
-
-
-def quantized_modules(model: nn.Module) -> list[tuple[str, Any]]:
-    """Return the name and module of every quantized layer and pooling of `model`, in order."""
-    return [(name, module) for name, module in model.named_modules() if is_quantized(module)]
 
 
 def float_class(module: nn.Module) -> type[nn.Module] | None:
@@ -84,7 +64,7 @@ def _reason_for_float_layer(module: nn.Module, kind: str, *, pooling: bool) -> s
     return None
 
 
-def swap(model: nn.Module, recipe: Recipe, options: PytorchQuantizationOptions) -> nn.Module:
+def swap(model: nn.Module, recipe: Recipe, options: RangeOptions) -> nn.Module:
     """Replace, in place, every layer that the framework can quantize; a module used twice stays one module.
 
     Returns:
@@ -100,11 +80,11 @@ def swap(model: nn.Module, recipe: Recipe, options: PytorchQuantizationOptions) 
     return _twin(model, recipe, options) if _is_swapped(model, options) else model
 
 
-def _is_swapped(module: nn.Module, options: PytorchQuantizationOptions) -> bool:
+def _is_swapped(module: nn.Module, options: RangeOptions) -> bool:
     return float_class(module) is not None and reason_for_float(module, pooling=options.pooling) is None
 
 
-def _twin(module: nn.Module, recipe: Recipe, options: PytorchQuantizationOptions) -> nn.Module:
+def _twin(module: nn.Module, recipe: Recipe, options: RangeOptions) -> nn.Module:
     """Return the quantized module that holds the parameters, buffers, hooks and settings of `module`."""
     base = next(cls for cls in type(module).__mro__ if cls in TWINS)
     descriptors = {
@@ -122,14 +102,9 @@ def _twin(module: nn.Module, recipe: Recipe, options: PytorchQuantizationOptions
     return twin
 
 
-def calib_method(options: PytorchQuantizationOptions) -> str:
+def calib_method(options: RangeOptions) -> str:
     """Return the framework's name for the calibrator that the activations need."""
     return "max" if options.activations == "max" else "histogram"
-
-
-def weight_axis(kind: type[nn.Module]) -> int:
-    """Return the output channel axis in the weight of a layer of class `kind`."""
-    return 1 if issubclass(kind, _ConvTransposeNd) else 0
 
 
 def _smallest_arguments(base: type[nn.Module]) -> tuple[int, ...]:

@@ -65,9 +65,11 @@ class CalibrationDataReader:
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next batch as `{input name: float32 array}`, or None after the last."""
         batch = next(self._batches, None)
-        if batch is None:
-            return None
-        return {name: tensor.numpy() for name, tensor in zip(self._names.values(), leaves(batch), strict=True)}
+        return None if batch is None else self._named(batch)
+
+    def get_first(self) -> dict[str, np.ndarray]:
+        """Return the first batch without moving on, for NVIDIA ModelOpt, which tries a file on it."""
+        return self._named(next(iter(self._data.batches(self._batch_size))))
 
     def rewind(self) -> None:
         """Start again at the first batch."""
@@ -76,6 +78,9 @@ class CalibrationDataReader:
     def set_range(self, start_index: int, end_index: int) -> None:
         """Continue with batches `start_index` up to `end_index`, for onnxruntime's strided calibration."""
         self._batches = itertools.islice(self._data.batches(self._batch_size), start_index, end_index)
+
+    def _named(self, batch: Inputs) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy() for name, tensor in zip(self._names.values(), leaves(batch), strict=True)}
 
 
 def representative_dataset(data: BatchedInputs, batch_size: int) -> Callable[[], Iterator[list[np.ndarray]]]:

@@ -26,11 +26,15 @@ def format_in_words(form: NumberFormat | None, *, with_range: bool = False) -> s
     'binary per channel'
     >>> format_in_words(None)
     'float'
+    >>> format_in_words(NumberFormat(8, True, True, per_channel=False, stored_bits=8, exponent_bits=4))
+    'float8 (e4m3) per tensor, symmetric'
     """
     if form is None:
         return FLOAT
     integer = "int" if form.signed else "uint"
     kind = "binary" if form.bits == 1 else f"{integer}{form.bits}"
+    if form.exponent_bits:
+        kind = f"float{form.bits} (e{form.exponent_bits}m{form.bits - 1 - form.exponent_bits})"
     stored = f" in {form.stored_bits} bits" if form.stored_bits > form.bits else ""
     granularity = "channel" if form.per_channel else "tensor"
     symmetric = ", symmetric" if form.symmetric and form.bits > 1 else ""

@@ -23,6 +23,7 @@ LIBRARIES = (
     "numpy",
     "pytorch-quantization",
     "brevitas",
+    "nvidia-modelopt",
     "onnx",
     "onnxruntime",
     "qonnx",

@@ -14,8 +14,8 @@ from dfq_brevitas import export as brevitas_export
 from dfq_brevitas.calibrator import BrevitasCalibrator
 from dfq_plugins.errors import ArtifactError
 from dfq_plugins.types import InputSpec, Recipe
-from dfq_pytorch_quantization import export as pytorch_quantization_export
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
+from dfq_shared.tensorrt import export as pytorch_quantization_export
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import quant_nn
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
-from dfq_pytorch_quantization.swap import quantized_modules
+from dfq_shared.tensorrt.quantizers import quantized_modules
 from dfq_torch_ao.calibrator import TorchAoCalibrator
 from dfq_torch_ao.options import TorchAoOptions
 from dfq_torch_ao.training import activation_quantizers

@@ -31,9 +31,11 @@ W8A8_EVERYWHERE: dict[str, Column] = {
     "torch-ao (onednn) w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas w8a8": ("brevitas", "w8a8", {}),
+    "modelopt w8a8": ("modelopt", "w8a8", {}),
 }
 NARROWER_EVERYWHERE: dict[str, Column] = {
     "pytorch-quantization w4a4": ("pytorch-quantization", "w4a4", {}),
+    "modelopt w4a4": ("modelopt", "w4a4", {}),
     "brevitas w4a8": ("brevitas", "w4a8", {}),
     "brevitas w4a4": ("brevitas", "w4a4", {}),
 }
@@ -42,6 +44,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
     "resnet20_cifar10": {
         **W8A8_EVERYWHERE,
         "pytorch-quantization w4a4": ("pytorch-quantization", "w4a4", {}),
+        "modelopt w4a4": ("modelopt", "w4a4", {}),
         "pytorch-quantization w4a4 throughout": (
             "pytorch-quantization",
             "w4a4",
@@ -161,7 +164,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--columns", nargs="+", help="these alone")
     parser.add_argument("--rows", nargs="+", help="these alone")
-    parser.add_argument("--calibrators", nargs="+", default=["torch-ao", "pytorch-quantization", "brevitas"])
+    parser.add_argument(
+        "--calibrators", nargs="+", default=["torch-ao", "pytorch-quantization", "brevitas", "modelopt"]
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     name = arguments.network

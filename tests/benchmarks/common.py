@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("torch", "torchvision", "pytorch-quantization", "brevitas", "onnxruntime", "dfq-plugins")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "pytorch-quantization",
+    "nvidia-modelopt",
+    "brevitas",
+    "onnxruntime",
+    "dfq-plugins",
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -35,9 +35,11 @@ ROWS = ("bns", "bns 4096", "real 1024", "real 4096", "gaussian", "inception", "b
 COLUMNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch-ao-w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization-w8a8": ("pytorch-quantization", "w8a8", {}),
+    "modelopt-w8a8": ("modelopt", "w8a8", {}),
     "brevitas-w8a8": ("brevitas", "w8a8", {}),
     "brevitas-w4a8": ("brevitas", "w4a8", {}),
     "pytorch-quantization-w4a4": ("pytorch-quantization", "w4a4", {}),
+    "modelopt-w4a4": ("modelopt", "w4a4", {}),
     "brevitas-w4a4": ("brevitas", "w4a4", {}),
     "brevitas-w3a3": ("brevitas", "w3a3", {}),
     "pytorch-quantization-w6a6": ("pytorch-quantization", "w6a6", {}),

@@ -201,6 +201,7 @@ def test_calibration_data_reader_follows_onnxruntimes_protocol(data: SyntheticDa
         assert all(batch["pixels"].dtype == np.float32 for batch in batches)
         assert np.array_equal(np.concatenate([batch["pixels"] for batch in batches]), INPUTS.numpy())
         reader.rewind()
+        assert np.array_equal(reader.get_first()["pixels"], INPUTS[:4].numpy())  # and stays where it is
     reader.set_range(1, 2)
     assert np.array_equal(reader.get_next()["pixels"], INPUTS[4:8].numpy())
     assert reader.get_next() is None

@@ -19,6 +19,7 @@ ADAPTERS = {
     "dfq_torch_ao": ("torch",),
     "dfq_pytorch_quantization": ("pytorch_quantization",),
     "dfq_brevitas": ("brevitas",),
+    "dfq_shared": ("onnx",),
 }
 
 

@@ -152,7 +152,7 @@ class Shared(nn.Module):
 
 
 def test_known_ranges_go_to_the_layers_that_read_each_input() -> None:
-    from dfq_pytorch_quantization.swap import quantized_modules
+    from dfq_shared.tensorrt.quantizers import quantized_modules
 
     wide = InputSpec((1, 8, 8), value_range=(0, 4))
     spec = {"first": GRAY_8, "second": wide}

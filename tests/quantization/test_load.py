@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from dfq_plugins.types import InputSpec
 
 DATA = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(2)).clamp(-2, 2)
-ENDINGS = r"(?=.*\.torchscript\.pt \(torch-ao\))(?=.*_qdq\.onnx \(pytorch-quantization\)).*\.qcdq\.onnx \(brevitas\).*"
+ENDINGS = (
+    r"(?=.*\.torchscript\.pt \(torch-ao\))(?=.*_qdq\.onnx \(pytorch-quantization\))"
+    r"(?=.*\.modelopt\.onnx \(modelopt\)).*\.qcdq\.onnx \(brevitas\).*"
+)
 FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas"]
 MODULES = {"torch-ao": "", "pytorch-quantization": "pytorch_quantization", "brevitas": "brevitas"}
 

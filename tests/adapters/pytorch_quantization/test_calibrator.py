@@ -17,11 +17,12 @@ from dfq_plugins.host.registry import build_registry
 from dfq_plugins.quantization.formats import format_in_words
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.types import InputSpec, NumberFormat, Recipe
+from dfq_pytorch_quantization.backend import GuardedHistogram
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import calib, quant_modules, quant_nn, without_cuda
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
-from dfq_pytorch_quantization.observers import MAX_BINS, HistogramObserver
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
+from dfq_shared.tensorrt.observers import MAX_BINS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,19 +63,8 @@ def test_the_plugin_is_found_and_its_options_are_checked() -> None:
         registry.create("calibrator", "pytorch-quantization", {"percentile": 0})
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "framework",
-        "inputs",
-        "markers",
-        "qdq_graph",
-        "range_search",
-        "static_pooling",
-    ],
-)
-def test_doctests(module: str) -> None:
-    results = doctest.testmod(importlib.import_module(f"dfq_pytorch_quantization.{module}"))
+def test_doctests() -> None:
+    results = doctest.testmod(importlib.import_module("dfq_pytorch_quantization.framework"))
     assert results.attempted
     assert not results.failed
 
@@ -454,7 +444,7 @@ def test_a_layer_that_sees_zeros_alone_and_empty_channels_are_calibrated() -> No
 
 
 def test_a_histogram_stays_small_when_the_first_batch_was_tiny() -> None:
-    observer = HistogramObserver(8, None, unsigned=False)
+    observer = GuardedHistogram(8, None, unsigned=False)
     rng = torch.Generator().manual_seed(0)
     values = torch.rand(1000, generator=rng)
     for scale in (1e-4, 1.0, 1e3):
@@ -467,7 +457,7 @@ def test_a_histogram_stays_small_when_the_first_batch_was_tiny() -> None:
 
 
 def test_a_histogram_that_need_not_shrink_is_the_frameworks_own() -> None:
-    ours, theirs = HistogramObserver(4, None, unsigned=False), calib.HistogramCalibrator(4, None, unsigned=False)
+    ours, theirs = GuardedHistogram(4, None, unsigned=False), calib.HistogramCalibrator(4, None, unsigned=False)
     rng = torch.Generator().manual_seed(0)
     for scale in (1.0, 2.0, 1.5):
         batch = torch.randn(1000, generator=rng) * scale

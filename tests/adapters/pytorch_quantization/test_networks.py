@@ -16,14 +16,14 @@ from dfq_plugins.errors import ModelError
 from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.onnx_runtime import exact_session, run_session
 from dfq_plugins.types import InputSpec, Recipe
+from dfq_pytorch_quantization.backend import GuardedHistogram
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import calib, quant_modules, quant_nn, without_cuda
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
-from dfq_pytorch_quantization.observers import HistogramObserver
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
-from dfq_pytorch_quantization.residual import ResidualQuantizer
-from dfq_pytorch_quantization.static_pooling import pool_by_matrices
-from dfq_pytorch_quantization.tensorrt_rules import residual_additions
+from dfq_shared.tensorrt.residual import ResidualQuantizer
+from dfq_shared.tensorrt.rules import residual_additions
+from dfq_shared.tensorrt.static_pooling import pool_by_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -367,7 +367,7 @@ def test_a_quantizer_of_the_callers_own_is_refused() -> None:
 
 @pytest.mark.parametrize(("bits", "unsigned"), [(8, False), (4, True), (2, False)])
 def test_the_search_finds_the_frameworks_range(bits: int, unsigned: bool) -> None:
-    ours, theirs = HistogramObserver(bits, None, unsigned), calib.HistogramCalibrator(bits, None, unsigned)
+    ours, theirs = GuardedHistogram(bits, None, unsigned), calib.HistogramCalibrator(bits, None, unsigned)
     rng = torch.Generator().manual_seed(bits)
     for scale in (1.0, 1.5):
         batch = (torch.randn(3000, generator=rng) * scale).relu()

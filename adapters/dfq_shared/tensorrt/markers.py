@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfq_pytorch_quantization.framework import quant_nn
-from dfq_pytorch_quantization.qdq_graph import MARKER_DOMAIN, MARKER_OPERATOR, IntegerFormat
+from dfq_shared.tensorrt.qdq_graph import MARKER_DOMAIN, MARKER_OPERATOR, IntegerFormat
+from dfq_shared.tensorrt.quantizers import is_active, is_quantizer
 
 WEIGHT_SUFFIX = "weight_quantizer"
 
 
 def marked_copy(model: nn.Module) -> nn.Module:
     """Return a copy on the CPU in which each active quantizer is a marker, which torch.onnx writes as one node.
+
+    The others are identities: ModelOpt's read the size of what passes them, which tracing warns of.
 
     The exporter's fake quantization is not used: it supports only 8 bits, turns unsigned levels into uint8, and drops
     the names of the layers.
@@ -24,11 +26,13 @@ def marked_copy(model: nn.Module) -> nn.Module:
         model: calibrated model.
     """
     copied = copy.deepcopy(model).cpu().eval()
-    markers = {id(quantizer): _Marker(name) for name, quantizer in active_quantizers(copied).items()}
+    markers: dict[int, nn.Module] = {
+        id(quantizer): _Marker(name) for name, quantizer in active_quantizers(copied).items()
+    }
     for parent in list(copied.modules()):
         for name, child in list(parent._modules.items()):  # noqa: SLF001  (named_children() hides a child's second name)
-            if id(child) in markers:
-                parent._modules[name] = markers[id(child)]  # noqa: SLF001  (as above)
+            if child is not None and is_quantizer(child):
+                parent._modules[name] = markers.get(id(child), _Marker(None))  # noqa: SLF001  (as above)
     return copied
 
 
@@ -37,12 +41,12 @@ def active_quantizers(model: nn.Module) -> dict[str, Any]:
     return {
         quantizer_name(path): module
         for path, module in model.named_modules()
-        if isinstance(module, quant_nn.TensorQuantizer) and not module._disabled and module._if_quant  # noqa: SLF001  (no public access)
+        if is_quantizer(module) and is_active(module) and module._if_quant  # noqa: SLF001  (no public access)
     }
 
 
 def quantizer_name(path: str) -> str:
-    """Return the public name of a quantizer, which the framework stores in a private attribute with a property.
+    """Return the public name of a quantizer, which pytorch-quantization stores in a private attribute with a property.
 
     >>> quantizer_name("layer1.0.conv1._input_quantizer")
     'layer1.0.conv1.input_quantizer'
@@ -84,13 +88,18 @@ def _owner(model: nn.Module, name: str) -> Any:
 
 
 class _Marker(nn.Module):
-    """Marks one quantizer; computes the identity."""
+    """Marks one quantizer, or nothing, without a name; computes the identity."""
 
-    def __init__(self, name: str) -> None:
+    num_bits = None
+    """ModelOpt's Conv3d asks its quantizers for their width."""
+
+    def __init__(self, name: str | None) -> None:
         super().__init__()
         self.name = name
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.name is None:
+            return inputs
         marked: torch.Tensor = _Mark.apply(inputs, self.name)
         return marked
 

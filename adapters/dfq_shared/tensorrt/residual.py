@@ -17,11 +17,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
 from dfq_plugins.inputs import cloned, run_network
-from dfq_pytorch_quantization.framework import QuantDescriptor, quant_nn
-from dfq_pytorch_quantization.swap import is_quantized
+from dfq_shared.tensorrt.quantizers import is_quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dfq_plugins.types import Inputs, Specification
 
@@ -60,7 +59,7 @@ class ResidualQuantizer(nn.Module):
 
 
 def add_residual_quantizers(
-    model: nn.Module, calib_method: str, sample: Inputs, spec: Specification | None = None
+    model: nn.Module, new_quantizer: Callable[[], nn.Module], sample: Inputs, spec: Specification | None = None
 ) -> nn.Module:
     """Quantize the shortcut of every addition to the output of a quantized convolution.
 
@@ -69,7 +68,7 @@ def add_residual_quantizers(
 
     Args:
         model: the model with the framework's modules, disabled; not changed.
-        calib_method: the framework's calibrator for the new quantizers: `"max"` or `"histogram"`.
+        new_quantizer: makes one of the framework's quantizers, with `RESIDUAL_BITS`, switched off.
         sample: inputs `(batch, *shape)` on which the result must compute exactly what `model` does.
         spec: says how the model takes several inputs; None means by keywords.
 
@@ -77,7 +76,7 @@ def add_residual_quantizers(
         A copy with the quantizers, disabled; `model` itself if it has no such addition, or if the traced modules do not
         compute the same, e.g. because a forward depends on the type of its input.
     """
-    candidate = _replaced(copy.deepcopy(model), calib_method)
+    candidate = _replaced(copy.deepcopy(model), new_quantizer)
     if not any(isinstance(module, ResidualQuantizer) for module in candidate.modules()):
         return model
     try:
@@ -99,16 +98,16 @@ def _computes_the_same(
     )
 
 
-def _replaced(model: nn.Module, calib_method: str) -> nn.Module:
+def _replaced(model: nn.Module, new_quantizer: Callable[[], nn.Module]) -> nn.Module:
     replaced: dict[int, nn.Module] = {}
     for parent in reversed(list(model.modules())):  # a block is rebuilt with the blocks inside it
         for name, child in list(parent._modules.items()):  # noqa: SLF001  (named_children() hides a child's second name)
             if child is None:
                 continue
             if id(child) not in replaced:
-                replaced[id(child)] = _with_quantizers(child, calib_method)
+                replaced[id(child)] = _with_quantizers(child, new_quantizer)
             parent._modules[name] = replaced[id(child)]  # noqa: SLF001  (setattr fails on names such as "0.conv")
-    return _with_quantizers(model, calib_method)
+    return _with_quantizers(model, new_quantizer)
 
 
 class _OwnForward(fx.Tracer):
@@ -118,7 +117,7 @@ class _OwnForward(fx.Tracer):
         return True
 
 
-def _with_quantizers(module: nn.Module, calib_method: str) -> nn.Module:
+def _with_quantizers(module: nn.Module, new_quantizer: Callable[[], nn.Module]) -> nn.Module:
     if not any(True for _ in module.children()) or _is_plain(module):
         return module
     try:
@@ -128,22 +127,16 @@ def _with_quantizers(module: nn.Module, calib_method: str) -> nn.Module:
     quantizers: dict[str, nn.Module] = {}
     for addition, shortcut in list(_shortcuts(graph, module)):
         name = f"{RESIDUAL_QUANTIZER}_{len(quantizers)}" if quantizers else RESIDUAL_QUANTIZER
-        quantizers[name] = residual_quantizer(calib_method)
+        quantizers[name] = ResidualQuantizer(new_quantizer())
         with graph.inserting_before(addition):
             quantized = graph.create_node("call_module", name, (shortcut,))
         addition.replace_input_with(shortcut, quantized)
     return _rebuilt(module, graph, quantizers) if quantizers else module
 
 
-def residual_quantizer(calib_method: str) -> ResidualQuantizer:
-    """Return a quantizer for a shortcut, not yet calibrated."""
-    descriptor = QuantDescriptor(num_bits=RESIDUAL_BITS, calib_method=calib_method)
-    return ResidualQuantizer(quant_nn.TensorQuantizer(descriptor, if_quant=False))
-
-
 def _is_plain(module: nn.Module) -> bool:
     """Return whether a module only calls its children in turn, or is one of the framework's."""
-    return type(module).forward is nn.Sequential.forward or is_quantized(module)
+    return type(module).forward is nn.Sequential.forward or hasattr(module, "input_quantizer")
 
 
 def _rebuilt(module: nn.Module, graph: fx.Graph, quantizers: dict[str, nn.Module]) -> nn.Module:

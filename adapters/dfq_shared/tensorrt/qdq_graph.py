@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from dfq_pytorch_quantization.operators import DEQUANTIZE, QUANTIZE
+from dfq_shared.tensorrt.operators import DEQUANTIZE, QUANTIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

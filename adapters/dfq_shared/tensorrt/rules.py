@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfq_plugins.quantization.onnx_graph import GraphIndex, attribute, label
-from dfq_pytorch_quantization.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
+from dfq_shared.tensorrt.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

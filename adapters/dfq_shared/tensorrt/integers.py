@@ -10,7 +10,7 @@ from dfq_plugins.inputs import cloned, moved, run_network
 from dfq_plugins.model_state import device_of, hooked
 from dfq_plugins.network.outputs import named_outputs
 from dfq_plugins.quantization.onnx_agreement import TorchRun, TorchTensor
-from dfq_pytorch_quantization.markers import active_quantizers, is_weight, quantized_weights
+from dfq_shared.tensorrt.markers import active_quantizers, is_weight, quantized_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfq_plugins.errors import ModelError
-from dfq_pytorch_quantization.framework import calib
-from dfq_pytorch_quantization.range_search import START_BIN, search_mse_range
+from dfq_shared.tensorrt.quantizers import set_unsigned
+from dfq_shared.tensorrt.range_search import START_BIN, search_mse_range
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from dfq_shared.tensorrt.backend import Backend
 
 BINS = 2048
 """Bins of a new histogram: the framework's default."""
@@ -21,7 +23,7 @@ MAX_BINS = 4 * BINS
 """Maximum bins of a grown histogram; neighboring bins are merged before it would exceed them."""
 
 
-class _Observer:
+class Observer:
     """Passes each tensor to the framework's calibrator, the next class in the MRO, unless it is all zeros.
 
     The histogram of an all-zero tensor has bins of width zero, and the framework divides by that width at the next
@@ -38,6 +40,11 @@ class _Observer:
     """Highest value seen; minus infinity before the first tensor."""
 
     def collect(self, x: torch.Tensor) -> None:
+        """Pass a tensor on.
+
+        Raises:
+            ModelError: it holds NaN or infinity.
+        """
         low, high = (float(edge) for edge in torch.aminmax(x.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ModelError(
@@ -53,17 +60,20 @@ class _Observer:
         """Prepare for a tensor whose largest absolute value is `highest`."""
 
     def reset(self) -> None:
+        """Forget everything."""
         self.lowest, self.highest = math.inf, -math.inf
         super().reset()  # type: ignore[misc]  # the framework's calibrator
 
 
-class MaxObserver(_Observer, calib.MaxCalibrator):  # type: ignore[misc]  # the framework has no types
-    """Records the largest absolute value."""
+class HistogramObserver(Observer):
+    """Records a histogram of absolute values, from which entropy, percentile and mse choose a range.
 
+    The next class in the MRO is the framework's histogram calibrator.
+    """
 
-class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[misc]  # the framework has no types
-    """Records a histogram of absolute values, from which entropy, percentile and mse choose a range."""
-
+    _num_bits: Any
+    _unsigned: bool
+    _num_bins: int
     _calib_hist: torch.Tensor | None
     _calib_bin_edges: torch.Tensor
 
@@ -79,7 +89,8 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
     ) -> Any:
         """Return the range that the framework's `method` chooses; its slow `mse` search is vectorized."""
         if method != "mse" or self._calib_hist is None or self._calib_hist.numel() <= start_bin:
-            return super().compute_amax(method, stride=stride, start_bin=start_bin, percentile=percentile)
+            search: Any = super()
+            return search.compute_amax(method, stride=stride, start_bin=start_bin, percentile=percentile)
         return search_mse_range(
             self._calib_hist,
             self._calib_bin_edges.to(self._calib_hist.device),
@@ -107,14 +118,15 @@ class HistogramObserver(_Observer, calib.HistogramCalibrator):  # type: ignore[m
             self._calib_bin_edges = torch.arange(merged.numel() + 1, device=merged.device) * (width * factor)
 
 
-def observe(layer: str, quantizer: Any) -> None:
+def observe(layer: str, quantizer: Any, backend: Backend) -> None:
     """Replace the framework's calibrator in the input quantizer of `layer` with the guarded version of its type.
 
     An unsigned quantizer then clips negative values to zero, as integer hardware does; the framework itself raises a
     TypeError at the first negative value.
     """
-    histogram = isinstance(quantizer._calibrator, calib.HistogramCalibrator)  # noqa: SLF001  (no public access)
-    observer = (HistogramObserver if histogram else MaxObserver)(quantizer.num_bits, None, quantizer.unsigned)
+    histogram = hasattr(quantizer._calibrator, "_num_bins")  # noqa: SLF001  (no public access)
+    kind = backend.histogram_observer if histogram else backend.max_observer
+    observer = kind(quantizer.num_bits, None, quantizer.unsigned)
     observer.layer = layer
     quantizer._calibrator = observer  # noqa: SLF001  (as above)
     quantizer.register_forward_pre_hook(_clip_negative)
@@ -122,12 +134,6 @@ def observe(layer: str, quantizer: Any) -> None:
 
 def _clip_negative(quantizer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return inputs[0].clamp(min=0) if quantizer.unsigned else inputs[0]
-
-
-def set_unsigned(quantizer: Any, *, unsigned: bool) -> None:
-    """Make an input quantizer's integers signed or unsigned, and the levels in its calibrator's searches too."""
-    quantizer.unsigned = unsigned
-    quantizer._calibrator._unsigned = unsigned  # noqa: SLF001  (no public access)
 
 
 def start_observing(quantizer: Any) -> None:

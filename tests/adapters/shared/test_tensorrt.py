@@ -20,14 +20,14 @@ from dfq_plugins.quantization.integer_agreement import compare_integers, merged
 from dfq_plugins.quantization.onnx_agreement import compare_file
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
 from dfq_plugins.types import InputSpec, Recipe
-from dfq_pytorch_quantization import export
 from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
-from dfq_pytorch_quantization.export import float_inputs, read_file
-from dfq_pytorch_quantization.integers import torch_run, torch_weights
-from dfq_pytorch_quantization.markers import active_quantizers
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
-from dfq_pytorch_quantization.qdq_graph import QdqModel
-from dfq_pytorch_quantization.tensorrt_rules import RULES, check_rules, residual_additions
+from dfq_shared.tensorrt import export
+from dfq_shared.tensorrt.export import float_inputs, read_file
+from dfq_shared.tensorrt.integers import torch_run, torch_weights
+from dfq_shared.tensorrt.markers import active_quantizers
+from dfq_shared.tensorrt.qdq_graph import QdqModel
+from dfq_shared.tensorrt.rules import RULES, check_rules, residual_additions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,14 +8,14 @@ import torch
 
 from dfq_plugins.inputs import leaves, moved, random_inputs
 from dfq_plugins.model_state import hooked
-from dfq_pytorch_quantization.ranges import load_activation_range
-from dfq_pytorch_quantization.swap import quantized_modules
+from dfq_shared.tensorrt.quantizers import quantized_modules
+from dfq_shared.tensorrt.ranges import load_activation_range
 
 if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.types import InputSpec, Specification
-    from dfq_pytorch_quantization.options import PytorchQuantizationOptions
+    from dfq_shared.tensorrt.options import RangeOptions
 
 GRID = 4097
 """Number of values that represent one channel of the network input."""
@@ -65,9 +65,7 @@ def _are_among(inputs: torch.Tensor, values: torch.Tensor) -> bool:
     return bool((values[places] == inputs).all())
 
 
-def fix_ranges(
-    model: nn.Module, spec: Specification, found: dict[str, dict[str, bool]], options: PytorchQuantizationOptions
-) -> None:
+def fix_ranges(model: nn.Module, spec: Specification, found: dict[str, dict[str, bool]], options: RangeOptions) -> None:
     """Choose the ranges of the network's inputs from the spec, where it bounds the values.
 
     The calibration method sees `known_values` instead of data. Below 8 bits, `mse` clips the ends, which pays off: see

@@ -15,25 +15,25 @@ from dfq_plugins.inputs import count, leaves, rows
 from dfq_plugins.network.signature import signature_of
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
 from dfq_plugins.quantization.dynamic_sizes import check_other_sizes, open_axes
-from dfq_plugins.quantization.notices import silenced
+from dfq_plugins.quantization.notices import Notice, silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
 from dfq_plugins.quantization.onnx_graph import GraphIndex
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
 from dfq_plugins.quantization.output_names import exportable
 from dfq_plugins.types import Check, InputSpec
-from dfq_pytorch_quantization.integers import torch_run, torch_weights
-from dfq_pytorch_quantization.markers import (
+from dfq_shared.tensorrt.integers import torch_run, torch_weights
+from dfq_shared.tensorrt.markers import (
     active_quantizers,
     integer_format,
     is_weight,
     marked_copy,
     quantized_weights,
 )
-from dfq_pytorch_quantization.notices import LOGGER, NOTICES
-from dfq_pytorch_quantization.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
-from dfq_pytorch_quantization.qdq_graph import QdqModel, insert_pairs
-from dfq_pytorch_quantization.static_pooling import StaticAdaptivePooling
-from dfq_pytorch_quantization.tensorrt_rules import RULES, check_rules, residual_additions
+from dfq_shared.tensorrt.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
+from dfq_shared.tensorrt.qdq_graph import QdqModel, insert_pairs
+from dfq_shared.tensorrt.quantizers import is_integer
+from dfq_shared.tensorrt.rules import RULES, check_rules, residual_additions
+from dfq_shared.tensorrt.static_pooling import StaticAdaptivePooling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,9 +41,20 @@ if TYPE_CHECKING:
 
     from dfq_plugins.quantization.onnx_quantizers import FileQuantizer
     from dfq_plugins.types import Artifact, Inputs, Specification
-    from dfq_pytorch_quantization.qdq_graph import IntegerFormat
+    from dfq_shared.tensorrt.backend import Backend
+    from dfq_shared.tensorrt.qdq_graph import IntegerFormat
 
-FILE_NAME = "model_qdq.onnx"
+EXPORTER_NOTICES = (
+    # dynamo=False is deliberate; it calls a torch function that will be removed together with it.
+    Notice("You are using the legacy TorchScript-based ONNX export"),
+    Notice("The feature will be removed. Please remove usage of this function", module=".*torch.onnx.*"),
+    # The quantizer marker has no shape inference; it sets its output to its input's type.
+    Notice("The shape inference of dfq::FakeQuantize type is missing", module=".*torch.onnx.*"),
+    # Strided slices of constants are left to ONNX Runtime.
+    Notice("Constant folding - Only steps=1 can be constant folded", module=".*torch.onnx.*"),
+)
+"""Warnings of torch's exporter that say nothing about the user's model."""
+
 OPSET = 17
 CONTAINER_BITS = 8
 """Width of the integers that QuantizeLinear produces in this opset; narrower values are stored in them."""
@@ -54,6 +65,7 @@ def export_onnx(
     spec: Specification,
     folder: Path,
     *,
+    backend: Backend,
     samples: Inputs,
     batch_size: int | None = None,
     dynamic_sizes: bool = False,
@@ -64,6 +76,7 @@ def export_onnx(
         model: calibrated model.
         spec: the inputs of the network.
         folder: where to write; created if it does not exist.
+        backend: the framework: its file name, and the warnings that are silenced.
         samples: inputs `(N, *shape)` to compare on.
         batch_size: size of the batch axis in the file; None keeps it dynamic.
         dynamic_sizes: whether the spatial axes of the inputs are dynamic as well.
@@ -75,7 +88,7 @@ def export_onnx(
     """
     formats = _formats(model)
     axes = open_axes(spec, sizes=dynamic_sizes)
-    write = partial(_write, model, formats, samples, spec, batch_size, axes)
+    write = partial(_write, model, formats, samples, spec, batch_size, axes, backend)
     check = partial(
         check_file,
         model=model,
@@ -84,11 +97,19 @@ def export_onnx(
         batch_size=batch_size,
         dynamic_sizes=dynamic_sizes,
     )
-    return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "ONNX, QuantizeLinear/DequantizeLinear", write, check)])
+    return write_artifacts(
+        [ArtifactRecipe(folder / backend.file_name, "ONNX, QuantizeLinear/DequantizeLinear", write, check)]
+    )
 
 
 def _formats(model: nn.Module) -> dict[str, IntegerFormat]:
-    formats = {name: integer_format(quantizer) for name, quantizer in active_quantizers(model).items()}
+    quantizers = active_quantizers(model)
+    if not all(map(is_integer, quantizers.values())):
+        raise ArtifactError(
+            "Only integers are written to ONNX here, but the levels of this model are floating-point numbers. Use the "
+            "torch model, or its framework's own export."
+        )
+    formats = {name: integer_format(quantizer) for name, quantizer in quantizers.items()}
     wide = [name for name, form in formats.items() if not form.fits_int8]
     if wide:
         raise ArtifactError(
@@ -106,10 +127,12 @@ def _write(
     spec: Specification,
     batch_size: int | None,
     axes: Mapping[str, Mapping[int, str]],
+    backend: Backend,
     path: Path,
 ) -> None:
     weights = {name: weight.float().numpy() for name, weight in quantized_weights(model).items()}
-    _trace(_in_order(marked_copy(model), spec), inputs, axes, path, batch_size)
+    with silenced(backend.notices, logger=backend.logger):
+        _trace(_in_order(marked_copy(model), spec), inputs, axes, path, batch_size)
     exported = insert_pairs(onnx.load(path), formats, weights)
     note_integers(exported)
     onnx.checker.check_model(exported.proto)
@@ -169,7 +192,7 @@ def _trace(
     if batch_size:
         axes = {name: {axis: text for axis, text in open_ones.items() if axis} for name, open_ones in axes.items()}
     try:
-        with torch.no_grad(), silenced(NOTICES, logger=LOGGER), StaticAdaptivePooling():
+        with torch.no_grad(), silenced(EXPORTER_NOTICES), StaticAdaptivePooling():
             torch.onnx.export(
                 network,
                 example,

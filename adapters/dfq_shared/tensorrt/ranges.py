@@ -5,9 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dfq_pytorch_quantization.framework import calib, without_cuda
-from dfq_pytorch_quantization.observers import set_unsigned
-from dfq_pytorch_quantization.swap import quantized_modules, weight_axis
+from dfq_shared.tensorrt.quantizers import is_integer, set_unsigned, weight_axis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,8 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dfq_pytorch_quantization.observers import HistogramObserver, MaxObserver
-    from dfq_pytorch_quantization.options import PytorchQuantizationOptions
+    from dfq_shared.tensorrt.backend import Backend
+    from dfq_shared.tensorrt.observers import Observer
+    from dfq_shared.tensorrt.options import RangeOptions
 
 TENSORRT_BITS = 8
 """Width of the integers that TensorRT computes with, which are always signed."""
@@ -31,15 +30,10 @@ CANDIDATES = {"mse": 512, "entropy": 128}
 """Maximum number of ranges that the search for one activation tries."""
 
 
-def calibrated_inputs(model: nn.Module) -> list[tuple[str, Any]]:
-    """Return the name and module of each quantized module whose input range must be calibrated."""
-    return [(name, m) for name, m in quantized_modules(model) if m.input_quantizer._calibrator is not None]  # noqa: SLF001
-
-
-def load_activation_range(quantizer: Any, options: PytorchQuantizationOptions, device: torch.device) -> None:
+def load_activation_range(quantizer: Any, options: RangeOptions, device: torch.device) -> None:
     """Let the framework compute the range of an input quantizer from what its calibrator saw."""
-    observer: MaxObserver | HistogramObserver = quantizer._calibrator  # noqa: SLF001  (no public access)
-    if wants_unsigned(options, quantizer.num_bits) and observer.lowest >= 0:
+    observer: Observer = quantizer._calibrator  # noqa: SLF001  (no public access)
+    if is_integer(quantizer) and wants_unsigned(options, quantizer.num_bits) and observer.lowest >= 0:
         set_unsigned(quantizer, unsigned=True)
     if observer.lowest == observer.highest == 0:
         quantizer.amax = SMALLEST_AMAX
@@ -48,9 +42,9 @@ def load_activation_range(quantizer: Any, options: PytorchQuantizationOptions, d
     _finish_range(quantizer, device)
 
 
-def _method_arguments(observer: Any, options: PytorchQuantizationOptions) -> dict[str, Any]:
+def _method_arguments(observer: Any, options: RangeOptions) -> dict[str, Any]:
     """Return the arguments for `compute_amax` of the framework's calibrator."""
-    if options.activations == "max":
+    if not hasattr(observer, "_num_bins"):  # no histogram
         return {}
     if options.activations == "percentile":
         return {"method": "percentile", "percentile": options.percentile}
@@ -58,16 +52,16 @@ def _method_arguments(observer: Any, options: PytorchQuantizationOptions) -> dic
     return {"method": options.activations, "stride": max(1, bins // CANDIDATES[options.activations])}
 
 
-def load_weight_range(layer: Any, options: PytorchQuantizationOptions, device: torch.device) -> None:
+def load_weight_range(layer: Any, backend: Backend, options: RangeOptions, device: torch.device) -> None:
     """Let the framework compute the weight ranges of a layer, per channel or per tensor."""
     quantizer = layer.weight_quantizer
-    if options.weights == "max":
+    if options.weights == "max" or not is_integer(quantizer):
         quantizer._calibrator.reset()  # noqa: SLF001  (no public access)
         quantizer._calibrator.collect(layer.weight)  # noqa: SLF001  (as above)
         quantizer.load_calib_amax()
     else:
-        with without_cuda(), _without_zero_channels(layer):
-            calib.calibrate_weights(layer, method="mse", perchannel=options.per_channel, num_bins=WEIGHT_BINS)
+        with _without_zero_channels(layer):
+            backend.search_weight_range(layer, per_channel=options.per_channel, bins=WEIGHT_BINS)
     _finish_range(quantizer, device)
 
 
@@ -94,7 +88,7 @@ def _finish_range(quantizer: Any, device: torch.device) -> None:
     quantizer.amax.clamp_(min=SMALLEST_AMAX)
 
 
-def wants_unsigned(options: PytorchQuantizationOptions, bits: int) -> bool:
+def wants_unsigned(options: RangeOptions, bits: int) -> bool:
     """Return whether inputs that are never negative should be quantized to unsigned levels of this width.
 
     Only below 8 bits: levels up to 127 fit into int8, the only type that TensorRT computes with.
