@@ -22,8 +22,8 @@ from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.observers import HistogramObserver
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
 from dfq_pytorch_quantization.residual import ResidualQuantizer
-from dfq_pytorch_quantization.static_pooling import pool_by_matrices
 from dfq_pytorch_quantization.tensorrt_rules import residual_additions
+from dfq_shared.static_pooling import pool_by_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
