@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from onnx import TensorProto
 
 from dfq_onnxruntime.float_nodes import module_name
@@ -28,6 +29,8 @@ MOVES = frozenset(
 )
 """Operators without arithmetic of their own: they are quantized where what they read is."""
 
+_SHAPES = frozenset({"Shape", "Size", "ConstantOfShape"})
+
 _BITS = {
     TensorProto.INT4: (4, True),
     TensorProto.UINT4: (4, False),
@@ -41,19 +44,21 @@ _REDUCED = 64
 """Largest absolute value of 7-bit weights, which ONNX Runtime stores in 8 bits."""
 
 
-def read_coverage(graph: Any, left_out: Mapping[str, str]) -> Coverage:
+def read_coverage(program: bytes, left_out: Mapping[str, str]) -> Coverage:
     """Return the number format of the inputs and weights of each operator, and the operators in float.
 
     Args:
-        graph: the quantized `onnx.GraphProto`.
+        program: the quantized program.
         left_out: why nodes were left out, by name.
     """
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(program)).graph
     index = GraphIndex(graph)
+    computed = _float_results(graph)
     formats = dict(_formats(index))
     names = _layer_names(graph)
     quantized, floating = [], []
     for node in graph.node:
-        if node.op_type in MOVES:
+        if node.op_type in MOVES or computed.isdisjoint(node.output):
             continue
         read = [name for name in node.input if name in formats]
         weighted = node.op_type in WEIGHTED and len(node.input) > 1
@@ -64,6 +69,19 @@ def read_coverage(graph: Any, left_out: Mapping[str, str]) -> Coverage:
             reason = left_out.get(node.name, "ONNX Runtime computes it in float")
             floating.append((names[node.name], f"{node.op_type}: {reason}"))
     return Coverage(tuple(quantized), tuple(floating))
+
+
+def _float_results(graph: Any) -> set[str]:
+    """Return the floating-point tensors that depend on the values of an input, and not only on its shape."""
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    stored = {tensor.name for tensor in graph.initializer}
+    reached = {value.name for value in graph.input} - stored
+    found: set[str] = set()
+    for node in graph.node:
+        if node.op_type not in _SHAPES and not reached.isdisjoint(node.input):
+            reached.update(node.output)
+            found |= {name for name in node.output if types.get(name, TensorProto.FLOAT) == TensorProto.FLOAT}
+    return found
 
 
 def _values(index: GraphIndex, node: Any) -> list[str]:

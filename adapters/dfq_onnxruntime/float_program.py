@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+import torch
 from onnx import version_converter
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -15,6 +16,7 @@ from dfq_plugins.errors import ModelError, UsageError, first_line
 from dfq_plugins.inputs import random_inputs
 from dfq_plugins.network.fit import fitted_copy
 from dfq_plugins.quantization.dynamic_sizes import open_axes
+from dfq_plugins.quantization.notices import Notice, silenced
 from dfq_plugins.quantization.onnx_exporter import quiet_exporter, write_onnx
 from dfq_plugins.quantization.onnx_file import OnnxNetwork
 from dfq_plugins.types import InputSpec
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 OPSET = 17
 """Version of the operators in a new export: LayerNormalization is one of them."""
+
+NOTICES = (Notice("", torch.jit.TracerWarning),)
+"""Sizes that become constants are no loss: the quantized network is compared with the torch network on every run."""
 
 
 def float_program(model: nn.Module, spec: Specification, least_opset: int) -> bytes:
@@ -74,8 +79,9 @@ def _exported(model: nn.Module, spec: Specification) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
         try:
-            with quiet_exporter(), StaticAdaptivePooling():
-                write_onnx(network, spec, random_inputs(spec, 2), open_axes(spec, sizes=False), path, opset=OPSET)
+            with quiet_exporter(), silenced(NOTICES), StaticAdaptivePooling():
+                axes = open_axes(spec, sizes=False)
+                prefix = write_onnx(network, spec, random_inputs(spec, 2), axes, path, opset=OPSET)
         except OSError:
             raise
         except Exception as error:  # torch.onnx raises whatever the model's own forward does
@@ -84,7 +90,10 @@ def _exported(model: nn.Module, spec: Specification) -> Any:
                 "error names, or export the network yourself, e.g. with torch.onnx.export(..., dynamo=True), and give "
                 "the ONNX file."
             ) from error
-        return onnx.load(path)
+        proto = onnx.load(path)
+    for node in proto.graph.node:
+        node.name = node.name.removeprefix(prefix)
+    return proto
 
 
 def upgraded(proto: Any, least_opset: int) -> Any:

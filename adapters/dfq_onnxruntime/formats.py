@@ -33,7 +33,7 @@ def require_supported(recipe: Recipe, *, training: bool) -> None:
     if training:
         raise UsageError(
             "ONNX Runtime quantizes after training only: its files cannot be trained. Fine-tune with another "
-            "calibrator, e.g. torch-ao, pytorch-quantization or brevitas, and export that; or calibrate without --finetune."
+            "calibrator, e.g. torch-ao, pytorch-quantization or brevitas, and export that, or only calibrate."
         )
     if recipe.weight_bits not in WEIGHTS or recipe.activation_bits not in ACTIVATION_BITS:
         raise UsageError(

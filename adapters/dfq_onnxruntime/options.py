@@ -21,7 +21,7 @@ class OnnxRuntimeOptions:
     Args:
         method: the framework's calibration method for activations.
         percentile: percentage of the values that lie inside the range; only for `method="percentile"`.
-        bins: bins of the first histogram of a tensor, for the methods with histograms. None takes 2,048, and 512 for
+        bins: bins of the first histogram of a tensor, for the methods with histograms. None takes 2,048, and 256 for
             entropy, whose search takes time; its own 128 leave it a single range to choose.
         moving_average: average the ranges of the samples, instead of covering all of them; only for `method="minmax"`.
         averaging_constant: weight of a new sample in that average.
@@ -40,7 +40,7 @@ class OnnxRuntimeOptions:
     percentile: Annotated[float, Gt(0), Le(100)] = setting(
         99.999, "percentage of values inside the range, for the percentile method"
     )
-    bins: Annotated[int, Ge(128)] | None = setting(None, "bins of a histogram; by default 2048, and 512 for entropy")
+    bins: Annotated[int, Ge(128)] | None = setting(None, "bins of a histogram; by default 2048, and 256 for entropy")
     moving_average: bool = setting(default=False, text="minmax: average the ranges of the samples")
     averaging_constant: Annotated[float, Gt(0), Le(1)] = setting(0.01, "weight of a new sample in the moving average")
     activations: ActivationType = setting("int8", "integers for activations: int8 or uint8")

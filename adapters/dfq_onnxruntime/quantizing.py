@@ -13,11 +13,12 @@ from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
+from dfq_onnxruntime.coverage import DEQUANTIZE
 from dfq_onnxruntime.float_nodes import named_float_nodes, nodes_touching, output_tensors
 from dfq_onnxruntime.float_program import only_used_domains
 from dfq_onnxruntime.formats import types_for
 from dfq_onnxruntime.framework import quiet_tools
-from dfq_plugins.errors import UsageError, nearest
+from dfq_plugins.errors import ModelError, UsageError, nearest
 from dfq_plugins.quantization.onnx_graph import SHAPE_ONLY
 
 if TYPE_CHECKING:
@@ -69,8 +70,12 @@ def quantized_program(
         recipe: bit widths.
         options: the user's settings.
         reduce_range: whether 8-bit weights have 7 bits.
+
+    Raises:
+        ModelError: nothing is quantized.
     """
     model, ranges = onnx.load_from_string(program), copy.deepcopy(ranges)
+    ranges.data = {name: found for name, found in ranges.data.items() if name not in infinite}
     _widen_outputs(ranges, model.graph, options.output_margin)
     left_out = [*named_float_nodes(model.graph, options.float_nodes), *nodes_touching(model.graph, infinite)]
     activation, weight = types_for(recipe, options)
@@ -98,7 +103,17 @@ def quantized_program(
         path = Path(folder) / "quantized.onnx"
         quantizer.model.save_model_to_file(str(path))
         found = only_used_domains(onnx.load(path))
+    _require_quantized(found.graph)
     return found.SerializeToString()  # type: ignore[no-any-return]
+
+
+def _require_quantized(graph: Any) -> None:
+    kinds = {node.op_type for node in graph.node}
+    if DEQUANTIZE not in kinds:
+        raise ModelError(
+            f"ONNX Runtime quantizes none of the operators of this network: {', '.join(sorted(kinds))}. Build it from "
+            "layers such as convolutions and linear layers, or leave fewer nodes in float."
+        )
 
 
 def _input_ranges(inputs: Mapping[str, InputSpec], kind: Any, ranges: TensorsData) -> dict[str, list[dict[str, Any]]]:

@@ -38,7 +38,7 @@ METHODS = {
 HISTOGRAM_PIECE = 8
 """Samples in one piece for the methods with histograms, which get the outputs of all layers at once."""
 
-BINS = {"entropy": 512, "percentile": 2048, "distribution": 2048}
+BINS = {"entropy": 256, "percentile": 2048, "distribution": 2048}
 """Bins of a tensor's first histogram. Entropy compares one range per bin beyond its 128 levels: 128 leave it one."""
 
 MOST_BINS = 16

@@ -60,7 +60,7 @@ def write_onnx(
     *,
     opset: int,
     batch_size: int | None = None,
-) -> None:
+) -> str:
     """Write a network with the exporter that keeps the names of modules; it raises whatever a forward pass does.
 
     Args:
@@ -71,10 +71,14 @@ def write_onnx(
         path: where to write.
         opset: version of ONNX's operators.
         batch_size: size of the batch axis in the file; None leaves it open.
+
+    Returns:
+        What the exporter puts in front of the names of nodes: that of the wrappers that the network needed.
     """
     size = batch_size or 2  # an open batch of one could be traced as a constant
     example = tuple(leaves(rows(inputs, torch.arange(size) % count(inputs))))
-    flat, names = exportable(_in_order(network, spec), example, input_axes)
+    ordered = _in_order(network, spec)
+    flat, names = exportable(ordered, example, input_axes)
     axes = {
         **{name: dict(open_ones) for name, open_ones in input_axes.items()},
         **{name: {0: "batch"} for name in names},
@@ -92,6 +96,7 @@ def write_onnx(
             output_names=list(names),
             dynamic_axes=axes,
         )
+    return "/network" * ((ordered is not network) + (flat is not ordered))
 
 
 def _in_order(network: nn.Module, spec: Specification) -> nn.Module:

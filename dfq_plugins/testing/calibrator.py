@@ -352,7 +352,7 @@ class CalibratorContract:
 
 
 def _node_names(converted: nn.Module) -> set[str]:
-    """Return the names of the nodes in the graph of a traced module, or in the ONNX program of a module that runs one."""
+    """Return the names of the nodes in the graph of a traced module, or in the ONNX program that a module runs."""
     program = getattr(converted, "program", None)
     if not isinstance(program, bytes):
         return {node.name for node in getattr(getattr(converted, "graph", None), "nodes", ())}
