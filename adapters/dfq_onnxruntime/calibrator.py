@@ -91,9 +91,8 @@ class OnnxRuntimeCalibrator(Calibrator):
         require_supported(recipe, training=training)
         operators_for(self._options)
         blank_run(model, spec)
-        is_file = isinstance(model, OnnxNetwork)
         program = float_program(model, spec, least_opset(recipe))
-        prepared = OnnxModule(program, exact=False, structured=not is_file)
+        prepared = _module(program, model)
         named_float_nodes(onnx.load_from_string(program).graph, self._options.float_nodes)
         size = model.batch_size if isinstance(model, OnnxNetwork) else None
         attach_state(prepared, _Run(spec, recipe, input_names(prepared, spec), size))
@@ -141,7 +140,7 @@ class OnnxRuntimeCalibrator(Calibrator):
                 self._options,
                 reduce_range=reduces_range(self._options, run.recipe),
             )
-            converted = OnnxModule(quantized, exact=False, structured=bool(getattr(prepared, "structured", False)))
+            converted = _module(quantized, prepared)
         graph = onnx.load_from_string(program).graph
         named = dict.fromkeys(named_float_nodes(graph, self._options.float_nodes), "left out by name")
         infinite = dict.fromkeys(nodes_touching(graph, run.infinite), "reads or returns infinite values")
@@ -173,6 +172,13 @@ class OnnxRuntimeCalibrator(Calibrator):
             DataError: the file is damaged.
         """
         return load_program(path)
+
+
+def _module(program: bytes, model: nn.Module) -> OnnxModule:
+    """Return a program as a module that is called as `model` is, and returns its outputs in the same structure."""
+    if isinstance(model, OnnxNetwork):
+        return OnnxNetwork(program, model.name)
+    return OnnxModule(program, exact=False, structured=True)
 
 
 def _run_of(module: nn.Module) -> _Run:

@@ -29,6 +29,8 @@ MOVES = frozenset(
 )
 """Operators without arithmetic of their own: they are quantized where what they read is."""
 
+_CLIPPING = frozenset({"Relu", "Clip"})
+
 _SHAPES = frozenset({"Shape", "Size", "ConstantOfShape"})
 
 _BITS = {
@@ -63,12 +65,18 @@ def read_coverage(program: bytes, left_out: Mapping[str, str]) -> Coverage:
         read = [name for name in node.input if name in formats]
         weighted = node.op_type in WEIGHTED and len(node.input) > 1
         wanted = node.input[:2] if weighted else _values(index, node)
-        if read and all(name in formats for name in wanted):
+        if read and all(name in formats for name in wanted) and (weighted or _rounded(index, node)):
             quantized += list(_tensors(index, node, names[node.name], formats))
         elif wanted:
             reason = left_out.get(node.name, "ONNX Runtime computes it in float")
             floating.append((names[node.name], f"{node.op_type}: {reason}"))
     return Coverage(tuple(quantized), tuple(floating))
+
+
+def _rounded(index: GraphIndex, node: Any) -> bool:
+    """Return whether the result of a node is quantized, so that it may run in integers."""
+    readers = [reader for name in node.output for reader in index.readers.get(name, ())]
+    return any(r.op_type == QUANTIZE or (r.op_type in _CLIPPING and _rounded(index, r)) for r in readers)
 
 
 def _float_results(graph: Any) -> set[str]:

@@ -77,26 +77,42 @@ def read_network(path: Path) -> OnnxNetwork:
     if not path.is_file():
         raise ModelError(f"The ONNX file {path} does not exist. Give its path, relative to this folder or absolute.")
     try:
-        model = onnx.load(path)
+        model = without_overridable(onnx.load(path))
         size = model.ByteSize()
         program = model.SerializeToString() if size <= _LARGEST else b""
     except MemoryError:
         raise
     except Exception as error:  # protobuf's and onnx's own
         raise ModelError(
-            f"{path} must be a readable ONNX file, but: {first_line(error)}. Export it again, with the files of its "
-            "tensors next to it."
+            f"{path} must be a readable ONNX file, but: {first_line(error).rstrip('.')}. Export it again, with the "
+            "files of its tensors next to it."
         ) from error
+    if not model.graph.node:
+        raise ModelError(f"{path} must be an ONNX file with a network, but it has no content. Export it again.")
     if not program:
         raise ModelError(
-            f"An ONNX file of at most 2 GiB can be quantized, with its tensors, but {path} has {size / 2**30:.1f} GiB "
-            "or no content. Quantize parts of the network."
+            f"An ONNX file of at most 2 GiB can be quantized, with its tensors, but {path} has {size / 2**30:.1f} GiB. "
+            "Quantize parts of the network."
         )
     _require_float(model, path)
     try:
         return OnnxNetwork(program, path.name)
     except DfqError as error:
         raise ModelError(f"{path} must be a network that ONNX Runtime runs, but: {error}") from error
+
+
+def without_overridable(model: Any) -> Any:
+    """Remove stored tensors from the inputs of a graph, in place: old exporters list them as such.
+
+    Only tensors that cannot change are quantized, and folded.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    if stored:
+        model.ir_version = max(model.ir_version, 4)  # the first in which stored tensors need not be inputs
+    return model
 
 
 def as_network(model: nn.Module | Path | str) -> nn.Module:
@@ -126,16 +142,14 @@ def _require_float(model: Any, path: Path) -> None:
             "that it was made from."
         )
     tensors = [(tensor.name, tensor.data_type) for tensor in graph.initializer]
-    stored = {name for name, _ in tensors}
-    inputs = [value for value in graph.input if value.name not in stored]
-    values = [(value.name, value.type.tensor_type.elem_type) for value in (*inputs, *graph.output)]
+    values = [(value.name, value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output)]
     half = next(((name, _HALF[kind]) for name, kind in (*values, *tensors) if kind in _HALF), None)
     if half is not None:
         raise ModelError(
             f"A float32 network is needed, but {path} computes in {half[1]} (tensor {half[0]!r}). Export it in "
             "float32, and quantize that."
         )
-    wrong = next((value.name for value in inputs if value.type.tensor_type.elem_type != TensorProto.FLOAT), None)
+    wrong = next((value.name for value in graph.input if value.type.tensor_type.elem_type != TensorProto.FLOAT), None)
     if wrong is not None:
         raise UsageError(
             f"The inputs of an ONNX file must be float32, but {wrong!r} of {path} is not. {INTEGER_INPUTS}"

@@ -108,8 +108,8 @@ def run_quantization(
     registry = registry or get_registry()
     info = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-    framework = registry.create("calibrator", calibrator, options)
     network = _network(model, info, registry)
+    framework = registry.create("calibrator", calibrator, options)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state():
         original = frozen_copy(network)
