@@ -150,7 +150,7 @@ class OnnxRuntimeCalibrator(Calibrator):
     def describe(self, converted: nn.Module) -> Coverage:
         """Report the number format of each operator's input and weight, and which operators stay in float."""
         run = _run_of(converted)
-        return read_coverage(_program_of(converted), dict(run.left_out))
+        return read_coverage(_program_of(converted), operators_for(self._options), dict(run.left_out))
 
     def export(self, converted: nn.Module, spec: Specification, path: Path) -> tuple[Artifact, ...]:
         """Write `model_int8.onnx` to the folder `path`, run it, and compare it with `converted`.

@@ -13,7 +13,7 @@ from dfq_plugins.quantization.onnx_graph import GraphIndex
 from dfq_plugins.types import Coverage, NumberFormat, QuantizedTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     Array = np.ndarray[Any, Any]
 
@@ -46,11 +46,12 @@ _REDUCED = 64
 """Largest absolute value of 7-bit weights, which ONNX Runtime stores in 8 bits."""
 
 
-def read_coverage(program: bytes, left_out: Mapping[str, str]) -> Coverage:
+def read_coverage(program: bytes, operators: Collection[str], left_out: Mapping[str, str]) -> Coverage:
     """Return the number format of the inputs and weights of each operator, and the operators in float.
 
     Args:
         program: the quantized program.
+        operators: the operators that were quantized; others compute in float, even between quantized tensors.
         left_out: why nodes were left out, by name.
     """
     graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(program)).graph
@@ -65,7 +66,8 @@ def read_coverage(program: bytes, left_out: Mapping[str, str]) -> Coverage:
         read = [name for name in node.input if name in formats]
         weighted = node.op_type in WEIGHTED and len(node.input) > 1
         wanted = node.input[:2] if weighted else _values(index, node)
-        if read and all(name in formats for name in wanted) and (weighted or _rounded(index, node)):
+        read = read if node.op_type in operators and (weighted or _rounded(index, node)) else []
+        if read and all(name in formats for name in wanted):
             quantized += list(_tensors(index, node, names[node.name], formats))
         elif wanted:
             reason = left_out.get(node.name, "ONNX Runtime computes it in float")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OPSET = 17
 """Version of the operators in a new export: LayerNormalization is one of them."""
 
-NOTICES = (Notice("", torch.jit.TracerWarning),)
+NOTICES = (Notice("Converting a tensor to a Python|torch.tensor results are registered|Iterating over a tensor"),)
 """Sizes that become constants are no loss: the quantized network is compared with the torch network on every run."""
 
 

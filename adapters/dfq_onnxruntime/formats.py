@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxruntime.quantization import QuantType
 
+from dfq_onnxruntime.saturation import is_x86
 from dfq_plugins.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def require_supported(recipe: Recipe, *, training: bool) -> None:
 
 def types_for(recipe: Recipe, options: OnnxRuntimeOptions) -> tuple[Any, Any]:
     """Return the types of activations and weights."""
-    return ACTIVATIONS[recipe.activation_bits, options.activations], WEIGHTS[recipe.weight_bits]
+    automatic = "uint8" if is_x86() and not options.symmetric else "int8"
+    kind = automatic if options.activations == "auto" else options.activations
+    return ACTIVATIONS[recipe.activation_bits, kind], WEIGHTS[recipe.weight_bits]
 
 
 def least_opset(recipe: Recipe) -> int:

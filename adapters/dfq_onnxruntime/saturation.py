@@ -1,4 +1,4 @@
-"""Whether the int8 kernels of this processor clip sums, so that weights need a reduced range."""
+"""What the int8 kernels of this processor need: unsigned activations, and weights with a reduced range."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ _X86 = frozenset(("x86_64", "AMD64", "i386", "i686"))
 _BYTE = 8
 
 
+def is_x86() -> bool:
+    """Return whether this processor is one of the x86 family."""
+    return platform.machine() in _X86
+
+
 def reduces_range(options: OnnxRuntimeOptions, recipe: Recipe) -> bool:
     """Return whether weights stay within -64..64.
 
@@ -25,4 +30,4 @@ def reduces_range(options: OnnxRuntimeOptions, recipe: Recipe) -> bool:
         return False
     if options.reduce_range != "auto":
         return options.reduce_range
-    return platform.machine() in _X86 and not torch.cpu._is_vnni_supported()  # noqa: SLF001  no public name
+    return is_x86() and not torch.cpu._is_vnni_supported()  # noqa: SLF001  no public name

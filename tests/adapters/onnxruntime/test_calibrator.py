@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from onnxruntime.quantization import QuantType
 from torch import nn
 
 import dfq_plugins as dfq
 from dfq_onnxruntime.calibrator import OnnxRuntimeCalibrator
+from dfq_onnxruntime.formats import types_for
 from dfq_onnxruntime.options import OnnxRuntimeOptions
 from dfq_onnxruntime.saturation import reduces_range
 from dfq_plugins.errors import ModelError, UsageError
@@ -88,6 +90,22 @@ def test_the_range_is_reduced_where_kernels_clip(
     assert reduces_range(OnnxRuntimeOptions(), Recipe(8, 8)) == reduced
     assert not reduces_range(OnnxRuntimeOptions(), Recipe(4, 8))
     assert reduces_range(OnnxRuntimeOptions(reduce_range=True), Recipe(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("machine", "settings", "kind"),
+    [
+        ("x86_64", {}, QuantType.QUInt8),
+        ("x86_64", {"symmetric": True}, QuantType.QInt8),
+        ("aarch64", {}, QuantType.QInt8),
+        ("x86_64", {"activations": "int8"}, QuantType.QInt8),
+    ],
+)
+def test_activations_are_what_kernels_are_fastest_with(
+    machine: str, settings: dict[str, object], kind: QuantType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert types_for(Recipe(8, 8), OnnxRuntimeOptions(**settings)) == (kind, QuantType.QInt8)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("reduce_range", "bits"), [(True, 7), (False, 8)])
