@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-import torch
 from onnx import version_converter
 from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -14,7 +14,7 @@ from output_networks import CLASSES, NAMES, output_network, output_samples, outp
 if TYPE_CHECKING:
     from pathlib import Path
 
-FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas"]
+FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas", "onnxruntime"]
 QUICKEST = ("squeezed", "segmentation", "constants")
 KINDS = [pytest.param(kind, marks=[] if kind in QUICKEST else pytest.mark.slow) for kind in NAMES]
 

@@ -31,6 +31,7 @@ W8A8_EVERYWHERE: dict[str, Column] = {
     "torch-ao (onednn) w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
     "pytorch-quantization w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas w8a8": ("brevitas", "w8a8", {}),
+    "onnxruntime w8a8": ("onnxruntime", "w8a8", {}),
 }
 NARROWER_EVERYWHERE: dict[str, Column] = {
     "pytorch-quantization w4a4": ("pytorch-quantization", "w4a4", {}),
@@ -161,7 +162,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--columns", nargs="+", help="these alone")
     parser.add_argument("--rows", nargs="+", help="these alone")
-    parser.add_argument("--calibrators", nargs="+", default=["torch-ao", "pytorch-quantization", "brevitas"])
+    parser.add_argument(
+        "--calibrators", nargs="+", default=["torch-ao", "pytorch-quantization", "brevitas", "onnxruntime"]
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     name = arguments.network
