@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 DATA = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(2)).clamp(-2, 2)
 ENDINGS = r"(?=.*\.torchscript\.pt \(torch-ao\))(?=.*_qdq\.onnx \(pytorch-quantization\)).*\.qcdq\.onnx \(brevitas\).*"
-FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas"]
-MODULES = {"torch-ao": "", "pytorch-quantization": "pytorch_quantization", "brevitas": "brevitas"}
+FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas", "onnxruntime"]
+MODULES = {"torch-ao": "", "pytorch-quantization": "pytorch_quantization", "brevitas": "brevitas", "onnxruntime": ""}
 
 LOAD = """
 import pickle, sys
