@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,8 +54,9 @@ def private_copy(model: nn.Module) -> nn.Module:
     that `torch.nn.utils.weight_norm` computes.
 
     Raises:
-        ModelError: the network is TorchScript or has layers without a size, or it cannot be copied.
+        ModelError: it is not a torch module, it is TorchScript or has layers without a size, or it cannot be copied.
     """
+    _require_module(model)
     model = unwrapped(model)
     _require_python(model)
     _require_initialized(model)
@@ -88,6 +90,19 @@ def _computed_tensors(model: nn.Module) -> Iterator[Tensor]:
         for value in pytree.tree_leaves(vars(module)):
             if isinstance(value, Tensor) and not value.is_leaf:
                 yield value
+
+
+def _require_module(model: object) -> None:
+    if isinstance(model, nn.Module):
+        return
+    given = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+    if given.lower().endswith(".onnx"):
+        raise ModelError(
+            f"A network must be a torch module, whose layers and gradients are used, got the ONNX file {given}. Give "
+            "the torch network that it was exported from. Only calibration takes ONNX files: "
+            'dfq_plugins.run_quantization(file, data, calibrator="onnxruntime").'
+        )
+    raise ModelError(f"A network must be a torch module, got {given!r}. Build the network, and pass it.")
 
 
 def _require_python(model: nn.Module) -> None:

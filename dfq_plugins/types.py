@@ -805,9 +805,12 @@ class CalibratorEntry(PluginEntry):
     Args:
         artifact_suffixes: endings of the names of the files that its `load` takes, e.g. `(".torchscript.pt",)`. They
             are part of the entry so that the owner of a file is found without importing any framework.
+        onnx_files: whether it also quantizes ONNX files; its `prepare` then takes the host's `OnnxNetwork`, see
+            `dfq_plugins.quantization.onnx_file`.
     """
 
     artifact_suffixes: tuple[str, ...] = ()
+    onnx_files: bool = False
 
 
 class ProgressListenerEntry(PluginEntry):

@@ -46,6 +46,26 @@ class ModelArguments:
         """Load the model, and set the number of threads."""
         return load_model(self.model_reference, self.weights, self.threads)
 
+    def load_or_read(self) -> nn.Module:
+        """Load the model, or read it if it is an ONNX file, and set the number of threads.
+
+        Raises:
+            UsageError: weights were given with an ONNX file, which has its own.
+        """
+        if not self.model_reference.lower().endswith(".onnx"):
+            return self.load()
+        if self.weights is not None:
+            raise UsageError(
+                f"{self.model_reference} includes its weights, so {self.weights} cannot be loaded. Omit it."
+            )
+        import torch
+
+        from dfq_plugins.quantization.onnx_file import read_network  # noqa: PLC0415  imports ONNX Runtime
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return read_network(Path(self.model_reference))
+
 
 @dataclass(frozen=True)
 class SpecArguments:

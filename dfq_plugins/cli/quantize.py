@@ -66,6 +66,8 @@ def quantize(
 ) -> None:
     """Quantize MODEL on the synthetic set in the folder DATA, using the framework's own calibration.
 
+    For a calibrator that takes it, such as onnxruntime, MODEL may also be an ONNX file.
+
     With --output, the framework's artifacts are written there; each one is run and compared with the model first.
     """
     if finetune:
@@ -86,7 +88,7 @@ def quantize(
     measured = None
     with progress.reporting() as listener:
         dataset = dfq_plugins.SyntheticDataset.open(what.data)
-        network = model.load()
+        network = model.load_or_read()
         if report is None:
             run = _run(network, dataset, with_classes(dataset.spec, what.num_classes), what, listener)
         else:

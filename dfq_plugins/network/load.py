@@ -51,6 +51,12 @@ def load_model(reference: str, weights: Path | None = None) -> nn.Module:
     from dfq_plugins.model_state import preserve_global_state  # noqa: PLC0415  imports torch
 
     source, separator, name = reference.rpartition(":")
+    if reference.lower().endswith(".onnx"):
+        raise UsageError(
+            f"A torch network is needed, whose layers and gradients are used, got the ONNX file {reference}. Only "
+            "dfq quantize with a calibrator that takes ONNX files, such as onnxruntime, and without --finetune, needs "
+            "nothing else. Give the network that the file was exported from, e.g. as file.py:factory."
+        )
     if not (separator and source and name):
         raise UsageError(
             "A model must be torchvision:NAME, package.module:factory, file.py:factory or saved:FOLDER, got "

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.errors import UsageError
 from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import class_agreement, output_agreement
+from dfq_plugins.network.file_network import FileNetwork
 from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
 from dfq_plugins.quantization.result import QuantizationRun
-from dfq_plugins.types import ProgressEvent, Recipe
+from dfq_plugins.types import CalibratorEntry, ProgressEvent, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.data.calibration_data import CalibrationData
+    from dfq_plugins.host.plugin_info import PluginInfo
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import GivenSpec
 
@@ -34,7 +37,7 @@ AGREEMENT_SAMPLES = 512
 
 
 def quantize(
-    model: nn.Module,
+    model: nn.Module | Path | str,
     data: CalibrationData,
     *,
     calibrator: str,
@@ -64,7 +67,7 @@ def quantize(
 
 
 def run_quantization(
-    model: nn.Module,
+    model: nn.Module | Path | str,
     data: CalibrationData,
     *,
     calibrator: str,
@@ -78,11 +81,12 @@ def run_quantization(
     """Quantize a model after training, with one framework's observers, kernels and export.
 
     Args:
-        model: trained float network; not changed.
+        model: trained float network, not changed; or the path of an ONNX file, for a calibrator that takes it.
         data: a `SyntheticDataset`, a tensor `(samples, *shape)`, or an iterable of such tensors, of `Batch` records or
             of (inputs, target) pairs. For a network with several inputs, a dictionary of tensors by name stands for
             each tensor.
-        calibrator: name of the framework's calibrator: "torch-ao", "pytorch-quantization", "brevitas", or a plugin's.
+        calibrator: name of the framework's calibrator: "torch-ao", "pytorch-quantization", "brevitas", "onnxruntime",
+            or a plugin's.
         recipe: bit widths, such as "w8a8" or "w4a4".
         spec: input specification; a synthetic data set provides its own. Its valid range becomes the range of the
             input quantizer. For several inputs, a `NetworkSpec` or a mapping of `InputSpec` by name.
@@ -92,9 +96,9 @@ def run_quantization(
         registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
-        UsageError: the recipe, an option or a name is invalid.
+        UsageError: the recipe, an option or a name is invalid, or the calibrator does not take ONNX files.
         PluginError: the calibrator is unknown, or its framework is not installed.
-        ModelError: the framework cannot trace or quantize the model.
+        ModelError: the framework cannot trace or quantize the model, or the ONNX file cannot be used.
         DataError: the data is empty or has the wrong shape, or the output folder is a file.
 
     A failing export raises nothing: it is listed in `QuantizationRun.rejected`.
@@ -104,10 +108,11 @@ def run_quantization(
     registry = registry or get_registry()
     info = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
+    network = _network(model, info, registry)
     framework = registry.create("calibrator", calibrator, options)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state():
-        original = frozen_copy(model)
+        original = frozen_copy(network)
         check_finite(original)
         samples = as_calibration_data(data, spec)
         known = resolve_spec(original, samples.spec, registry, shape=samples.shape)
@@ -135,6 +140,29 @@ def run_quantization(
         output_agreement=found,
         rejected=rejected,
     )
+
+
+def _network(model: nn.Module | Path | str, info: PluginInfo, registry: Registry) -> nn.Module:
+    """Return the network, or the ONNX file as one.
+
+    Raises:
+        UsageError: it is a file, and the calibrator quantizes torch networks; the message names those that take files.
+        ModelError: the file cannot be used.
+    """
+    if isinstance(model, torch.nn.Module) and not isinstance(model, FileNetwork):
+        return model
+    if not (isinstance(info.entry, CalibratorEntry) and info.entry.onnx_files):
+        entries = [other.entry for other in registry.calibrators.values()]
+        takers = [repr(entry.name) for entry in entries if isinstance(entry, CalibratorEntry) and entry.onnx_files]
+        raise UsageError(
+            f"The calibrator {info.entry.name!r} takes torch networks, got the file "
+            f"{model.name if isinstance(model, FileNetwork) else model}. Use the calibrator "
+            f"{' or '.join(takers) or 'of a plugin'} for an ONNX file, or give the torch network that it was exported "
+            "from."
+        )
+    from dfq_plugins.quantization.onnx_file import as_network  # noqa: PLC0415  imports ONNX Runtime
+
+    return as_network(model)
 
 
 def _calibrated(broadcast: Broadcast, done: int, total: int) -> None:

@@ -288,10 +288,7 @@ class CalibratorContract:
         pairs = [(tensor.name, tensor.role) for tensor in quantized]
         repeated = sorted({pair for pair in pairs if pairs.count(pair) > 1})
         assert not repeated, f"describe() must list each tensor once, but lists {repeated} several times."
-        graph = getattr(run.converted, "graph", None)
-        known = (
-            own | {name for name, _ in run.converted.named_modules()} | {n.name for n in getattr(graph, "nodes", ())}
-        )
+        known = own | {name for name, _ in run.converted.named_modules()} | _node_names(run.converted)
         strange = [tensor.name for tensor in quantized if tensor.name not in known]
         assert not strange, f"describe() must name existing modules or nodes, but {strange} do not exist."
 
@@ -352,3 +349,13 @@ class CalibratorContract:
             calibrator.export(converted, task.spec, taken)
         left = [path.name for path in taken.rglob("*") if path.is_file()]
         assert not left, f"A failed export must leave no files, but left {left}. Remove unfinished files."
+
+
+def _node_names(converted: nn.Module) -> set[str]:
+    """Return the names of the nodes in the graph of a traced module, or in the ONNX program that a module runs."""
+    program = getattr(converted, "program", None)
+    if not isinstance(program, bytes):
+        return {node.name for node in getattr(getattr(converted, "graph", None), "nodes", ())}
+    import onnx  # noqa: PLC0415  only where a module has a program
+
+    return {node.name for node in onnx.load_from_string(program).graph.node}

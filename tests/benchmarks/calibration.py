@@ -32,6 +32,7 @@ W8A8_EVERYWHERE: dict[str, Column] = {
     "pytorch-quantization w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas w8a8": ("brevitas", "w8a8", {}),
     "modelopt w8a8": ("modelopt", "w8a8", {}),
+    "onnxruntime w8a8": ("onnxruntime", "w8a8", {}),
 }
 NARROWER_EVERYWHERE: dict[str, Column] = {
     "pytorch-quantization w4a4": ("pytorch-quantization", "w4a4", {}),
@@ -165,7 +166,9 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", help="these alone")
     parser.add_argument("--rows", nargs="+", help="these alone")
     parser.add_argument(
-        "--calibrators", nargs="+", default=["torch-ao", "pytorch-quantization", "brevitas", "modelopt"]
+        "--calibrators",
+        nargs="+",
+        default=["torch-ao", "pytorch-quantization", "brevitas", "modelopt", "onnxruntime"],
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-TESTED_ELSEWHERE = {"writing-a-plugin", "torch-ao", "pytorch-quantization", "modelopt", "brevitas", "several-machines"}
+TESTED_ELSEWHERE = {
+    "writing-a-plugin",
+    "torch-ao",
+    "pytorch-quantization",
+    "modelopt",
+    "brevitas",
+    "onnxruntime",
+    "several-machines",
+}
 
 
 def page(name: str) -> str:

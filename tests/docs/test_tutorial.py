@@ -65,7 +65,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     # What they depend on is installed already; the build needs no index either.
     quietly = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", str(site)]
     packages = [words[-1] for words in COMMANDS if words[:3] == ["pip", "install", "-e"]]
-    assert packages == ["./dfq-dead-leaves", "./dfq-ascent", "./dfq-onnxruntime"]
+    assert packages == ["./dfq-dead-leaves", "./dfq-ascent", "./dfq-tiny-ort"]
     subprocess.run([sys.executable, "-m", "pip", "install", *quietly, *packages], cwd=folder, check=True)
     return folder, site
 
@@ -88,16 +88,16 @@ def test_the_commands_of_the_page_run(site: tuple[Path, Path]) -> None:
     assert "generator 'dead-leaves': 16 of 16 tests passed." in completed.stdout
     assert "learning generator 'ascent': 12 of 12 tests passed." in completed.stdout
     assert "Fine-tuned for 40 steps" in completed.stdout
-    assert "calibrator 'onnxruntime': 23 of 23 tests passed." in completed.stdout
+    assert "calibrator 'tiny-ort': 23 of 23 tests passed." in completed.stdout
     assert "128 samples from dead-leaves" in completed.stdout
-    assert "Quantized by onnxruntime at w8a8: 6 layers." in completed.stdout
-    assert [path.name for path in (folder / "int8").iterdir()] == ["model_int8.onnx"]
+    assert "Quantized by tiny-ort at w8a8: 6 layers." in completed.stdout
+    assert [path.name for path in (folder / "int8").iterdir()] == ["model_tiny.onnx"]
 
 
 @pytest.mark.slow
 def test_the_packages_own_tests_are_the_contracts(site: tuple[Path, Path]) -> None:
     folder, installed = site
-    assert COMMANDS[-1] == ["pytest", "dfq-dead-leaves", "dfq-ascent", "dfq-onnxruntime"]
+    assert COMMANDS[-1] == ["pytest", "dfq-dead-leaves", "dfq-ascent", "dfq-tiny-ort"]
     completed = subprocess.run(
         [sys.executable, "-m", *COMMANDS[-1], "-q", "-k", "recipe or finite or learns", "-p", "no:cacheprovider"],
         cwd=folder,

@@ -40,8 +40,8 @@ ENDINGS = (
     r"(?=.*\.torchscript\.pt \(torch-ao\))(?=.*_qdq\.onnx \(pytorch-quantization\))"
     r"(?=.*\.modelopt\.onnx \(modelopt\)).*\.qcdq\.onnx \(brevitas\).*"
 )
-FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas"]
-MODULES = {"torch-ao": "", "pytorch-quantization": "pytorch_quantization", "brevitas": "brevitas"}
+FRAMEWORKS = ["torch-ao", "pytorch-quantization", "brevitas", "onnxruntime"]
+MODULES = {"torch-ao": "", "pytorch-quantization": "pytorch_quantization", "brevitas": "brevitas", "onnxruntime": ""}
 
 LOAD = """
 import pickle, sys

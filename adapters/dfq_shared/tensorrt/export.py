@@ -7,20 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx
-import torch
-from torch import nn
 
 from dfq_plugins.errors import ArtifactError
-from dfq_plugins.inputs import count, leaves, rows
-from dfq_plugins.network.signature import signature_of
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
 from dfq_plugins.quantization.dynamic_sizes import check_other_sizes, open_axes
 from dfq_plugins.quantization.notices import Notice, silenced
 from dfq_plugins.quantization.onnx_checks import check_onnx
+from dfq_plugins.quantization.onnx_exporter import export_at, write_onnx
 from dfq_plugins.quantization.onnx_graph import GraphIndex
 from dfq_plugins.quantization.onnx_quantizers import qdq_quantizers
-from dfq_plugins.quantization.output_names import exportable
-from dfq_plugins.types import Check, InputSpec
+from dfq_plugins.types import Check
+from dfq_shared.static_pooling import StaticAdaptivePooling
 from dfq_shared.tensorrt.integers import torch_run, torch_weights
 from dfq_shared.tensorrt.markers import (
     active_quantizers,
@@ -33,11 +30,12 @@ from dfq_shared.tensorrt.operators import DEQUANTIZE, QUANTIZE, WEIGHTED
 from dfq_shared.tensorrt.qdq_graph import QdqModel, insert_pairs
 from dfq_shared.tensorrt.quantizers import is_integer
 from dfq_shared.tensorrt.rules import RULES, check_rules, residual_additions
-from dfq_shared.tensorrt.static_pooling import StaticAdaptivePooling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from torch import nn
 
     from dfq_plugins.quantization.onnx_quantizers import FileQuantizer
     from dfq_plugins.types import Artifact, Inputs, Specification
@@ -45,13 +43,8 @@ if TYPE_CHECKING:
     from dfq_shared.tensorrt.qdq_graph import IntegerFormat
 
 EXPORTER_NOTICES = (
-    # dynamo=False is deliberate; it calls a torch function that will be removed together with it.
-    Notice("You are using the legacy TorchScript-based ONNX export"),
-    Notice("The feature will be removed. Please remove usage of this function", module=".*torch.onnx.*"),
     # The quantizer marker has no shape inference; it sets its output to its input's type.
     Notice("The shape inference of dfq::FakeQuantize type is missing", module=".*torch.onnx.*"),
-    # Strided slices of constants are left to ONNX Runtime.
-    Notice("Constant folding - Only steps=1 can be constant folded", module=".*torch.onnx.*"),
 )
 """Warnings of torch's exporter that say nothing about the user's model."""
 
@@ -132,7 +125,7 @@ def _write(
 ) -> None:
     weights = {name: weight.float().numpy() for name, weight in quantized_weights(model).items()}
     with silenced(backend.notices, logger=backend.logger):
-        _trace(_in_order(marked_copy(model), spec), inputs, axes, path, batch_size)
+        _trace(marked_copy(model), spec, inputs, axes, path, batch_size)
     exported = insert_pairs(onnx.load(path), formats, weights)
     note_integers(exported)
     onnx.checker.check_model(exported.proto)
@@ -160,49 +153,18 @@ def read_file(path: Path) -> QdqModel:
     )
 
 
-def _in_order(network: nn.Module, spec: Specification) -> nn.Module:
-    """Return the network, wrapped unless its input is its only argument: torch.onnx reads the signature."""
-    signature = signature_of(network)
-    plain = isinstance(spec, InputSpec) and (signature is None or signature.plain)
-    return network if plain else _InOrder(network, spec)
-
-
-class _InOrder(nn.Module):
-    """A network that takes its inputs as positional arguments."""
-
-    def __init__(self, network: nn.Module, spec: Specification) -> None:
-        super().__init__()
-        self.network, self.spec = network, spec
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        given = inputs[0] if isinstance(self.spec, InputSpec) else dict(zip(self.spec.named, inputs, strict=True))
-        return self.spec.run(self.network, given)
-
-
 def _trace(
-    marked: nn.Module, inputs: Inputs, input_axes: Mapping[str, Mapping[int, str]], path: Path, batch_size: int | None
+    marked: nn.Module,
+    spec: Specification,
+    inputs: Inputs,
+    axes: Mapping[str, Mapping[int, str]],
+    path: Path,
+    batch_size: int | None,
 ) -> None:
-    size = batch_size or 2  # a dynamic batch of one could be traced as a constant
-    example = tuple(leaves(rows(inputs, torch.arange(size) % count(inputs))))
-    network, names = exportable(marked, example, input_axes)
-    axes = {
-        **{name: dict(open_ones) for name, open_ones in input_axes.items()},
-        **{name: {0: "batch"} for name in names},
-    }
-    if batch_size:
-        axes = {name: {axis: text for axis, text in open_ones.items() if axis} for name, open_ones in axes.items()}
     try:
-        with torch.no_grad(), silenced(EXPORTER_NOTICES), StaticAdaptivePooling():
-            torch.onnx.export(
-                network,
-                example,
-                str(path),
-                dynamo=False,  # the newer exporter does not support the markers
-                opset_version=OPSET,
-                input_names=list(input_axes),
-                output_names=list(names),
-                dynamic_axes=axes,
-            )
+        with silenced(EXPORTER_NOTICES), StaticAdaptivePooling():
+            write = partial(write_onnx, marked, spec, inputs, axes, path, batch_size=batch_size)
+            export_at(OPSET, lambda opset: write(opset=opset))
     except OSError:
         raise
     except Exception as error:  # torch.onnx raises whatever the model's own forward does
@@ -255,11 +217,12 @@ def _check_structure(exported: QdqModel, model: nn.Module, batch_size: int | Non
     kinds = [node.op_type for node in exported.proto.graph.node]
     stored = sorted({q.num_bits for q in quantizers.values() if q.num_bits < CONTAINER_BITS})
     note = f"; {' and '.join(map(str, stored))}-bit levels are stored in int8" if stored else ""
+    opset = next(entry.version for entry in exported.proto.opset_import if not entry.domain)
     batch = f"a batch of {batch_size}" if batch_size else "a batch of any size"
     return Check(
         "structure",
         f"{kinds.count(QUANTIZE)} pairs of {QUANTIZE} and {DEQUANTIZE} feed {len(quantizers)} quantized inputs and "
-        f"weights{note}; opset {OPSET}, {batch}",
+        f"weights{note}; opset {opset}, {batch}",
     )
 
 

@@ -21,9 +21,9 @@ from dfq_pytorch_quantization.calibrator import PytorchQuantizationCalibrator
 from dfq_pytorch_quantization.framework import calib, quant_modules, quant_nn, without_cuda
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
+from dfq_shared.static_pooling import pool_by_matrices
 from dfq_shared.tensorrt.residual import ResidualQuantizer
 from dfq_shared.tensorrt.rules import residual_additions
-from dfq_shared.tensorrt.static_pooling import pool_by_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Callable

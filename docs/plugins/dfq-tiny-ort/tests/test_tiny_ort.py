@@ -1,6 +1,6 @@
 import pytest
-from dfq_onnxruntime.calibrator import OnnxRuntimeCalibrator
-from dfq_onnxruntime.plugin import OnnxRuntimeOptions
+from dfq_tiny_ort.calibrator import OnnxRuntimeCalibrator
+from dfq_tiny_ort.plugin import OnnxRuntimeOptions
 
 from dfq_plugins.testing import CalibratorContract
 

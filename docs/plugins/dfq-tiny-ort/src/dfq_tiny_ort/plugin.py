@@ -1,4 +1,4 @@
-"""Registers the calibrator "onnxruntime". Imports neither torch nor ONNX Runtime."""
+"""Registers the calibrator "tiny-ort". Imports neither torch nor ONNX Runtime."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ class OnnxRuntimeOptions:
 @hookimpl
 def dfq_calibrators() -> Iterator[CalibratorEntry]:
     yield CalibratorEntry(
-        name="onnxruntime",
+        name="tiny-ort",
         summary="ONNX Runtime's static quantization: int8 QDQ models",
-        factory="dfq_onnxruntime.calibrator:OnnxRuntimeCalibrator",
+        factory="dfq_tiny_ort.calibrator:OnnxRuntimeCalibrator",
         requires=("onnx", "onnxruntime", "onnxscript"),
-        install="dfq-onnxruntime",
+        install="dfq-tiny-ort",
         options=OnnxRuntimeOptions,
-        artifact_suffixes=("_int8.onnx",),
+        artifact_suffixes=("_tiny.onnx",),
     )

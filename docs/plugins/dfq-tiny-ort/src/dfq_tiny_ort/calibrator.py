@@ -10,14 +10,14 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from dfq_onnxruntime.coverage import read_coverage
-from dfq_onnxruntime.model import OnnxModel, export_float
-from dfq_onnxruntime.plugin import OnnxRuntimeOptions
 from dfq_plugins.errors import ArtifactError, DataError, UsageError
 from dfq_plugins.quantization.artifacts import ArtifactRecipe, compare, write_artifacts
 from dfq_plugins.quantization.onnx_module import load_onnx
 from dfq_plugins.quantization.prepared import require_prepared_shape
 from dfq_plugins.types import Artifact, Calibrator, Check, Coverage, InputSpec, Recipe
+from dfq_tiny_ort.coverage import read_coverage
+from dfq_tiny_ort.model import OnnxModel, export_float
+from dfq_tiny_ort.plugin import OnnxRuntimeOptions
 
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -70,7 +70,7 @@ class OnnxRuntimeCalibrator(Calibrator):
     def export(self, converted: OnnxModel, spec: InputSpec, path: Path) -> tuple[Artifact, ...]:
         require_prepared_shape(spec, require_own(converted).spec)
         recipe = ArtifactRecipe(
-            path / "model_int8.onnx",
+            path / "model_tiny.onnx",
             "ONNX, QuantizeLinear/DequantizeLinear",
             write=lambda file: file.write_bytes(converted.program),
             check=lambda file: (check(OnnxModel(file.read_bytes(), spec), converted),),
@@ -83,7 +83,7 @@ class OnnxRuntimeCalibrator(Calibrator):
 
 def require_own(model: nn.Module) -> OnnxModel:
     if not isinstance(model, OnnxModel):
-        raise UsageError(f"onnxruntime works on what its own prepare() returned, got {type(model).__name__}.")
+        raise UsageError(f"tiny-ort works on what its own prepare() returned, got {type(model).__name__}.")
     return model
 
 
