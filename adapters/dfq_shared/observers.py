@@ -38,7 +38,7 @@ class ObserverFamily:
     def observer_of(self, module: nn.Module | None) -> Any | None:
         """Return the observer that a module is or contains, or None if there is none."""
         if isinstance(module, self.fake_quantizer):
-            return module.activation_post_process  # type: ignore[union-attr]
+            return module.activation_post_process
         return module if isinstance(module, self.observer) else None
 
     def number_format(self, module: nn.Module) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _NEXT_STEP = "Use the converted model in Python instead."
 
 
 def compare_program(
-    converted: nn.Module, loaded: nn.Module, inputs: Inputs, spec: Specification, *, format: str, tolerance: float
+    converted: nn.Module, loaded: nn.Module, inputs: Inputs, spec: Specification, *, kind: str, tolerance: float
 ) -> Check:
     """Compare two models on all inputs at once and on a single one.
 
@@ -30,7 +30,7 @@ def compare_program(
         loaded: the program, as a module.
         inputs: inputs `(samples, *shape)`.
         spec: specification of the inputs.
-        format: name of the program in messages: "TorchScript program".
+        kind: name of the program in messages: "TorchScript program".
         tolerance: largest difference allowed between two values.
 
     Raises:
@@ -38,11 +38,11 @@ def compare_program(
     """
     agreed: dict[str, str] = {}
     for batch in (inputs, rows(inputs, slice(1))):
-        for name, found in program_differences(converted, loaded, batch, spec, format=format).items():
+        for name, found in program_differences(converted, loaded, batch, spec, kind=kind).items():
             if not found.largest <= tolerance:
                 of_output = "" if name == "output" else f"the output {name!r} of "
                 raise ArtifactError(
-                    f"The {format} must compute what the torch model does, but on {of_output}{found}. {_NEXT_STEP}"
+                    f"The {kind} must compute what the torch model does, but on {of_output}{found}. {_NEXT_STEP}"
                 )
             agreed.setdefault(name, str(found))
     return Check("loaded and run", f"on random inputs, {described(agreed)}")
@@ -60,28 +60,28 @@ def described(differences: dict[str, str]) -> str:
 
 
 def program_differences(
-    converted: nn.Module, loaded: nn.Module, batch: Inputs, spec: Specification, *, format: str
+    converted: nn.Module, loaded: nn.Module, batch: Inputs, spec: Specification, *, kind: str
 ) -> dict[str, OutputDifference]:
     """Return the difference of each output by name.
 
     Raises:
         ArtifactError: the loaded model fails, or returns other outputs.
     """
-    expected, got = _outputs(converted, batch, spec), _loaded_outputs(loaded, batch, spec, format)
+    expected, got = _outputs(converted, batch, spec), _loaded_outputs(loaded, batch, spec, kind)
     if list(expected) != list(got):
         raise ArtifactError(
-            f"The {format} must return the torch model's outputs, {', '.join(expected)}, but returns "
+            f"The {kind} must return the torch model's outputs, {', '.join(expected)}, but returns "
             f"{', '.join(got)}. {_NEXT_STEP}"
         )
     return {name: compare(output, got[name], spec.num_classes) for name, output in expected.items()}
 
 
-def _loaded_outputs(loaded: nn.Module, batch: Inputs, spec: Specification, format: str) -> dict[str, torch.Tensor]:
+def _loaded_outputs(loaded: nn.Module, batch: Inputs, spec: Specification, kind: str) -> dict[str, torch.Tensor]:
     try:
         return _outputs(loaded, batch, spec)
     except RuntimeError as error:
         raise ArtifactError(
-            f"The {format} must run for every batch size, but fails with {count(batch)} samples: {first_line(error)}. "
+            f"The {kind} must run for every batch size, but fails with {count(batch)} samples: {first_line(error)}. "
             f"{_NEXT_STEP}"
         ) from error
 

@@ -67,7 +67,7 @@ def export_torchscript(converted: nn.Module, spec: Specification, folder: Path, 
         program = Check("program", f"{how[0]}, for torch.backends.quantized.engine = {engine!r}")
         loaded = load_torchscript(path)
         return program, compare_program(
-            converted, loaded, inputs, spec, format="TorchScript program", tolerance=_TOLERANCE
+            converted, loaded, inputs, spec, kind="TorchScript program", tolerance=_TOLERANCE
         )
 
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "TorchScript", write, check)])

@@ -20,6 +20,7 @@ from dfq_plugins.quantization.notices import silenced
 from dfq_plugins.quantization.prepared import attach_state, require_prepared_shape
 from dfq_plugins.quantization.step_errors import step_errors
 from dfq_plugins.types import Calibrator
+from dfq_torchao.batch_norm import batch_norms_hidden, show_again
 from dfq_torchao.capture import allow_modes, capture, module_at
 from dfq_torchao.conversion_checks import require_calibrated, require_quantized
 from dfq_torchao.coverage import describe_coverage
@@ -82,8 +83,10 @@ class TorchaoCalibrator(Calibrator):
             if self.options.keep_float:
                 quantizer = KeepingFloat(quantizer, self.options.keep_float)
             insert = prepare_qat_pt2e if training else prepare_pt2e
-            with step_errors("torchao", "prepare", graph, _advice(graph)):
+            hiding = batch_norms_hidden(graph) if training else nullcontext()
+            with step_errors("torchao", "prepare", graph, _advice(graph)), hiding:
                 prepared: GraphModule = insert(graph, quantizer)
+            show_again(prepared)
         allow_modes(prepared).eval()
         match_histogram_levels(prepared)
         fix_input_ranges(prepared, spec)
@@ -130,7 +133,9 @@ class TorchaoCalibrator(Calibrator):
                     run.spec.run(observed, blank)  # the ranges of weights are taken in a forward pass
                 else:
                     widen_output_range(observed, run.options.output_margin)
-                converted: GraphModule = convert_pt2e(observed)
+                with batch_norms_hidden(observed):
+                    converted: GraphModule = convert_pt2e(observed)
+                show_again(converted)
             require_quantized(converted, run.options.quantizer)
         drop_unread_tensors(converted)
         allow_modes(converted).eval().requires_grad_(requires_grad=False)

@@ -67,7 +67,8 @@ def with_plain_calls(graph: GraphModule) -> None:
     codegen: Any = graph.graph._codegen  # noqa: SLF001  no public name
     structure = codegen.pytree_info.out_spec
     output = graph.graph.output_node()
-    output.args = (pytree.tree_unflatten(output.args[0], structure),)
+    flat: Any = output.args[0]
+    output.args = (pytree.tree_unflatten(flat, structure),)
     graph.graph.set_codegen(fx.graph.CodeGen())
     graph._forward_pre_hooks.clear()  # noqa: SLF001  as above
     graph.recompile()

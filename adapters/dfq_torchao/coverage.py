@@ -88,18 +88,19 @@ def _name(node: Node) -> str:
 
 
 def _number_format(dequantize: Node) -> NumberFormat:
-    """Return the format that a node changes from: its arguments are scale, zero point, [axis], lowest, highest, type."""
+    """Return the format that a node changes from; it takes scale, zero point, maybe an axis, lowest, highest, type."""
     per_channel = "per_channel" in short_name(dequantize)
-    scale, zero_point, *rest = dequantize.args[1:]
+    arguments: Any = dequantize.args[1:]
+    scale, zero_point, *rest = arguments
     lowest, highest, dtype = rest[-3:] if per_channel else rest[:3]
-    low, high = int(lowest), int(highest)  # type: ignore[call-overload]
+    low, high = int(lowest), int(highest)
     signed = low < 0
     known = isinstance(scale, float) and isinstance(zero_point, int)
     bits = (high - low).bit_length()
     return NumberFormat(
         bits,
         signed=signed,
-        symmetric=signed and (per_channel or zero_point == 0),
+        symmetric=signed and (per_channel or bool(zero_point == 0)),
         per_channel=per_channel,
         stored_bits=max(bits, _STORED_BITS.get(str(dtype), bits)),
         range=_range(low, high, scale, zero_point) if known else None,

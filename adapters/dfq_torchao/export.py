@@ -66,7 +66,7 @@ def _recipes(converted: nn.Module, spec: Specification, folder: Path, run: Run) 
 
     def check_exported(path: Path) -> tuple[Check, ...]:
         loaded = load_program(path)
-        return (compare_program(converted, loaded, inputs, spec, format="exported program", tolerance=_TOLERANCE),)
+        return (compare_program(converted, loaded, inputs, spec, kind="exported program", tolerance=_TOLERANCE),)
 
     yield ArtifactRecipe(
         folder / f"model{EXPORTED}",
@@ -99,9 +99,7 @@ def _check_compiled(
     return machine, _compare_rounded(converted, loaded, inputs, spec, "compiled program")
 
 
-def _compare_rounded(
-    converted: nn.Module, loaded: nn.Module, inputs: Inputs, spec: Specification, format: str
-) -> Check:
+def _compare_rounded(converted: nn.Module, loaded: nn.Module, inputs: Inputs, spec: Specification, kind: str) -> Check:
     """Compare a program whose kernels round in other places, on all inputs at once and on a single one.
 
     Raises:
@@ -109,10 +107,10 @@ def _compare_rounded(
     """
     agreed: dict[str, str] = {}
     for batch in (inputs, rows(inputs, slice(1))):
-        for name, found in program_differences(converted, loaded, batch, spec, format=format).items():
+        for name, found in program_differences(converted, loaded, batch, spec, kind=kind).items():
             if count(batch) > 1 and not found.deviation <= _LARGEST_DEVIATION:
                 raise ArtifactError(
-                    f"The {format} must compute what the torch model does, but on the output {name!r} of {found}. On "
+                    f"The {kind} must compute what the torch model does, but on the output {name!r} of {found}. On "
                     "processors without VNNI, set reduce_range=true; otherwise use the converted model in Python.",
                     faults=(f"{name}: {found}",),
                 )

@@ -23,8 +23,8 @@ class TorchaoOptions:
     )
     reduce_range: bool | None = setting(
         None,
-        "keep 8-bit activations within 0..127, so that 16-bit sums on CPUs without VNNI cannot overflow; not set: where "
-        "this machine's CPU lacks VNNI (x86 only)",
+        "keep 8-bit activations within 0..127, so that 16-bit sums on CPUs without VNNI cannot overflow; not set: "
+        "where the CPU of this machine lacks VNNI (x86 only)",
     )
     training_ranges: TrainingRanges = setting(
         "calibrated",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.export.passes import move_to_device_pass
 
 from dfq_plugins.errors import DataError, first_line
 from dfq_plugins.inputs import map_inputs, moved, random_inputs
@@ -42,7 +43,7 @@ def program_of(converted: nn.Module, spec: Specification, *, samples: int = _SAM
         sizes = tuple(map_inputs(lambda _: {0: batch}, value) for value in positional)
     program: Any = torch.export.export(converted, positional, keywords, dynamic_shapes=sizes)
     if device_of(converted).type != "cpu":
-        program = torch.export.passes.move_to_device_pass(program, "cpu")
+        program = move_to_device_pass(program, "cpu")
     return program
 
 

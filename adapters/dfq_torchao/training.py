@@ -89,7 +89,7 @@ def _observe(histogram: nn.Module, _quantizer: nn.Module, inputs: tuple[Any, ...
 
 def _follow(quantizer: Any) -> None:
     """Let a weight's range be that of the current weight, not a moving average of former ones."""
-    observer = FAMILY.observer_of(quantizer)
+    observer: Any = FAMILY.observer_of(quantizer)
     if hasattr(observer, "averaging_constant"):
         observer.averaging_constant = 1.0
 

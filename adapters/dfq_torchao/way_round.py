@@ -7,8 +7,8 @@ def way_round(name: str) -> str:
     """Return the next step, given the name of the submodule at fault, which may be empty."""
     if name:
         return (
-            f"Keep its layers in float with the option keep_float=({name!r},), rewrite the line with tensor operations, "
-            "or quantize only the parts around it with dfq.quantize_parts."
+            f"Keep its layers in float with the option keep_float=({name!r},), rewrite the line with tensor "
+            "operations, or quantize only the parts around it with dfq.quantize_parts."
         )
     return (
         "Rewrite the line with tensor operations, quantize only the parts around it with dfq.quantize_parts, or try "
