@@ -12,7 +12,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, 
 from dfq_plugins.inputs import blank_inputs, moved
 from dfq_plugins.model_state import device_of, preserve_global_state
 from dfq_plugins.network.fit import fitted_copy
-from dfq_plugins.network.graph_inputs import take_inputs_as_given
+from dfq_plugins.network.graph_inputs import take_inputs_as_given, take_inputs_in_order
 from dfq_plugins.network.tracing.batch_norm import fold_batch_norms
 from dfq_plugins.network.tracing.trace import trace
 from dfq_plugins.quantization.batches import checked_batches
@@ -133,6 +133,7 @@ class TorchaoCalibrator(Calibrator):
                     run.spec.run(observed, blank)  # the ranges of weights are taken in a forward pass
                 else:
                     widen_output_range(observed, run.options.output_margin)
+                take_inputs_in_order(observed)
                 with batch_norms_hidden(observed):
                     converted: GraphModule = convert_pt2e(observed)
                 show_again(converted)

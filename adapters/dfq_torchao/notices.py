@@ -12,6 +12,8 @@ NOTICES = (
     Notice(r"erase_node\(.*\) on an already erased node", UserWarning),
     Notice(r"Node .* target .* does not reference an nn\.Module", UserWarning),
     Notice(r"Attempted to insert a get_attr Node with no underlying reference", UserWarning),
+    # The weights of recurrent layers, which torch lists twice.
+    Notice(r"The tensor attributes? .* assigned during export", UserWarning),
     Notice(r"must run observer before calling calculate_qparams", UserWarning),
 )
 """Warnings that say nothing about the user's model."""

@@ -79,6 +79,14 @@ _PASSIVE = frozenset(
         _aten._assert_tensor_metadata.default,  # noqa: SLF001  a public operator with that name
         _aten.detach.default,
         _aten.lift_fresh_copy.default,
+        _aten.zeros.default,
+        _aten.ones.default,
+        _aten.full.default,
+        _aten.new_zeros.default,
+        _aten.new_ones.default,
+        _aten.new_full.default,
+        _aten.zeros_like.default,
+        _aten.ones_like.default,
     )
 )
 
