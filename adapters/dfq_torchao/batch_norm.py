@@ -1,7 +1,7 @@
 """Keeps torchao from folding the BatchNorms that are left: the host folded all that can be.
 
-Before training, torchao replaces the epsilon of a layer by 1e-5. And `convert_pt2e` folds a BatchNorm into the
-convolution before it even if other operations read the convolution's result, too.
+`prepare_pt2e` and `convert_pt2e` fold a BatchNorm into the convolution before it even if other operations read the
+convolution's result, too. And `prepare_qat_pt2e` replaces the epsilon of a layer by 1e-5.
 """
 
 from __future__ import annotations

@@ -83,8 +83,7 @@ class TorchaoCalibrator(Calibrator):
             if self.options.keep_float:
                 quantizer = KeepingFloat(quantizer, self.options.keep_float)
             insert = prepare_qat_pt2e if training else prepare_pt2e
-            hiding = batch_norms_hidden(graph) if training else nullcontext()
-            with step_errors("torchao", "prepare", graph, _advice(graph)), hiding:
+            with step_errors("torchao", "prepare", graph, _advice(graph)), batch_norms_hidden(graph):
                 prepared: GraphModule = insert(graph, quantizer)
             show_again(prepared)
         allow_modes(prepared).eval()

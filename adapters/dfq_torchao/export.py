@@ -74,18 +74,19 @@ def _recipes(converted: nn.Module, spec: Specification, folder: Path, run: Run) 
         lambda path: save_program(program_of(converted, spec), path),
         check_exported,
     )
+    batch = run.options.compiled_batch
     if run.options.aot_inductor:
         yield ArtifactRecipe(
             folder / f"model{COMPILED}",
             "AOTInductor",
-            lambda path: compile_package(program_of(converted, spec), path),
+            lambda path: compile_package(program_of(converted, spec, fixed_batch=batch), path, batch),
             lambda path: _check_compiled(converted, load_package(path), inputs, spec, run),
         )
     if run.options.quantizer == "xnnpack":
         yield ArtifactRecipe(
             folder / f"model{EXECUTORCH}",
             "ExecuTorch (XNNPACK)",
-            lambda path: write_executorch(program_of(converted, spec, samples=1), converted, spec, path),
+            lambda path: write_executorch(program_of(converted, spec, fixed_batch=1), converted, spec, path),
             lambda path: (_compare_rounded(converted, load_executorch(path), inputs, spec, "ExecuTorch program"),),
         )
 
@@ -95,7 +96,7 @@ def _check_compiled(
 ) -> tuple[Check, ...]:
     reduced = "activations within 0..127" if run.reduced else "activations use all 8 bits"
     vnni = "without VNNI" if saturates_pairs() else "with VNNI"
-    machine = Check("compiled", f"on a processor {vnni}; {reduced}")
+    machine = Check("compiled", f"for batches of {run.options.compiled_batch}, on a processor {vnni}; {reduced}")
     return machine, _compare_rounded(converted, loaded, inputs, spec, "compiled program")
 
 

@@ -41,3 +41,6 @@ class TorchaoOptions:
         default=False,
         text="also compile the model with AOTInductor to model.aotinductor.pt2; takes minutes and a C++ compiler",
     )
+    compiled_batch: Annotated[int, Ge(1)] = setting(
+        1, "batch size of model.aotinductor.pt2; Inductor's int8 code is wrong for a batch of any size"
+    )

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 _SAMPLES = 2
 
 
-def program_of(converted: nn.Module, spec: Specification, *, samples: int = _SAMPLES) -> Any:
+def program_of(converted: nn.Module, spec: Specification, *, fixed_batch: int | None = None) -> Any:
     """Return a converted model as a `torch.export.ExportedProgram` on the CPU, called like the network.
 
     Args:
         converted: the model.
         spec: its inputs.
-        samples: number of samples; 1 fixes the batch, any other number leaves it free.
+        fixed_batch: number of samples to fix the batch to; None leaves it free.
     """
-    inputs = moved(random_inputs(spec, samples), device_of(converted))
+    inputs = moved(random_inputs(spec, fixed_batch or _SAMPLES), device_of(converted))
     positional, keywords = spec.arguments(inputs)
-    free = samples != 1
+    free = fixed_batch is None
     batch = batch_size() if free else None
     sizes: Any = None
     if free and keywords:
