@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-TESTED_ELSEWHERE = {"writing-a-plugin", "torch-ao", "pytorch-quantization", "brevitas", "several-machines"}
+TESTED_ELSEWHERE = {"writing-a-plugin", "torch-ao", "torchao", "pytorch-quantization", "brevitas", "several-machines"}
 
 
 def page(name: str) -> str:
