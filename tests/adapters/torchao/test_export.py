@@ -178,3 +178,18 @@ def test_bytes_that_are_no_archive_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content.getvalue())
     with pytest.raises(DataError, match="another kind of archive"):
         load_program(path)
+
+
+@pytest.mark.slow
+def test_executorch_runs_the_same_one_sample_at_a_time(
+    tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor], tmp_path: Path
+) -> None:
+    pytest.importorskip("executorch")
+    options = {"quantizer": "xnnpack"}
+    run = dfq.run_quantization(
+        tiny_network, tiny_batches, calibrator="torchao", spec=tiny_spec, output=tmp_path, options=options
+    )
+    assert {artifact.path.name for artifact in run.artifacts} == {"model.exported.pt2", "model.pte"}
+    program = dfq.load_quantized(tmp_path / "model.pte")
+    expected = run.model(tiny_batches[0])
+    assert (program(tiny_batches[0]) - expected).abs().mean() < 0.05 * expected.std()
