@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.errors import UsageError
+from dfq_shared.processor import saturates_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,4 +54,4 @@ def reduces_range(options: TorchAoOptions, engine: str) -> bool:
     """
     if options.reduce_range is not None:
         return options.reduce_range
-    return engine in ("x86", "fbgemm") or (engine == "onednn" and not torch.cpu._is_vnni_supported())  # noqa: SLF001 - no public name
+    return engine in ("x86", "fbgemm") or (engine == "onednn" and saturates_pairs())

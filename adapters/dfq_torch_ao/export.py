@@ -18,11 +18,11 @@ from torch import nn
 from torch.jit.frontend import FrontendError
 
 from dfq_plugins.errors import ArtifactError, DataError, UsageError, first_line
-from dfq_plugins.inputs import cloned, count, rows
-from dfq_plugins.network.outputs import named_outputs, nested_outputs
-from dfq_plugins.quantization.artifacts import ArtifactRecipe, compare, write_artifacts
+from dfq_plugins.network.outputs import nested_outputs
+from dfq_plugins.quantization.artifacts import ArtifactRecipe, write_artifacts
 from dfq_plugins.quantization.output_names import exportable, path_of
 from dfq_plugins.types import Check
+from dfq_shared.programs import compare_program
 from dfq_torch_ao.engines import active_engine, resolve_engine
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ def export_torchscript(converted: nn.Module, spec: Specification, folder: Path, 
 
     def check(path: Path) -> tuple[Check, ...]:
         program = Check("program", f"{how[0]}, for torch.backends.quantized.engine = {engine!r}")
-        return program, compare_outputs(converted, load_torchscript(path), inputs, spec)
+        loaded = load_torchscript(path)
+        return program, compare_program(
+            converted, loaded, inputs, spec, kind="TorchScript program", tolerance=_TOLERANCE
+        )
 
     return write_artifacts([ArtifactRecipe(folder / FILE_NAME, "TorchScript", write, check)])
 
@@ -219,45 +222,3 @@ def _random_inputs(spec: Specification) -> Inputs:
         return lowest + (highest - lowest) * torch.rand(_CHECKED_SAMPLES, *one.shape, generator=rng)
 
     return spec.map(drawn)
-
-
-def compare_outputs(converted: nn.Module, loaded: nn.Module, inputs: Inputs, spec: Specification) -> Check:
-    """Compare two models on all inputs at once and on a single one: both run the same kernels.
-
-    Raises:
-        ArtifactError: the loaded model fails, or they differ by more than 1e-5.
-    """
-    agreed: dict[str, str] = {}
-    for batch in (inputs, rows(inputs, slice(1))):
-        expected, got = _outputs(converted, batch, spec), _loaded_outputs(loaded, batch, spec)
-        if list(expected) != list(got):
-            raise ArtifactError(
-                f"The TorchScript program must return the torch model's outputs, {', '.join(expected)}, but returns "
-                f"{', '.join(got)}. Use the converted model in Python instead."
-            )
-        for name, output in expected.items():
-            found = compare(output, got[name], spec.num_classes)
-            if not found.largest <= _TOLERANCE:
-                of_output = "" if len(expected) == 1 else f"the output {name!r} of "
-                raise ArtifactError(
-                    f"The TorchScript program must compute what the torch model does, but on {of_output}{found}. Use "
-                    "the converted model in Python instead."
-                )
-            agreed.setdefault(name, str(found))
-    text = "; ".join(agreed.values() if len(agreed) == 1 else (f"{name}: {agreed[name]}" for name in agreed))
-    return Check("loaded and run", f"on random inputs, {text}")
-
-
-def _loaded_outputs(loaded: nn.Module, batch: Inputs, spec: Specification) -> dict[str, torch.Tensor]:
-    try:
-        return _outputs(loaded, batch, spec)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"The TorchScript program must run for every batch size, but fails with {count(batch)} samples: {error}. "
-            "Use the converted model in Python instead."
-        ) from error
-
-
-@torch.no_grad()
-def _outputs(model: nn.Module, batch: Inputs, spec: Specification) -> dict[str, torch.Tensor]:
-    return {name: output.float() for name, output in named_outputs(spec.run(model, cloned(batch))).items()}

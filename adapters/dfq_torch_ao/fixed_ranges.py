@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from torch.ao.quantization import FixedQParamsObserver
 
+from dfq_shared.observers import replace_observers
 from dfq_torch_ao.float_operations import FIXED_RANGE_OPERATIONS, calls
-from dfq_torch_ao.input_range import known_range, replace_observers
-from dfq_torch_ao.observers import observer_of
+from dfq_torch_ao.observers import known_range, observer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

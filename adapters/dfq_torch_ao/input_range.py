@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.ao.quantization import MinMaxObserver
 
 from dfq_plugins.network.graph_inputs import input_nodes
-from dfq_torch_ao.observers import fixed_like, observer_of
+from dfq_shared.observers import observers_of_input, replace_observers
+from dfq_torch_ao.observers import known_range, observer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from torch.fx import GraphModule, Node
 
     from dfq_plugins.types import Specification
@@ -100,37 +98,11 @@ def fix_input_ranges(prepared: GraphModule, spec: Specification) -> int:
 
 def _fix_input_range(prepared: GraphModule, placeholder: Node, input_range: tuple[float, float]) -> int:
     modules = dict(prepared.named_modules(remove_duplicate=False))
-    observers = {id(modules[str(node.target)]) for node in _input_observers(placeholder, modules)}
+
+    def observes(node: Node) -> bool:
+        return node.op == "call_module" and observer_of(modules[str(node.target)]) is not None
+
+    found = observers_of_input(placeholder, observes, lambda node: moves_values(node, modules))
+    observers = {id(modules[str(node.target)]) for node in found}
     replace_observers(prepared, observers, lambda observer: known_range(observer, input_range))
     return len(observers)
-
-
-def replace_observers(prepared: GraphModule, observers: set[int], replacement: Callable[[Any], nn.Module]) -> None:
-    """Replace the observers with these `id()`s, in place, under every name that they have.
-
-    Operations that keep the range, such as max pooling, share one observer under several names.
-    """
-    for name, module in dict(prepared.named_modules(remove_duplicate=False)).items():
-        if id(module) in observers:
-            prepared.set_submodule(name, replacement(module))
-
-
-def _input_observers(placeholder: Node, modules: dict[str, nn.Module]) -> Iterator[Node]:
-    """Yield the nodes that observe an input, directly or after operations that only move its values."""
-    reached = [placeholder]
-    while reached:
-        for node in reached.pop().users:
-            if node.op == "call_module" and observer_of(modules[str(node.target)]) is not None:
-                yield node
-            elif moves_values(node, modules):
-                reached.append(node)
-
-
-def known_range(module: nn.Module, input_range: tuple[float, float]) -> nn.Module:
-    """Return an observer or fake quantizer like `module`, with the scale and zero point of the given range."""
-    observer: Any = observer_of(module)
-    number_format = {name: getattr(observer, name) for name in ("dtype", "qscheme", "quant_min", "quant_max")}
-    reference = MinMaxObserver(**number_format)
-    reference(torch.tensor(input_range))
-    scale, zero_point = reference.calculate_qparams()
-    return fixed_like(module, scale.item(), zero_point.item())

@@ -1,29 +1,23 @@
-"""Finds the observer in a prepared module: the module itself, or inside a fake quantizer if it is to be trained."""
+"""The observers and fake quantizers of torch.ao."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from torch.ao.quantization import (
+    FakeQuantizeBase,
+    FixedQParamsFakeQuantize,
+    FixedQParamsObserver,
+    MinMaxObserver,
+    ObserverBase,
+)
 
-from torch.ao.quantization import FakeQuantizeBase, FixedQParamsFakeQuantize, FixedQParamsObserver, ObserverBase
+from dfq_shared.observers import ObserverFamily
 
-if TYPE_CHECKING:
-    from torch import nn
-
-
-def observer_of(module: nn.Module | None) -> Any | None:
-    """Return the observer that a module is or contains, or None if there is none."""
-    if isinstance(module, FakeQuantizeBase):
-        return module.activation_post_process
-    return module if isinstance(module, ObserverBase) else None
-
-
-def fixed_like(module: nn.Module, scale: float, zero_point: int) -> nn.Module:
-    """Return an observer or a fake quantizer with the number format of `module` and a fixed scale."""
-    found: Any = observer_of(module)
-    number_format = {name: getattr(found, name) for name in ("dtype", "qscheme", "quant_min", "quant_max")}
-    if not isinstance(module, FakeQuantizeBase):
-        observer: nn.Module = FixedQParamsObserver(scale, zero_point, **number_format)
-        return observer
-    fixed = FixedQParamsObserver.with_args(scale=scale, zero_point=zero_point, **number_format)
-    fake_quantizer: nn.Module = FixedQParamsFakeQuantize(observer=fixed)
-    return fake_quantizer
+FAMILY = ObserverFamily(
+    observer=ObserverBase,
+    fixed_observer=FixedQParamsObserver,
+    fake_quantizer=FakeQuantizeBase,
+    fixed_fake_quantizer=FixedQParamsFakeQuantize,
+    min_max=MinMaxObserver,
+)
+observer_of = FAMILY.observer_of
+known_range = FAMILY.known_range

@@ -8,17 +8,15 @@ reduced range ends at half of what the storage holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.ao.quantization import FixedQParamsObserver
 
-from dfq_torch_ao.input_range import known_range, moves_values, replace_observers
-from dfq_torch_ao.observers import observer_of
+from dfq_shared.observers import observers_of_output, replace_observers
+from dfq_torch_ao.input_range import moves_values
+from dfq_torch_ao.observers import FAMILY, known_range, observer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
     from torch.fx import GraphModule, Node
 
 
@@ -35,24 +33,14 @@ def widen_output_range(calibrated: GraphModule, factor: float) -> int:
     if factor == 1:
         return 0
     modules = dict(calibrated.named_modules(remove_duplicate=False))
-    observers = {id(modules[str(node.target)]) for node in _output_observers(calibrated, modules)}
-    replace_observers(calibrated, observers, lambda observer: known_range(observer, _range_of(observer, factor)))
+
+    def observes(node: Node) -> bool:
+        observer = observer_of(modules.get(str(node.target))) if node.op == "call_module" else None
+        return observer is not None and not isinstance(observer, FixedQParamsObserver)
+
+    found = observers_of_output(calibrated, observes, lambda node: moves_values(node, modules))
+    observers = {id(modules[str(node.target)]) for node in found}
+    replace_observers(
+        calibrated, observers, lambda observer: known_range(observer, FAMILY.observed_range(observer, factor))
+    )
     return len(observers)
-
-
-def _output_observers(calibrated: GraphModule, modules: dict[str, nn.Module]) -> Iterator[Node]:
-    """Yield the nodes that observe the output, directly or before operations that only move its values."""
-    reached = [node for node in calibrated.graph.nodes if node.op == "output"]
-    while reached:
-        for node in reached.pop().all_input_nodes:
-            observer = observer_of(modules.get(str(node.target))) if node.op == "call_module" else None
-            if observer is not None and not isinstance(observer, FixedQParamsObserver):
-                yield node
-            elif moves_values(node, modules):
-                reached.append(node)
-
-
-def _range_of(observer: Any, factor: float) -> tuple[float, float]:
-    """Return the observed range multiplied by `factor`."""
-    scale, zero_point = (float(value) for value in observer.calculate_qparams())
-    return (observer.quant_min - zero_point) * scale * factor, (observer.quant_max - zero_point) * scale * factor

@@ -1,1 +1,1 @@
-"""Calibration and training inside torchao's PT2E flow."""
+"""Adapter for torchao's PT2E flow: export, observe, convert, and compile for any backend that has a quantizer."""

@@ -29,6 +29,7 @@ Column = tuple[str, str, dict[str, Any]]
 W8A8_EVERYWHERE: dict[str, Column] = {
     "torch-ao (x86) w8a8": ("torch-ao", "w8a8", {"engine": "x86"}),
     "torch-ao (onednn) w8a8": ("torch-ao", "w8a8", {"engine": "onednn"}),
+    "torchao (x86) w8a8": ("torchao", "w8a8", {}),
     "pytorch-quantization w8a8": ("pytorch-quantization", "w8a8", {}),
     "brevitas w8a8": ("brevitas", "w8a8", {}),
     "modelopt w8a8": ("modelopt", "w8a8", {}),
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument(
         "--calibrators",
         nargs="+",
-        default=["torch-ao", "pytorch-quantization", "brevitas", "modelopt", "onnxruntime"],
+        default=["torch-ao", "torchao", "pytorch-quantization", "modelopt", "brevitas", "onnxruntime"],
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -9,7 +9,7 @@ from typing import Any
 from render_tables import origin, table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
-COLUMNS = ("synthesize", "torch-ao", "pytorch-quantization", "modelopt", "brevitas", "onnxruntime")
+COLUMNS = ("synthesize", "torch-ao", "torchao", "pytorch-quantization", "modelopt", "brevitas", "onnxruntime")
 
 Record = dict[str, Any]
 

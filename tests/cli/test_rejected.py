@@ -29,7 +29,7 @@ def rejected_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quantizatio
     def differs(*_arguments: Any, **_settings: Any) -> None:
         raise ArtifactError("The program differs.", faults=["conv: 3 of 9 integers"])
 
-    monkeypatch.setattr(export, "compare_outputs", differs)
+    monkeypatch.setattr(export, "compare_program", differs)
     return dfq_plugins.run_quantization(
         digits_network(), smooth_noise(DIGITS_SPEC), spec=DIGITS_SPEC, calibrator="torch-ao", output=tmp_path
     )

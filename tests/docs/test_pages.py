@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TESTED_ELSEWHERE = {
     "writing-a-plugin",
     "torch-ao",
+    "torchao",
     "pytorch-quantization",
     "modelopt",
     "brevitas",

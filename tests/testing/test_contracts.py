@@ -77,7 +77,7 @@ class TestRounding(CalibratorContract):
 
 @pytest.mark.slow
 class TestAdapters(CalibratorContract):
-    @pytest.fixture(params=["torch-ao", "pytorch-quantization", "brevitas"])
+    @pytest.fixture(params=["torch-ao", "torchao", "pytorch-quantization", "brevitas"])
     def calibrator(self, request: pytest.FixtureRequest) -> Any:
         return get_registry().create("calibrator", request.param)
 
