@@ -26,6 +26,7 @@ from dfq_plugins.pruning.recentering import batch_statistics, recenter
 from dfq_plugins.pruning.scales import group_scales, map_widths, penalty_for, shared_scales
 from dfq_plugins.pruning.selection import remaining_multiply_adds, select_by_target, select_by_threshold
 from dfq_plugins.types import InputSpec
+from tiny_networks import TiedNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,6 +209,14 @@ class TestGroups:
     def test_layers_to_keep(self) -> None:
         groups = find_groups(drawn(Preactivated()), SAMPLE, keep=("norm2",))
         assert dict(groups.left)["conv1"] == "excluded by the option keep"
+
+    def test_layers_that_share_their_weights_are_left_alone_and_named(self) -> None:
+        with pytest.raises(ModelError, match="(conv|again) shares its weights with (conv|again)"):
+            find_groups(drawn(TiedNetwork()), SAMPLE)
+
+    def test_a_layer_with_two_names_shares_nothing(self, tiny_network: nn.Module) -> None:
+        tiny_network.alias = tiny_network.conv
+        assert len(find_groups(tiny_network, SAMPLE).usable) == 1
 
     def test_nothing_to_prune(self) -> None:
         plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
