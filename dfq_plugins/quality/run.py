@@ -15,7 +15,7 @@ from dfq_plugins.inputs import cloned, leaves, moved
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.network.specification import resolve_spec
-from dfq_plugins.network.trial import check_finite
+from dfq_plugins.network.trial import check_finite, require_numbers
 from dfq_plugins.quality import ranges, teacher, verdict
 from dfq_plugins.quality.inspection import Inspection, LayerQuality
 from dfq_plugins.statistics.batch_norm import (
@@ -78,6 +78,7 @@ def inspect(
                 f"An inspection compares samples with each other and needs at least {FEWEST_SAMPLES}, got "
                 f"{len(samples)}. Give more; a calibration set has hundreds."
             )
+        require_numbers(network, next(iter(samples)), known)
         return _inspected(network, samples, known, _known_labels(data))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dfq_plugins.errors import DataError
+from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.inputs import count, leaves
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.trial import check_finite
@@ -84,6 +85,12 @@ def _row(
     counted = _Counted(name, batches)
     shown, layers = best_divergences(network, counted, spec, choice)
     mean = sum(layers.values()) / len(layers)
+    if not math.isfinite(mean):
+        wrong = [layer for layer, divergence in layers.items() if not math.isfinite(divergence)]
+        raise ModelError(
+            f"The statistics of {name} are not finite in {wrong[:5]}: the network returns NaN or infinity for it. "
+            "Check the weights and the range of the inputs."
+        )
     return SimilarityRow(name, mean, counted.samples, max(layers, key=layers.__getitem__), shown)
 
 

@@ -24,6 +24,7 @@ from dfq_plugins.inputs import rows
 from dfq_plugins.model_state import preserve_global_state
 from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.quantization.artifacts import export_all, require_folder
+from dfq_plugins.quantization.guard import warn_of_outputs
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -138,6 +139,8 @@ def finetune(
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
             after = task.output_agreement(converted)
+            if settings.task_loss is None:  # which may lead away from the float network
+                warn_of_outputs(after, recipe, calibrator)
             writes = output is not None and ranks.leads
             artifacts, rejected = export_all(framework, converted, accepted, Path(output or "")) if writes else ((), ())
         ranks.wait()

@@ -15,7 +15,7 @@ from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import class_agreement, output_agreement
 from dfq_plugins.network.specification import resolve_spec
-from dfq_plugins.network.trial import check_finite
+from dfq_plugins.network.trial import check_finite, require_numbers
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
 from dfq_plugins.quantization.result import QuantizationRun
@@ -112,6 +112,7 @@ def run_quantization(
         samples = as_calibration_data(data, spec)
         known = resolve_spec(original, samples.spec, registry, shape=samples.shape)
         samples.check(known)
+        require_numbers(original, next(iter(samples)), known)
         accepted = accepted_spec(framework, info, known)
         with attributed(info):
             prepared = framework.prepare(original, accepted, recipe, training=False)

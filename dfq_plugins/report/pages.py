@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from dfq_plugins.inputs import count, rows
-from dfq_plugins.network.agreement import class_agreement
+from dfq_plugins.network.agreement import class_output
 from dfq_plugins.quantization.finetune import FinetuneRun
 from dfq_plugins.report import fidelity as fidelity_sections
 from dfq_plugins.report import quality, sections
@@ -183,12 +182,11 @@ def _quantization_figures(
     run: QuantizationRun, fidelity: Fidelity, measured: Sequence[OutputAgreement], held_out: int
 ) -> tuple[tuple[str, str], ...]:
     figures = [(str(len(run.coverage.layers)), "layers and operations quantized")]
-    agreement, where = (
-        class_agreement(measured),
-        f"{held_out} held-out samples" if held_out else "the calibration samples",
-    )
-    if not math.isnan(agreement):
-        figures.insert(0, (f"{100 * agreement:.1f}%", f"same class as the float network, on {where}"))
+    classes = class_output(measured)
+    where = f"{held_out} held-out samples" if held_out else "the calibration samples"
+    if classes is not None:
+        figure, note = classes.headline
+        figures.insert(0, (figure, f"same class as the float network, on {where}{note}"))
     elif measured:
         worst = min(measured, key=lambda output: output.decibels)
         figures.insert(0, (f"{worst.decibels:.0f} dB", f"signal to noise of the output {worst.name}, on {where}"))

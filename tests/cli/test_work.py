@@ -192,7 +192,7 @@ RUN = types.SimpleNamespace(
     calibrator="torch-ao",
     recipe=Recipe(8, 8),
     agreement=0.9876,
-    output_agreement=(OutputAgreement("output", "classes", 4, 30.0, 0.99, 0.9876),),
+    output_agreement=(OutputAgreement("output", "classes", 81, 30.0, 0.99, 0.9876),),
     coverage=Coverage(
         (
             QuantizedTensor("0", "Conv2d", "weight", INT8),

@@ -211,7 +211,7 @@ class TestGroups:
         assert dict(groups.left)["conv1"] == "excluded by the option keep"
 
     def test_layers_that_share_their_weights_are_left_alone_and_named(self) -> None:
-        with pytest.raises(ModelError, match="(conv|again) shares its weights with (conv|again)"):
+        with pytest.raises(ModelError, match=r"(conv|again) shares its weights with (conv|again)"):
             find_groups(drawn(TiedNetwork()), SAMPLE)
 
     def test_a_layer_with_two_names_shares_nothing(self, tiny_network: nn.Module) -> None:

@@ -155,6 +155,9 @@ def test_outputs_are_compared_by_class_and_by_deviation() -> None:
     assert agreement.deviation == pytest.approx(0.025 / expected.std(correction=0).item())
     assert compare(expected[:, 0], found[:, 0], len(expected)).same_class is None  # (samples,): not logits
     assert compare(expected, found * float("nan"), None).largest != 0
+    broken = compare(expected * float("nan"), expected * float("nan"), expected.shape[1])
+    assert broken.same_class == 0
+    assert not broken.largest <= 1  # NaN passes no bound
     with pytest.raises(ArtifactError, match=r"\(4, 2\), but this one returns \(4, 1\)"):
         compare(expected, found[:, :1], expected.shape[1])
 

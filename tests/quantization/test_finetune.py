@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.types import ProgressEvent
 
+pytestmark = pytest.mark.filterwarnings("ignore:The network that coarse quantized")  # it rounds to two bits
+
 QUICK = {"steps": 12, "batch_size": 16, "num_evaluations": 3, "learning_rate": 0.03, "teacher_precision": "float32"}
 
 
