@@ -78,7 +78,7 @@ def finetune(
     generator_options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
     work: Path | str | None = None,
-    strict: bool = False,
+    allow_other_network: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> FinetuneRun:
@@ -100,7 +100,7 @@ def finetune(
         generator_options: settings of a generator given by name.
         output: folder for the artifacts; None exports nothing.
         work: folder for checkpoints: repeating the call resumes an interrupted run. None stores no checkpoints.
-        strict: reject data that was synthesized from another model, instead of warning.
+        allow_other_network: only warn of data that was synthesized from another network, instead of rejecting it.
         listeners: called with every `ProgressEvent`.
         registry: registry to look up plugins in; None uses the installed plugins.
 
@@ -121,7 +121,7 @@ def finetune(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     settings = parse_options(TrainingOptions, training, owner="fine-tuning")
     framework = registry.create("calibrator", calibrator, options)
-    inputs = InputSource(data, generator=generator, options=generator_options, strict=strict)
+    inputs = InputSource(data, generator=generator, options=generator_options, allow_other_network=allow_other_network)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:

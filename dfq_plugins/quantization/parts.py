@@ -22,6 +22,7 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.inputs import leaves, run_network
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.network.origin import warn_if_untrained
 from dfq_plugins.network.parts import (
     PartInputs,
     PartNetwork,
@@ -143,6 +144,7 @@ def quantize_parts(
     with preserve_global_state():
         network = frozen_copy(model)
         check_finite(network)
+        warn_if_untrained(network)
         names = known_parts(network) if parts is None else tuple(parts)
         check_parts(network, names)
         runs = _runs(network, data, spec, call)

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import class_agreement, output_agreement
+from dfq_plugins.network.normalization import (
+    clamped_share,
+    impossible,
+    mean_of,
+    outside,
+    unlikely,
+    warn_of_normalization,
+)
+from dfq_plugins.network.origin import check_origin, warn_if_untrained
 from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite, require_numbers
 from dfq_plugins.quantization.artifacts import export_all, require_folder
@@ -26,9 +36,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dfq_plugins.data.calibration_data import CalibrationData
+    from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import GivenSpec
+    from dfq_plugins.types import GivenSpec, Specification
 
 AGREEMENT_SAMPLES = 512
 
@@ -42,6 +52,7 @@ def quantize(
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
+    allow_other_network: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> nn.Module:
@@ -58,6 +69,7 @@ def quantize(
         spec=spec,
         options=options,
         output=output,
+        allow_other_network=allow_other_network,
         listeners=listeners,
         registry=registry,
     ).model
@@ -72,6 +84,7 @@ def run_quantization(
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
+    allow_other_network: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> QuantizationRun:
@@ -88,6 +101,7 @@ def run_quantization(
             input quantizer. For several inputs, a `NetworkSpec` or a mapping of `InputSpec` by name.
         options: settings of the calibrator, as a mapping or as its options record.
         output: folder for the artifacts; None exports nothing.
+        allow_other_network: only warn of data that was synthesized from another network, instead of rejecting it.
         listeners: called with every `ProgressEvent`.
         registry: registry to look up plugins in; None uses the installed plugins.
 
@@ -95,7 +109,8 @@ def run_quantization(
         UsageError: the recipe, an option or a name is invalid.
         PluginError: the calibrator is unknown, or its framework is not installed.
         ModelError: the framework cannot trace or quantize the model.
-        DataError: the data is empty or has the wrong shape, or the output folder is a file.
+        DataError: the data is empty, has the wrong shape or was made from another network, or the output folder is a
+            file.
 
     A failing export raises nothing: it is listed in `QuantizationRun.rejected`.
     """
@@ -109,9 +124,12 @@ def run_quantization(
     with preserve_global_state():
         original = frozen_copy(model)
         check_finite(original)
+        check_origin(data, original, allow_other_network=allow_other_network)
+        warn_if_untrained(original)
         samples = as_calibration_data(data, spec)
         known = resolve_spec(original, samples.spec, registry, shape=samples.shape)
         samples.check(known)
+        warn_of_data(data, samples, known)
         require_numbers(original, next(iter(samples)), known)
         accepted = accepted_spec(framework, info, known)
         with attributed(info):
@@ -136,6 +154,15 @@ def run_quantization(
         output_agreement=found,
         rejected=rejected,
     )
+
+
+def warn_of_data(data: CalibrationData, samples: InputBatches, spec: Specification) -> None:
+    """Warn of a normalization that cannot be that of the network."""
+    if isinstance(data, SyntheticDataset):
+        likely = unlikely(clamped_share(samples, spec), mean_of(data.manifest.divergence))
+    else:
+        likely = outside(samples, spec)
+    warn_of_normalization(impossible(spec), likely)
 
 
 def _calibrated(broadcast: Broadcast, done: int, total: int) -> None:

@@ -15,6 +15,8 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.model_state import frozen_copy, limited_threads, preserve_global_state
 from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.normalization import impossible, warn_of_normalization
+from dfq_plugins.network.origin import warn_if_untrained
 from dfq_plugins.network.outputs import class_logits
 from dfq_plugins.network.specification import require_classes, resolve_spec
 from dfq_plugins.network.trial import check_finite, trial_run
@@ -101,11 +103,14 @@ def synthesize(
         source = registry.create("generator", generator, record)
         teacher = frozen_copy(model)
         check_finite(teacher)
+        digest = model_digest(teacher)  # before a forward pass, which may change buffers
         spec = resolve_spec(teacher, spec, registry)
         accepted = accepted_spec(source, info, spec)
         _check_supported(source, info, teacher, accepted, budget)
+        warn_if_untrained(teacher)
+        warn_of_normalization(impossible(spec))
         plan = DatasetPlan(
-            model_digest=model_digest(teacher),
+            model_digest=digest,
             generator=_generator_record(source, info, record),
             seed=seed,
             spec=spec,

@@ -18,6 +18,8 @@ from dfq_plugins.host.plugin_info import attributed, attributed_iterator
 from dfq_plugins.inputs import blank_inputs, count, joined, leaves, map_inputs, moved, rows, split
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.memory import forward, is_out_of_memory
+from dfq_plugins.network.normalization import clamped_share, mean_of, unlikely, warn_of_normalization
+from dfq_plugins.network.origin import different_outputs
 from dfq_plugins.network.outputs import class_logits, joined_outputs, sample_outputs
 from dfq_plugins.statistics.batch_norm import statistics_layers
 from dfq_plugins.statistics.presentation import best_divergences
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_COMPARED_SAMPLES = 8
 _MEASURED_SAMPLES = 16
 _SMALL_BATCH = 8
 _MEASURING_PASSES = 2  # for the divergences, with and without padding
@@ -120,12 +123,17 @@ def _write_folder(
     owner: tempfile.TemporaryDirectory[str] | None = None,
 ) -> SyntheticDataset:
     with DatasetWriter.begin(folder, plan, rank) as writer:
+        _require_same_network(writer, shard_maker)
         _write_shards(writer, plan, shard_maker, broadcast, rank, budget)
         writer.await_turn_to_finish()
-        divergence: Mapping[str, float] = {}
+        by_layer: Mapping[str, float] = {}
         if not writer.is_complete and statistics_layers(shard_maker.teacher):
-            divergence = _divergences(shard_maker.teacher, writer, plan.spec)
-        dataset = writer.finish(divergence, owner=owner)
+            by_layer = _divergences(shard_maker.teacher, writer, plan.spec)
+        dataset = writer.finish(by_layer, owner=owner)
+    if rank.leads:
+        divergence = mean_of(dataset.manifest.divergence)
+        clamped = clamped_share(dataset.batches(), plan.spec) if divergence else None
+        warn_of_normalization(unlikely(clamped, divergence))
     if budget is not None and budget.left < 0:
         logger.warning(
             "%d samples took %.0f s, more than the budget of %.0f s, with as few as %s iterations. "
@@ -134,6 +142,22 @@ def _write_folder(
             min((shard.iterations for shard in dataset.manifest.shards if shard.iterations is not None), default="no"),
         )
     return dataset
+
+
+def _require_same_network(writer: DatasetWriter, shard_maker: ShardMaker) -> None:
+    """Reject a folder whose samples were labeled by a network with the same weights that computes something else.
+
+    Raises:
+        DataError: the network returns other outputs than those stored.
+    """
+    written = writer.first_written(_COMPARED_SAMPLES)
+    if written is None:
+        return
+    if fault := different_outputs(shard_maker.teacher, written, shard_maker.spec):
+        raise DataError(
+            f"The data in {writer.folder} was made from another model: {fault}. Give that model, or choose another "
+            "output folder."
+        )
 
 
 def _divergences(teacher: nn.Module, writer: DatasetWriter, spec: Specification) -> Mapping[str, float]:
