@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 
+_STEPS_OF_16_BITS = 65535 / 255
+
 SMALLEST_DEVIATION = 1e-6
 """Smallest standard deviation that a sample is divided by when it is standardized."""
 
@@ -197,11 +199,29 @@ def _read_image(file: Path, spec: InputSpec) -> Tensor:
     _require_normalization(spec, file.parent)
     try:
         with Image.open(file) as image:
-            resized = image.convert(mode).resize((spec.shape[2], spec.shape[1]), Image.Resampling.BILINEAR)
+            resized = _eight_bits(image, mode, file).resize((spec.shape[2], spec.shape[1]), Image.Resampling.BILINEAR)
             pixels = np.array(resized, dtype=np.float32)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read as an image: {error}. Fix or remove it.") from error
-    return torch.from_numpy(pixels.reshape(*spec.shape[1:], spec.channels)).permute(2, 0, 1)
+    pixels = pixels.reshape(*spec.shape[1:], -1)  # one channel of a gray image, or all
+    return torch.from_numpy(pixels).permute(2, 0, 1).expand(spec.channels, -1, -1)
+
+
+def _eight_bits(image: Image.Image, mode: str, file: Path) -> Image.Image:
+    """Return an image with values of 0 to 255: in `mode`, or as gray floating point if it has 16 bits.
+
+    Raises:
+        DataError: the largest possible value of a pixel is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow would clip them at 255
+        return Image.fromarray(np.asarray(image).astype(np.float32) / _STEPS_OF_16_BITS)
+    if image.mode in {"I", "F"}:
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise DataError(
+            f"The values of an image need a known range, but {file} holds {kind}. Store them with 8 or 16 bits, or "
+            "provide an .npz file of network inputs."
+        )
+    return image.convert(mode)
 
 
 def normalize(pixels: Tensor, spec: InputSpec) -> Tensor:
