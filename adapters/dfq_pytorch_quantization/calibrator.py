@@ -19,7 +19,7 @@ from dfq_plugins.quantization.prepared import attach_state, require_prepared_sha
 from dfq_plugins.quantization.step_errors import step_errors
 from dfq_plugins.types import Calibrator
 from dfq_pytorch_quantization.coverage import describe_coverage
-from dfq_pytorch_quantization.inputs import fix_ranges, layers_on_inputs
+from dfq_pytorch_quantization.inputs import fix_ranges, layers_before_weights, layers_on_inputs
 from dfq_pytorch_quantization.notices import LOGGER, NOTICES
 from dfq_pytorch_quantization.observers import observe, start_observing
 from dfq_pytorch_quantization.options import PytorchQuantizationOptions
@@ -98,8 +98,9 @@ class PytorchQuantizationCalibrator(Calibrator):
                 sample = moved(random_inputs(spec, 2), parameter.device, parameter.dtype)
                 prepared = add_residual_quantizers(prepared, calib_method(self._options), sample, spec)
             on_input = layers_on_inputs(prepared, spec)
+            in_front = layers_before_weights(prepared, spec) | set(on_input)
             for name, module in quantized_modules(prepared):
-                if name in on_input:
+                if name in in_front:
                     module.input_quantizer.num_bits = self._options.input_bits
                 observe(name, module.input_quantizer)
             fix_ranges(prepared, spec, on_input, self._options)
