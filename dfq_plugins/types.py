@@ -493,11 +493,13 @@ class DataGenerator(PluginBase):
     Attributes:
         conditional: whether it synthesizes inputs for given classes, and yields labels.
         timed: whether it respects a `budget`.
+        keeps_range: whether its values stay within the bounds of the specification, which the host then checks.
         several_inputs: whether its methods also take a `NetworkSpec`.
     """
 
     conditional: bool = False
     timed: bool = False
+    keeps_range: bool = True
     several_inputs: bool = False
 
     @abstractmethod

@@ -68,7 +68,7 @@ def inspect(
     'more samples or iterations needed'
     """
     data = SyntheticDataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
-    with preserve_global_state():
+    with preserve_global_state(seed=0):
         network = frozen_copy(model)
         check_finite(network)
         check_origin(data, network, allow_other_network=allow_other_network)

@@ -74,7 +74,7 @@ def rank(
         DataError: a source has no samples, or values that are not finite, or was synthesized from another network.
     """
     presentations(spec, augmentation)
-    with preserve_global_state():
+    with preserve_global_state(seed=0):
         network = frozen_copy(model)
         check_finite(network)
         require_batch_norm(network)

@@ -21,10 +21,11 @@ from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.inputs import rows
-from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
+from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -126,6 +127,9 @@ def finetune(
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for frameworks and generators that draw from the global random state
+        identity = about_network(frozen_copy(model))
+        if output is not None:
+            check_artifact_folder(Path(output), identity)
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
         accepted = accepted_spec(framework, info, task.spec)
         with attributed(info):
@@ -143,22 +147,28 @@ def finetune(
                 warn_of_outputs(after, recipe, calibrator)
             writes = output is not None and ranks.leads
             artifacts, rejected = export_all(framework, converted, accepted, Path(output or "")) if writes else ((), ())
+        run = FinetuneRun(
+            model=converted,
+            calibrator=calibrator,
+            recipe=recipe,
+            coverage=coverage,
+            artifacts=artifacts,
+            agreement=class_agreement(after),
+            output_agreement=after,
+            rejected=rejected,
+            agreement_before=class_agreement(before),
+            output_agreement_before=before,
+            history=history,
+            training=settings,
+            held_out=len(task.held_out),
+        )
+        if writes:
+            parts = [task.examples.inputs, task.held_out.inputs]
+            about_samples = about_data(data, parts, len(task.examples) + len(task.held_out))
+            chosen = registry.options("calibrator", calibrator, options)
+            write_manifest(Path(output or ""), run, identity, data=about_samples, options=chosen, spec=task.spec)
         ranks.wait()
-    return FinetuneRun(
-        model=converted,
-        calibrator=calibrator,
-        recipe=recipe,
-        coverage=coverage,
-        artifacts=artifacts,
-        agreement=class_agreement(after),
-        output_agreement=after,
-        rejected=rejected,
-        agreement_before=class_agreement(before),
-        output_agreement_before=before,
-        history=history,
-        training=settings,
-        held_out=len(task.held_out),
-    )
+    return run
 
 
 def _settings_for(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:

@@ -36,6 +36,7 @@ from dfq_plugins.network.trial import check_finite, takes_list
 from dfq_plugins.quality.fidelity import decibels
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_part
+from dfq_plugins.quantization.manifest import about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.quantized_part import QuantizedPart, Variant
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import Coverage, ProgressEvent, Recipe, as_specification
@@ -141,9 +142,12 @@ def quantize_parts(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     framework = registry.create("calibrator", calibrator, options)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state():
+    with preserve_global_state(seed=0):
         network = frozen_copy(model)
         check_finite(network)
+        identity = about_network(network)
+        if output is not None:
+            check_artifact_folder(Path(output), identity)
         warn_if_untrained(network)
         names = known_parts(network) if parts is None else tuple(parts)
         check_parts(network, names)
@@ -164,7 +168,7 @@ def quantize_parts(
                 broadcast(ProgressEvent("calibrate", len(done), len(floats)))
         for name in dict.fromkeys(part.name for part in floats):
             _replace(network, name, [found.variant for found in done if found.agreement.name == name])
-    return PartsRun(
+    run = PartsRun(
         model=network,
         calibrator=calibrator,
         recipe=recipe,
@@ -178,6 +182,10 @@ def quantize_parts(
         parts=tuple(found.agreement for found in done),
         left_out=left_out,
     )
+    if output is not None:
+        chosen = registry.options("calibrator", calibrator, options)
+        write_manifest(Path(output), run, identity, data={}, options=chosen, spec=as_specification(spec))
+    return run
 
 
 class _FloatPart:

@@ -28,6 +28,7 @@ from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite, require_numbers
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
+from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -121,9 +122,12 @@ def run_quantization(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     framework = registry.create("calibrator", calibrator, options)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state():
+    with preserve_global_state(seed=0):
         original = frozen_copy(model)
         check_finite(original)
+        identity = about_network(original)
+        if output is not None:
+            check_artifact_folder(Path(output), identity)
         check_origin(data, original, allow_other_network=allow_other_network)
         warn_if_untrained(original)
         samples = as_calibration_data(data, spec)
@@ -144,16 +148,21 @@ def run_quantization(
             artifacts, rejected = (
                 ((), ()) if output is None else export_all(framework, converted, accepted, Path(output))
             )
-    return QuantizationRun(
-        model=converted,
-        calibrator=calibrator,
-        recipe=recipe,
-        coverage=coverage,
-        artifacts=artifacts,
-        agreement=class_agreement(found),
-        output_agreement=found,
-        rejected=rejected,
-    )
+        run = QuantizationRun(
+            model=converted,
+            calibrator=calibrator,
+            recipe=recipe,
+            coverage=coverage,
+            artifacts=artifacts,
+            agreement=class_agreement(found),
+            output_agreement=found,
+            rejected=rejected,
+        )
+        if output is not None:
+            about = about_data(data, samples, len(samples))
+            chosen = registry.options("calibrator", calibrator, options)
+            write_manifest(Path(output), run, identity, data=about, options=chosen, spec=known)
+    return run
 
 
 def warn_of_data(data: CalibrationData, samples: InputBatches, spec: Specification) -> None:

@@ -83,7 +83,7 @@ def record(
     options = parse_options(RecordingOptions, options, owner="the recording")
     require_free(Path(output))
     registry = registry or get_registry()
-    with preserve_global_state(), torch.no_grad():
+    with preserve_global_state(seed=0), torch.no_grad():
         network = frozen_copy(model)
         check_finite(network)
         warn_if_untrained(network)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfq_plugins.inputs import count, rows
@@ -17,7 +21,6 @@ from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.network.agreement import OutputAgreement
@@ -75,7 +78,7 @@ def synthesis_page(
         loss_section(loss_curves(events, [shard.num_samples for shard in data.manifest.shards])),
         sections.settings_section(set_settings(data)),
     ]
-    footer = f"Made by dfq synthesize in {seconds:.0f} seconds."
+    footer = f"Made by {command()} in {seconds:.0f} seconds."
     figures = (("0", "real samples used"), (str(len(data)), "synthetic samples"), *_quality_figures(found, noise))
     kept = tuple(part for part in parts if part is not None)
     return Report("Synthetic calibration data", (WHY, SYNTHETIC), figures, kept, footer)
@@ -120,7 +123,7 @@ def quantization_page(
     ]
     kept = tuple(part for part in parts if part is not None)
     figures = _quantization_figures(run, fidelity, measured, count)
-    return Report(f"Quantized by {title}", (WHY, what, SYNTHETIC), figures, kept, "Made by dfq quantize.")
+    return Report(f"Quantized by {title}", (WHY, what, SYNTHETIC), figures, kept, f"Made by {command()}.")
 
 
 def inspection_page(name: str, found: Inspection, batch: Batch, spec: Specification, *, synthetic: bool) -> Report:
@@ -144,7 +147,13 @@ def inspection_page(name: str, found: Inspection, batch: Batch, spec: Specificat
     kept = tuple(part for part in parts if part is not None)
     figures = ((str(found.num_samples), "samples"), *_quality_figures(found))
     introduction = (WHY, SYNTHETIC) if synthetic else (WHY,)
-    return Report(f"Is {name} good enough to calibrate on?", introduction, figures, kept, "Made by dfq inspect.")
+    return Report(f"Is {name} good enough to calibrate on?", introduction, figures, kept, f"Made by {command()}.")
+
+
+def command() -> str:
+    """Return the command that this process runs, and the time, for the footer of a page."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])} on {now}"
 
 
 def set_settings(data: SyntheticDataset) -> dict[str, Mapping[str, object]]:

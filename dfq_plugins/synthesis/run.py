@@ -98,7 +98,7 @@ def synthesize(
     rank, budget = Rank.current(), RunBudget.of(max_seconds)
     registry = registry or get_registry()
     info = registry.find("generator", generator)
-    with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache():
+    with preserve_global_state(seed=seed), limited_threads(threads or rank.threads()), writable_compile_cache():
         record = registry.options("generator", generator, options)
         source = registry.create("generator", generator, record)
         teacher = frozen_copy(model)
@@ -121,7 +121,8 @@ def synthesize(
         )
         broadcast = Broadcast(listeners, registry)
         # The generator gets a separate copy, so that it cannot affect the teacher that labels the samples.
-        shard_maker = ShardMaker(teacher, spec, partial(source.generate, frozen_copy(teacher), accepted), info)
+        generate = partial(source.generate, frozen_copy(teacher), accepted)
+        shard_maker = ShardMaker(teacher, spec, generate, info, source.keeps_range, source.conditional)
         return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
 
 

@@ -362,4 +362,4 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
 def test_a_warning_for_nobody(run: Callable[..., FinetuneRun]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(training={"feature_weight": 0.1})
+        run(recipe="w4a8", training={"feature_weight": 0.1})
