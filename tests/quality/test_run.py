@@ -376,3 +376,20 @@ def test_surprise_is_the_divergence_with_the_roles_changed(tiny_network: nn.Modu
 def test_the_verdict_gives_its_reason(errors: tuple[tuple[float, float], ...], word: str, reason: str) -> None:
     found = judged(*(layer(f"norm{number}", *error) for number, error in enumerate(errors, 1)))
     assert (found.verdict, found.reason) == (word, reason)
+
+
+def test_the_scale_and_shift_of_a_batch_norm_count() -> None:
+    layer = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
+        layer.bias.copy_(torch.tensor([1.0, 0.0, -1.0, 0.0]))
+        layer.running_var.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    layer.eval()
+    inputs = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ranges.batch_norm_output(layer, inputs), layer(inputs))
+    network = nn.Sequential(layer)
+    expected = ranges.gaussian_mixture_range(layer.bias.detach(), layer.weight.detach())
+    assert ranges.expected_ranges(network, ["0"])["0"] == pytest.approx(expected)
+    with torch.no_grad():
+        layer.weight *= 2
+    assert ranges.expected_ranges(network, ["0"])["0"] > 1.5 * expected
