@@ -25,6 +25,7 @@ from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
+from dfq_plugins.quantization.input_step import warn_of_input_step
 from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
@@ -134,6 +135,7 @@ def finetune(
         accepted = accepted_spec(framework, info, task.spec)
         with attributed(info):
             prepared = _calibrated(framework, task, recipe, accepted)
+        warn_of_input_step(task.teacher, rows(task.examples.inputs, slice(64)), task.spec, recipe)
         settings = task.resolve_settings(_settings_for(settings, recipe), prepared)
         before = task.output_agreement(prepared)
         about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]

@@ -28,6 +28,7 @@ from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite, require_numbers
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
+from dfq_plugins.quantization.input_step import warn_of_input_step
 from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
@@ -135,6 +136,7 @@ def run_quantization(
         samples.check(known)
         warn_of_data(data, samples, known)
         require_numbers(original, next(iter(samples)), known)
+        warn_of_input_step(original, next(iter(samples)), known, recipe)
         accepted = accepted_spec(framework, info, known)
         with attributed(info):
             prepared = framework.prepare(original, accepted, recipe, training=False)
