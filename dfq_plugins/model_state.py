@@ -118,12 +118,68 @@ def _restore_buffers(module: nn.Module, named: dict[str, torch.Tensor | None], k
         module._buffers[name] = former  # noqa: SLF001  as above
 
 
+def seed_global_state(seed: int) -> None:
+    """Seed the global random states of Python, NumPy and torch, within `preserve_global_state`.
+
+    Networks that draw random numbers in eval mode, and plugins that ignore their own generator, then give the same
+    results whatever the caller's seed.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  the global state itself
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # otherwise it would be seeded when it starts
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
-def preserve_global_state() -> Iterator[None]:
+def kept_settings() -> Iterator[None]:
+    """Restore what other people's code may set for the whole process: random states, torch's modes and defaults."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    dtype, gradients, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    device = torch.get_default_device()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device == _CPU else device)
+
+
+_CPU = torch.device("cpu")
+
+
+def _plain_modes() -> ExitStack:
+    """Return a context without automatic casting, and with the CPU as the default device."""
+    modes = ExitStack()
+    for kind in ("cpu", "cuda", "xpu", "mps"):
+        if torch.is_autocast_enabled(kind):
+            modes.enter_context(torch.autocast(kind, enabled=False))
+    if torch.get_default_device() != _CPU:
+        modes.enter_context(_CPU)
+    return modes
+
+
+@contextmanager
+def preserve_global_state(seed: int | None = None) -> Iterator[None]:
     """Restore random states (Python, NumPy, torch), default dtype and grad mode, even after an error.
 
-    Inside the context, the default dtype is float32, gradients are recorded, and functions that the caller compiled run
-    uncompiled, whatever the caller set: hooks and copies would have torch compile them again and again.
+    Inside the context, the default dtype is float32, the default device is the CPU, gradients are recorded, nothing is
+    cast automatically, and functions that the caller compiled run uncompiled, whatever the caller set: hooks and copies
+    would have torch compile them again and again.
+
+    Args:
+        seed: seed of the random states inside the context; None leaves them as they are.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the global state itself
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
@@ -134,9 +190,12 @@ def preserve_global_state() -> Iterator[None]:
             torch.inference_mode(mode=False),
             torch.random.fork_rng(devices=devices),
             _uncompiled(),
+            _plain_modes(),
         ):
             torch.set_default_dtype(torch.float32)
             torch.set_grad_enabled(True)
+            if seed is not None:
+                seed_global_state(seed)
             yield
     finally:
         random.setstate(python_state)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from dfq_plugins.errors import DataError, PluginError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import torch
@@ -49,8 +50,9 @@ class InputSpec:
             and other signals often do. It replaces mean, std and range: such samples have no fixed ones.
 
     Raises:
-        UsageError: a size is not positive, mean and std do not fit the channels, the range is empty, there is only one
-            class, or standardized samples have one value or a mean, std or range.
+        UsageError: a size is not a positive whole number, a value is not finite, mean and std do not fit the channels,
+            the range is empty, the number of classes is 1 or negative, or standardized samples have one value or a
+            mean, std or range.
 
     >>> InputSpec((1, 8, 8), (0.5,), (0.25,), (0.0, 1.0)).bounds
     ((-2.0,), (2.0,))
@@ -64,10 +66,9 @@ class InputSpec:
     standardized_samples: bool = False
 
     def __post_init__(self) -> None:
-        if not self.shape or any(size < 1 for size in self.shape):
-            raise UsageError(
-                f"An input shape needs positive sizes, channels first, got {self.shape}. Give e.g. (3, 32, 32)."
-            )
+        object.__setattr__(self, "shape", _sizes(self.shape))
+        for name, example in (("mean", "(0.5,)"), ("std", "(0.25,)"), ("value_range", "(0, 1)")):
+            object.__setattr__(self, name, _finite_numbers(name, getattr(self, name), example))
         if (self.mean is None) != (self.std is None):
             raise UsageError("mean and std go together: give both or neither.")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -75,11 +76,11 @@ class InputSpec:
                 raise UsageError(f"{name} needs one value per channel ({self.channels}), got {len(values)}: {values}.")
         if self.std is not None and min(self.std) <= 0:
             raise UsageError(f"std must be positive, got {self.std}.")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+        if self.value_range is not None and (len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]):  # noqa: PLR2004
             raise UsageError(
                 f"value_range must be increasing, got {self.value_range}. Give (lowest, highest), e.g. (0, 1)."
             )
-        _check_classes(self.num_classes)
+        object.__setattr__(self, "num_classes", _class_count(self.num_classes))
         if self.standardized_samples and (self.mean is not None or self.value_range is not None):
             raise UsageError(
                 "standardized_samples means that each sample is normalized by its own mean and standard deviation, so "
@@ -145,10 +146,13 @@ class InputSpec:
     def standardized(self) -> bool:
         """Whether each channel of normalized data has mean 0 and variance 1, so that the input's statistics are known.
 
-        A std above that of a uniform distribution over `value_range` cannot come from the data: it is only rescaling,
-        such as `x / 127.5 - 1`.
+        Values between `low` and `high` with a given mean have at most the variance `(mean - low) (high - mean)`, half
+        the range where the mean is in the middle (Bhatia and Davis 2000). A std that is not below that cannot come from
+        the data: it is only rescaling, such as `x / 127.5 - 1`.
 
         >>> InputSpec((1, 8), (0.5,), (0.25,), (0.0, 1.0)).standardized
+        True
+        >>> InputSpec((1, 28, 28), (0.1307,), (0.3081,), (0.0, 1.0)).standardized  # MNIST
         True
         >>> InputSpec((1, 8), (127.5,), (127.5,), (0.0, 255.0)).standardized
         False
@@ -157,7 +161,8 @@ class InputSpec:
             return False
         if self.value_range is None:
             return True
-        return max(self.std) < (self.value_range[1] - self.value_range[0]) / math.sqrt(12)
+        low, high = self.value_range
+        return all(std**2 < (mean - low) * (high - mean) for mean, std in zip(self.mean or (), self.std, strict=True))
 
     @property
     def input_range(self) -> tuple[float, float] | None:
@@ -225,7 +230,7 @@ class NetworkSpec:
             )
         if self.call not in ("keywords", "positional", "dictionary"):
             raise UsageError(f"call must be keywords, positional or dictionary, got {self.call!r}.")
-        _check_classes(self.num_classes)
+        object.__setattr__(self, "num_classes", _class_count(self.num_classes))
         order = self.order or tuple(self.inputs)
         if sorted(order) != sorted(self.inputs):
             raise UsageError(f"order must name each input once ({', '.join(self.inputs)}), got {', '.join(order)}.")
@@ -296,12 +301,58 @@ class NetworkSpec:
             raise DataError(f"All inputs of a batch must have the same number of samples, but {counts}.")
 
 
-def _check_classes(num_classes: int | None) -> None:
-    if num_classes is not None and (num_classes == 1 or num_classes < 0):
+def _sizes(given: Any) -> tuple[int, ...]:
+    """Return a shape as whole numbers.
+
+    Raises:
+        UsageError: it is empty, or a size is not a positive whole number.
+    """
+    sizes = tuple(_whole(size) for size in given) if isinstance(given, Iterable) else ()
+    if not sizes or any(size is None or size < 1 for size in sizes):
+        raise UsageError(f"An input shape needs positive sizes, channels first, got {given}. Give e.g. (3, 32, 32).")
+    return tuple(size for size in sizes if size is not None)
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number; None for anything else, a truth value included."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _finite_numbers(name: str, given: Any, example: str) -> Any:
+    """Return finite numbers as a tuple of floats; None stays None.
+
+    Raises:
+        UsageError: it is not a sequence of numbers, or one is NaN or infinite.
+    """
+    if given is None:
+        return None
+    try:
+        numbers = tuple(math.nan if isinstance(value, bool) else float(value) for value in given)
+    except (TypeError, ValueError):
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{name} needs finite numbers, got {given}. Give e.g. {example}, or None if it is not known.")
+    return numbers
+
+
+def _class_count(given: Any) -> int | None:
+    """Return the number of classes, or None.
+
+    Raises:
+        UsageError: it is not a whole number, or it is 1 or negative.
+    """
+    if given is None:
+        return None
+    classes = _whole(given)
+    if classes is None or classes == 1 or classes < 0:
         raise UsageError(
-            f"A classifier has at least 2 class logits, got num_classes={num_classes}. Give 0 for a network that is "
+            f"A classifier has at least 2 class logits, got num_classes={given}. Give 0 for a network that is "
             "not a classifier, also if it has a single logit."
         )
+    return classes
 
 
 def _check_tensor(spec: InputSpec, batch: torch.Tensor, batch_name: str, values_name: str) -> None:
@@ -442,11 +493,13 @@ class DataGenerator(PluginBase):
     Attributes:
         conditional: whether it synthesizes inputs for given classes, and yields labels.
         timed: whether it respects a `budget`.
+        keeps_range: whether its values stay within the bounds of the specification, which the host then checks.
         several_inputs: whether its methods also take a `NetworkSpec`.
     """
 
     conditional: bool = False
     timed: bool = False
+    keeps_range: bool = True
     several_inputs: bool = False
 
     @abstractmethod

@@ -17,7 +17,7 @@ from dfq_brevitas.finn.recipes import require_finn_recipe
 from dfq_brevitas.finn.scales import share_scales
 from dfq_brevitas.framework import GraphModule, bias_correction_mode, calibration_mode
 from dfq_brevitas.graph import float_graph, quantized_graph
-from dfq_brevitas.input_range import fix_input_ranges, replace_input_quantizers
+from dfq_brevitas.input_range import fix_input_ranges, is_signed, quantizers_before_weights, replace_input_quantizers
 from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantized_once import weights_quantized_once
@@ -122,8 +122,17 @@ class BrevitasCalibrator(Calibrator):
     def _configure_input(self, graph: GraphModule, spec: Specification, recipe: Recipe) -> None:
         """Set the input quantizer to the requested width, and make it unsigned if it needs no sign."""
         bits = self.options.input_bits
-        identities = quantizer_maps(replace(recipe, activation_bits=bits), self.options).identities
-        for placeholder, one in input_nodes(graph, spec):
+        maps = quantizer_maps(replace(recipe, activation_bits=bits), self.options)
+        identities = maps.identities
+        inputs = list(input_nodes(graph, spec))
+        if bits != recipe.activation_bits and self.options.target != "finn":
+            # Whatever stands between the input and the first layer with weights has the input's width.
+            kinds = {kind: (kind, arguments) for kind, arguments in maps.activations.values()}
+            for name, module in list(quantizers_before_weights(graph, [placeholder for placeholder, _ in inputs])):
+                signed = identities["signed" if is_signed(module) else "unsigned"]
+                kind, arguments = kinds.get(type(module), signed)
+                graph.set_submodule(name, kind(**arguments).eval())
+        for placeholder, one in inputs:
             input_range = one.input_range if self.options.known_input_range else None
             # In FINN, the thresholds of a quantizer without a ReLU are signed.
             unsigned = input_range is not None and input_range[0] >= 0 and self.options.target != "finn"

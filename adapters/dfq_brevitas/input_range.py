@@ -5,15 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from dfq_brevitas.framework import ActQuantProxyFromInjectorBase, ParameterFromRuntimeStatsScaling, quant_nn
+from dfq_brevitas.quantizers import LAYERS, QuantReLU6
 from dfq_plugins.network.graph_inputs import input_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from dfq_brevitas.framework import GraphModule, Node
     from dfq_plugins.types import Specification
+
+
+_ACTIVATIONS = (quant_nn.QuantReLU, QuantReLU6, quant_nn.QuantSigmoid)
+
+_PRODUCTS = frozenset(
+    (
+        *(functional.linear, functional.conv1d, functional.conv2d, functional.conv3d),
+        *(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
+        *(torch.matmul, torch.bmm, torch.einsum, "matmul", "bmm"),
+    )
+)
+"""Functions that multiply their inputs with weights, or with each other."""
 
 
 def input_quantizers(graph: GraphModule, placeholder: Node) -> Iterator[tuple[str, Any]]:
@@ -23,6 +37,38 @@ def input_quantizers(graph: GraphModule, placeholder: Node) -> Iterator[tuple[st
             module = graph.get_submodule(str(node.target))
             if isinstance(module, quant_nn.QuantIdentity):
                 yield str(node.target), module
+
+
+def quantizers_before_weights(graph: GraphModule, placeholders: Iterable[Node]) -> Iterator[tuple[str, Any]]:
+    """Yield the quantizers behind padding, pooling and elementwise operations on nothing but the network's inputs.
+
+    Those that read an input directly, and those that share their scale with another tensor, are left out.
+    """
+    derived = set(placeholders)
+    direct = {name for node in derived for name, _ in input_quantizers(graph, node)}
+    for node in graph.graph.nodes:
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        if not sources or not derived.issuperset(sources) or _has_weights(graph, node):
+            continue
+        derived.add(node)
+        if node.op != "call_module" or str(node.target) in direct:
+            continue
+        module = graph.get_submodule(str(node.target))
+        if isinstance(module, (quant_nn.QuantIdentity, *_ACTIVATIONS)) and not _is_shared(graph, module):
+            yield str(node.target), module
+
+
+def _has_weights(graph: GraphModule, node: Node) -> bool:
+    """Return whether an operation multiplies its inputs with weights, or with each other."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        return isinstance(module, LAYERS) or hasattr(module, "weight_quant")
+    return node.target in _PRODUCTS
+
+
+def is_signed(quantizer: Any) -> bool:
+    """Return whether an activation quantizer has negative integers."""
+    return bool(quantizer.act_quant.is_signed)
 
 
 def replace_input_quantizers(graph: GraphModule, placeholder: Node, new: tuple[Any, dict[str, Any]]) -> None:

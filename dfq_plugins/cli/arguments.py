@@ -19,7 +19,7 @@ from dfq_plugins.host.registry import get_registry
 from dfq_plugins.types import InputSpec, NetworkSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from click.shell_completion import CompletionItem
     from torch import nn
@@ -118,6 +118,50 @@ class SpecArguments:
                 "--input: NAME:SHAPE:mean=0.5:std=0.25:range=0,1."
             )
 
+    def filled_in(self, known: Specification) -> SpecArguments:
+        """Return the arguments with those that were not given taken from a specification."""
+        classes = known.num_classes if self.num_classes is None else self.num_classes
+        if isinstance(known, NetworkSpec):
+            return replace(self, num_classes=classes, inputs=self.inputs or known.named, call=self.call or known.call)
+        return replace(
+            self,
+            shape=self.shape or known.shape,
+            mean=self.mean or known.mean,
+            std=self.std or known.std,
+            value_range=self.value_range or known.value_range,
+            num_classes=classes,
+            standardized_samples=self.standardized_samples or known.standardized_samples,
+        )
+
+    def with_sets(self, sets: Mapping[str, Specification]) -> SpecArguments:
+        """Return the arguments with those that were not given taken from the synthetic sets among several sources.
+
+        Args:
+            sets: the specification of each set, by its name.
+
+        Raises:
+            UsageError: two sets, or a set and an argument, contradict each other.
+        """
+        if not sets:
+            return self
+        first, known = next(iter(sets.items()))
+        for name, other in sets.items():
+            if replace(other, num_classes=None) != replace(known, num_classes=None):
+                raise UsageError(
+                    f"All synthetic sets must have the same input specification, but {first} has {known} and {name} "
+                    f"has {other}. Compare them in separate runs."
+                )
+        if isinstance(known, InputSpec):
+            names = ("shape", "mean", "std", "value_range")
+            given = {name: value for name in names if (value := getattr(self, name)) is not None}
+            for name, value in given.items():
+                if tuple(value) != getattr(known, name):
+                    raise UsageError(
+                        f"--{name.replace('_', '-')} is {value}, but the synthetic set {first} was made with "
+                        f"{getattr(known, name)}. Remove the option, or the set."
+                    )
+        return self.filled_in(known)
+
     def of_set(self, known: Specification) -> Specification:
         """Return the input specification of a synthetic set, with the given number of classes.
 
@@ -143,6 +187,7 @@ class QuantizationArguments:
     recipe: str
     output: Path | None
     num_classes: int | None
+    allow_other_network: bool
     options: dict[str, str]
 
     def check(self) -> None:
@@ -165,7 +210,6 @@ class TrainingArguments:
     training: dict[str, str]
     max_seconds: float | None
     work: Path | None
-    strict: bool
     generator: str | None
     generator_options: dict[str, str]
 
@@ -351,6 +395,10 @@ report_option = click.option(
     help="Write a report of the run as one self-contained HTML file.",
 )
 
+other_network_option = click.option(
+    "--allow-other-network", is_flag=True, help="Only warn of a synthetic set that was made from another network."
+)
+
 num_classes_option = click.option(
     "--num-classes",
     type=click.IntRange(min=0),
@@ -406,6 +454,7 @@ quantization_options = bundled(
     ),
     click.option("--output", "-o", type=FOLDER, help="Folder for the artifacts."),
     num_classes_option,
+    other_network_option,
     plugin_options,
 )
 
@@ -427,7 +476,6 @@ def training_options(kind: Callable[[], type[TrainingOptions]], generator_help: 
             "--max-seconds", type=float, help="Maximum seconds of training; the schedule is compressed to fit."
         ),
         click.option("--work", type=FOLDER, help="Folder for checkpoints; an interrupted run resumes from there."),
-        click.option("--strict", is_flag=True, help="Reject data that was made from another model."),
         listing("--list-training", kind, "List the training settings and exit."),
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dfq_plugins.cli.arguments import FOLDER, SpecArguments, TrainingArguments, bundled
+from dfq_plugins.cli.arguments import FOLDER, SpecArguments, TrainingArguments, bundled, other_network_option
 from dfq_plugins.cli.output import print_table
 from dfq_plugins.errors import UsageError
 
@@ -31,6 +31,7 @@ class StudentArguments:
 
     num_samples: int | None
     output: Path | None
+    allow_other_network: bool
 
     def check(self, training: TrainingArguments, kind: type[TrainingOptions]) -> None:
         """Report mistakes before torch is imported.
@@ -54,6 +55,7 @@ student_options = bundled(
     "student",
     click.option("--num-samples", "-n", type=click.IntRange(min=2), help="Samples to generate; default: 1024."),
     click.option("--output", "-o", type=FOLDER, help="Folder for the network; load it as saved:FOLDER."),
+    other_network_option,
 )
 
 

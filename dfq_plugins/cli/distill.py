@@ -90,7 +90,7 @@ def distill(
             output=student.output,
             factory=student_reference,
             work=training.work,
-            strict=training.strict,
+            allow_other_network=student.allow_other_network,
             listeners=[listener],
         )
         if report is not None:

@@ -81,7 +81,7 @@ def finetune_and_print(
             generator=training.generator,
             generator_options=training.generator_options,
             work=training.work,
-            strict=training.strict,
+            allow_other_network=what.allow_other_network,
             listeners=[listener],
         )
         if report is not None:

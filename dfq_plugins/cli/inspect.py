@@ -9,7 +9,14 @@ import click
 
 import dfq_plugins
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.arguments import SpecArguments, json_option, load_model, report_option, spec_options
+from dfq_plugins.cli.arguments import (
+    SpecArguments,
+    json_option,
+    load_model,
+    other_network_option,
+    report_option,
+    spec_options,
+)
 from dfq_plugins.cli.output import announce, print_json
 from dfq_plugins.data.manifest import MANIFEST_FILE
 
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
     help="State dict of the model: .safetensors, .pth or .pt.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads; default: torch's choice.")
+@other_network_option
 @spec_options
 @report_option
 @json_option
@@ -38,6 +46,7 @@ def inspect(
     model_reference: str,
     weights: Path | None,
     threads: int | None,
+    allow_other_network: bool,
     report: Path | None,
     as_json: bool,
     spec: SpecArguments,
@@ -50,7 +59,7 @@ def inspect(
     with progress.reporting():
         model = load_model(model_reference, weights, threads)
         data, completed = _source(dataset, model, spec)
-        found = dfq_plugins.inspect(data, model, spec=completed)
+        found = dfq_plugins.inspect(data, model, spec=completed, allow_other_network=allow_other_network)
         if report is not None:
             from dfq_plugins.report.runs import write_inspection_report  # noqa: PLC0415  imports matplotlib
 

@@ -95,7 +95,7 @@ def prune(
             output=student.output,
             factory=model.model_reference,
             work=training.work,
-            strict=training.strict,
+            allow_other_network=student.allow_other_network,
             listeners=[listener],
         )
         if report is not None:

@@ -123,6 +123,7 @@ def _run(
         spec=spec,
         options=what.options,
         output=what.output,
+        allow_other_network=what.allow_other_network,
         listeners=[listener],
     )
 
@@ -136,8 +137,12 @@ def _run_with_report(
     hold_out: int | None,
 ) -> tuple[QuantizationRun, tuple[OutputAgreement, ...] | None]:
     """Quantize on all samples except the held-out ones, and write the report; return what was measured on those."""
+    from dfq_plugins.model_state import frozen_copy  # noqa: PLC0415  imports torch
+    from dfq_plugins.network.origin import check_origin  # noqa: PLC0415  imports torch
     from dfq_plugins.report import runs  # noqa: PLC0415  imports matplotlib
 
+    # A part of the set is a tensor, which does not say what it was made from.
+    check_origin(dataset, frozen_copy(network), allow_other_network=what.allow_other_network)
     held_out = runs.held_out_samples(len(dataset), hold_out)
     spec = with_classes(dataset.spec, what.num_classes)
     run = _run(network, runs.calibration_part(dataset, held_out), spec, what, listener)

@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from dfq_plugins.cli import progress
-from dfq_plugins.cli.arguments import ModelArguments, SpecArguments, json_option, model_options, spec_options
+from dfq_plugins.cli.arguments import (
+    ModelArguments,
+    SpecArguments,
+    json_option,
+    model_options,
+    other_network_option,
+    spec_options,
+)
 from dfq_plugins.cli.output import print_json, print_table
 from dfq_plugins.errors import UsageError
 
@@ -17,6 +24,7 @@ from dfq_plugins.errors import UsageError
 @click.command()
 @model_options
 @click.argument("sources", nargs=-1, required=True)
+@other_network_option
 @spec_options
 @click.option(
     "--augmentation",
@@ -31,25 +39,28 @@ def similarity(
     *,
     model: ModelArguments,
     sources: tuple[str, ...],
+    allow_other_network: bool,
     augmentation: Any,
     as_json: bool,
     spec: SpecArguments,
 ) -> None:
     """Rank SOURCES by the BatchNorm divergence of their pooled statistics under MODEL, nearest first.
 
-    A source is a folder of images, an .npz file, or the folder of a synthetic set.
+    A source is a folder of images, an .npz file, or the folder of a synthetic set. Images are normalized as the
+    specification of a synthetic set among them says; without one, give --mean and --std, or --value-range.
     """
     repeated = [source for source in dict.fromkeys(sources) if sources.count(source) > 1]
     if repeated:
         raise UsageError(f"Each source may be given only once, got {repeated[0]!r} more than once. Remove the repeats.")
     with progress.reporting():
-        from dfq_plugins.data.readers import load_source  # noqa: PLC0415  imports torch
+        from dfq_plugins.data.readers import load_source, open_set  # noqa: PLC0415  imports torch
         from dfq_plugins.quality.similarity import rank  # noqa: PLC0415  imports torch
 
         network = model.load()
-        completed = spec.complete(network)
-        opened = {source: load_source(Path(source), completed) for source in sources}
-        rows = rank(network, completed, opened, augmentation=augmentation)
+        sets = {source: found for source in sources if (found := open_set(Path(source))) is not None}
+        completed = spec.with_sets({source: data.spec for source, data in sets.items()}).complete(network)
+        opened = {source: sets.get(source) or load_source(Path(source), completed) for source in sources}
+        rows = rank(network, completed, opened, augmentation=augmentation, allow_other_network=allow_other_network)
     if as_json:
         print_json({"ranking": [asdict(row) for row in rows]})
         return

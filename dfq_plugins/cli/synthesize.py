@@ -30,13 +30,11 @@ from dfq_plugins.errors import UsageError
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.storage.rank import Rank
 from dfq_plugins.synthesis.budget import RunBudget
-from dfq_plugins.types import NetworkSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dfq_plugins.data.dataset import SyntheticDataset
-    from dfq_plugins.types import Specification
 
 DEFAULT_SAMPLES = 1024
 
@@ -159,23 +157,7 @@ def _continued(
         options=wanted.options or manifest.generator.options,
         seed=manifest.seed if wanted.seed is None else wanted.seed,
         num_samples=manifest.num_samples + extend,
-    ), _filled_in(spec, manifest.input_spec)
-
-
-def _filled_in(spec: SpecArguments, known: Specification) -> SpecArguments:
-    """Return the arguments with those that were not given taken from a set's specification."""
-    classes = known.num_classes if spec.num_classes is None else spec.num_classes
-    if isinstance(known, NetworkSpec):
-        return replace(spec, num_classes=classes, inputs=spec.inputs or known.named, call=spec.call or known.call)
-    return replace(
-        spec,
-        shape=spec.shape or known.shape,
-        mean=spec.mean or known.mean,
-        std=spec.std or known.std,
-        value_range=spec.value_range or known.value_range,
-        num_classes=classes,
-        standardized_samples=spec.standardized_samples or known.standardized_samples,
-    )
+    ), spec.filled_in(manifest.input_spec)
 
 
 def _summary(dataset: SyntheticDataset, seconds: float) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class SyntheticDataset(Dataset[Batch]):
     ) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._shards = ShardCache(folder, manifest.shards, manifest.input_spec)
+        self._shards = ShardCache(folder, manifest)
         self._first_indices = _first_indices([shard.num_samples for shard in manifest.shards])
         if owner is not None:
             # The finalizer keeps the directory until this object is garbage collected, then removes it without warning.

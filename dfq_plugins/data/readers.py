@@ -12,7 +12,7 @@ from PIL import Image
 
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.data.manifest import MANIFEST_FILE
-from dfq_plugins.errors import DataError
+from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.types import NetworkSpec
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from dfq_plugins.types import Inputs, InputSpec, Specification
 
 BATCH_SIZE = 64
+
+_STEPS_OF_16_BITS = 65535 / 255
+
+SMALLEST_DEVIATION = 1e-6
+"""Smallest standard deviation that a sample is divided by when it is standardized."""
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -52,6 +57,11 @@ def load_source(path: Path, spec: Specification) -> Iterable[Inputs]:
     if files := sorted(_image_files(path)):
         return _image_batches(files, spec)
     raise _unknown_source(path)
+
+
+def open_set(path: Path) -> SyntheticDataset | None:
+    """Open the synthetic data set at a path; None if it holds something else."""
+    return SyntheticDataset.open(path) if (path / MANIFEST_FILE).is_file() else None
 
 
 def require_source(path: Path) -> None:
@@ -127,6 +137,8 @@ def _array_name(names: list[str], path: Path, wanted: str | None = None) -> str:
 
 
 def _array_batches(array: np.ndarray, spec: InputSpec, path: Path) -> Iterator[Tensor]:
+    if array.dtype == np.uint8:
+        _require_normalization(spec, path)
     for start in range(0, len(array), BATCH_SIZE):
         part = torch.from_numpy(array[start : start + BATCH_SIZE])
         batch = normalize(_channels_first(part, spec, path), spec) if part.dtype == torch.uint8 else part.float()
@@ -159,6 +171,20 @@ def _channels_first(images: Tensor, spec: InputSpec, path: Path) -> Tensor:
     return resized.round().clamp(0, 255)
 
 
+def _require_normalization(spec: InputSpec, path: Path) -> None:
+    """Reject images for a network of which it is not known what it does with their values.
+
+    Raises:
+        UsageError: there is no mean, no range and no normalization by sample.
+    """
+    if spec.mean is None and spec.value_range is None and not spec.standardized_samples:
+        raise UsageError(
+            f"{path} holds images, whose values must be brought to those that the network takes, but its normalization "
+            "is not known. Give mean and std (--mean, --std) and value_range (--value-range; 0,1 if the network takes "
+            "images without further normalization)."
+        )
+
+
 def _image_batches(files: list[Path], spec: InputSpec) -> Iterator[Tensor]:
     for start in range(0, len(files), BATCH_SIZE):
         yield normalize(torch.stack([_read_image(file, spec) for file in files[start : start + BATCH_SIZE]]), spec)
@@ -170,13 +196,32 @@ def _read_image(file: Path, spec: InputSpec) -> Tensor:
         raise DataError(
             f"Images have 1 or 3 channels, but the network takes {spec.shape}. Provide an .npz file of inputs."
         )
+    _require_normalization(spec, file.parent)
     try:
         with Image.open(file) as image:
-            resized = image.convert(mode).resize((spec.shape[2], spec.shape[1]), Image.Resampling.BILINEAR)
+            resized = _eight_bits(image, mode, file).resize((spec.shape[2], spec.shape[1]), Image.Resampling.BILINEAR)
             pixels = np.array(resized, dtype=np.float32)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read as an image: {error}. Fix or remove it.") from error
-    return torch.from_numpy(pixels.reshape(*spec.shape[1:], spec.channels)).permute(2, 0, 1)
+    pixels = pixels.reshape(*spec.shape[1:], -1)  # one channel of a gray image, or all
+    return torch.from_numpy(pixels).permute(2, 0, 1).expand(spec.channels, -1, -1)
+
+
+def _eight_bits(image: Image.Image, mode: str, file: Path) -> Image.Image:
+    """Return an image with values of 0 to 255: in `mode`, or as gray floating point if it has 16 bits.
+
+    Raises:
+        DataError: the largest possible value of a pixel is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow would clip them at 255
+        return Image.fromarray(np.asarray(image).astype(np.float32) / _STEPS_OF_16_BITS)
+    if image.mode in {"I", "F"}:
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise DataError(
+            f"The values of an image need a known range, but {file} holds {kind}. Store them with 8 or 16 bits, or "
+            "provide an .npz file of network inputs."
+        )
+    return image.convert(mode)
 
 
 def normalize(pixels: Tensor, spec: InputSpec) -> Tensor:
@@ -188,6 +233,10 @@ def normalize(pixels: Tensor, spec: InputSpec) -> Tensor:
     """
     low, high = spec.value_range or (0.0, 1.0)
     raw = low + pixels.float() / 255 * (high - low)
+    if spec.standardized_samples:
+        deviation, mean = torch.std_mean(raw.flatten(1), 1, correction=0)
+        shape = (-1, *[1] * (raw.ndim - 1))
+        return (raw - mean.view(shape)) / deviation.clamp_min(SMALLEST_DEVIATION).view(shape)
     mean, std = (
         raw.new_tensor(values or (fill,) * spec.channels).view(1, -1, 1, 1)
         for values, fill in ((spec.mean, 0.0), (spec.std, 1.0))

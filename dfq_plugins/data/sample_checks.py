@@ -85,9 +85,14 @@ def _finite_storage(shard: ShardPlan, name: str, tensor: torch.Tensor) -> torch.
     stored = _to_storage(tensor.float())
     broken = int((~stored.isfinite()).reshape(len(stored), -1).any(1).sum())
     if broken:
+        advice = (
+            "They are what the network returns: check its weights, and the range of the inputs."
+            if name.startswith("outputs")
+            else "Lower the learning rate, or check the model for NaN."
+        )
         raise DataError(
             f"Shard {shard.index} needs finite {name}, but {broken} of {shard.num_samples} samples contain NaN or "
-            "infinity. Nothing was written. Lower the learning rate, or check the model for NaN."
+            f"infinity. Nothing was written. {advice}"
         )
     return stored
 

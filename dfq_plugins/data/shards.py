@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dfq_plugins.data.manifest import ShardRecord
-    from dfq_plugins.types import Specification
+    from dfq_plugins.data.manifest import Manifest, ShardRecord
 
 METADATA_KEY = "dfq"
 """The only key of the safetensors metadata: the library writes several keys in random order."""
@@ -189,16 +188,13 @@ def _tensor_digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 class ShardCache:
-    """Loads shards on demand, checks each once, and caches the latest ones within a fixed number of bytes."""
+    """Loads shards on demand, checks each once and again after a change, and caches the latest up to some bytes."""
 
-    def __init__(
-        self, folder: Path, shards: Sequence[ShardRecord], spec: Specification, limit: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, limit: int | None = None) -> None:
         self._folder = folder
-        self._shards = shards
-        self._spec = spec
+        self._manifest = manifest
         self._limit = CACHE_BYTES if limit is None else limit
-        self._checked: set[int] = set()
+        self._checked: dict[int, tuple[int, ...]] = {}
         self._loaded: dict[int, Batch] = {}  # oldest use first
 
     def __getstate__(self) -> dict[str, Any]:
@@ -225,26 +221,45 @@ class ShardCache:
         Raises:
             DataError: the file is missing or damaged.
         """
-        self._checked.discard(index)
+        self._checked.pop(index, None)
         self._load(index)
 
     def _load(self, index: int) -> Batch:
-        record = self._shards[index]
+        record, spec = self._manifest.shards[index], self._manifest.input_spec
         path = self._folder / record.file
-        batch = load_shard(path, None if index in self._checked else record.sha256)
+        state = _state_of(path)
+        known = state is not None and self._checked.get(index) == state
+        tensors, proof = _decode(path, _read(path, None if known else record.sha256))
+        identity = self._manifest.settings.identity(record.index, record.num_samples)
+        if (proof.index, proof.identity) != (record.index, identity):
+            raise DataError(
+                f"{path} does not belong to this data set: it is shard {proof.index} of a run with other settings, or "
+                f"of another network. {_next_step(path)}"
+            )
+        batch = unflattened(tensors)
         found = map_inputs(lambda tensor: tuple(tensor.shape), batch.inputs)
-        expected = self._spec.map(lambda one: (record.num_samples, *one.shape))
+        expected = spec.map(lambda one: (record.num_samples, *one.shape))
         if found != expected:
             raise DataError(
                 f"{path} does not match its manifest: its inputs have shape {found}, not {expected}. {_next_step(path)}"
             )
-        self._checked.add(index)
+        if state is not None:
+            self._checked[index] = state
         # A file sorts its tensors by name; the specification knows the order of the inputs.
-        return batch._replace(inputs=self._spec.map(lambda _, tensor: tensor, batch.inputs))
+        return batch._replace(inputs=spec.map(lambda _, tensor: tensor, batch.inputs))
 
     def _evict(self) -> None:
         while len(self._loaded) > 1 and self.loaded_bytes > self._limit:
             del self._loaded[next(iter(self._loaded))]
+
+
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is written again; None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _num_bytes(batch: Batch) -> int:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from torch.utils import _pytree as pytree
+
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.data.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from dfq_plugins.data.plan import ShardPlan
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.plan import DatasetPlan
     from dfq_plugins.data.shards import ShardContents
     from dfq_plugins.storage.rank import Rank
-    from dfq_plugins.types import Inputs
+    from dfq_plugins.types import Batch, Inputs
 
 
 class DatasetWriter:
@@ -214,6 +216,18 @@ class DatasetWriter:
         for shard in self.manifest.shards:
             if (self.folder / shard.file).is_file():
                 yield from split(load_shard(self.folder / shard.file).inputs, batch_size)
+
+    def first_written(self, samples: int) -> Batch | None:
+        """Return the first samples of the first shard that is written; None if there is none.
+
+        Raises:
+            DataError: the shard is unreadable.
+        """
+        for shard in self.manifest.shards:
+            if (self.folder / shard.file).is_file():
+                batch: Batch = pytree.tree_map(lambda tensor: tensor[:samples], load_shard(self.folder / shard.file))
+                return batch
+        return None
 
     @property
     def is_complete(self) -> bool:

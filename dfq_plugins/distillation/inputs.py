@@ -37,14 +37,14 @@ class InputSource:
         generator: name of a generator of either kind, or a learning generator object.
         options: settings of a generator given by name.
         num_samples: number of samples that a data generator makes.
-        strict: reject data that was synthesized from another model.
+        allow_other_network: only warn of data that was synthesized from another network.
     """
 
     data: CalibrationData | None = None
     generator: str | LearningGenerator | None = None
     options: Mapping[str, object] | object | None = None
     num_samples: int = 1024
-    strict: bool = False
+    allow_other_network: bool = False
 
     def learns(self, registry: Registry) -> bool:
         """Return whether the generator learns from the student."""

@@ -110,7 +110,7 @@ def distill(
     output: Path | str | None = None,
     factory: str | None = None,
     work: Path | str | None = None,
-    strict: bool = False,
+    allow_other_network: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> DistillRun:
@@ -134,7 +134,7 @@ def distill(
         output: folder for the student; None writes nothing.
         factory: how the command line builds the student, recorded in that folder: `file.py:factory`.
         work: folder for checkpoints: repeating the call resumes an interrupted run. None stores no checkpoints.
-        strict: reject data that was synthesized from another model, instead of warning.
+        allow_other_network: only warn of data that was synthesized from another network, instead of rejecting it.
         listeners: called with every `ProgressEvent`.
         registry: registry to look up plugins in; None uses the installed plugins.
 
@@ -152,7 +152,13 @@ def distill(
         )
     registry = registry or get_registry()
     settings = training_settings(training, DistillOptions)
-    inputs = InputSource(data, generator=generator, options=generator_options, num_samples=num_samples, strict=strict)
+    inputs = InputSource(
+        data,
+        generator=generator,
+        options=generator_options,
+        num_samples=num_samples,
+        allow_other_network=allow_other_network,
+    )
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:

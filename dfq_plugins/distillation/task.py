@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,18 +24,19 @@ from dfq_plugins.distillation.loss import DistillationLoss
 from dfq_plugins.distillation.options import BLOCK_ENDS, USUAL_FEATURE_WEIGHT, TrainingOptions
 from dfq_plugins.distillation.sources import DatasetSource, GeneratorSource, MixedSource
 from dfq_plugins.distillation.task_loss import targets_of
-from dfq_plugins.errors import DataError, DfqWarning, UsageError
+from dfq_plugins.errors import UsageError
 from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.options import parse_options
 from dfq_plugins.inputs import joined, moved, rows, split
 from dfq_plugins.model_state import device_of, frozen_copy
 from dfq_plugins.network.agreement import class_agreement, output_agreement
 from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.origin import check_origin, warn_if_untrained
 from dfq_plugins.network.outputs import joined_outputs
 from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.augmentation import padding_of
-from dfq_plugins.storage.canonical_json import jsonable, short_digest
+from dfq_plugins.storage.canonical_json import jsonable
 from dfq_plugins.storage.files import create_folder, remove_temporary_files
 from dfq_plugins.storage.locks import FolderLock
 from dfq_plugins.types import InputSpec
@@ -176,7 +176,8 @@ def prepare_task(
     data = inputs.given_or_made(model, spec, settings.seed, folder, report, registry)
     if settings.task_loss is not None and not isinstance(data, (SyntheticDataset, Tensor, Mapping)):
         data = list(data)  # it may be readable only once
-    check_origin(data, teacher, strict=inputs.strict)
+    check_origin(data, teacher, allow_other_network=inputs.allow_other_network)
+    warn_if_untrained(teacher)
     samples = as_calibration_data(data, spec)
     known = resolve_spec(teacher, samples.spec, registry, shape=samples.shape)
     samples.check(known)
@@ -242,34 +243,6 @@ def _source(task: DistillationTask, loss: DistillationLoss, settings: TrainingOp
         return learner
     rest = replace(settings, batch_size=settings.batch_size - made)
     return MixedSource(learner, DatasetSource(task.examples, rest, task.spec.num_classes, fill))
-
-
-class DataOriginWarning(DfqWarning):
-    """The data was synthesized from another model than the one that is fine-tuned on it."""
-
-
-def check_origin(data: object, teacher: nn.Module, *, strict: bool) -> None:
-    """Warn about synthetic data that was made from another model, or reject it.
-
-    Raises:
-        DataError: the data was made from another model, and `strict` is set.
-    """
-    if not isinstance(data, SyntheticDataset):
-        return
-    theirs, ours = data.manifest.model_digest, model_digest(teacher)
-    if theirs == ours:
-        return
-    message = (
-        f"The data in {data.folder} was made from another model: its digest is {short_digest(theirs)}, and the given "
-        f"model's is {short_digest(ours)}."
-    )
-    if strict:
-        raise DataError(f"{message} Synthesize data from this model, or turn off strict.")
-    warnings.warn(
-        f"{message} Its inputs match the other model's statistics. Synthesize data from this model.",
-        DataOriginWarning,
-        stacklevel=3,
-    )
 
 
 def run_identity(teacher: nn.Module, parts: tuple[Examples, Examples], settings: TrainingOptions, about: object) -> str:

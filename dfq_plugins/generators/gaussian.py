@@ -31,6 +31,7 @@ class GaussianGenerator(DataGenerator):
 
     def __init__(self, options: GaussianOptions) -> None:
         self.options = options
+        self.keeps_range = options.clamp
 
     def generate(
         self,

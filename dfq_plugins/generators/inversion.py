@@ -67,6 +67,7 @@ class InversionGenerator(DataGenerator):
 
     def __init__(self, options: InversionOptions) -> None:
         self.options = options
+        self.keeps_range = options.clamp
         self.conditional = options.class_weight > 0
         self._preparations: WeakKeyDictionary[nn.Module, Preparation] = WeakKeyDictionary()
         self._differentiable: WeakSet[nn.Module] = WeakSet()

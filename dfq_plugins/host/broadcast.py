@@ -43,10 +43,13 @@ class Broadcast:
 
     def __call__(self, event: ProgressEvent) -> None:
         """Send one event to all listeners."""
+        from dfq_plugins.model_state import kept_settings  # noqa: PLC0415  imports torch
+
         for pair in tuple(self._listeners):
             name, listener = pair
             try:
-                listener(event)
+                with kept_settings():  # a plot may seed or set whatever it likes
+                    listener(event)
             except Exception as error:  # noqa: BLE001  a listener's code may raise anything
                 self._listeners.remove(pair)
                 _log_dropped(name, error)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from dfq_plugins.network.outputs import OutputKind
     from dfq_plugins.types import Inputs, Specification
 
+FEWEST_SAMPLES = 50
+"""Below this number of samples, a share of them says too little to be given in percent: one sample is over 2%."""
+
 _MATRIX = 2
 _LARGEST_DECIBELS = 150.0
 """Above the precision of float32, so that equal outputs have a finite ratio."""
@@ -56,24 +59,44 @@ class OutputAgreement:
     num_classes: int | None = None
 
     @property
+    def headline(self) -> tuple[str, str]:
+        """The share of the same class for a headline, and what to add to its caption."""
+        share = self.same_class or 0.0
+        if self.samples >= FEWEST_SAMPLES:
+            return f"{share:.1%}", ""
+        figure = f"{share:.1%}" if self.kind == "class map" else f"{round(share * self.samples)} of {self.samples}"
+        return figure, ": too few to tell"
+
+    @property
     def figures(self) -> str:
         """The figures in words."""
         parts = []
         if self.same_class is not None:
-            parts.append(
-                f"same class for {self.same_class:.2%} of {'pixels' if self.kind == 'class map' else 'samples'}"
-            )
+            of_map = self.kind == "class map"
+            share = f"{self.same_class:.2%} of pixels" if of_map else of_samples(self.same_class, self.samples)
+            parts.append(f"same class for {share}")
         if self.mean_iou is not None:
             parts.append(f"mean IoU {self.mean_iou:.1%}")
         parts.append(f"signal-to-noise ratio {self.decibels:.1f} dB")
         if self.same_largest is not None:
-            parts.append(f"same largest value for {self.same_largest:.2%} of samples")
+            parts.append(f"same largest value for {of_samples(self.same_largest, self.samples)}")
         if self.non_finite:
             parts.append(f"NaN or infinity in {self.non_finite} of {self.samples} samples")
+        if self.samples < FEWEST_SAMPLES and (self.same_class is not None or self.same_largest is not None):
+            parts.append(f"too few samples to tell ({self.samples})")
         return ", ".join(parts)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.figures}"
+
+
+def of_samples(share: float, samples: int) -> str:
+    """Return a share of samples in percent, or as a count where there are too few of them.
+
+    >>> of_samples(0.5, 100), of_samples(0.5, 6)
+    ('50.00% of samples', '3 of 6 samples')
+    """
+    return f"{share:.2%} of samples" if samples >= FEWEST_SAMPLES else f"{round(share * samples)} of {samples} samples"
 
 
 def output_agreement(
@@ -112,7 +135,13 @@ def output_agreement(
 
 def class_agreement(found: Iterable[OutputAgreement]) -> float:
     """Return the share of samples, or of positions, with the same class in the first output with classes; else NaN."""
-    return next((output.same_class for output in found if output.same_class is not None), math.nan)
+    first = class_output(found)
+    return math.nan if first is None or first.same_class is None else first.same_class
+
+
+def class_output(found: Iterable[OutputAgreement]) -> OutputAgreement | None:
+    """Return the agreement of the first output with classes; None without one."""
+    return next((output for output in found if output.same_class is not None), None)
 
 
 @torch.no_grad()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfq_plugins.errors import INTEGER_INPUTS, ModelError, UsageError, first_line
-from dfq_plugins.inputs import blank_inputs, cloned
+from dfq_plugins.inputs import blank_inputs, cloned, count, moved
 from dfq_plugins.model_state import device_of
 from dfq_plugins.network.outputs import sample_outputs
 from dfq_plugins.network.signature import check_call, signature_of
@@ -28,10 +29,10 @@ TRIAL_SAMPLES = 2
 
 
 def check_finite(model: nn.Module) -> None:
-    """Reject a model with NaN or infinite parameters or buffers.
+    """Reject a model with NaN or infinite parameters or buffers, or with a BatchNorm that divides by no number.
 
     Raises:
-        ModelError: a tensor is not finite; the message names the first few.
+        ModelError: a tensor is not finite, or a variance plus eps is not positive; the message names the first few.
     """
     wrong = [
         name
@@ -43,6 +44,41 @@ def check_finite(model: nn.Module) -> None:
             f"Weights and statistics must be finite, but NaN or infinity was found in {wrong[:5]}. "
             "Load a valid checkpoint."
         )
+    undefined = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and isinstance(module.running_var, torch.Tensor)
+        and float(module.running_var.min()) + module.eps <= 0
+    ]
+    if undefined:
+        raise ModelError(
+            f"A BatchNorm divides by the root of running_var + eps, which must be positive, but is not in "
+            f"{undefined[:5]}, so the network returns NaN. Load a valid checkpoint."
+        )
+
+
+def require_numbers(model: nn.Module, inputs: Inputs, spec: Specification) -> None:
+    """Reject a model that returns NaN for given samples: NaN can be neither compared nor quantized.
+
+    Args:
+        model: the float network.
+        inputs: `(samples, *shape)`, or a dictionary of them by name.
+        spec: its specification.
+
+    Raises:
+        ModelError: an output holds NaN; the message names it and the number of samples.
+    """
+    samples = count(inputs)
+    with torch.no_grad():
+        returned = spec.run(model, moved(cloned(inputs), device_of(model)))
+    for name, tensor in sample_outputs(returned, samples).items():
+        wrong = int(tensor.isnan().reshape(samples, -1).any(1).sum())
+        if wrong:
+            raise ModelError(
+                f"A network must return numbers, but {name!r} of {type(model).__name__} holds NaN for {wrong} of "
+                f"{samples} samples. Check the weights and the range of the inputs."
+            )
 
 
 def infer_shape(model: nn.Module) -> tuple[int, ...]:

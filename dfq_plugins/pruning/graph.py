@@ -100,7 +100,8 @@ def find_groups(model: nn.Module, sample: Tensor, keep: Sequence[str] = ()) -> G
     private = _trainable(model)
     graph = _graph(private, sample)
     found = [_record(graph, group, private) for group in graph.get_all_groups(root_module_types=WITH_FILTERS)]
-    reasons = {group.name: _obstacle(group, private, keep) for group in found}
+    tied = _tied_layers(private)
+    reasons = {group.name: _obstacle(group, private, keep, tied) for group in found}
     usable = [group for group in found if not reasons[group.name]]
     for group in _failing(model, sample, usable):
         reasons[group.name] = f"{_suspects(group)} moves or changes its channels"
@@ -136,7 +137,7 @@ def remove_filters(
     Raises:
         PluginError: torch-pruning is not installed.
     """
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    flags = {name: value.requires_grad for name, value in model.named_parameters(remove_duplicate=False)}
     model.requires_grad_(requires_grad=True)
     graph = _graph(model, sample)
     for group in groups:
@@ -216,10 +217,23 @@ def _operation(module: Any) -> str:
     return found[1] if found else re.sub(r"^_|_\d+\(.*$|\(.*$", "", text)
 
 
-def _obstacle(group: FilterGroup, model: nn.Module, keep: Sequence[str]) -> str:
+def _tied_layers(model: nn.Module) -> dict[str, str]:
+    """Return the layers that share a parameter with another layer, each with that other layer."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    shared = [names for names in holders.values() if len(names) > 1]
+    return {name: next(other for other in names if other != name) for names in shared for name in names}
+
+
+def _obstacle(group: FilterGroup, model: nn.Module, keep: Sequence[str], tied: Mapping[str, str]) -> str:
     """Return why a group cannot be pruned; an empty string if it can."""
-    if any(member.name in keep for member in group.members):
+    names = [member.name for member in group.members]
+    if any(name in keep for name in names):
         return "excluded by the option keep"
+    if shared := next((name for name in names if name in tied), None):
+        return f"{shared} shares its weights with {tied[shared]}"
     if not any(not member.outputs for member in group.members):
         return "its filters are the network's outputs"
     if not group.norms:

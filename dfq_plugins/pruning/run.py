@@ -124,7 +124,7 @@ def prune(
     output: Path | str | None = None,
     factory: str | None = None,
     work: Path | str | None = None,
-    strict: bool = False,
+    allow_other_network: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> PruneRun:
@@ -152,7 +152,7 @@ def prune(
         output: folder for the network, loaded on the command line as `saved:FOLDER`; None writes nothing.
         factory: how the command line builds the original network, recorded in that folder: `file.py:factory`.
         work: folder for checkpoints: repeating the call resumes an interrupted run. None stores no checkpoints.
-        strict: reject data that was synthesized from another model, instead of warning.
+        allow_other_network: only warn of data that was synthesized from another network, instead of rejecting it.
         listeners: called with every `ProgressEvent`.
         registry: registry to look up plugins in; None uses the installed plugins.
 
@@ -172,7 +172,13 @@ def prune(
     registry = registry or get_registry()
     record = parse_options(PruningOptions, options, owner="pruning")
     settings = training_settings(training, PruneTrainingOptions if rewind_to is None else DistillOptions)
-    inputs = InputSource(data, generator=generator, options=generator_options, num_samples=num_samples, strict=strict)
+    inputs = InputSource(
+        data,
+        generator=generator,
+        options=generator_options,
+        num_samples=num_samples,
+        allow_other_network=allow_other_network,
+    )
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     if sparsity is None:

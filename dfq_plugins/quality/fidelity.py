@@ -61,11 +61,13 @@ class Fidelity:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Return `10 * log10(signal / noise)` of two energies.
+    """Return `10 * log10(signal / noise)` of two energies; minus infinity if one of them is not finite.
 
-    >>> decibels(100.0, 1.0), decibels(1.0, 0.0)
-    (20.0, inf)
+    >>> decibels(100.0, 1.0), decibels(1.0, 0.0), decibels(math.nan, math.nan)
+    (20.0, inf, -inf)
     """
+    if not (math.isfinite(signal) and math.isfinite(noise)):
+        return -math.inf
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -11,11 +11,12 @@ from dfq_plugins.data.calibration_data import as_calibration_data
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.host.registry import get_registry
-from dfq_plugins.inputs import cloned, leaves, moved
+from dfq_plugins.inputs import cloned, moved
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
-from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.normalization import clamped_share, impossible
+from dfq_plugins.network.origin import check_origin
 from dfq_plugins.network.specification import resolve_spec
-from dfq_plugins.network.trial import check_finite
+from dfq_plugins.network.trial import check_finite, require_numbers
 from dfq_plugins.quality import ranges, teacher, verdict
 from dfq_plugins.quality.inspection import Inspection, LayerQuality
 from dfq_plugins.statistics.batch_norm import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import GivenSpec, Inputs, InputSpec, Specification
+    from dfq_plugins.types import GivenSpec, Inputs, Specification
 
 FEWEST_SAMPLES = 2
 """A single sample has no neighbor and no variance."""
@@ -44,6 +45,7 @@ def inspect(
     model: nn.Module,
     *,
     spec: GivenSpec | None = None,
+    allow_other_network: bool = False,
     registry: Registry | None = None,
 ) -> Inspection:
     """Rate how good a set is for calibrating a model, without real data and without quantizing anything.
@@ -52,6 +54,7 @@ def inspect(
         dataset: a `SyntheticDataset` or its folder, or any data that `quantize` accepts.
         model: the trained float network; not changed.
         spec: input specification; a synthetic data set provides its own.
+        allow_other_network: only warn of data that was synthesized from another network, instead of rejecting it.
         registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
@@ -65,11 +68,10 @@ def inspect(
     'more samples or iterations needed'
     """
     data = SyntheticDataset.open(dataset) if isinstance(dataset, (str, Path)) else dataset
-    with preserve_global_state():
+    with preserve_global_state(seed=0):
         network = frozen_copy(model)
         check_finite(network)
-        if isinstance(data, SyntheticDataset):
-            _check_made_from(data, network)
+        check_origin(data, network, allow_other_network=allow_other_network)
         samples = as_calibration_data(data, spec)
         known = resolve_spec(network, samples.spec, registry or get_registry(), shape=samples.shape)
         samples.check(known)
@@ -78,16 +80,8 @@ def inspect(
                 f"An inspection compares samples with each other and needs at least {FEWEST_SAMPLES}, got "
                 f"{len(samples)}. Give more; a calibration set has hundreds."
             )
+        require_numbers(network, next(iter(samples)), known)
         return _inspected(network, samples, known, _known_labels(data))
-
-
-def _check_made_from(data: SyntheticDataset, network: nn.Module) -> None:
-    made_from, given = data.manifest.model_digest, model_digest(network)
-    if made_from != given:
-        raise DataError(
-            f"The set in {data.folder} was made from another model: its digest is {made_from}, and the given model's "
-            f"is {given}. Give the model that the set was synthesized from, with the same weights."
-        )
 
 
 def _known_labels(data: object) -> Tensor | None:
@@ -119,6 +113,7 @@ def _inspected(network: nn.Module, samples: InputBatches, spec: Specification, l
         diversity=None if hook.features is None else teacher.diversity(hook.features),
         clamped=clamped_share(samples, spec),
         why_not=why_not,
+        impossible=impossible(spec),
     )
 
 
@@ -153,23 +148,3 @@ def _label_counts(logits: Tensor | None, labels: Tensor | None) -> tuple[int, ..
         return ()
     named = logits.argmax(1) if labels is None else labels.cpu()
     return tuple(named.bincount(minlength=logits.shape[1]).tolist())
-
-
-def clamped_share(batches: Iterable[Inputs], spec: Specification) -> float | None:
-    """Return the share of input values at or beyond the edge of the valid range; None without a known range."""
-    if all(one.bounds is None for one in spec.named.values()):
-        return None
-    at_edge = total = 0
-    for batch in batches:
-        for one, values in zip(spec.named.values(), leaves(batch), strict=True):
-            if one.bounds is not None:
-                at_edge += _values_at_edge(values.cpu(), one)
-                total += values.numel()
-    return at_edge / total
-
-
-def _values_at_edge(values: Tensor, spec: InputSpec) -> int:
-    view = (1, -1) + (1,) * (len(spec.shape) - 1)
-    low, high = (torch.tensor(edge).view(view) for edge in spec.bounds or ())
-    slack = 1e-5 * (high - low)
-    return int(((values <= low + slack) | (values >= high - slack)).sum())

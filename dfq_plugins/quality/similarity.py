@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dfq_plugins.errors import DataError
+from dfq_plugins.data.dataset import SyntheticDataset
+from dfq_plugins.errors import DataError, ModelError
 from dfq_plugins.inputs import count, leaves
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
+from dfq_plugins.network.origin import check_origin
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.batch_norm import require_reached_layers
 from dfq_plugins.statistics.presentation import best_divergences, presentations
@@ -44,9 +47,10 @@ class SimilarityRow:
 def rank(
     model: nn.Module,
     spec: Specification,
-    sources: Mapping[str, Iterable[Inputs]],
+    sources: Mapping[str, SyntheticDataset | Iterable[Inputs]],
     *,
     augmentation: PresentationChoice = "auto",
+    allow_other_network: bool = False,
 ) -> list[SimilarityRow]:
     """Rank data sets by the divergence of their pooled statistics from those stored in the model, nearest first.
 
@@ -58,32 +62,45 @@ def rank(
     Args:
         model: trained network with BatchNorm; not changed.
         spec: input specification.
-        sources: batches of inputs `(batch, *shape)` by the name of their data set.
+        sources: synthetic sets, or batches of inputs `(batch, *shape)`, by the name of their data set.
         augmentation: "none" presents all samples as they are; "pad-and-crop" flips them, pads them by an eighth of the
             side with the lowest value, and crops them; "auto" uses the better match for each source, but always "none"
             for large images and for inputs that are not color images with a known value range.
+        allow_other_network: only warn of synthetic sets from another network, instead of rejecting them.
 
     Raises:
         ModelError: the model has no trained BatchNorm statistics, or contains NaN.
         UsageError: pad-and-crop is requested for inputs that are not images with a known value range.
-        DataError: a source has no samples, or values that are not finite.
+        DataError: a source has no samples, or values that are not finite, or was synthesized from another network.
     """
     presentations(spec, augmentation)
-    with preserve_global_state():
+    with preserve_global_state(seed=0):
         network = frozen_copy(model)
         check_finite(network)
         require_batch_norm(network)
+        for source in sources.values():
+            check_origin(source, network, allow_other_network=allow_other_network)
         require_reached_layers(network, spec)
         measured = (_row(network, spec, augmentation, *item) for item in sources.items())
         return sorted(measured, key=lambda row: row.divergence)
 
 
 def _row(
-    network: nn.Module, spec: Specification, choice: PresentationChoice, name: str, batches: Iterable[Inputs]
+    network: nn.Module,
+    spec: Specification,
+    choice: PresentationChoice,
+    name: str,
+    batches: SyntheticDataset | Iterable[Inputs],
 ) -> SimilarityRow:
-    counted = _Counted(name, batches)
+    counted = _Counted(name, batches.batches() if isinstance(batches, SyntheticDataset) else batches)
     shown, layers = best_divergences(network, counted, spec, choice)
     mean = sum(layers.values()) / len(layers)
+    if not math.isfinite(mean):
+        wrong = [layer for layer, divergence in layers.items() if not math.isfinite(divergence)]
+        raise ModelError(
+            f"The statistics of {name} are not finite in {wrong[:5]}: the network returns NaN or infinity for it. "
+            "Check the weights and the range of the inputs."
+        )
     return SimilarityRow(name, mean, counted.samples, max(layers, key=layers.__getitem__), shown)
 
 

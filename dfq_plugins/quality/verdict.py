@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dfq_plugins.network.normalization import described, unlikely
 from dfq_plugins.quality.inspection import Inspection
 from dfq_plugins.quality.teacher import label_balance
 
@@ -65,25 +66,30 @@ def judged(
     diversity: float | None,
     clamped: float | None,
     why_not: str,
+    impossible: str = "",
 ) -> Inspection:
     """Return the complete record: the given figures and those derived from them.
 
     Args:
-        num_samples: see `Inspection`, as for all arguments except `why_not`.
+        num_samples: see `Inspection`, as for all arguments except `why_not` and `impossible`.
         layers: empty if the network has no recorded statistics.
         label_counts: empty if the network is not a classifier.
         confidence: None if the network is not a classifier.
         diversity: None if the network has no layer with weights.
         clamped: None if the valid range is unknown.
         why_not: why the network's statistics cannot be used; empty if they can.
+        impossible: why no data can have the input specification; empty if some can.
     """
     surprise, range_error = mean_surprise(layers), mean_range_error(layers)
     points = None if surprise is None or range_error is None else score(surprise, range_error)
     word, reason = _verdict(points, layers)
+    divergence = mean_divergence(layers)
+    if fault := impossible or unlikely(clamped, divergence):
+        reason = f"{described(fault)} {reason}"
     return Inspection(
         num_samples=num_samples,
         layers=layers,
-        divergence=mean_divergence(layers),
+        divergence=divergence,
         surprise=surprise,
         range_error=range_error,
         confidence=confidence,

@@ -195,8 +195,9 @@ class OutputDifference:
     Args:
         samples: number of samples.
         same_class: share of samples, or of positions, with the same top-1 class; None if it does not hold class logits.
-        largest: largest difference.
-        deviation: mean difference, as a share of the standard deviation of the expected outputs.
+            Rows with NaN or infinity count as different.
+        largest: largest difference; NaN if a value of either is not finite.
+        deviation: mean difference, as a share of the standard deviation of the expected outputs; NaN likewise.
     """
 
     samples: int
@@ -238,5 +239,6 @@ def compare(expected: Any, found: Any, num_classes: int | None) -> OutputDiffere
     ours, theirs = class_scores(first, num_classes), class_scores(second, num_classes)
     same = None
     if ours is not None and theirs is not None:
-        same = (ours.argmax(1) == theirs.argmax(1)).float().mean().item()
+        finite = (ours.isfinite() & theirs.isfinite()).all(1)
+        same = ((ours.argmax(1) == theirs.argmax(1)) & finite).float().mean().item()
     return OutputDifference(len(first), same, difference.max().item(), difference.mean().item() / spread)

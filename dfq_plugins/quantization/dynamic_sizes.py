@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,8 @@ def check_other_sizes(proto: Any, model: nn.Module, spec: Specification) -> Chec
     except ArtifactError as error:
         raise ArtifactError(f"The file does not run on inputs of shape {larger.shape}: {error} {advice}") from error
     agreements = [compare(*pair, None) for pair in zip(expected, found, strict=True)]
-    worst = max(agreements, key=lambda agreement: agreement.deviation)
+    # NaN is the worst, but compares as neither larger nor smaller.
+    worst = max(agreements, key=lambda agreement: (math.isnan(agreement.deviation), agreement.deviation))
     if not worst.deviation <= _LARGEST_DEVIATION:
         raise ArtifactError(
             f"On inputs of shape {larger.shape}, the file does not compute what torch does: {worst}. {advice}"

@@ -21,9 +21,12 @@ from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.inputs import rows
-from dfq_plugins.model_state import preserve_global_state
+from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import class_agreement
 from dfq_plugins.quantization.artifacts import export_all, require_folder
+from dfq_plugins.quantization.guard import warn_of_outputs
+from dfq_plugins.quantization.input_step import warn_of_input_step
+from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -77,7 +80,7 @@ def finetune(
     generator_options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
     work: Path | str | None = None,
-    strict: bool = False,
+    allow_other_network: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> FinetuneRun:
@@ -99,7 +102,7 @@ def finetune(
         generator_options: settings of a generator given by name.
         output: folder for the artifacts; None exports nothing.
         work: folder for checkpoints: repeating the call resumes an interrupted run. None stores no checkpoints.
-        strict: reject data that was synthesized from another model, instead of warning.
+        allow_other_network: only warn of data that was synthesized from another network, instead of rejecting it.
         listeners: called with every `ProgressEvent`.
         registry: registry to look up plugins in; None uses the installed plugins.
 
@@ -120,15 +123,19 @@ def finetune(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     settings = parse_options(TrainingOptions, training, owner="fine-tuning")
     framework = registry.create("calibrator", calibrator, options)
-    inputs = InputSource(data, generator=generator, options=generator_options, strict=strict)
+    inputs = InputSource(data, generator=generator, options=generator_options, allow_other_network=allow_other_network)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
         torch.manual_seed(settings.seed)  # for frameworks and generators that draw from the global random state
+        identity = about_network(frozen_copy(model))
+        if output is not None:
+            check_artifact_folder(Path(output), identity)
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
         accepted = accepted_spec(framework, info, task.spec)
         with attributed(info):
             prepared = _calibrated(framework, task, recipe, accepted)
+        warn_of_input_step(task.teacher, rows(task.examples.inputs, slice(64)), task.spec, recipe)
         settings = task.resolve_settings(_settings_for(settings, recipe), prepared)
         before = task.output_agreement(prepared)
         about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
@@ -138,24 +145,32 @@ def finetune(
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
             after = task.output_agreement(converted)
+            if settings.task_loss is None:  # which may lead away from the float network
+                warn_of_outputs(after, recipe, calibrator)
             writes = output is not None and ranks.leads
             artifacts, rejected = export_all(framework, converted, accepted, Path(output or "")) if writes else ((), ())
+        run = FinetuneRun(
+            model=converted,
+            calibrator=calibrator,
+            recipe=recipe,
+            coverage=coverage,
+            artifacts=artifacts,
+            agreement=class_agreement(after),
+            output_agreement=after,
+            rejected=rejected,
+            agreement_before=class_agreement(before),
+            output_agreement_before=before,
+            history=history,
+            training=settings,
+            held_out=len(task.held_out),
+        )
+        if writes:
+            parts = [task.examples.inputs, task.held_out.inputs]
+            about_samples = about_data(data, parts, len(task.examples) + len(task.held_out))
+            chosen = registry.options("calibrator", calibrator, options)
+            write_manifest(Path(output or ""), run, identity, data=about_samples, options=chosen, spec=task.spec)
         ranks.wait()
-    return FinetuneRun(
-        model=converted,
-        calibrator=calibrator,
-        recipe=recipe,
-        coverage=coverage,
-        artifacts=artifacts,
-        agreement=class_agreement(after),
-        output_agreement=after,
-        rejected=rejected,
-        agreement_before=class_agreement(before),
-        output_agreement_before=before,
-        history=history,
-        training=settings,
-        held_out=len(task.held_out),
-    )
+    return run
 
 
 def _settings_for(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:

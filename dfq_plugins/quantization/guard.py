@@ -44,16 +44,33 @@ def warn_of_outputs(outputs: Iterable[OutputAgreement], recipe: Recipe, calibrat
     for output in outputs:
         if output.non_finite:
             warnings.warn(
-                f"The quantized network returns NaN or infinity: {output}. Its ranges may be far too narrow, for "
-                "example in front of a division. Keep that part in float, or use another calibrator.",
+                f"The float or the quantized network returns NaN or infinity: {output}. If it is the quantized one, "
+                "its ranges may be far too narrow, for example in front of a division. Keep that part in float, or use "
+                "another calibrator.",
                 DfqWarning,
                 stacklevel=3,
             )
         elif not math.isnan(output.decibels) and output.decibels < bound:
-            warnings.warn(
-                f"The network that {calibrator} quantized does not follow the float network: {output}. At {recipe} it "
-                f"should have at least {bound:g} dB. Calibrate with data that the network knows, use more bits, keep "
-                "the layers in float that cause it, or use another calibrator.",
-                DfqWarning,
-                stacklevel=3,
-            )
+            warnings.warn(_too_far("network", str(output), recipe, calibrator), DfqWarning, stacklevel=3)
+
+
+def warn_of_part(name: str, decibels: float, recipe: Recipe, calibrator: str) -> None:
+    """Warn of a quantized part whose outputs are not finite, or do not follow those of the float part.
+
+    Args:
+        name: name of the part.
+        decibels: signal-to-noise ratio of its worst output; minus infinity if a value is not finite.
+        recipe: bit widths; they decide what is too far.
+        calibrator: name of the calibrator, for the message.
+    """
+    if decibels < lowest_decibels(recipe):
+        text = f"{name}: signal-to-noise ratio {decibels:.1f} dB"
+        warnings.warn(_too_far("part", text, recipe, calibrator), DfqWarning, stacklevel=3)
+
+
+def _too_far(what: str, text: str, recipe: Recipe, calibrator: str) -> str:
+    return (
+        f"The {what} that {calibrator} quantized does not follow the float {what}: {text}. At {recipe} it should have "
+        f"at least {lowest_decibels(recipe):g} dB. Calibrate with data that the network knows, use more bits, keep the "
+        "layers in float that cause it, or use another calibrator."
+    )

@@ -22,6 +22,7 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.inputs import leaves, run_network
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
+from dfq_plugins.network.origin import warn_if_untrained
 from dfq_plugins.network.parts import (
     PartInputs,
     PartNetwork,
@@ -32,7 +33,10 @@ from dfq_plugins.network.parts import (
     survey,
 )
 from dfq_plugins.network.trial import check_finite, takes_list
+from dfq_plugins.quality.fidelity import decibels
 from dfq_plugins.quantization.artifacts import export_all, require_folder
+from dfq_plugins.quantization.guard import warn_of_part
+from dfq_plugins.quantization.manifest import about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.quantized_part import QuantizedPart, Variant
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import Coverage, ProgressEvent, Recipe, as_specification
@@ -138,9 +142,13 @@ def quantize_parts(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     framework = registry.create("calibrator", calibrator, options)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state():
+    with preserve_global_state(seed=0):
         network = frozen_copy(model)
         check_finite(network)
+        identity = about_network(network)
+        if output is not None:
+            check_artifact_folder(Path(output), identity)
+        warn_if_untrained(network)
         names = known_parts(network) if parts is None else tuple(parts)
         check_parts(network, names)
         runs = _runs(network, data, spec, call)
@@ -156,10 +164,11 @@ def quantize_parts(
             prepared = [_prepare(framework, part, recipe, info) for part in floats]  # all, before any is calibrated
             for part, module in zip(floats, prepared, strict=True):
                 done.append(_convert(framework, part, module, output))
+                warn_of_part(part.name, done[-1].agreement.decibels, recipe, calibrator)
                 broadcast(ProgressEvent("calibrate", len(done), len(floats)))
         for name in dict.fromkeys(part.name for part in floats):
             _replace(network, name, [found.variant for found in done if found.agreement.name == name])
-    return PartsRun(
+    run = PartsRun(
         model=network,
         calibrator=calibrator,
         recipe=recipe,
@@ -173,6 +182,10 @@ def quantize_parts(
         parts=tuple(found.agreement for found in done),
         left_out=left_out,
     )
+    if output is not None:
+        chosen = registry.options("calibrator", calibrator, options)
+        write_manifest(Path(output), run, identity, data={}, options=chosen, spec=as_specification(spec))
+    return run
 
 
 class _FloatPart:
@@ -227,8 +240,8 @@ def _convert(framework: Calibrator, part: _FloatPart, prepared: nn.Module, outpu
     result, expected = nesting_of(part.network.get_submodule(part.name)(*args, **kwargs))
     variant = Variant(part.form, part.spec, result, converted)
     found = variant.run(leaves(sample))
-    decibels = min(_decibels(one.float(), other.float()) for one, other in zip(expected, found, strict=True))
-    agreement = PartAgreement(part.name, part.form.shapes, decibels, len(leaves(sample)[0]))
+    worst = min(_ratio(one.float(), other.float()) for one, other in zip(expected, found, strict=True))
+    agreement = PartAgreement(part.name, part.form.shapes, worst, len(leaves(sample)[0]))
     artifacts, rejected = (
         ((), ()) if output is None else export_all(framework, converted, part.spec, Path(output) / part.folder)  # type: ignore[arg-type]
     )
@@ -247,12 +260,8 @@ def _in_whole(coverage: Coverage, part: str) -> Coverage:
     )
 
 
-def _decibels(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """Return the signal-to-noise ratio in dB; infinite where they are equal."""
-    signal, noise = float(expected.square().sum()), float((expected - found).square().sum())
-    if not noise:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+def _ratio(expected: torch.Tensor, found: torch.Tensor) -> float:
+    return decibels(float(expected.double().square().sum()), float((expected - found).double().square().sum()))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfq_plugins.data.calibration_data import as_calibration_data
+from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.broadcast import Broadcast
@@ -16,10 +17,21 @@ from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import frozen_copy, preserve_global_state
 from dfq_plugins.network.agreement import class_agreement, output_agreement
 from dfq_plugins.network.file_network import FileNetwork
+from dfq_plugins.network.normalization import (
+    clamped_share,
+    impossible,
+    mean_of,
+    outside,
+    unlikely,
+    warn_of_normalization,
+)
+from dfq_plugins.network.origin import check_origin, warn_if_untrained
 from dfq_plugins.network.specification import resolve_spec
-from dfq_plugins.network.trial import check_finite
+from dfq_plugins.network.trial import check_finite, require_numbers
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
+from dfq_plugins.quantization.input_step import warn_of_input_step
+from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import CalibratorEntry, ProgressEvent, Recipe
 
@@ -28,10 +40,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dfq_plugins.data.calibration_data import CalibrationData
+    from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.host.plugin_info import PluginInfo
     from dfq_plugins.host.registry import Registry
-    from dfq_plugins.types import GivenSpec
+    from dfq_plugins.types import GivenSpec, Specification
 
 AGREEMENT_SAMPLES = 512
 
@@ -45,6 +57,7 @@ def quantize(
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
+    allow_other_network: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> nn.Module:
@@ -61,6 +74,7 @@ def quantize(
         spec=spec,
         options=options,
         output=output,
+        allow_other_network=allow_other_network,
         listeners=listeners,
         registry=registry,
     ).model
@@ -75,6 +89,7 @@ def run_quantization(
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
     output: Path | str | None = None,
+    allow_other_network: bool = False,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> QuantizationRun:
@@ -92,6 +107,7 @@ def run_quantization(
             input quantizer. For several inputs, a `NetworkSpec` or a mapping of `InputSpec` by name.
         options: settings of the calibrator, as a mapping or as its options record.
         output: folder for the artifacts; None exports nothing.
+        allow_other_network: only warn of data that was synthesized from another network, instead of rejecting it.
         listeners: called with every `ProgressEvent`.
         registry: registry to look up plugins in; None uses the installed plugins.
 
@@ -99,7 +115,8 @@ def run_quantization(
         UsageError: the recipe, an option or a name is invalid, or the calibrator does not take ONNX files.
         PluginError: the calibrator is unknown, or its framework is not installed.
         ModelError: the framework cannot trace or quantize the model, or the ONNX file cannot be used.
-        DataError: the data is empty or has the wrong shape, or the output folder is a file.
+        DataError: the data is empty, has the wrong shape or was made from another network, or the output folder is a
+            file.
 
     A failing export raises nothing: it is listed in `QuantizationRun.rejected`.
     """
@@ -111,12 +128,20 @@ def run_quantization(
     network = _network(model, info, registry)
     framework = registry.create("calibrator", calibrator, options)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state():
+    with preserve_global_state(seed=0):
         original = frozen_copy(network)
         check_finite(original)
+        identity = about_network(original)
+        if output is not None:
+            check_artifact_folder(Path(output), identity)
+        check_origin(data, original, allow_other_network=allow_other_network)
+        warn_if_untrained(original)
         samples = as_calibration_data(data, spec)
         known = resolve_spec(original, samples.spec, registry, shape=samples.shape)
         samples.check(known)
+        warn_of_data(data, samples, known)
+        require_numbers(original, next(iter(samples)), known)
+        warn_of_input_step(original, next(iter(samples)), known, recipe)
         accepted = accepted_spec(framework, info, known)
         with attributed(info):
             prepared = framework.prepare(original, accepted, recipe, training=False)
@@ -130,16 +155,30 @@ def run_quantization(
             artifacts, rejected = (
                 ((), ()) if output is None else export_all(framework, converted, accepted, Path(output))
             )
-    return QuantizationRun(
-        model=converted,
-        calibrator=calibrator,
-        recipe=recipe,
-        coverage=coverage,
-        artifacts=artifacts,
-        agreement=class_agreement(found),
-        output_agreement=found,
-        rejected=rejected,
-    )
+        run = QuantizationRun(
+            model=converted,
+            calibrator=calibrator,
+            recipe=recipe,
+            coverage=coverage,
+            artifacts=artifacts,
+            agreement=class_agreement(found),
+            output_agreement=found,
+            rejected=rejected,
+        )
+        if output is not None:
+            about = about_data(data, samples, len(samples))
+            chosen = registry.options("calibrator", calibrator, options)
+            write_manifest(Path(output), run, identity, data=about, options=chosen, spec=known)
+    return run
+
+
+def warn_of_data(data: CalibrationData, samples: InputBatches, spec: Specification) -> None:
+    """Warn of a normalization that cannot be that of the network."""
+    if isinstance(data, SyntheticDataset):
+        likely = unlikely(clamped_share(samples, spec), mean_of(data.manifest.divergence))
+    else:
+        likely = outside(samples, spec)
+    warn_of_normalization(impossible(spec), likely)
 
 
 def _network(model: nn.Module | Path | str, info: PluginInfo, registry: Registry) -> nn.Module:

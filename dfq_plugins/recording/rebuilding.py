@@ -59,6 +59,7 @@ class RecordGenerator(DataGenerator):
                 "record. Without a record, bns, inception and gaussian need only the model."
             )
         self.options = options
+        self.keeps_range = options.clamp
         self._record: ActivationRecord | None = None
 
     @property

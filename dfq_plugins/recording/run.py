@@ -14,6 +14,7 @@ from dfq_plugins.host.options import parse_options
 from dfq_plugins.host.registry import get_registry
 from dfq_plugins.model_state import device_of, frozen_copy, preserve_global_state
 from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.origin import warn_if_untrained
 from dfq_plugins.network.specification import require_classes, resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.recording.capacity import require_memory
@@ -82,9 +83,10 @@ def record(
     options = parse_options(RecordingOptions, options, owner="the recording")
     require_free(Path(output))
     registry = registry or get_registry()
-    with preserve_global_state(), torch.no_grad():
+    with preserve_global_state(seed=0), torch.no_grad():
         network = frozen_copy(model)
         check_finite(network)
+        warn_if_untrained(network)
         known = resolve_spec(network, single_spec(spec), registry)
         require_classes(network, known, "A record describes the activations of each class, so it needs a classifier.")
         recording = Recording(network, single_spec(known), options)

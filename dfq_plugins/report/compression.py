@@ -6,16 +6,19 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from dfq_plugins.network.agreement import class_output
 from dfq_plugins.report.content import Section, Table
 from dfq_plugins.report.render import Report, render_report
 from dfq_plugins.report.sections import input_facts, settings_section
-from dfq_plugins.report.training import STATE_KEPT, training_curves
+from dfq_plugins.report.training import STATE_KEPT, few, training_curves
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from dfq_plugins.distillation.history import TrainingPoint
     from dfq_plugins.distillation.run import DistillRun
+    from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.network.cost import Cost
     from dfq_plugins.pruning.run import PruneRun
     from dfq_plugins.report.content import Block
@@ -52,7 +55,7 @@ def distilling_page(run: DistillRun) -> Report:
         _training_section(run.history, run.agreement_before, run.agreement, run.held_out),
         settings_section(settings),
     )
-    figures = _figures(run.teacher_cost, run.student_cost, run.agreement, run.held_out)
+    figures = _figures(run.teacher_cost, run.student_cost, run.output_agreement, run.held_out)
     return Report("A smaller network", (DISTILLING,), figures, sections, "Made by dfq distill.")
 
 
@@ -69,17 +72,21 @@ def pruning_page(run: PruneRun) -> Report:
         _training_section(run.history, run.agreement_before, run.agreement, run.held_out),
         settings_section(settings),
     )
-    figures = _figures(run.before, run.after, run.agreement, run.held_out)
+    figures = _figures(run.before, run.after, run.output_agreement, run.held_out)
     return Report("A pruned network", (PRUNING,), figures, sections, "Made by dfq prune.")
 
 
-def _figures(before: Cost, after: Cost, agreement: float, held_out: int) -> tuple[tuple[str, str], ...]:
+def _figures(
+    before: Cost, after: Cost, agreement: Sequence[OutputAgreement], held_out: int
+) -> tuple[tuple[str, str], ...]:
     figures = [
         (f"{after.macs / before.macs:.0%}", "of the MACs"),
         (f"{after.nonzero / before.nonzero:.0%}", "of the weights"),
     ]
-    if not math.isnan(agreement):
-        figures.insert(0, (f"{agreement:.1%}", f"same class as the original network, on {held_out} held-out samples"))
+    classes = class_output(agreement)
+    if classes is not None:
+        figure, note = classes.headline
+        figures.insert(0, (figure, f"same class as the original network, on {held_out} held-out samples{note}"))
     return tuple(figures)
 
 
@@ -111,6 +118,6 @@ def _training_section(history: tuple[TrainingPoint, ...], before: float, after: 
     blocks: list[Block] = []
     if not math.isnan(after):
         rows = (("before training", 100 * before), ("after training", 100 * after))
-        caption = f"Measured on {held_out} samples that were not used for training"
+        caption = f"Measured on {held_out} samples that were not used for training{few(held_out)}"
         blocks.append(Table(("State", "Same class, %"), rows, caption=caption))
     return Section("Training progress", (STATE_KEPT,), (*blocks, training_curves(history)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dfq_plugins.network.agreement import class_agreement
+from dfq_plugins.network.agreement import class_output
 from dfq_plugins.report.content import Facts, Section, Table
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from dfq_plugins.quality.fidelity import Fidelity
     from dfq_plugins.report.content import Block, Cell
 
-PER_CENT = 100
 SHOWN = 12
 """Number of layers that are shown uncollapsed."""
 
@@ -40,17 +39,24 @@ def calibration_section(measured: Sequence[OutputAgreement], held_out: int, fide
         else "the calibration samples themselves, because none were held out"
     )
     text = [f"Measured on {where}. Test on real images before you ship."]
-    agreement = class_agreement(measured)
-    if not math.isnan(agreement):
+    classes = class_output(measured)
+    if classes is not None:
         text.append(
-            f"For {PER_CENT * agreement:.1f}% of the samples, the quantized network predicts the same class as the "
-            "float network. Compare this with the teacher's confidence below: where the float network itself is unsure "
+            f"For {_share(classes)}, the quantized network predicts the same class as the float "
+            "network. Compare this with the teacher's confidence below: where the float network itself is unsure "
             "about a synthetic sample, a small error changes the predicted class. For the networks in the project's "
             "benchmarks, the agreement on real inputs was far higher than on synthetic ones."
         )
     outputs = Facts(tuple((output.name, output.figures) for output in measured), "Outputs")
     text.append(DECIBELS)
     return Section("Agreement with the float network", tuple(text), (outputs, *_fidelity_blocks(fidelity)))
+
+
+def _share(output: OutputAgreement) -> str:
+    """Return the share of samples with the same class in words, and say where there are too few of them."""
+    share, note = output.headline
+    what = "positions" if output.kind == "class map" else "samples"
+    return f"{share} {'of the ' if '%' in share else ''}{what}" + (", which are too few to tell" if note else "")
 
 
 def _fidelity_blocks(fidelity: Fidelity) -> tuple[Block, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfq_plugins.inputs import count, rows
-from dfq_plugins.network.agreement import class_agreement
+from dfq_plugins.network.agreement import class_output
 from dfq_plugins.quantization.finetune import FinetuneRun
 from dfq_plugins.report import fidelity as fidelity_sections
 from dfq_plugins.report import quality, sections
@@ -18,7 +21,6 @@ from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.network.agreement import OutputAgreement
@@ -76,7 +78,7 @@ def synthesis_page(
         loss_section(loss_curves(events, [shard.num_samples for shard in data.manifest.shards])),
         sections.settings_section(set_settings(data)),
     ]
-    footer = f"Made by dfq synthesize in {seconds:.0f} seconds."
+    footer = f"Made by {command()} in {seconds:.0f} seconds."
     figures = (("0", "real samples used"), (str(len(data)), "synthetic samples"), *_quality_figures(found, noise))
     kept = tuple(part for part in parts if part is not None)
     return Report("Synthetic calibration data", (WHY, SYNTHETIC), figures, kept, footer)
@@ -121,7 +123,7 @@ def quantization_page(
     ]
     kept = tuple(part for part in parts if part is not None)
     figures = _quantization_figures(run, fidelity, measured, count)
-    return Report(f"Quantized by {title}", (WHY, what, SYNTHETIC), figures, kept, "Made by dfq quantize.")
+    return Report(f"Quantized by {title}", (WHY, what, SYNTHETIC), figures, kept, f"Made by {command()}.")
 
 
 def inspection_page(name: str, found: Inspection, batch: Batch, spec: Specification, *, synthetic: bool) -> Report:
@@ -145,7 +147,13 @@ def inspection_page(name: str, found: Inspection, batch: Batch, spec: Specificat
     kept = tuple(part for part in parts if part is not None)
     figures = ((str(found.num_samples), "samples"), *_quality_figures(found))
     introduction = (WHY, SYNTHETIC) if synthetic else (WHY,)
-    return Report(f"Is {name} good enough to calibrate on?", introduction, figures, kept, "Made by dfq inspect.")
+    return Report(f"Is {name} good enough to calibrate on?", introduction, figures, kept, f"Made by {command()}.")
+
+
+def command() -> str:
+    """Return the command that this process runs, and the time, for the footer of a page."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])} on {now}"
 
 
 def set_settings(data: SyntheticDataset) -> dict[str, Mapping[str, object]]:
@@ -183,12 +191,11 @@ def _quantization_figures(
     run: QuantizationRun, fidelity: Fidelity, measured: Sequence[OutputAgreement], held_out: int
 ) -> tuple[tuple[str, str], ...]:
     figures = [(str(len(run.coverage.layers)), "layers and operations quantized")]
-    agreement, where = (
-        class_agreement(measured),
-        f"{held_out} held-out samples" if held_out else "the calibration samples",
-    )
-    if not math.isnan(agreement):
-        figures.insert(0, (f"{100 * agreement:.1f}%", f"same class as the float network, on {where}"))
+    classes = class_output(measured)
+    where = f"{held_out} held-out samples" if held_out else "the calibration samples"
+    if classes is not None:
+        figure, note = classes.headline
+        figures.insert(0, (figure, f"same class as the float network, on {where}{note}"))
     elif measured:
         worst = min(measured, key=lambda output: output.decibels)
         figures.insert(0, (f"{worst.decibels:.0f} dB", f"signal to noise of the output {worst.name}, on {where}"))

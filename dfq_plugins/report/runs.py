@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from dfq_plugins.inputs import count, rows, split
 from dfq_plugins.model_state import frozen_copy
 from dfq_plugins.network.agreement import output_agreement
 from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.origin import DataOriginWarning
 from dfq_plugins.quality.fidelity import layer_fidelity
 from dfq_plugins.quality.run import inspect
 from dfq_plugins.quantization.finetune import FinetuneRun
@@ -134,9 +136,11 @@ def write_quantization_report(
         measured = output_agreement(network, run.model, batches, count(kept), classes, data.spec)
     fidelity = layer_fidelity(network, run.model, rows(kept, slice(-FIDELITY_SAMPLES, None)), run.coverage, data.spec)
     settings = dataclasses.asdict(options)  # type: ignore[call-overload]  # every options record is a dataclass
-    # Calibrating on another model's set is allowed, but it can only be inspected as plain inputs.
+    # The origin was checked before the calibration; another model's set has labels that are not this network's.
     own = data.manifest.model_digest == model_digest(network)
-    found = inspect(data if own else data.inputs(), network, spec=data.spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataOriginWarning)
+        found = inspect(data if own else data.inputs(), network, spec=data.spec, allow_other_network=True)
     if isinstance(run, FinetuneRun):
         held_out = run.held_out
     page = pages.quantization_page(data, found, run, fidelity, (held_out, measured), settings, output)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from dfq_plugins.distillation.history import best_point
+from dfq_plugins.network.agreement import FEWEST_SAMPLES
 from dfq_plugins.report.content import Curves, Facts, Section, Table
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def training_curves(history: Sequence[TrainingPoint]) -> Curves:
     return Curves((losses, held_out), "training steps", "loss (log scale, lower is better)", caption, logarithmic=True)
 
 
+def few(samples: int) -> str:
+    """Return what to add to a caption where a share of this many samples says too little."""
+    return ": too few to tell" if samples < FEWEST_SAMPLES else ""
+
+
 def training_table(run: FinetuneRun) -> Table:
     """Return the table of the network's states, from calibration to the state that was kept."""
     best = best_point(run.history)
@@ -47,7 +53,7 @@ def training_table(run: FinetuneRun) -> Table:
     ]
     rows.append(("finished model", run.history[-1].seconds, None, _percent(run.agreement)))  # type: ignore[arg-type]
     columns = ("State", "Seconds of training", "Divergence from the float network", "Same class, %")
-    caption = f"Measured on {run.held_out} synthetic samples that were not used for training"
+    caption = f"Measured on {run.held_out} synthetic samples that were not used for training{few(run.held_out)}"
     return Table(columns, tuple(rows), caption=caption, decimals=3)
 
 

@@ -15,6 +15,8 @@ from dfq_plugins.host.plugin_info import attributed
 from dfq_plugins.host.registry import DEFAULT_GENERATOR, get_registry
 from dfq_plugins.model_state import frozen_copy, limited_threads, preserve_global_state
 from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.normalization import impossible, warn_of_normalization
+from dfq_plugins.network.origin import warn_if_untrained
 from dfq_plugins.network.outputs import class_logits
 from dfq_plugins.network.specification import require_classes, resolve_spec
 from dfq_plugins.network.trial import check_finite, trial_run
@@ -96,16 +98,19 @@ def synthesize(
     rank, budget = Rank.current(), RunBudget.of(max_seconds)
     registry = registry or get_registry()
     info = registry.find("generator", generator)
-    with preserve_global_state(), limited_threads(threads or rank.threads()), writable_compile_cache():
+    with preserve_global_state(seed=seed), limited_threads(threads or rank.threads()), writable_compile_cache():
         record = registry.options("generator", generator, options)
         source = registry.create("generator", generator, record)
         teacher = frozen_copy(model)
         check_finite(teacher)
+        digest = model_digest(teacher)  # before a forward pass, which may change buffers
         spec = resolve_spec(teacher, spec, registry)
         accepted = accepted_spec(source, info, spec)
         _check_supported(source, info, teacher, accepted, budget)
+        warn_if_untrained(teacher)
+        warn_of_normalization(impossible(spec))
         plan = DatasetPlan(
-            model_digest=model_digest(teacher),
+            model_digest=digest,
             generator=_generator_record(source, info, record),
             seed=seed,
             spec=spec,
@@ -116,7 +121,8 @@ def synthesize(
         )
         broadcast = Broadcast(listeners, registry)
         # The generator gets a separate copy, so that it cannot affect the teacher that labels the samples.
-        shard_maker = ShardMaker(teacher, spec, partial(source.generate, frozen_copy(teacher), accepted), info)
+        generate = partial(source.generate, frozen_copy(teacher), accepted)
+        shard_maker = ShardMaker(teacher, spec, generate, info, source.keeps_range, source.conditional)
         return write_dataset(output, plan, shard_maker, broadcast, rank=rank, budget=budget)
 
 

@@ -15,13 +15,16 @@ import torch
 from dfq_plugins.data.writer import DatasetWriter
 from dfq_plugins.errors import DataError, UsageError, first_line
 from dfq_plugins.host.plugin_info import attributed, attributed_iterator
-from dfq_plugins.inputs import blank_inputs, count, joined, leaves, map_inputs, moved, rows, split
-from dfq_plugins.model_state import device_of
+from dfq_plugins.inputs import blank_inputs, cloned, count, joined, leaves, map_inputs, moved, rows, split
+from dfq_plugins.model_state import device_of, seed_global_state
 from dfq_plugins.network.memory import forward, is_out_of_memory
+from dfq_plugins.network.normalization import clamped_share, mean_of, unlikely, warn_of_normalization
+from dfq_plugins.network.origin import different_outputs
 from dfq_plugins.network.outputs import class_logits, joined_outputs, sample_outputs
 from dfq_plugins.statistics.batch_norm import statistics_layers
 from dfq_plugins.statistics.presentation import best_divergences
 from dfq_plugins.storage.rank import Rank
+from dfq_plugins.synthesis.generator_checks import check_batch, check_labels
 from dfq_plugins.types import Batch, ProgressEvent
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_COMPARED_SAMPLES = 8
 _MEASURED_SAMPLES = 16
 _SMALL_BATCH = 8
 _MEASURING_PASSES = 2  # for the divergences, with and without padding
@@ -53,12 +57,16 @@ class ShardMaker:
         spec: the input specification.
         generate: the generator's method, with a separate copy of the model and the specification already bound.
         info: the plugin that provides the generator, for error messages.
+        bounded: whether the generator keeps inputs in their range.
+        conditional: whether it yields labels.
     """
 
     teacher: nn.Module
     spec: Specification
     generate: Callable[..., Iterable[Batch]]
     info: PluginInfo
+    bounded: bool = False
+    conditional: bool = False
 
     def make(self, size: int, seed: int, **settings: Any) -> Batch:
         """Return `size` samples; the settings are passed to the generator.
@@ -67,10 +75,13 @@ class ShardMaker:
             UsageError: memory is insufficient.
         """
         rng = torch.Generator().manual_seed(seed)
+        seed_global_state(seed)  # for networks and generators that draw from the global random state
         try:
             with attributed(self.info):
                 batches = self.generate(num_samples=size, batch_size=size, rng=rng, **settings)
-            return _labeled(self.teacher, self.spec, _collect_exactly(size, batches, self.info))
+            made = _collect_exactly(size, batches, self.info, self._checked)
+            labels = check_labels(made, self.spec.num_classes, self.info, conditional=self.conditional)
+            return _labeled(self.teacher, self.spec, made, labels)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -78,6 +89,11 @@ class ShardMaker:
                 f"Out of memory for a shard of {size} samples, even in two halves ({first_line(error)}). "
                 f"Give a batch size well below {size}; finished shards are kept and remain valid."
             ) from error
+
+    def _checked(self, batch: Any) -> Batch:
+        """Return a copy of a batch, because a generator may use its buffer again."""
+        kept = check_batch(batch, self.spec, self.info, bounded=self.bounded)
+        return kept._replace(inputs=cloned(kept.inputs), labels=None if kept.labels is None else kept.labels.clone())
 
 
 def write_dataset(
@@ -120,12 +136,17 @@ def _write_folder(
     owner: tempfile.TemporaryDirectory[str] | None = None,
 ) -> SyntheticDataset:
     with DatasetWriter.begin(folder, plan, rank) as writer:
+        _require_same_network(writer, shard_maker)
         _write_shards(writer, plan, shard_maker, broadcast, rank, budget)
         writer.await_turn_to_finish()
-        divergence: Mapping[str, float] = {}
+        by_layer: Mapping[str, float] = {}
         if not writer.is_complete and statistics_layers(shard_maker.teacher):
-            divergence = _divergences(shard_maker.teacher, writer, plan.spec)
-        dataset = writer.finish(divergence, owner=owner)
+            by_layer = _divergences(shard_maker.teacher, writer, plan.spec)
+        dataset = writer.finish(by_layer, owner=owner)
+    if rank.leads:
+        divergence = mean_of(dataset.manifest.divergence)
+        clamped = clamped_share(dataset.batches(), plan.spec) if divergence else None
+        warn_of_normalization(unlikely(clamped, divergence))
     if budget is not None and budget.left < 0:
         logger.warning(
             "%d samples took %.0f s, more than the budget of %.0f s, with as few as %s iterations. "
@@ -134,6 +155,22 @@ def _write_folder(
             min((shard.iterations for shard in dataset.manifest.shards if shard.iterations is not None), default="no"),
         )
     return dataset
+
+
+def _require_same_network(writer: DatasetWriter, shard_maker: ShardMaker) -> None:
+    """Reject a folder whose samples were labeled by a network with the same weights that computes something else.
+
+    Raises:
+        DataError: the network returns other outputs than those stored.
+    """
+    written = writer.first_written(_COMPARED_SAMPLES)
+    if written is None:
+        return
+    if fault := different_outputs(shard_maker.teacher, written, shard_maker.spec):
+        raise DataError(
+            f"The data in {writer.folder} was made from another model: {fault}. Give that model, or choose another "
+            "output folder."
+        )
 
 
 def _divergences(teacher: nn.Module, writer: DatasetWriter, spec: Specification) -> Mapping[str, float]:
@@ -192,8 +229,10 @@ def _overall_progress(broadcast: Broadcast, done: int, size: int, total: int) ->
     return report
 
 
-def _collect_exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> list[Batch]:
-    """Collect a generator's batches; stop as soon as there are too many samples.
+def _collect_exactly(
+    size: int, batches: Iterable[Batch], info: PluginInfo, checked: Callable[[Any], Batch]
+) -> list[Batch]:
+    """Collect a generator's batches, each checked; stop as soon as there are too many samples.
 
     Raises:
         DataError: the number of samples differs from `size`.
@@ -201,7 +240,7 @@ def _collect_exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> l
     made: list[Batch] = []
     made_so_far = 0
     for batch in attributed_iterator(batches, info):
-        made.append(batch)
+        made.append(checked(batch))
         made_so_far += count(batch.inputs)
         if made_so_far > size:
             break
@@ -211,8 +250,8 @@ def _collect_exactly(size: int, batches: Iterable[Batch], info: PluginInfo) -> l
     return made
 
 
-def _labeled(teacher: nn.Module, spec: Specification, made: list[Batch]) -> Batch:
-    """Join a shard's batches and add the teacher's outputs, and its labels if it is a classifier."""
+def _labeled(teacher: nn.Module, spec: Specification, made: list[Batch], labels: torch.Tensor | None) -> Batch:
+    """Join a shard's batches and add the teacher's outputs, and the labels if it is a classifier."""
     detached = [map_inputs(lambda tensor: tensor.detach().float(), batch.inputs) for batch in made]
     inputs = map_inputs(torch.Tensor.contiguous, moved(joined(detached), device_of(teacher)))
     sizes = [count(batch.inputs) for batch in made]
@@ -221,5 +260,4 @@ def _labeled(teacher: nn.Module, spec: Specification, made: list[Batch]) -> Batc
     logits = class_logits(outputs, spec.num_classes)
     if logits is None:
         return Batch(inputs, None, outputs)
-    given = [batch.labels for batch in made if batch.labels is not None]
-    return Batch(inputs, torch.cat(given) if len(given) == len(made) else logits.argmax(1), outputs)
+    return Batch(inputs, logits.argmax(1) if labels is None else labels, outputs)

@@ -30,7 +30,7 @@ column: all rows are measured on the same images.
 
 NAMES = {
     "resnet20_cifar10": "ResNet-20 on CIFAR-10",
-    "mobilenetv1_075_imagenet": "MobileNetV1 0.75 on an ImageNet sample",
+    "mobilenetv1_075_imagenet": "MobileNetV1 0.75 on a sample of ImageNet's training images",
     "dscnn_kws_mlperftiny": "DS-CNN on spoken keywords (audio features, one channel)",
     "crepe_tiny": "CREPE tiny on the pitch of tones (audio samples, BatchNorm behind ReLU)",
     "ppocr_cls": "PP-OCR text direction (squeeze-and-excite, hard-swish)",
@@ -102,7 +102,7 @@ def per_tensor_section() -> str:
     text = (
         "### Depthwise layers: per-tensor weights and how to fix them\n\n"
         f"MobileNetV1 0.75 at W8A8 on {record['samples']} synthetic samples (`bns`), tested on "
-        f"{record['test_samples']} images. "
+        f"{record['test_samples']} of ImageNet's training images. "
         "Folding BatchNorm into depthwise filters spreads their ranges over orders of magnitude; one scale "
         "for all channels then leaves most of them no levels. One scale per channel fixes it without data, and "
         "Brevitas's own equalization and bias correction fix part of it.\n"

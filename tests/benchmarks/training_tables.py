@@ -120,7 +120,8 @@ def _other_network() -> str:
     ]
     batch = next(iter(record["training"].values()))["batch_size"]
     text = (
-        f"### MobileNetV1 0.75 on an ImageNet sample\n\nThe float network reaches {record['float']:.2f}; "
+        "### MobileNetV1 0.75 on a sample of ImageNet's training images\n\n"
+        f"The float network reaches {record['float']:.2f}; "
         f"{record['samples']} synthetic images, batches of {batch}, one seed, tested on {record['test_samples']} "
         "images: one image is 0.13 points.\n"
     )

@@ -75,7 +75,15 @@ class TestPrune:
         ):
             assert text in html
         quantized = run(
-            "quantize", f"saved:{out}", folder, "--calibrator", "pytorch-quantization", "-o", tmp_path / "q", "--json"
+            "quantize",
+            f"saved:{out}",
+            folder,
+            "--calibrator",
+            "pytorch-quantization",
+            "-o",
+            tmp_path / "q",
+            "--json",
+            "--allow-other-network",
         )
         assert json.loads(quantized.stdout)["coverage"]["quantized"]
         assert (tmp_path / "q" / "model_qdq.onnx").is_file()
@@ -135,7 +143,7 @@ class TestDistill:
         assert f"Report: {page}" in result.stdout
         assert "Training progress" in page.read_text()
         assert json.loads((out / "network.json").read_text())["factory"] == "../net.py:small"
-        run("quantize", f"saved:{out}", folder, "--calibrator", "pytorch-quantization")
+        run("quantize", f"saved:{out}", folder, "--allow-other-network", "--calibrator", "pytorch-quantization")
 
     def test_an_array_of_real_inputs(self, model: str, small: str, tmp_path: Path) -> None:
         import numpy as np

@@ -74,11 +74,12 @@ def test_json_holds_the_curves(model: str, folder: Path) -> None:
 def test_every_setting_reaches_the_training(model: str, folder: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
     work = tmp_path / "work"
     result = run(
-        "finetune", model, folder, *QUICK, "-O", "learned_ranges=true", "--max-seconds", 9, "--work", work, "--strict",
+        "finetune", model, folder, *QUICK, "-O", "learned_ranges=true", "--max-seconds", 9, "--work", work,
+        "--allow-other-network",
         code=130,
     )  # fmt: skip
     assert asked["training"] == {"steps": "6", "batch_size": "8", "max_seconds": 9.0}
-    assert (asked["options"], asked["work"], asked["strict"]) == ({"learned_ranges": "true"}, work, True)
+    assert (asked["options"], asked["work"], asked["allow_other_network"]) == ({"learned_ranges": "true"}, work, True)
     assert f"Checkpoints are in {work}: run the same command again to resume." in result.stderr
     assert "use --work FOLDER to keep checkpoints" in run("finetune", model, folder, *QUICK, code=130).stderr
 
@@ -94,8 +95,8 @@ def test_a_work_folder_keeps_the_training(model: str, folder: Path, tmp_path: Pa
 
 def test_data_of_another_model(model: str, folder: Path) -> None:
     arguments = ["finetune", model.replace(":network", ":other"), folder, *QUICK]
-    assert "was made from another model: its digest is " in run(*arguments, "--strict", code=5).stderr
-    (line,) = [line for line in run(*arguments).stderr.splitlines() if "digest" in line]
+    assert "was made from another model: its digest is " in run(*arguments, code=5).stderr
+    (line,) = [line for line in run(*arguments, "--allow-other-network").stderr.splitlines() if "digest" in line]
     assert line.startswith(f"Warning: The data in {folder} was made from another model: its digest is ")
 
 

@@ -192,7 +192,7 @@ RUN = types.SimpleNamespace(
     calibrator="torch-ao",
     recipe=Recipe(8, 8),
     agreement=0.9876,
-    output_agreement=(OutputAgreement("output", "classes", 4, 30.0, 0.99, 0.9876),),
+    output_agreement=(OutputAgreement("output", "classes", 81, 30.0, 0.99, 0.9876),),
     coverage=Coverage(
         (
             QuantizedTensor("0", "Conv2d", "weight", INT8),
@@ -238,6 +238,7 @@ def test_quantize_shows_coverage_agreement_and_artifacts(model: str, folder: Pat
     assert isinstance(quantized.pop("data"), SyntheticDataset)
     assert len(quantized.pop("listeners")) == 1
     assert quantized.pop("spec") == SyntheticDataset.open(folder).spec
+    assert quantized.pop("allow_other_network") is False
     assert quantized == {
         "calibrator": "torch-ao",
         "recipe": "w8a8",
@@ -302,6 +303,35 @@ def test_similarity_ranks_sources(model: str, folder: Path, tmp_path: Path) -> N
     told = json.loads(run("similarity", model, far, folder, *SPEC, "--json").stdout)
     assert [row["name"] for row in told["ranking"]] == [str(folder), str(far)]
     assert [row["num_samples"] for row in told["ranking"]] == [16, 16]
+
+
+def test_similarity_takes_the_specification_of_a_synthetic_set(model: str, folder: Path, tmp_path: Path) -> None:
+    synthesize(model, folder, "-n", 16)
+    images = tmp_path / "images.npz"
+    np.savez(images, x=np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8))
+    given = run("similarity", model, images, folder, *SPEC, "--json").stdout
+    assert run("similarity", model, images, folder, "--json").stdout == given
+    assert run("similarity", model, images, folder, "--shape", "3,8,8", "--json").stdout == given
+    refused = run("similarity", model, images, "--shape", "3,8,8", code=2)
+    assert "its normalization is not known. Give mean and std" in refused.stderr
+    refused = run("similarity", model, images, folder, "--mean", "0,0,0", "--std", "1,1,1", code=2)
+    assert "--mean is (0.0, 0.0, 0.0), but the synthetic set" in refused.stderr
+
+
+def test_every_command_asks_for_the_network_of_the_set(model: str, folder: Path) -> None:
+    synthesize(model, folder, "-n", 16)
+    other = model.replace(":network", ":other")
+    brief = ["-T", "steps=1", "-T", "batch_size=8"]
+    for command in (
+        ["quantize", other, folder, "--calibrator", "pytorch-quantization"],
+        ["quantize", other, folder, "--calibrator", "pytorch-quantization", "--report", folder.parent / "a.html"],
+        ["similarity", other, folder],
+        ["inspect", folder, "-m", other],
+        ["prune", other, folder, "--sparsity", "0.1", *brief],
+        ["distill", "--teacher", other, "--student", model, "--data", folder, *brief],
+    ):
+        assert "was made from another model: its digest is " in run(*command, code=5).stderr
+        assert "Warning: The data in" in run(*command, "--allow-other-network").stderr
 
 
 @dataclass(frozen=True)

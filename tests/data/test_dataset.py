@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import pickle
 import random
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
@@ -20,10 +23,14 @@ from dfq_plugins.data import shards
 from dfq_plugins.data.dataset import SyntheticDataset, collate
 from dfq_plugins.data.manifest import MANIFEST_FILE, GeneratorRecord, read_manifest, shard_file, write_manifest
 from dfq_plugins.data.plan import DatasetPlan
+from dfq_plugins.data.shards import load_shard, write_shard
 from dfq_plugins.data.writer import DatasetWriter
 from dfq_plugins.errors import DataError, UsageError
 from dfq_plugins.types import Batch, InputSpec
 from places import DOCS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SPEC = InputSpec((3, 8, 8), num_classes=4)
 RNG = torch.Generator().manual_seed(0)
@@ -235,8 +242,8 @@ def test_opening_reads_no_shard_and_reading_keeps_few(data: SyntheticDataset, mo
 
 def test_shuffled_batch_loads_each_shard_once(data: SyntheticDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "CACHE_BYTES", 0)
-    reopened, loaded, load = SyntheticDataset.open(data.folder), [], shards.load_shard
-    monkeypatch.setattr(shards, "load_shard", lambda path, sha256: loaded.append(path.name) or load(path, sha256))
+    reopened, loaded, read = SyntheticDataset.open(data.folder), [], shards._read
+    monkeypatch.setattr(shards, "_read", lambda path, sha256: loaded.append(path.name) or read(path, sha256))
     samples = reopened.__getitems__([9, 0, 5, 10, 1, 6])
     assert torch.equal(collate(samples).inputs, INPUTS[[9, 0, 5, 10, 1, 6]])
     assert len(loaded) == 3
@@ -327,3 +334,35 @@ def test_written_example_of_the_manifest_is_valid(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path)
     write_manifest(tmp_path, manifest)
     assert (tmp_path / MANIFEST_FILE).read_text() == example
+
+
+def rewritten(data: SyntheticDataset, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of the first shard, and leave its metadata."""
+    path = data.folder / data.manifest.shards[0].file
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    tensors = safetensors.torch.load(content)
+    change(tensors)
+    path.write_bytes(safetensors.torch.save(tensors, header["__metadata__"]))
+
+
+def test_values_that_change_on_disk_after_the_first_read_are_noticed(data: SyntheticDataset) -> None:
+    first = data[0].inputs.clone()
+    data._shards._loaded.clear()
+    assert torch.equal(data[0].inputs, first)
+    rewritten(data, lambda tensors: tensors["inputs"].add_(1))
+    data._shards._loaded.clear()
+    with pytest.raises(DataError, match="is damaged: its SHA-256 should be"):
+        data[0]
+
+
+def test_a_shard_of_another_run_is_noticed_also_with_its_checksum_in_the_manifest(data: SyntheticDataset) -> None:
+    path = data.folder / data.manifest.shards[0].file
+    batch = load_shard(path)
+    write_shard(path, batch, index=0, identity="0" * 64)
+    shards = (replace(data.manifest.shards[0], sha256=hashlib.sha256(path.read_bytes()).hexdigest()),)
+    changed = replace(data.manifest, shards=(*shards, *data.manifest.shards[1:]))
+    write_manifest(data.folder, changed)
+    for read in (lambda opened: opened[0], lambda opened: opened.verify()):
+        with pytest.raises(DataError, match="does not belong to this data set: it is shard 0 of a run with other"):
+            read(SyntheticDataset.open(data.folder))

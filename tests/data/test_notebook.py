@@ -89,11 +89,12 @@ class Kernel:
         return types.SimpleNamespace(update=lambda new: self.screen.__setitem__(place, new))
 
 
+@pytest.mark.filterwarnings("ignore:The data in")
 def test_a_run_in_a_notebook_shows_a_bar_of_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch)
     data = synthetic((1, 4, 4))
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
-    dfq_plugins.quantize(network, data, calibrator="torch-ao")
+    dfq_plugins.quantize(network, data, calibrator="torch-ao", allow_other_network=True)
     assert [re.sub("<.*?>", "", line).strip() for line in kernel.screen] == [
         "synthesize: 20 of 20",
         "calibrate: 20 of 20",

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dfq_plugins.data import shards
-from dfq_plugins.data.manifest import ShardRecord, shard_file
+from dfq_plugins.data.manifest import GeneratorRecord, Manifest, ShardRecord, shard_file
 from dfq_plugins.data.shards import METADATA_KEY, ShardCache, inspect_shard, load_shard, write_shard
 from dfq_plugins.errors import DataError
 from dfq_plugins.types import Batch, InputSpec
@@ -150,20 +151,26 @@ def test_missing_and_unreadable_shards_are_named(tmp_path: Path) -> None:
 
 
 def make_cache(folder: Path, count: int, limit: int | None = None) -> ShardCache:
-    records = []
-    for index in range(count):
-        path = folder / shard_file(index)
-        write_shard(path, make_batch(seed=index), index=index, identity=IDENTITY)
-        records.append(ShardRecord(index, 4, path.name, checksum(path)))
-    return ShardCache(folder, records, InputSpec((2, 3)), limit)
+    records = tuple(ShardRecord(index, 4, shard_file(index)) for index in range(count))
+    manifest = manifest_of(records)
+    for record in records:
+        identity = manifest.settings.identity(record.index, 4)
+        write_shard(folder / record.file, make_batch(seed=record.index), index=record.index, identity=identity)
+    checked = tuple(replace(record, sha256=checksum(folder / record.file)) for record in records)
+    return ShardCache(folder, replace(manifest, shards=checked), limit)
+
+
+def manifest_of(records: tuple[ShardRecord, ...]) -> Manifest:
+    generator, samples = GeneratorRecord("noise", "dfq-noise", "1.0"), sum(record.num_samples for record in records)
+    return Manifest("incomplete", "ab" * 32, generator, 0, InputSpec((2, 3)), "none", samples, records, {})
 
 
 def test_cache_is_bounded_and_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = sum(tensor.nbytes for tensor in pytree.tree_leaves(make_batch()))
     cache = make_cache(tmp_path, 6, limit=2 * size)
     loaded = []
-    load = shards.load_shard
-    monkeypatch.setattr(shards, "load_shard", lambda path, sha256: loaded.append(path.name) or load(path, sha256))
+    read = shards._read
+    monkeypatch.setattr(shards, "_read", lambda path, sha256: loaded.append(path.name) or read(path, sha256))
     for index in (0, 1, 0, 2, 0, 1, 3, 4, 5):
         assert torch.equal(cache[index].inputs, make_batch(seed=index).inputs)
         assert cache.loaded_bytes <= 2 * size
@@ -176,19 +183,22 @@ def test_cache_keeps_the_latest_shard_however_large(tmp_path: Path) -> None:
     assert cache[0] is cache[0]
 
 
-def test_cache_checks_each_shard_once_unless_asked(tmp_path: Path) -> None:
+def test_cache_checks_each_shard_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(tmp_path, 2, limit=0)
-    before = cache[0], cache[1]
-    path = tmp_path / shard_file(0)
-    write_shard(path, make_batch(seed=9), index=0, identity=IDENTITY)
-    assert not torch.equal(cache[0].inputs, before[0].inputs)
-    with pytest.raises(DataError, match=r"shard-00000\.safetensors is damaged"):
-        cache.check(0)
+    checked, read = [], shards._read
+    monkeypatch.setattr(shards, "_read", lambda path, sha256: checked.append(sha256) or read(path, sha256))
+    _ = cache[0], cache[1], cache[0], cache[1]
+    assert [sha256 is not None for sha256 in checked] == [True, True, False, False]
+    write_shard(tmp_path / shard_file(0), make_batch(seed=9), index=0, identity=IDENTITY)
+    for read_again in (lambda: cache[0], lambda: cache.check(0)):
+        with pytest.raises(DataError, match=r"shard-00000\.safetensors is damaged"):
+            read_again()
 
 
 def test_shard_that_does_not_fit_the_manifest_is_refused(tmp_path: Path) -> None:
     path = tmp_path / shard_file(0)
-    write_shard(path, make_batch(), index=0, identity=IDENTITY)
-    cache = ShardCache(tmp_path, [ShardRecord(0, 5, path.name, checksum(path))], InputSpec((2, 3)))
+    manifest = manifest_of((ShardRecord(0, 5, path.name),))
+    write_shard(path, make_batch(), index=0, identity=manifest.settings.identity(0, 5))
+    cache = ShardCache(tmp_path, manifest)
     with pytest.raises(DataError, match=r"does not match its manifest: .* shape \(4, 2, 3\), not \(5, 2, 3\)"):
         cache[0]

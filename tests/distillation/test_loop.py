@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from dfq_plugins.distillation import DistillationLoss, TrainingOptions, TrainingPoint, train_student
-from dfq_plugins.distillation.batches import Examples, TrainingBatches, mix_up, rng_for, split_held_out
+from dfq_plugins.distillation.batches import Examples, TrainingBatches, mix_up, presented, rng_for, split_held_out
 from dfq_plugins.distillation.evaluation import HeldOut
 from dfq_plugins.distillation.history import best_point
 from dfq_plugins.distillation.loop import CheckpointDir, Student
+from dfq_plugins.distillation.run import distill
 from dfq_plugins.distillation.sources import DatasetSource
 from dfq_plugins.distillation.state import CHECKPOINT_FILE, capture, read_checkpoint, restore
 from dfq_plugins.distillation.terms import kl_divergence
 from dfq_plugins.errors import DataError, DivergedError, ModelError, UsageError
+from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -453,3 +455,37 @@ def test_options_are_listed_with_help() -> None:
     rows = describe_options(TrainingOptions)
     assert all(row.help for row in rows)
     assert re.fullmatch(r"frozen or reestimated or none", next(row.type for row in rows if row.name == "batch_norm"))
+
+
+def test_gradients_are_clipped_at_each_step(monkeypatch: pytest.MonkeyPatch, tiny_network: nn.Module) -> None:
+    clip, seen = torch.nn.utils.clip_grad_norm_, []
+
+    def watched(parameters: Any, largest: float) -> Any:
+        seen.append(largest)
+        return clip(parameters, largest)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
+    inputs = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    spec = InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), 4)
+    distill(
+        tiny_network, tiny_network, inputs, spec=spec, training={"steps": 3, "batch_size": 8, "gradient_clip": 0.25}
+    )
+    assert seen == [0.25] * 3
+
+
+def test_order_and_augmentation_follow_the_seed() -> None:
+    examples = Examples(torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+    def shown(seed: int, **more: Any) -> tuple[Tensor, Tensor]:
+        batches = TrainingBatches(examples, TrainingOptions(batch_size=16, seed=seed, **more), None)
+        return batches.indices(1), batches.batch(1).inputs
+
+    for more in ({}, {"padding": 1}, {"jitter": 2}):
+        (first, inputs), (again, same), (other, others) = (shown(seed, **more) for seed in (0, 0, 1))
+        assert torch.equal(first, again)
+        assert torch.equal(inputs, same)
+        assert not torch.equal(first, other)
+        assert not torch.equal(inputs, others)
+    order = examples.take(torch.arange(16))
+    one, two = (presented(order, TrainingOptions(padding=1, seed=seed), 0, None).inputs for seed in (0, 1))
+    assert not torch.equal(one, two)

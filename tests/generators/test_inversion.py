@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from dfq_plugins.errors import DivergedError, ModelError, UsageError
+from dfq_plugins.generators.gaussian import GaussianGenerator
 from dfq_plugins.generators.inversion import SMALLEST_BATCH, BatchNormGenerator, balanced_labels, even_split
 from dfq_plugins.generators.noise import Noise, colored, draw_noise
-from dfq_plugins.generators.options import BatchNormOptions
+from dfq_plugins.generators.options import BatchNormOptions, GaussianOptions
 from dfq_plugins.generators.start import color_candidates, fitted_noise, known_noise, scale_candidates
 from dfq_plugins.host.registry import Registry, build_registry
 from dfq_plugins.model_state import frozen_copy
@@ -693,3 +694,13 @@ def test_noise_of_a_known_range_is_centered_in_it() -> None:
     assert known_noise(InputSpec((1, 4), value_range=(-2.0, 6.0))) == Noise(2.0, 2.0)
     assert known_noise(InputSpec((1, 4))) == Noise()
     assert known_noise(InputSpec((1, 4), (0.5,), (0.2,), (0.0, 1.0))) == Noise()
+
+
+def test_gaussian_noise_of_raw_values_has_the_middle_and_a_quarter_of_their_range(network: nn.Module) -> None:
+    spec = InputSpec((3, 8, 8), value_range=(10.0, 30.0), num_classes=SPEC.num_classes)
+    generator = GaussianGenerator(GaussianOptions(clamp=False))
+    (batch,) = generator.generate(
+        network, spec, num_samples=64, batch_size=64, rng=torch.Generator().manual_seed(0), report=lambda _: None
+    )
+    assert float(batch.inputs.mean()) == pytest.approx(20.0, abs=0.2)
+    assert float(batch.inputs.std()) == pytest.approx(5.0, abs=0.2)

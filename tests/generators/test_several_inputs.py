@@ -25,6 +25,8 @@ from networks_by_input import GRAY, IMAGE, Example, example
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.filterwarnings("ignore:The normalization looks wrong")  # statistics that no data have
+
 QUICK = {"iterations": 30, "compile": "never"}
 
 

@@ -56,7 +56,7 @@ def test_classes_are_counted_only_where_they_are_said() -> None:
     assert class_agreement([said]) == 0.75
     (unsaid,) = compared(first, second)
     assert (unsaid.same_class, unsaid.same_largest) == (None, 0.75)
-    assert "same largest value for 75.00% of samples" in str(unsaid)
+    assert "same largest value for 3 of 4 samples" in str(unsaid)
 
 
 def test_class_maps_have_a_share_of_pixels_and_a_mean_iou() -> None:
@@ -93,6 +93,21 @@ def test_what_is_not_finite_agrees_with_nothing(value: float, both: bool) -> Non
     assert found.non_finite == 1
     assert "NaN or infinity in 1 of 4 samples" in str(found)
     assert compared(first, second)[0].same_largest == 0.75
+
+
+def test_few_samples_are_counted_and_called_too_few() -> None:
+    classes = torch.arange(60) % 4
+    few, many = torch.eye(4)[classes[:6]], torch.eye(4)[classes]
+    (found,) = compared(few, few.roll(1, 0).where(torch.arange(6)[:, None] < 1, few), 4)
+    assert "same class for 5 of 6 samples" in found.figures
+    assert found.figures.endswith("too few samples to tell (6)")
+    assert found.headline == ("5 of 6", ": too few to tell")
+    (enough,) = compared(many, many, 4)
+    assert enough.figures == "same class for 100.00% of samples, signal-to-noise ratio 150.0 dB"
+    assert enough.headline == ("100.0%", "")
+    (of_map,) = compared(randn(6, 3, 5, 5), randn(6, 3, 5, 5), 3)
+    assert "same class for 100.00% of pixels" in of_map.figures
+    assert of_map.figures.endswith("too few samples to tell (6)")
 
 
 def test_several_batches_are_one() -> None:

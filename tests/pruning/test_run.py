@@ -23,9 +23,11 @@ from dfq_plugins.pruning import PruneRun, PruneTrainingOptions, PruningOptions, 
 from dfq_plugins.pruning.graph import find_groups, remove_filters, same_answers, zero_filters
 from dfq_plugins.pruning.magnitude import prune_weights
 from dfq_plugins.pruning.recentering import batch_statistics, recenter
+from dfq_plugins.pruning.run import _Job
 from dfq_plugins.pruning.scales import group_scales, map_widths, penalty_for, shared_scales
 from dfq_plugins.pruning.selection import remaining_multiply_adds, select_by_target, select_by_threshold
 from dfq_plugins.types import InputSpec
+from tiny_networks import TiedNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,6 +210,14 @@ class TestGroups:
     def test_layers_to_keep(self) -> None:
         groups = find_groups(drawn(Preactivated()), SAMPLE, keep=("norm2",))
         assert dict(groups.left)["conv1"] == "excluded by the option keep"
+
+    def test_layers_that_share_their_weights_are_left_alone_and_named(self) -> None:
+        with pytest.raises(ModelError, match=r"(conv|again) shares its weights with (conv|again)"):
+            find_groups(drawn(TiedNetwork()), SAMPLE)
+
+    def test_a_layer_with_two_names_shares_nothing(self, tiny_network: nn.Module) -> None:
+        tiny_network.alias = tiny_network.conv
+        assert len(find_groups(tiny_network, SAMPLE).usable) == 1
 
     def test_nothing_to_prune(self) -> None:
         plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
@@ -588,3 +598,25 @@ def test_settings_may_be_a_record_of_any_training(tiny_network: nn.Module) -> No
     record = TrainingOptions(steps=2, batch_size=16)
     result = prune(tiny_network, torch.randn(20, 3, 8, 8), sparsity=0.5, training=record)
     assert result.training == replace(record, padding=0)
+
+
+def test_recentering_moves_means_and_scales_variances(tiny_network: nn.Module) -> None:
+    network = drawn(tiny_network)
+    groups = find_groups(network, SAMPLE).usable
+    removed, batches = {"stem": [1, 4]}, [SAMPLE, SAMPLE + 0.5]
+    pruned = copy.deepcopy(network)
+    remove_filters(pruned, SAMPLE, groups, removed)
+    before, after = (batch_statistics(model, batches)["norm2"] for model in (network, pruned))
+    kept = [0, 2, 3, 5, 6, 7]
+    mean, variance = pruned.norm2.running_mean.clone(), pruned.norm2.running_var.clone()
+    recenter(pruned, network, groups, removed, batches)
+    torch.testing.assert_close(pruned.norm2.running_mean, mean + after[0] - before[0][kept])
+    torch.testing.assert_close(pruned.norm2.running_var, variance * after[1] / before[1][kept])
+    assert not torch.allclose(pruned.norm2.running_var, variance)
+
+
+def test_both_trainings_share_the_time_limit_by_their_steps() -> None:
+    settings = PruneTrainingOptions(steps=30, max_seconds=60.0)
+    job = _Job(None, None, PruningOptions(sparsity_steps=10), settings, None, None)  # type: ignore[arg-type]
+    pressing, training = job._split_time()
+    assert (pressing.max_seconds, training.max_seconds) == (15.0, 45.0)

@@ -17,9 +17,11 @@ from torch import nn
 import dfq_plugins
 from dfq_plugins import InputSpec, SyntheticDataset
 from dfq_plugins.errors import DataError
+from dfq_plugins.network.normalization import clamped_share
+from dfq_plugins.network.origin import DataOriginWarning
 from dfq_plugins.quality import ranges, teacher, verdict
 from dfq_plugins.quality.inspection import Inspection, LayerQuality
-from dfq_plugins.quality.run import clamped_share, inspect
+from dfq_plugins.quality.run import inspect
 from dfq_plugins.statistics.batch_norm import layer_divergences
 
 if TYPE_CHECKING:
@@ -221,13 +223,15 @@ def test_a_set_of_another_model_is_refused_with_both_digests(tiny_network: nn.Mo
         other.linear.bias += 1
     from dfq_plugins.network.digest import model_digest
 
+    theirs, ours = (model_digest(model)[:12] for model in (tiny_network, other))
     message = (
-        f"The set in {data.folder} was made from another model: its digest is {model_digest(tiny_network)}, and the "
-        f"given model's is {model_digest(other)}. Give the model that the set was synthesized from, with the same "
-        "weights."
+        f"The data in {data.folder} was made from another model: its digest is {theirs}, and the given model's is "
+        f"{ours}. Give the model that it was made from, with the same weights"
     )
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(DataError, match=f"^{re.escape(message)}"):
         inspect(SyntheticDataset.open(data.folder), other)
+    with pytest.warns(DataOriginWarning, match="match the other model's statistics"):
+        inspect(SyntheticDataset.open(data.folder), other, allow_other_network=True)
 
 
 def test_one_sample_is_too_few(tiny_network: nn.Module) -> None:
@@ -372,3 +376,20 @@ def test_surprise_is_the_divergence_with_the_roles_changed(tiny_network: nn.Modu
 def test_the_verdict_gives_its_reason(errors: tuple[tuple[float, float], ...], word: str, reason: str) -> None:
     found = judged(*(layer(f"norm{number}", *error) for number, error in enumerate(errors, 1)))
     assert (found.verdict, found.reason) == (word, reason)
+
+
+def test_the_scale_and_shift_of_a_batch_norm_count() -> None:
+    layer = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
+        layer.bias.copy_(torch.tensor([1.0, 0.0, -1.0, 0.0]))
+        layer.running_var.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    layer.eval()
+    inputs = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ranges.batch_norm_output(layer, inputs), layer(inputs))
+    network = nn.Sequential(layer)
+    expected = ranges.gaussian_mixture_range(layer.bias.detach(), layer.weight.detach())
+    assert ranges.expected_ranges(network, ["0"])["0"] == pytest.approx(expected)
+    with torch.no_grad():
+        layer.weight *= 2
+    assert ranges.expected_ranges(network, ["0"])["0"] > 1.5 * expected

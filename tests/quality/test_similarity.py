@@ -224,6 +224,40 @@ def test_an_image_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.
         read(tmp_path)
 
 
+@pytest.mark.parametrize("spec", [SPEC, GRAY])
+def test_sixteen_bits_are_read_like_eight(spec: InputSpec, tmp_path: Path) -> None:
+    images = pixels(4, 8, 8)
+    for bits, kind in (("8", np.uint8), ("16", np.uint16)):
+        (tmp_path / bits).mkdir()
+        for index, image in enumerate(images):
+            stored = (image.astype(kind) * (257 if bits == "16" else 1)).astype(kind)
+            Image.fromarray(stored).save(tmp_path / bits / f"{index}.{'tif' if index % 2 else 'png'}")
+    np.testing.assert_allclose(read(tmp_path / "16", spec), read(tmp_path / "8", spec), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(np.float32, "floating-point numbers"), (np.int32, "32-bit integers")])
+def test_images_without_a_known_range_of_values_are_refused(kind: Any, words: str, tmp_path: Path) -> None:
+    Image.fromarray(pixels(8, 8).astype(kind)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=f"need a known range, but .*a.tif holds {words}"):
+        read(tmp_path, GRAY)
+
+
+def test_images_without_a_known_normalization_are_refused(tmp_path: Path) -> None:
+    save_images(tmp_path, pixels(1, 8, 8, 3))
+    np.savez(tmp_path / "a.npz", x=pixels(2, 8, 8, 3))
+    for path in (tmp_path, tmp_path / "a.npz"):
+        with pytest.raises(UsageError, match=r"its normalization is not known. Give mean and std \(--mean, --std\)"):
+            read(path, InputSpec((3, 8, 8)))
+    assert read(tmp_path, InputSpec((3, 8, 8), value_range=(0, 1))).max() <= 1
+
+
+def test_images_are_standardized_one_by_one_where_the_network_takes_them_so(tmp_path: Path) -> None:
+    save_images(tmp_path, pixels(3, 8, 8, 3))
+    found = read(tmp_path, InputSpec((3, 8, 8), standardized_samples=True)).reshape(3, -1)
+    np.testing.assert_allclose(found.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(found.std(1), 1, atol=1e-5)
+
+
 def test_images_need_a_network_for_images(tmp_path: Path) -> None:
     save_images(tmp_path, pixels(1, 8, 8, 3))
     for shape in ((2, 8, 8), (3, 8), (3, 4, 4, 4)):

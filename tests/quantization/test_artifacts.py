@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import hashlib
+import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import nn
 
 from dfq_plugins.errors import ArtifactError, DataError
+from dfq_plugins.network.digest import model_digest
 from dfq_plugins.quantization.artifacts import (
     ArtifactRecipe,
     RejectedArtifactsError,
@@ -18,6 +24,9 @@ from dfq_plugins.quantization.artifacts import (
     write_artifact,
     write_artifacts,
 )
+from dfq_plugins.quantization.finetune import finetune
+from dfq_plugins.quantization.manifest import MANIFEST_FILE
+from dfq_plugins.quantization.run import run_quantization
 from dfq_plugins.types import Check, InputSpec
 
 if TYPE_CHECKING:
@@ -155,6 +164,9 @@ def test_outputs_are_compared_by_class_and_by_deviation() -> None:
     assert agreement.deviation == pytest.approx(0.025 / expected.std(correction=0).item())
     assert compare(expected[:, 0], found[:, 0], len(expected)).same_class is None  # (samples,): not logits
     assert compare(expected, found * float("nan"), None).largest != 0
+    broken = compare(expected * float("nan"), expected * float("nan"), expected.shape[1])
+    assert broken.same_class == 0
+    assert not broken.largest <= 1  # NaN passes no bound
     with pytest.raises(ArtifactError, match=r"\(4, 2\), but this one returns \(4, 1\)"):
         compare(expected, found[:, :1], expected.shape[1])
 
@@ -170,3 +182,56 @@ def test_a_failing_onnx_export_prints_nothing(tmp_path: Path, capfd: pytest.Capt
     with pytest.raises(ArtifactError):
         write_artifact(ArtifactRecipe(tmp_path / "model.onnx", "ONNX", write, lambda _: ()))
     assert capfd.readouterr().out == ""
+
+
+class TestManifest:
+    @pytest.fixture
+    def quantized(self, tiny_network: nn.Module, tiny_spec: InputSpec, tiny_batches: list[torch.Tensor]) -> Any:
+        def run(folder: Path, network: nn.Module = tiny_network, **settings: Any) -> Any:
+            settings = {"calibrator": "torch-ao", "spec": tiny_spec, "output": folder, **settings}
+            return run_quantization(network, tiny_batches, **settings)
+
+        return run
+
+    def test_it_says_what_was_quantized_how_on_what_and_what_was_checked(
+        self, quantized: Any, tiny_network: nn.Module, tmp_path: Path
+    ) -> None:
+        quantized(tmp_path / "out")
+        record = json.loads((tmp_path / "out" / MANIFEST_FILE).read_text())
+        assert record["network"] == {"name": "TinyNetwork", "digest": model_digest(tiny_network)}
+        (told,) = record["runs"]
+        assert (told["calibrator"], told["recipe"]) == ("torch-ao", "w8a8")
+        assert told["options"]["engine"]
+        assert len(told["data"]["digest"]) == 64
+        assert told["data"]["samples"] == 48
+        assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
+        assert told["command"]
+        assert datetime.fromisoformat(told["date"]).tzinfo is not None
+        (artifact,) = told["artifacts"]
+        file = tmp_path / "out" / artifact["file"]
+        assert artifact["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert artifact["checks"]
+
+    def test_another_networks_folder_is_refused_before_any_work(
+        self, quantized: Any, tiny_network: nn.Module, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        quantized(out)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        other = copy.deepcopy(tiny_network)
+        with torch.no_grad():
+            other.linear.bias += 1
+        with pytest.raises(DataError, match=r"out holds the artifacts of another network: TinyNetwork with the digest"):
+            quantized(out, other)
+        with pytest.raises(DataError, match="holds the artifacts of another network"):
+            finetune(other, torch.randn(16, 3, 8, 8), calibrator="torch-ao", output=out)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        quantized(out)  # replaces its own files
+        quantized(out, calibrator="pytorch-quantization")
+        record = json.loads((out / MANIFEST_FILE).read_text())
+        assert [run["calibrator"] for run in record["runs"]] == ["torch-ao", "pytorch-quantization"]
+
+    def test_a_damaged_one(self, quantized: Any, tmp_path: Path) -> None:
+        (tmp_path / MANIFEST_FILE).write_text("[]")
+        with pytest.raises(DataError, match="is not a manifest of artifacts"):
+            quantized(tmp_path)

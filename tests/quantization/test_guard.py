@@ -9,7 +9,7 @@ import pytest
 
 from dfq_plugins.errors import DfqWarning
 from dfq_plugins.network.agreement import OutputAgreement
-from dfq_plugins.quantization.guard import warn_of_outputs
+from dfq_plugins.quantization.guard import warn_of_outputs, warn_of_part
 from dfq_plugins.types import Recipe
 
 
@@ -34,3 +34,12 @@ def test_ordinary_losses_say_nothing(decibels: float, recipe: Recipe) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_outputs([agreement(decibels)], recipe, "torch-ao")
+
+
+@pytest.mark.parametrize("decibels", [1.2, -math.inf])
+def test_a_part_is_held_to_the_same_bound(decibels: float) -> None:
+    with pytest.warns(DfqWarning, match=r"part that brevitas quantized does not follow the float part: rpn\.head: "):
+        warn_of_part("rpn.head", decibels, Recipe(8, 8), "brevitas")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_part("rpn.head", 30.0, Recipe(8, 8), "brevitas")

@@ -25,8 +25,9 @@ from dfq_plugins.recording.graph import consecutive_edges, fourier_basis, strong
 from dfq_plugins.recording.info import INFO_FILE, TENSOR_FILE, NoiseRecord
 from dfq_plugins.recording.moments import ClassMoments, LayerMoments
 from dfq_plugins.recording.noise import add_noise, clipped, failure_probability, noise_multiplier, sensitivity
+from dfq_plugins.recording.options import RecordingOptions
 from dfq_plugins.recording.record import ActivationRecord
-from dfq_plugins.recording.run import record
+from dfq_plugins.recording.run import Recording, record
 from dfq_plugins.recording.units import UnitReader, find_layers
 from dfq_plugins.types import Batch, InputSpec
 
@@ -721,3 +722,24 @@ def test_a_layer_that_changed_shape_is_refused(tmp_path: Path) -> None:
     ):
         recorded.check_model(network, InputSpec((1, 8, 8)))
     recorded.check_model(network, SPEC)
+
+
+def test_no_sample_counts_for_more_than_the_norm_that_the_noise_is_made_for() -> None:
+    network, (inputs, labels) = plain_network(), labeled(60)
+    norm = 0.25
+    recording = Recording(network, SPEC, RecordingOptions(epsilon=1.0, delta=1e-5, clip_norm=norm))
+    recording.read((inputs * 100, labels), lambda _event: None)
+    means = torch.cat([group.mean for group in recording.moments.groups], 1)
+    squares = torch.cat([group.scatter.diagonal(dim1=1, dim2=2) for group in recording.moments.groups], 1)
+    counts = recording.moments.counts[:, None]
+    assert float(means.norm(dim=1).max()) <= norm * 1.001
+    assert float((squares / counts + means.square()).sum(1).max()) <= norm**2 * 1.001
+
+
+def test_dropout_filters_follow_the_seed() -> None:
+    def masks(seed: int) -> torch.Tensor:
+        recording = Recording(plain_network(), SPEC, RecordingOptions(dropout_filters=2, seed=seed))
+        return torch.cat([mask.flatten() for masks in recording.filters for mask in masks.values()])
+
+    assert torch.equal(masks(3), masks(3))
+    assert not torch.equal(masks(3), masks(4))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 class Noise(DataGenerator):
     """Yields standard noise of `rng`, one batch; subclasses misbehave."""
 
+    keeps_range = False
+
     def __init__(self, _options: NoOptions) -> None: ...
 
     def generate(

@@ -27,6 +27,20 @@ class TinyNetwork(nn.Module):
         return self.linear(hidden.mean((2, 3)))
 
 
+class TiedNetwork(TinyNetwork):
+    """The second convolution is applied again as a third one with the same weight, and BatchNorm follows only one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.again.weight = self.conv.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.relu1(self.norm1(self.stem(inputs)))
+        hidden = self.relu2(self.norm2(self.conv(hidden)))
+        return self.linear(self.again(hidden).relu().mean((2, 3)))
+
+
 def settle_batch_norm(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     """Give every BatchNorm the statistics of `inputs`, so that the network looks trained."""
     network.train()

@@ -19,7 +19,7 @@ from dfq_plugins.quantization.prepared import attach_state, require_prepared_sha
 from dfq_plugins.quantization.step_errors import step_errors
 from dfq_plugins.types import Calibrator
 from dfq_shared.tensorrt.coverage import describe_coverage
-from dfq_shared.tensorrt.inputs import fix_ranges, layers_on_inputs
+from dfq_shared.tensorrt.inputs import fix_ranges, layers_before_weights, layers_on_inputs
 from dfq_shared.tensorrt.observers import observe, start_observing
 from dfq_shared.tensorrt.quantizers import calibrated_inputs, is_integer, quantized_modules
 from dfq_shared.tensorrt.ranges import load_activation_range, load_weight_range
@@ -94,8 +94,9 @@ class TensorrtCalibrator(Calibrator):
                 sample = moved(random_inputs(spec, 2), parameter.device, parameter.dtype)
                 prepared = add_residual_quantizers(prepared, self._new_residual_quantizer, sample, spec)
             on_input = layers_on_inputs(prepared, spec)
+            in_front = layers_before_weights(prepared, spec) | set(on_input)
             for name, module in quantized_modules(prepared):
-                if name in on_input and is_integer(module.input_quantizer):
+                if name in in_front and is_integer(module.input_quantizer):
                     module.input_quantizer.num_bits = self._options.input_bits
                 observe(name, module.input_quantizer, self._backend)
             fix_ranges(prepared, spec, on_input, self._options)

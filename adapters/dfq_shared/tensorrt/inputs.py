@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +58,35 @@ def layers_on_inputs(model: nn.Module, spec: Specification) -> dict[str, dict[st
     with torch.no_grad(), hooked(hooks):
         spec.run(model, samples)
     return {name: seen for name, seen in found.items() if name not in others}
+
+
+def layers_before_weights(model: nn.Module, spec: Specification) -> set[str]:
+    """Run `model` and return the quantized modules whose inputs depend on no layer with weights.
+
+    Every such layer returns NaN in this run: where none arrives, only padding, pooling and elementwise operations stand
+    between the network's input and the module.
+    """
+    parameter = next(model.parameters())
+    samples = moved(random_inputs(spec, 2), parameter.device, parameter.dtype)
+    modules = dict(quantized_modules(model))
+    free: set[str] = set()
+    spoilt: set[str] = set()
+
+    def look(name: str, inputs: torch.Tensor) -> None:
+        (spoilt if inputs.isnan().any() else free).add(name)
+
+    hooks = [
+        module.input_quantizer.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
+        for name, module in modules.items()
+    ]
+    hooks += [
+        module.register_forward_hook(lambda _module, _inputs, output: torch.full_like(output, math.nan))
+        for module in modules.values()
+        if hasattr(module, "weight_quantizer")
+    ]
+    with torch.no_grad(), hooked(hooks):
+        spec.run(model, samples)
+    return free - spoilt
 
 
 def _are_among(inputs: torch.Tensor, values: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dfq_brevitas.bias import channel_mean, is_weight_layer
+from dfq_brevitas.bias import channel_mean, correct_biases, is_weight_layer
 from dfq_brevitas.calibrator import BrevitasCalibrator
 from dfq_brevitas.foreign import Dequantize
 from dfq_brevitas.framework import quant_nn, quantization_status_manager
@@ -493,3 +493,21 @@ def test_percentiles_follow_the_width() -> None:
     found = [BrevitasOptions().percentile_for(bits) for bits in range(2, 9)]
     assert found == [99.75, 99.75, 99.75, 99.9, 99.9, 100.0, 100.0]
     assert BrevitasOptions(percentile=95.0).percentile_for(4) == 95.0
+
+
+def test_a_bias_is_corrected_by_the_mean_over_all_batches() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    calibrator = BrevitasCalibrator(BrevitasOptions(bias_correction="none"))
+    batches = [torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    batches[1] = batches[1] - 3
+    prepared = calibrator.prepare(network, InputSpec((3, 2, 2)), Recipe(3, 3), training=False)
+    calibrator.calibrate(prepared, batches)
+    biases = []
+    for data in ([], batches[:1], batches[1:], batches):
+        corrected = copy.deepcopy(prepared)
+        correct_biases(corrected, data)
+        (layer,) = [module for module in corrected.modules() if is_weight_layer(module)]
+        biases.append(layer.bias.detach())
+    none, first, second, both = biases
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(both - none, (first + second) / 2 - none)
