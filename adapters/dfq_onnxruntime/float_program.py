@@ -11,6 +11,7 @@ from onnx import version_converter
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from dfq_onnxruntime.framework import quiet_tools
+from dfq_onnxruntime.recorded_norms import with_recorded_norms
 from dfq_plugins.errors import ModelError, UsageError, first_line
 from dfq_plugins.inputs import random_inputs
 from dfq_plugins.network.fit import fitted_copy
@@ -74,7 +75,7 @@ def input_names(program: Any, spec: Specification) -> tuple[str, ...]:
 
 
 def _exported(model: nn.Module, spec: Specification) -> Any:
-    network = fitted_copy(model).cpu()
+    network = with_recorded_norms(fitted_copy(model).cpu())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
         try:

@@ -195,3 +195,11 @@ def test_infinite_values_stay_in_float(method: str) -> None:
     assert ("/Softmax", "Softmax: reads or returns infinite values") in run.coverage.unquantized
     assert {"query", "key", "value"} <= set(run.coverage.layers)
     assert run.output_agreement[0].decibels > 20
+
+
+def test_instance_norms_with_recorded_statistics(samples: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    network(samples)
+    assert quantize(network.eval(), samples).output_agreement[0].decibels > 20
