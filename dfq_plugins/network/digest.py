@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dfq_plugins.network.file_network import FileNetwork
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -29,6 +31,8 @@ def model_digest(model: nn.Module, *, weights: bool = True) -> str:
         own = type(module).__module__.startswith("torch.nn.")  # the output of other modules may differ from run to run
         settings = module.extra_repr() if own else ""
         digest.update(f"{name}:{type(module).__qualname__}({settings});".encode())
+        if isinstance(module, FileNetwork):
+            digest.update(module.program)
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, torch.Tensor) and not name.endswith("num_batches_tracked"):
             array = value.detach().cpu().contiguous()

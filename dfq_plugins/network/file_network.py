@@ -10,6 +10,8 @@ class FileNetwork(nn.Module):
 
     Attributes:
         name: name of the file.
+        program: its content.
     """
 
     name: str
+    program: bytes

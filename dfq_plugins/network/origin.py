@@ -12,6 +12,7 @@ from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, DfqWarning
 from dfq_plugins.network.agreement import outputs_of
 from dfq_plugins.network.digest import model_digest
+from dfq_plugins.network.file_network import FileNetwork
 from dfq_plugins.statistics.batch_norm import statistics_layers, untrained
 from dfq_plugins.storage.canonical_json import short_digest
 
@@ -40,6 +41,9 @@ class UntrainedNetworkWarning(DfqWarning):
 def check_origin(data: object, network: nn.Module, *, allow_other_network: bool) -> None:
     """Reject a synthetic set that was made from another network: other weights, or another forward pass.
 
+    A file does not hold the weights as the network did that made the set, so its outputs alone are compared, where they
+    have the same names.
+
     Args:
         data: any data; only a `SyntheticDataset` is checked.
         network: a private copy in eval mode.
@@ -51,11 +55,15 @@ def check_origin(data: object, network: nn.Module, *, allow_other_network: bool)
     if not isinstance(data, SyntheticDataset):
         return
     theirs, ours = data.manifest.model_digest, model_digest(network)
-    if theirs != ours:
+    if isinstance(network, FileNetwork):
+        fault = _other_values(network, data)
+    elif theirs != ours:
         fault = f"its digest is {short_digest(theirs)}, and the given model's is {short_digest(ours)}"
     elif different := different_outputs(network, _first_samples(data), data.spec):
         fault = different
     else:
+        fault = ""
+    if not fault:
         return
     message = f"The data in {data.folder} was made from another model: {fault}."
     if not allow_other_network:
@@ -65,6 +73,18 @@ def check_origin(data: object, network: nn.Module, *, allow_other_network: bool)
             "--allow-other-network."
         )
     warnings.warn(f"{message} Its inputs match the other model's statistics.", DataOriginWarning, stacklevel=3)
+
+
+def _other_values(network: nn.Module, data: SyntheticDataset) -> str:
+    samples = _first_samples(data)
+    found = outputs_of(network, samples.inputs, data.spec)
+    shared = {name: value for name, value in (samples.outputs or {}).items() if name in found}
+    decibels = (
+        _decibels(shared, found) if all(found[name].shape == shared[name].shape for name in shared) else -math.inf
+    )
+    if decibels >= _SAME_DECIBELS:
+        return ""
+    return f"the file returns other outputs for the same inputs (signal-to-noise ratio {decibels:.0f} dB)"
 
 
 def different_outputs(network: nn.Module, samples: Batch, spec: Specification) -> str:
