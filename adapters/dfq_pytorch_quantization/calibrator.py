@@ -29,6 +29,7 @@ from dfq_pytorch_quantization.ranges import (
     load_activation_range,
     load_weight_range,
 )
+from dfq_pytorch_quantization.reconstruction import quantized_view
 from dfq_pytorch_quantization.residual import add_residual_quantizers
 from dfq_pytorch_quantization.swap import calib_method, quantized_modules, reason_for_float, swap
 from dfq_pytorch_quantization.training import fix_ranges_after_training, learned_ranges, start_training
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dfq_plugins.types import Artifact, Coverage, Inputs, Recipe, Specification
+    from dfq_plugins.types import Artifact, Coverage, Inputs, QuantizedView, Recipe, Specification
 
 NARROWEST, WIDEST = 2, 8
 """Bit widths that can be exported: one bit has no level except zero, and ONNX has no integer above eight bits."""
@@ -134,6 +135,14 @@ class PytorchQuantizationCalibrator(Calibrator):
     def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
         """Return the learned range limits, if ranges are trained."""
         return tuple(learned_ranges(prepared))
+
+    def quantized_view(self, prepared: nn.Module) -> QuantizedView:
+        """Return the quantizers for reconstruction.
+
+        Raises:
+            UsageError: the weight ranges follow the weights in training.
+        """
+        return quantized_view(prepared, self._options, training=_run_of(prepared).training)
 
     def convert(self, prepared: nn.Module) -> nn.Module:
         """Return the calibrated module itself, which consists of the framework's fake-quantized modules.
