@@ -609,7 +609,7 @@ class QuantizedView:
     layers: tuple[QuantizedLayer, ...]
     floating: Callable[[], AbstractContextManager[None]]
     graph: fx.GraphModule | None = None
-    plain: Callable[[Any], Any] = lambda value: value  # noqa: E731  a default, not a definition
+    plain: Callable[[Any], Any] = lambda value: value
 
 
 class Calibrator(PluginBase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
+from dfq_plugins.quantization.reconstruction_step import ReconstructionStep, locked_folder, reconstruction_options
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.reconstruction.options import ReconstructionOptions
     from dfq_plugins.types import GivenSpec
 
 AGREEMENT_SAMPLES = 512
@@ -41,7 +44,9 @@ def quantize(
     recipe: str | Recipe = "w8a8",
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
+    reconstruct: bool | Mapping[str, object] | ReconstructionOptions = False,
     output: Path | str | None = None,
+    work: Path | str | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> nn.Module:
@@ -57,7 +62,9 @@ def quantize(
         recipe=recipe,
         spec=spec,
         options=options,
+        reconstruct=reconstruct,
         output=output,
+        work=work,
         listeners=listeners,
         registry=registry,
     ).model
@@ -71,7 +78,9 @@ def run_quantization(
     recipe: str | Recipe = "w8a8",
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
+    reconstruct: bool | Mapping[str, object] | ReconstructionOptions = False,
     output: Path | str | None = None,
+    work: Path | str | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> QuantizationRun:
@@ -87,15 +96,19 @@ def run_quantization(
         spec: input specification; a synthetic data set provides its own. Its valid range becomes the range of the
             input quantizer. For several inputs, a `NetworkSpec` or a mapping of `InputSpec` by name.
         options: settings of the calibrator, as a mapping or as its options record.
+        reconstruct: whether roundings and scales are learned after calibration, block by block, or the settings of
+            that as a mapping or as `ReconstructionOptions`. Pays off below 8 bits.
         output: folder for the artifacts; None exports nothing.
+        work: folder for reconstructed blocks: repeating the call resumes an interrupted run. None stores none.
         listeners: called with every `ProgressEvent`.
         registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
-        UsageError: the recipe, an option or a name is invalid.
+        UsageError: the recipe, an option or a name is invalid, or the framework cannot reconstruct.
         PluginError: the calibrator is unknown, or its framework is not installed.
         ModelError: the framework cannot trace or quantize the model.
-        DataError: the data is empty or has the wrong shape, or the output folder is a file.
+        DataError: the data is empty or has the wrong shape, the output folder is a file, or the work folder belongs to
+            another run.
 
     A failing export raises nothing: it is listed in `QuantizationRun.rejected`.
     """
@@ -105,8 +118,9 @@ def run_quantization(
     info = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     framework = registry.create("calibrator", calibrator, options)
+    settings = reconstruction_options(reconstruct)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state():
+    with preserve_global_state(), locked_folder(None if settings is None else work) as folder:
         original = frozen_copy(model)
         check_finite(original)
         samples = as_calibration_data(data, spec)
@@ -115,8 +129,11 @@ def run_quantization(
         accepted = accepted_spec(framework, info, known)
         with attributed(info):
             prepared = framework.prepare(original, accepted, recipe, training=False)
+            step = ReconstructionStep(framework, prepared, settings)
             with torch.no_grad():
                 framework.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
+            about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
+            blocks = step.run(samples, accepted, broadcast, folder, about)
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
             classes = known.num_classes
@@ -134,6 +151,7 @@ def run_quantization(
         agreement=class_agreement(found),
         output_agreement=found,
         rejected=rejected,
+        reconstruction=blocks,
     )
 
 

@@ -43,7 +43,7 @@ def fake_quantize(values: Tensor, scale: Tensor, lowest: int, highest: int) -> T
     >>> fake_quantize(torch.tensor([0.3, 1.2, 9.0]), torch.tensor(0.5), -4, 3)
     tensor([0.5000, 1.0000, 1.5000])
     """
-    quantized: Tensor = _FakeQuantize.apply(values, scale, lowest, highest)  # type: ignore[no-untyped-call]
+    quantized: Tensor = _FakeQuantize.apply(values, scale, lowest, highest)
     return quantized
 
 

@@ -40,7 +40,9 @@ def flat_graph(prepared: nn.Module, view: QuantizedView, spec: Specification) ->
     try:
         graph = trace(private, spec, opaque=names)
     except ModelError as error:
-        raise ModelError(f"reconstruct needs the network's graph, to find its blocks. {error} Or omit reconstruct.") from error
+        raise ModelError(
+            f"reconstruct needs the network's graph, to find its blocks. {error} Or omit reconstruct."
+        ) from error
     for node in graph.graph.nodes:
         origin = vars(graph.get_submodule(node.target)).get(_ORIGIN) if node.op == "call_module" else None
         if origin is not None:  # also for the twin of a layer that is called again
@@ -67,8 +69,10 @@ class GraphRunner:
         self.nodes: dict[str, Node] = {node.name: node for node in graph.graph.nodes}
         self.placeholders = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
         inputs = [tensor[: max(_PROBES)] for tensor in samples]
-        self.values, other = ({name: values[node] for name, node in self.nodes.items() if node in values} for values in
-            (self._whole([tensor[:batch] for tensor in inputs]) for batch in _PROBES))
+        self.values, other = (
+            {name: values[node] for name, node in self.nodes.items() if node in values}
+            for values in (self._whole([tensor[:batch] for tensor in inputs]) for batch in _PROBES)
+        )
         self.shapes = {name: self._shape(self.values[name], other[name]) for name in self.values}
         self.data = self._data()
         self.order = [n.name for n in graph.graph.nodes if n.name in self.data and n.op != "placeholder"]

@@ -163,7 +163,9 @@ def learn_block(
     """
     options = learner.options
     rng = torch.Generator().manual_seed(options.seed)
-    variances = {name: float(target.var(0, correction=0).sum().clamp(min=_SMALLEST)) for name, target in data.targets.items()}
+    variances = {
+        name: float(target.var(0, correction=0).sum().clamp(min=_SMALLEST)) for name, target in data.targets.items()
+    }
     groups = [group for group in learner.groups(options.steps) if group["params"]]
     if not groups or not data.targets:
         learner.store()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +86,8 @@ def reconstruct(
     device = device_of(prepared)
     _restore_biases(view, exact_view)
     samples = leaves(moved(random_inputs(spec, 3), device))
-    with _frozen(prepared), ExitStack() as stack:
+    with _frozen(prepared), exact_view.floating():
         runner = GraphRunner(flat_graph(prepared, view, spec), view, samples)
-        stack.enter_context(exact_view.floating())
         exact_runner = GraphRunner(flat_graph(reference, exact_view, spec), exact_view, samples)
         blocks = find_blocks(runner, view.layers)
         exact: dict[str, Any] = {layer.name: layer.module for layer in exact_view.layers}
@@ -123,7 +122,8 @@ class _Run:
             exact |= _computed(self.exact_runner, block, exact)
             targets = {name: exact[name] for name in block.outputs}
             before = _error(_computed(self.runner, block, quantized), targets)
-            data = BlockData(*({name: values[name] for name in block.inputs} for values in (quantized, exact)), targets)
+            given = {name: quantized[name] for name in block.inputs}
+            data = BlockData(given, {name: exact[name] for name in block.inputs}, targets)
             steps = self._learn(index, block, data)
             quantized |= _computed(self.runner, block, quantized)
             error = _error(quantized, targets)
@@ -140,21 +140,23 @@ class _Run:
         budget = self.options.max_seconds
         left = None if budget is None else max(0.0, budget - (time.monotonic() - self.began))
         share = None if left is None else left / (len(self.found) - index)
-        steps = learn_block(
-            self.runner, block, learner, data, share, lambda part: self._report(index, fraction=part)
-        )
+        steps = learn_block(self.runner, block, learner, data, share, lambda part: self._report(index, fraction=part))
         if self.states is not None:
             self.states.store(index, block)
         return steps
 
     def _report(self, done: int, block: ReconstructedBlock | None = None, fraction: float | None = None) -> None:
         total = len(self.found)
-        metrics = {} if block is None else {
-            "error_before": block.error_before,
-            "error": block.error,
-            "seconds": block.seconds,
-            "megabytes": block.megabytes,
-        }
+        metrics = (
+            {}
+            if block is None
+            else {
+                "error_before": block.error_before,
+                "error": block.error,
+                "seconds": block.seconds,
+                "megabytes": block.megabytes,
+            }
+        )
         position = None if fraction is None else (done + fraction) / total
         self.report(ProgressEvent(STAGE, done, total, metrics, position))
 
@@ -191,10 +193,14 @@ def _restore_biases(view: QuantizedView, exact_view: QuantizedView) -> None:
             bias.copy_(torch.zeros_like(bias) if former is None else former)
 
 
-def _frozen(network: nn.Module) -> ExitStack:
-    """Return a context in which no parameter of the network requires gradients."""
-    stack = ExitStack()
-    for parameter in network.parameters():
-        stack.callback(parameter.requires_grad_, parameter.requires_grad)
-        parameter.requires_grad_(requires_grad=False)
-    return stack
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Within the block, no parameter of the network requires gradients."""
+    former = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        for parameter, _ in former:
+            parameter.requires_grad = False
+        yield
+    finally:
+        for parameter, required in former:
+            parameter.requires_grad = required
