@@ -586,7 +586,7 @@ class QuantizedLayer:
         name: its name in the network.
         module: the module; with a weight quantizer, it has a `weight`, and a `bias`, which may be None.
         weight: its weight quantizer, if it has one.
-        activations: its other quantizers.
+        activations: its other quantizers; modules that share one also share its handle.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +98,9 @@ def quantized_view(
     """
     _require_settable(recipe, options, training=training)
     known = known_input_scalings(graph, spec) if options.known_input_range else ()
-    fixed = {id(scaling) for scaling in known}
+    handles = _Handles(fixed={id(scaling) for scaling in known}, every=options.power_of_two_scales)
     names = dict.fromkeys(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    found = (_layer(name, graph.get_submodule(name), fixed, options) for name in names)
+    found = (_layer(name, graph.get_submodule(name), handles) for name in names)
     off = {"disable_act_quant": True, "disable_weight_quant": True, "disable_bias_quant": True}
     return QuantizedView(
         layers=tuple(layer for layer in found if layer is not None),
@@ -126,22 +127,39 @@ def _require_settable(recipe: Recipe, options: BrevitasOptions, *, training: boo
         )
 
 
-def _layer(name: str, module: Any, fixed: set[int], options: BrevitasOptions) -> QuantizedLayer | None:
+@dataclass
+class _Handles:
+    """The handles of all quantizers, one for each, also where several modules share it.
+
+    Args:
+        fixed: identities of the scalings that stay as they are.
+        every: whether all of them do.
+    """
+
+    fixed: set[int]
+    every: bool
+    known: dict[int, TensorQuantHandle] = field(default_factory=dict)
+
+    def of(self, name: str, tensor_quant: Any) -> TensorQuantHandle | None:
+        """Return the handle of a quantizer; None if its scale is not stored."""
+        scaling = getattr(tensor_quant, "scaling_impl", None)
+        if not isinstance(scaling, _LEARNABLE):
+            return None
+        if id(tensor_quant) not in self.known:
+            fixed = self.every or id(scaling) in self.fixed
+            self.known[id(tensor_quant)] = TensorQuantHandle(name, tensor_quant, fixed=fixed)
+        return self.known[id(tensor_quant)]
+
+
+def _layer(name: str, module: Any, handles: _Handles) -> QuantizedLayer | None:
     if is_weight_layer(module) and module.weight_quant.is_quant_enabled:
-        weight = _handle(f"{name}.weight", module.weight_quant.tensor_quant, fixed, options)
+        weight = handles.of(f"{name}.weight", module.weight_quant.tensor_quant)
         return None if weight is None else QuantizedLayer(name, module, weight, ())
     if isinstance(module, nonlinear.QuantNonLinearActLayer) and module.act_quant.is_quant_enabled:
         fused = module.act_quant.fused_activation_quant_proxy
-        handle = None if fused is None else _handle(f"{name}.output", fused.tensor_quant, fixed, options)
+        handle = None if fused is None else handles.of(f"{name}.output", fused.tensor_quant)
         return None if handle is None else QuantizedLayer(name, module, None, (handle,))
     return None
-
-
-def _handle(name: str, tensor_quant: Any, fixed: set[int], options: BrevitasOptions) -> TensorQuantHandle | None:
-    scaling = getattr(tensor_quant, "scaling_impl", None)
-    if not isinstance(scaling, _LEARNABLE):
-        return None
-    return TensorQuantHandle(name, tensor_quant, fixed=options.power_of_two_scales or id(scaling) in fixed)
 
 
 def _plain(value: Any) -> Any:

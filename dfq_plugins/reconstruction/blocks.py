@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 MOST_LAYERS = 8
 """Layers with weights in a block; parts with more are divided."""
 
+MOST_EXPANDED = 4
+EXPANSION = 2
+"""At most four parts are one block if the values between them are more than twice as many as in front of them."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -80,7 +84,7 @@ class _Finder:
             inner = [cut for cut in cuts if start <= cut <= end]
             divided = len(self._within(start, end)[1]) > MOST_LAYERS
             parts += pairwise(inner) if divided else [(start, end)]
-        return self._with_weights(parts)
+        return self._without_expansions(self._with_weights(parts))
 
     def block(self, start: int, end: int) -> Block:
         names = self.runner.order[start:end]
@@ -124,7 +128,10 @@ class _Finder:
         return every, [layer for layer in every if layer.weight is not None]
 
     def _with_weights(self, parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Join parts without weights with the next one if they quantize, otherwise with the one before."""
+        """Join parts without weights with the one before if they are elementwise in float, otherwise with the next.
+
+        So a block ends with an activation, but not with a pooling, which hides most of its errors.
+        """
         found: list[tuple[int, int]] = []
         waiting: int | None = None
         for start, end in parts:
@@ -133,10 +140,31 @@ class _Finder:
             if weighted:
                 found.append((first, end))
                 waiting = None
-            elif found and waiting is None and not every:
+            elif found and waiting is None and not every and self._width(start) == self._width(end):
                 found[-1] = (found[-1][0], end)
             else:
                 waiting = first
         if waiting is not None and found:
             found[-1] = (found[-1][0], parts[-1][1])
         return found
+
+    def _without_expansions(self, parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Join parts between which the values are expanded: an inverted bottleneck without an addition."""
+        found: list[tuple[int, int]] = []
+        index = 0
+        while index < len(parts):
+            length = self._expanded(parts[index : index + MOST_EXPANDED])
+            found.append((parts[index][0], parts[index + length - 1][1]))
+            index += length
+        return found
+
+    def _expanded(self, parts: list[tuple[int, int]]) -> int:
+        """Return over how many parts, from the first on, the values are expanded; 1 if they are not."""
+        narrow = EXPANSION * self._width(parts[0][0])
+        for length, (_, end) in enumerate(parts, start=1):
+            if self._width(end) <= narrow:
+                return length
+        return 1
+
+    def _width(self, cut: int) -> int:
+        return sum(self.runner.values_in(name) for name in self.live(cut) if self.runner.is_stored(name))

@@ -8,18 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 
 from dfq_plugins.errors import DataError
+from dfq_plugins.reconstruction.state import capture, restore
 from dfq_plugins.storage.canonical_json import short_digest
 from dfq_plugins.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from torch import Tensor
 
     from dfq_plugins.reconstruction.blocks import Block
 
@@ -44,7 +42,8 @@ class BlockStates:
             DataError: the folder cannot be written.
         """
         about = {"identity": self._identity, "format_version": FORMAT_VERSION, "block": block.name}
-        data = safetensors.torch.save({name: value.contiguous() for name, value in _state(block).items()}, about)
+        state = {name: value.contiguous() for name, value in capture(block).items()}
+        data = safetensors.torch.save(state, about)
         write_atomically(self._path(index), data)
 
     def restore(self, index: int, block: Block) -> bool:
@@ -61,8 +60,8 @@ class BlockStates:
                 about = file.metadata() or {}
                 self._require_same_run(about)
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            _load(block, found)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            restore(block, found)
+        except (OSError, ValueError, SafetensorError) as error:
             raise DataError(f"{path} is damaged: {error}. Delete it to reconstruct from that block on.") from error
         return True
 
@@ -81,28 +80,3 @@ class BlockStates:
                 f"run has {short_digest(self._identity)}): the model, the data, the recipe or an option differs. Use "
                 "the same ones to resume that run, or choose another folder."
             )
-
-
-def _state(block: Block) -> dict[str, Tensor]:
-    """Return copies of the weights and scales that a block's layers hold."""
-    found: dict[str, Tensor] = {}
-    for layer in block.layers:
-        if layer.weight is not None:
-            found[f"{layer.name}.weight"] = layer.module.weight.detach().cpu().clone()  # type: ignore[operator]
-            found[f"{layer.weight.name}.scale"] = layer.weight.scale().cpu()
-        for handle in layer.activations:
-            found[f"{handle.name}.scale"] = handle.scale().cpu()
-    return found
-
-
-@torch.no_grad()
-def _load(block: Block, found: Mapping[str, Tensor]) -> None:
-    for name, value in _state(block).items():
-        if found[name].shape != value.shape:
-            raise ValueError(f"{name} has the shape {tuple(found[name].shape)} instead of {tuple(value.shape)}")
-    for layer in block.layers:
-        if layer.weight is not None:
-            layer.module.weight.copy_(found[f"{layer.name}.weight"])  # type: ignore[operator]
-        for handle in (layer.weight, *layer.activations):
-            if handle is not None and not handle.fixed:
-                handle.set_scale(found[f"{handle.name}.scale"].to(handle.scale()))

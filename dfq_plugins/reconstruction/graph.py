@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,8 +54,8 @@ def flat_graph(prepared: nn.Module, view: QuantizedView, spec: Specification) ->
 class GraphRunner:
     """Runs parts of a graph.
 
-    A node is *data* if it computes tensors from the network's inputs, and *context* if it computes sizes of them, or
-    what depends only on sizes and constants. Context is computed again for each batch, data is stored.
+    A node is *data* if it computes tensors from the network's inputs or calls a module, and *context* if it computes
+    sizes of data, or what depends only on sizes and constants. Context is the same for all batches of a size.
 
     Args:
         graph: a flat graph.
@@ -75,7 +76,7 @@ class GraphRunner:
         )
         self.shapes = {name: self._shape(self.values[name], other[name]) for name in self.values}
         self.data = self._data()
-        self.order = [n.name for n in graph.graph.nodes if n.name in self.data and n.op != "placeholder"]
+        self.order = self._order()
         self._contexts: dict[int, dict[Node, Any]] = {}
 
     @property
@@ -91,6 +92,10 @@ class GraphRunner:
     def is_stored(self, name: str) -> bool:
         """Return whether a node's value is one floating-point tensor whose first axis is the batch."""
         return self.shapes.get(name) is not None
+
+    def values_in(self, name: str) -> int:
+        """Return the number of values in one sample of a stored node."""
+        return math.prod(self.shapes[name] or ())
 
     def run(self, names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
         """Run nodes in order, and return the values of all nodes by name.
@@ -132,9 +137,27 @@ class GraphRunner:
             read = [source.name for source in node.all_input_nodes if source.name in found]
             sized = all(self.shapes[source] is not None for source in read)
             is_size = sized and not _holds_tensors(self.plain(value))
-            if read and not is_size:
+            # A quantizer of a constant is learned, too.
+            if (read and not is_size) or node.op == "call_module":
                 found.add(name)
         return found
+
+    def _order(self) -> list[str]:
+        """Return the names of the computed data in order, with what depends only on constants as late as possible."""
+        found: dict[str, None] = {}
+        from_inputs = set(self.placeholders)
+
+        def add(node: Node) -> None:
+            for source in node.all_input_nodes:
+                if source.name in self.data and source.name not in found and source.name not in from_inputs:
+                    add(source)
+            found[node.name] = None
+
+        for name in (name for name in self.values if name in self.data and self.nodes[name].op != "placeholder"):
+            if any(source.name in from_inputs for source in self.nodes[name].all_input_nodes):
+                add(self.nodes[name])
+                from_inputs.add(name)
+        return list(found)
 
     def _context(self, batch: int) -> dict[Node, Any]:
         """Return the values of all nodes that are context, for a batch size."""

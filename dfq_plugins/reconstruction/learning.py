@@ -70,7 +70,8 @@ class BlockLearner:
         self.options = options
         self.weights: list[tuple[QuantizedLayer, QuantizerHandle, LearnedWeight]] = []
         self.scales: dict[int, tuple[QuantizerHandle, Tensor, nn.Parameter]] = {}
-        self.activations = [handle for layer in block.layers for handle in layer.activations]
+        every = [handle for layer in block.layers for handle in layer.activations]
+        self.activations = list(dict.fromkeys(every))  # modules may share a quantizer
         for layer in block.layers:
             if layer.weight is not None and id(layer.module.weight) not in learned.weights:
                 learned.weights.add(id(layer.module.weight))
@@ -168,7 +169,6 @@ def learn_block(
     }
     groups = [group for group in learner.groups(options.steps) if group["params"]]
     if not groups or not data.targets:
-        learner.store()
         return 0
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999))
     rates = [float(group["lr"]) for group in optimizer.param_groups]

@@ -10,8 +10,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from dfq_plugins.types import setting
 
 _ROUNDING_TRAVEL = 10.0
-_WEIGHT_SCALE_TRAVEL = 0.4
-_ACTIVATION_SCALE_TRAVEL = 0.4
+_WEIGHT_SCALE_TRAVEL = 0.1
+_ACTIVATION_SCALE_TRAVEL = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,10 @@ class ReconstructionOptions:
     """
 
     steps: Annotated[int, Gt(0)] = setting(400, "training steps per block")
-    samples: Annotated[int, Gt(0)] = setting(1024, "samples to learn from: the first ones of the data")
+    samples: Annotated[int, Gt(0)] = setting(1024, "most samples to learn from: the first ones of the data")
+    max_megabytes: Annotated[float, Gt(0)] = setting(
+        4096.0, "memory for the values between blocks; networks with large ones learn from fewer samples"
+    )
     batch_size: Annotated[int, Gt(0)] = setting(32, "samples per step")
     learned_rounding: bool = setting(default=True, text="learn whether each weight is rounded up or down")
     learned_scales: bool = setting(default=True, text="learn the scales of weights and activations")
@@ -40,7 +43,7 @@ class ReconstructionOptions:
         None, f"Adam step size of activation scales, as a share of each; none: {_ACTIVATION_SCALE_TRAVEL:g} / steps"
     )
     regularization: Annotated[float, Ge(0)] = setting(
-        100.0, "weight of the term that drives roundings to 0 or 1, in units of the block's first error"
+        300.0, "weight of the term that drives roundings to 0 or 1, in units of the block's first error"
     )
     warm_up: Annotated[float, Ge(0), Lt(1)] = setting(0.2, "share of the steps before that term sets in")
     max_seconds: Annotated[float, Gt(0)] | None = setting(
@@ -52,7 +55,7 @@ class ReconstructionOptions:
         """Return the step sizes of roundings, weight scales and activation scales for a number of steps.
 
         >>> ReconstructionOptions(weight_scale_rate=0.5).rates(400)
-        (0.025, 0.5, 0.001)
+        (0.025, 0.5, 0.00025)
         """
         pairs = (
             (self.rounding_rate, _ROUNDING_TRAVEL),

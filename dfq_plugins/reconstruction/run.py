@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfq_plugins.inputs import leaves, moved, random_inputs, split
+from dfq_plugins.errors import DfqWarning
+from dfq_plugins.inputs import count, leaves, moved, random_inputs, split
 from dfq_plugins.model_state import device_of
 from dfq_plugins.reconstruction.blocks import find_blocks
 from dfq_plugins.reconstruction.graph import GraphRunner, flat_graph
 from dfq_plugins.reconstruction.learning import BlockData, BlockLearner, Learned, learn_block
+from dfq_plugins.reconstruction.state import capture, restore
 from dfq_plugins.types import ProgressEvent
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 STAGE = "reconstruct"
 _BATCH = 64
+_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,12 @@ def reconstruct(
         blocks = find_blocks(runner, view.layers)
         exact: dict[str, Any] = {layer.name: layer.module for layer in exact_view.layers}
         weights = {layer.name: exact[layer.name].weight.detach() for layer in view.layers if layer.weight is not None}
+        _warn_of_unlearned(blocks)
+        wanted = min(options.samples, count(inputs))
+        kept = _samples_that_fit(wanted, blocks, runner, options.max_megabytes)
         run = _Run(runner, exact_runner, weights, options, report, states, blocks)
         given = dict(zip(runner.placeholders, leaves(moved(inputs, device)), strict=True))
+        given = {name: values[:kept] for name, values in given.items()}
         return tuple(run.blocks(given))
 
 
@@ -124,7 +132,7 @@ class _Run:
             before = _error(_computed(self.runner, block, quantized), targets)
             given = {name: quantized[name] for name in block.inputs}
             data = BlockData(given, {name: exact[name] for name in block.inputs}, targets)
-            steps = self._learn(index, block, data)
+            steps = self._restored_or_learned(index, block, data, before)
             quantized |= _computed(self.runner, block, quantized)
             error = _error(quantized, targets)
             size = sum(one.nbytes for values in (quantized, exact) for one in values.values()) / 2**20
@@ -133,16 +141,24 @@ class _Run:
             quantized, exact = ({name: values[name] for name in block.live} for values in (quantized, exact))
             yield done
 
-    def _learn(self, index: int, block: Block, data: BlockData) -> int:
+    def _restored_or_learned(self, index: int, block: Block, data: BlockData, before: float) -> int:
+        """Restore the block, or learn it and store it; return the steps."""
         learner = BlockLearner(block, self.weights, self.options, self.learned)
         if self.states is not None and self.states.restore(index, block):
             return 0
-        budget = self.options.max_seconds
+        steps = self._learn(index, block, learner, data, before)
+        if self.states is not None:
+            self.states.store(index, block)
+        return steps
+
+    def _learn(self, index: int, block: Block, learner: BlockLearner, data: BlockData, before: float) -> int:
+        """Learn the block; keep it as it was calibrated where that is better, as after far too few steps."""
+        budget, calibrated = self.options.max_seconds, capture(block)
         left = None if budget is None else max(0.0, budget - (time.monotonic() - self.began))
         share = None if left is None else left / (len(self.found) - index)
         steps = learn_block(self.runner, block, learner, data, share, lambda part: self._report(index, fraction=part))
-        if self.states is not None:
-            self.states.store(index, block)
+        if not _error(_computed(self.runner, block, data.quantized), data.targets) <= before:
+            restore(block, calibrated)
         return steps
 
     def _report(self, done: int, block: ReconstructedBlock | None = None, fraction: float | None = None) -> None:
@@ -159,6 +175,32 @@ class _Run:
         )
         position = None if fraction is None else (done + fraction) / total
         self.report(ProgressEvent(STAGE, done, total, metrics, position))
+
+
+def _samples_that_fit(wanted: int, blocks: tuple[Block, ...], runner: GraphRunner, megabytes: float) -> int:
+    """Return how many samples can be stored: each value that a block reads or computes, of either network."""
+    widest = max((sum(map(runner.values_in, {*block.inputs, *block.live})) for block in blocks), default=1)
+    fitting = max(1, int(megabytes * 2**20 / (2 * _BYTES * widest)))
+    if fitting < wanted:
+        warnings.warn(
+            f"The reconstruction learns from {fitting} of the {wanted} samples: the values between blocks take up to "
+            f"{2 * _BYTES * widest / 2**20:.3g} MiB a sample, and max_megabytes is {megabytes:g}. Give more for "
+            "better results.",
+            DfqWarning,
+            stacklevel=3,
+        )
+    return min(wanted, fitting)
+
+
+def _warn_of_unlearned(blocks: tuple[Block, ...]) -> None:
+    """Warn of blocks that compute nothing that can be compared sample by sample."""
+    if names := [block.name for block in blocks if not block.outputs]:
+        warnings.warn(
+            f"The layers {', '.join(names)} stay as they were calibrated: what follows them is not a floating-point "
+            "tensor whose first axis is the batch, so samples cannot be compared with the float network's.",
+            DfqWarning,
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
