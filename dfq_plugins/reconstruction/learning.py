@@ -187,7 +187,7 @@ def learn_block(
                 for name, target in data.targets.items()
             )
             if step == 0:
-                strength = options.regularization * float(error)
+                strength = options.regularization * float(error.detach())
             _set_rates(optimizer, rates, options, step / steps)
             optimizer.zero_grad()
             (error + strength * learner.penalty(step / steps)).backward()
