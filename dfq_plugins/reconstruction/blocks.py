@@ -159,11 +159,14 @@ class _Finder:
         return found
 
     def _expanded(self, parts: list[tuple[int, int]]) -> int:
-        """Return over how many parts, from the first on, the values are expanded; 1 if they are not."""
+        """Return over how many parts, from the first on, the values are expanded; 1 if they are not.
+
+        The network's inputs and outputs are narrow, too, so the first and the last part stay apart.
+        """
         narrow = EXPANSION * self._width(parts[0][0])
         for length, (_, end) in enumerate(parts, start=1):
             if self._width(end) <= narrow:
-                return length
+                return length if parts[0][0] > 0 and end < len(self.runner.order) else 1
         return 1
 
     def _width(self, cut: int) -> int:
