@@ -11,13 +11,15 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
 from dfq_plugins.errors import DataError
-from dfq_plugins.reconstruction.state import capture, restore
+from dfq_plugins.reconstruction.state import restore
 from dfq_plugins.storage.canonical_json import short_digest
 from dfq_plugins.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from torch import Tensor
 
     from dfq_plugins.reconstruction.blocks import Block
 
@@ -35,15 +37,14 @@ class BlockStates:
     def __init__(self, folder: Path, identity: str) -> None:
         self._folder, self._identity = folder, identity
 
-    def store(self, index: int, block: Block) -> None:
-        """Write a block atomically.
+    def store(self, index: int, block: Block, state: Mapping[str, Tensor]) -> None:
+        """Write the state of a block atomically.
 
         Raises:
             DataError: the folder cannot be written.
         """
         about = {"identity": self._identity, "format_version": FORMAT_VERSION, "block": block.name}
-        state = {name: value.contiguous() for name, value in capture(block).items()}
-        data = safetensors.torch.save(state, about)
+        data = safetensors.torch.save({name: value.contiguous() for name, value in state.items()}, about)
         write_atomically(self._path(index), data)
 
     def restore(self, index: int, block: Block) -> bool:

@@ -147,8 +147,10 @@ class _Run:
         if self.states is not None and self.states.restore(index, block):
             return 0
         steps = self._learn(index, block, learner, data, before)
+        state = capture(block)
+        restore(block, state)  # as a resumed run does: a range may differ from its scale's by a rounding
         if self.states is not None:
-            self.states.store(index, block)
+            self.states.store(index, block, state)
         return steps
 
     def _learn(self, index: int, block: Block, learner: BlockLearner, data: BlockData, before: float) -> int:
