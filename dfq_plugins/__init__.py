@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dfq_plugins.quantization.load import load_quantized
     from dfq_plugins.quantization.parts import quantize_parts
     from dfq_plugins.quantization.run import quantize, run_quantization
+    from dfq_plugins.reconstruction.options import ReconstructionOptions
     from dfq_plugins.recording.options import RecordingOptions
     from dfq_plugins.recording.run import record
     from dfq_plugins.synthesis.run import synthesize
@@ -35,6 +36,7 @@ __all__ = [
     "InputSpec",
     "NetworkSpec",
     "Recipe",
+    "ReconstructionOptions",
     "RecordingOptions",
     "SyntheticDataset",
     "TrainingOptions",
@@ -62,6 +64,7 @@ _lazy, __dir__ = lazy_names(
         "InputSpec": "types",
         "NetworkSpec": "types",
         "Recipe": "types",
+        "ReconstructionOptions": "reconstruction.options",
         "RecordingOptions": "recording.options",
         "SyntheticDataset": "data.dataset",
         "distill": "distillation.run",

@@ -15,10 +15,11 @@ from dfq_plugins.errors import DataError, PluginError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import torch
-    from torch import nn
+    from torch import fx, nn
 
 Inputs: TypeAlias = Any
 """The inputs of a network: a tensor `(samples, *shape)`, or a dictionary of them by name where it has several.
@@ -595,6 +596,75 @@ class LearningGenerator(PluginBase):
         """Receive the completed share of the training, 0 to 1; useful for a learning rate schedule over all of it."""
 
 
+class QuantizerHandle(ABC):
+    """Access to one quantizer of a prepared network, for `Calibrator.quantized_view`.
+
+    The quantizer computes `scale * clamp(round(x / scale), lowest, highest)`.
+
+    Args:
+        name: its name in messages and checkpoints.
+        lowest: its lowest integer.
+        highest: its highest integer.
+        fixed: whether its scale must stay as it is: it is known, or restricted to some values.
+    """
+
+    def __init__(self, name: str, *, lowest: int, highest: int, fixed: bool) -> None:
+        self.name, self.lowest, self.highest, self.fixed = name, lowest, highest, fixed
+
+    @property
+    def key(self) -> int:
+        """The identity of what stores the scale; quantizers that share it have the same key."""
+        return id(self)
+
+    @abstractmethod
+    def scale(self) -> torch.Tensor:
+        """Return a copy of the scale, in a shape that broadcasts over the quantized tensor."""
+
+    @abstractmethod
+    def set_scale(self, scale: torch.Tensor) -> None:
+        """Store a scale of the shape that `scale` returns, in place."""
+
+    @abstractmethod
+    def replaced(
+        self, quantize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    ) -> AbstractContextManager[None]:
+        """Within the block, let a function quantize instead: it returns the quantized values and their scale."""
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A module of a prepared network that holds quantizers, and is called as one operation.
+
+    Args:
+        name: its name in the network.
+        module: the module; with a weight quantizer, it has a `weight`, and a `bias`, which may be None.
+        weight: its weight quantizer, if it has one.
+        activations: its other quantizers; modules that share one also share its handle.
+    """
+
+    name: str
+    module: nn.Module
+    weight: QuantizerHandle | None
+    activations: tuple[QuantizerHandle, ...]
+
+
+@dataclass(frozen=True)
+class QuantizedView:
+    """The quantizers of a prepared network, as `reconstruct` reads, replaces and sets them.
+
+    Args:
+        layers: the modules that hold quantizers.
+        graph: the network as a graph that calls each of these modules directly; None: the host traces the network.
+        floating: returns a context in which the network computes in float.
+        plain: turns the framework's tensors into torch's, and returns any other value as it is.
+    """
+
+    layers: tuple[QuantizedLayer, ...]
+    floating: Callable[[], AbstractContextManager[None]]
+    graph: fx.GraphModule | None = None
+    plain: Callable[[Any], Any] = lambda value: value
+
+
 class Calibrator(PluginBase):
     """Quantizes a float model with one framework, in the steps that torch.ao defines.
 
@@ -638,6 +708,20 @@ class Calibrator(PluginBase):
 
     def freeze_ranges(self, prepared: nn.Module) -> None:
         """Stop observing activation ranges, in place; called late in training, possibly twice."""
+
+    def quantized_view(self, prepared: nn.Module) -> QuantizedView:
+        """Return the quantizers of a prepared network, so that `reconstruct` can learn roundings and scales.
+
+        Called on a calibrated network, and on a copy of it that was never calibrated and computes in float.
+
+        Raises:
+            UsageError: the framework's quantizers cannot be set, or not with these options.
+        """
+        raise UsageError(
+            f"{type(self).__name__} cannot reconstruct: it gives no access to the weights and scales of "
+            f"{type(prepared).__name__}, as frameworks do not that round to stored integers. Use the calibrator "
+            "pytorch-quantization or brevitas, or omit reconstruct."
+        )
 
     def load(self, path: Path) -> nn.Module:
         """Return a module that computes what an artifact of `export` computes, for `dfq_plugins.load_quantized`.

@@ -22,6 +22,7 @@ from dfq_brevitas.notices import NOTICES
 from dfq_brevitas.options import BrevitasOptions
 from dfq_brevitas.quantized_once import weights_quantized_once
 from dfq_brevitas.quantizers import FLOAT_BITS, LAYERS, quantizer_maps
+from dfq_brevitas.reconstruction import quantized_view
 from dfq_brevitas.shared_ranges import covering_every_call
 from dfq_brevitas.training import learned_scales, take_gradients
 from dfq_brevitas.way_round import way_round
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_brevitas.options import Target
-    from dfq_plugins.types import Artifact, Coverage, Inputs, Recipe, Specification
+    from dfq_plugins.types import Artifact, Coverage, Inputs, QuantizedView, Recipe, Specification
 
 WEIGHT_BITS = range(1, 9)
 ACTIVATION_BITS = range(2, 9)
@@ -202,6 +203,15 @@ class BrevitasCalibrator(Calibrator):
     def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
         """Return the scales of weights and activations that are trained."""
         return learned_scales(_run_of(prepared)[1])
+
+    def quantized_view(self, prepared: nn.Module) -> QuantizedView:
+        """Return the quantizers for reconstruction.
+
+        Raises:
+            UsageError: the weights are binary, or their scales follow them in training.
+        """
+        run, graph = _run_of(prepared)
+        return quantized_view(graph, run.spec, run.recipe, self.options, training=run.training)
 
     def describe(self, converted: nn.Module) -> Coverage:
         """List layers, activations and additions with the bit widths that their quantizers report."""

@@ -9,6 +9,7 @@ with silenced(NOTICES):
     import brevitas.nn as quant_nn
     import brevitas.nn.quant_layer as nonlinear
     from brevitas import config as brevitas_config
+    from brevitas.backport.fx.node import map_arg
     from brevitas.core.function_wrapper import CeilSte
     from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
     from brevitas.core.quant.binary import BinaryQuant
@@ -75,6 +76,7 @@ __all__ = [
     "gptq_mode",
     "layer_handler",
     "layerwise_quantize",
+    "map_arg",
     "nonlinear",
     "preprocess_for_quantize",
     "quant_nn",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dfq_plugins.distillation.options import TrainingOptions
     from dfq_plugins.host.plugin_info import Kind
+    from dfq_plugins.reconstruction.options import ReconstructionOptions
     from dfq_plugins.types import Call, Specification
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
@@ -248,6 +249,28 @@ class TrainingArguments:
         set_resume_hint(lost if self.work is None else resume)
 
 
+@dataclass(frozen=True)
+class ReconstructionArguments:
+    """Whether the network is reconstructed, and how."""
+
+    reconstruct: bool
+    reconstruction: dict[str, str]
+
+    @property
+    def settings(self) -> ReconstructionOptions | bool:
+        """The checked settings; False without --reconstruct.
+
+        Raises:
+            UsageError: a setting is unknown or invalid, or is given without --reconstruct.
+        """
+        from dfq_plugins.reconstruction.options import ReconstructionOptions  # noqa: PLC0415  only where it is wanted
+
+        if not self.reconstruct and self.reconstruction:
+            raise UsageError("--reconstruction only applies to a reconstruction: add --reconstruct.")
+        checked = parse_options(ReconstructionOptions, self.reconstruction, owner="the reconstruction")
+        return checked if self.reconstruct else False
+
+
 def with_classes(known: Specification, num_classes: int | None) -> Specification:
     """Return a specification with another number of classes, if one was given."""
     return known if num_classes is None else replace(known, num_classes=num_classes)
@@ -456,6 +479,30 @@ quantization_options = bundled(
     num_classes_option,
     other_network_option,
     plugin_options,
+)
+
+
+def _reconstruction_kind() -> type[ReconstructionOptions]:
+    from dfq_plugins.reconstruction.options import ReconstructionOptions  # noqa: PLC0415  only where it is listed
+
+    return ReconstructionOptions
+
+
+reconstruction_options = bundled(
+    ReconstructionArguments,
+    "reconstruction",
+    click.option(
+        "--reconstruct",
+        is_flag=True,
+        help="After calibration, learn roundings and scales block by block; pays off below 8 bits.",
+    ),
+    pairs_option(
+        "--reconstruction",
+        "-R",
+        "reconstruction",
+        help_text="Setting of --reconstruct; repeatable. See --list-reconstruction.",
+    ),
+    listing("--list-reconstruction", _reconstruction_kind, "List the settings of --reconstruct and exit."),
 )
 
 

@@ -12,10 +12,12 @@ from dfq_plugins.cli import progress
 from dfq_plugins.cli.arguments import (
     ModelArguments,
     QuantizationArguments,
+    ReconstructionArguments,
     TrainingArguments,
     json_option,
     model_options,
     quantization_options,
+    reconstruction_options,
     report_option,
     training_options,
     with_classes,
@@ -36,6 +38,7 @@ GENERATOR_HELP = "Learning generator that makes half of each batch (or -T genera
 @click.command()
 @model_options
 @quantization_options
+@reconstruction_options
 @training_options(lambda: TrainingOptions, GENERATOR_HELP)
 @report_option
 @json_option
@@ -43,6 +46,7 @@ def finetune(
     *,
     model: ModelArguments,
     what: QuantizationArguments,
+    reconstruction: ReconstructionArguments,
     training: TrainingArguments,
     report: Path | None,
     as_json: bool,
@@ -52,12 +56,13 @@ def finetune(
     Below 8 bits, this recovers accuracy that calibration alone loses. With --work, repeating the command resumes an
     interrupted training. Under torchrun, every process takes a part of each batch.
     """
-    finetune_and_print(model, what, training, report, as_json=as_json)
+    finetune_and_print(model, what, reconstruction, training, report, as_json=as_json)
 
 
 def finetune_and_print(
     model: ModelArguments,
     what: QuantizationArguments,
+    reconstruction: ReconstructionArguments,
     training: TrainingArguments,
     report: Path | None,
     *,
@@ -65,6 +70,7 @@ def finetune_and_print(
 ) -> None:
     """Run `dfq finetune`, or `dfq quantize --finetune`."""
     what.check()
+    settings = reconstruction.settings
     training.check(TrainingOptions, "fine-tuning")
     with progress.reporting() as listener:
         dataset = dfq_plugins.SyntheticDataset.open(what.data)
@@ -76,6 +82,7 @@ def finetune_and_print(
             calibrator=what.calibrator,
             recipe=what.recipe,
             options=what.options,
+            reconstruct=settings,
             output=what.output,
             training=training.settings,
             generator=training.generator,

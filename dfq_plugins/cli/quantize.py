@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -11,10 +12,12 @@ from dfq_plugins.cli import progress
 from dfq_plugins.cli.arguments import (
     ModelArguments,
     QuantizationArguments,
+    ReconstructionArguments,
     TrainingArguments,
     json_option,
     model_options,
     quantization_options,
+    reconstruction_options,
     report_option,
     training_options,
     with_classes,
@@ -37,12 +40,14 @@ if TYPE_CHECKING:
     from dfq_plugins.data.dataset import SyntheticDataset
     from dfq_plugins.network.agreement import OutputAgreement
     from dfq_plugins.quantization.result import QuantizationRun
+    from dfq_plugins.reconstruction.options import ReconstructionOptions
     from dfq_plugins.types import ProgressEvent, Specification
 
 
 @click.command()
 @model_options
 @quantization_options
+@reconstruction_options
 @report_option
 @click.option(
     "--hold-out",
@@ -58,6 +63,7 @@ def quantize(
     *,
     model: ModelArguments,
     what: QuantizationArguments,
+    reconstruction: ReconstructionArguments,
     training: TrainingArguments,
     report: Path | None,
     hold_out: int | None,
@@ -75,24 +81,25 @@ def quantize(
             raise UsageError(
                 "--hold-out does not apply to fine-tuning. Give the share to hold out as -T validation_fraction=0.1."
             )
-        finetune_and_print(model, what, training, report, as_json=as_json)
+        finetune_and_print(model, what, reconstruction, training, report, as_json=as_json)
         return
-    if training.named:
-        raise UsageError(
-            f"{', '.join(training.named)} only applies to fine-tuning: add --finetune, or use dfq finetune."
-        )
+    settings = reconstruction.settings
+    if named := [name for name in training.named if not (settings and name == "--work")]:
+        raise UsageError(f"{', '.join(named)} only applies to fine-tuning: add --finetune, or use dfq finetune.")
     what.check()
-    set_resume_hint("No unfinished artifact is left behind: run the same command again.")
+    kept = "" if training.work is None else f" Finished blocks are in {training.work}."
+    set_resume_hint(f"No unfinished artifact is left behind: run the same command again.{kept}")
     if hold_out is not None and report is None:
         raise UsageError("--hold-out only applies to the report: add --report, or remove --hold-out.")
     measured = None
     with progress.reporting() as listener:
         dataset = dfq_plugins.SyntheticDataset.open(what.data)
         network = model.load_or_read()
+        quantized = partial(_run, network, what, listener, settings, training.work)
         if report is None:
-            run = _run(network, dataset, with_classes(dataset.spec, what.num_classes), what, listener)
+            run = quantized(dataset, with_classes(dataset.spec, what.num_classes))
         else:
-            run, measured = _run_with_report(network, dataset, what, listener, report, hold_out)
+            run, measured = _run_with_report(quantized, network, dataset, what, report, hold_out)
     note_classes(run, dataset.spec, what.num_classes)
     if as_json:
         from dfq_plugins.network.agreement import class_agreement  # noqa: PLC0415  imports torch
@@ -110,10 +117,12 @@ def quantize(
 
 def _run(
     network: nn.Module,
-    data: CalibrationData,
-    spec: Specification | None,
     what: QuantizationArguments,
     listener: Callable[[ProgressEvent], None],
+    reconstruct: ReconstructionOptions | bool,
+    work: Path | None,
+    data: CalibrationData,
+    spec: Specification | None,
 ) -> QuantizationRun:
     return dfq_plugins.run_quantization(
         network,
@@ -122,17 +131,19 @@ def _run(
         recipe=what.recipe,
         spec=spec,
         options=what.options,
+        reconstruct=reconstruct,
         output=what.output,
         allow_other_network=what.allow_other_network,
+        work=work,
         listeners=[listener],
     )
 
 
 def _run_with_report(
+    quantized: Callable[[CalibrationData, Specification | None], QuantizationRun],
     network: nn.Module,
     dataset: SyntheticDataset,
     what: QuantizationArguments,
-    listener: Callable[[ProgressEvent], None],
     report: Path,
     hold_out: int | None,
 ) -> tuple[QuantizationRun, tuple[OutputAgreement, ...] | None]:
@@ -145,7 +156,7 @@ def _run_with_report(
     check_origin(dataset, frozen_copy(network), allow_other_network=what.allow_other_network)
     held_out = runs.held_out_samples(len(dataset), hold_out)
     spec = with_classes(dataset.spec, what.num_classes)
-    run = _run(network, runs.calibration_part(dataset, held_out), spec, what, listener)
+    run = quantized(runs.calibration_part(dataset, held_out), spec)
     options = get_registry().options("calibrator", what.calibrator, what.options)
     found = runs.write_quantization_report(report, network, dataset, run, held_out, options, what.output)
     return run, found if held_out else None

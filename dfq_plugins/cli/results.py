@@ -26,6 +26,7 @@ def print_run(run: QuantizationRun) -> None:
         click.echo(f"  {line}")
     for name, reason in run.coverage.unquantized:
         click.echo(f"  {name} stays in float: {reason}")
+    print_blocks(run)
     print_agreement(run.output_agreement, "Agreement with the float model on the data")
     rows = [
         (str(artifact.path), artifact.format, f"{artifact.size_bytes / 1000:.1f} kB", f"{check.name}: {check.detail}")
@@ -35,6 +36,23 @@ def print_run(run: QuantizationRun) -> None:
     if rows:
         print_table(("Artifact", "Format", "Size", "Check"), rows)
     print_rejected(run.rejected)
+
+
+def print_blocks(run: QuantizationRun) -> None:
+    """Print the blocks that were reconstructed, if any."""
+    rows = [
+        (
+            block.name,
+            f"{block.error_before:.4f}",
+            f"{block.error:.4f}",
+            str(block.steps) if block.steps else "restored",
+            f"{block.seconds:.0f} s",
+            f"{block.megabytes:.0f} MiB",
+        )
+        for block in run.reconstruction
+    ]
+    if rows:
+        print_table(("Reconstructed block", "Error before", "Error", "Steps", "Time", "Values"), rows)
 
 
 def note_classes(run: QuantizationRun, known: Specification, given: int | None) -> None:
@@ -71,6 +89,7 @@ def run_as_dict(run: QuantizationRun) -> dict[str, Any]:
         "coverage": asdict(run.coverage),
         "artifacts": [asdict(artifact) for artifact in run.artifacts],
         "rejected": [asdict(artifact) for artifact in run.rejected],
+        "reconstruction": [asdict(block) for block in run.reconstruction],
     }
 
 

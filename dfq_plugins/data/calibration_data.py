@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import INTEGER_INPUTS, DataError, UsageError
-from dfq_plugins.inputs import cloned, count, map_inputs, split
+from dfq_plugins.inputs import cloned, count, joined, map_inputs, split
 from dfq_plugins.types import NetworkSpec, as_specification
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class InputBatches:
 
     def __iter__(self) -> Iterator[Inputs]:
         if isinstance(self.source, SyntheticDataset):
-            return self.source.batches(BATCH_SIZE)
+            return self.source.batches(even_size(len(self.source)))
         return map(cloned, self.source)
 
     def __len__(self) -> int:
@@ -93,11 +93,31 @@ def as_calibration_data(data: CalibrationData, spec: GivenSpec | None) -> InputB
     spec = as_specification(spec)
     if isinstance(data, SyntheticDataset):
         return InputBatches(data, spec or data.spec)
-    items = split(data, BATCH_SIZE) if _is_batch(data) else _require_iterable(data)
-    batches = [batch for batch in (_inputs_of(item, spec) for item in items) if count(batch)]
+    items = split(data, even_size(count(data))) if _is_batch(data) else _require_iterable(data)
+    batches = _evened([batch for batch in (_inputs_of(item, spec) for item in items) if count(batch)])
     if not batches:
         raise DataError("Calibration needs at least one sample, got none. Provide a data set or batches of inputs.")
     return InputBatches(batches, spec)
+
+
+def even_size(samples: int, most: int = BATCH_SIZE) -> int:
+    """Return the size of batches that are as even as possible, each of at most `most` samples.
+
+    Frameworks average statistics over batches, so that a short last batch would weigh as much as a full one.
+
+    >>> even_size(65), even_size(64), even_size(129)
+    (33, 64, 43)
+    """
+    return -(-samples // -(-samples // most)) if samples else most
+
+
+def _evened(batches: list[Any]) -> list[Any]:
+    """Return the samples in batches that are as even as possible, none larger than the largest given."""
+    sizes = [count(batch) for batch in batches]
+    size = even_size(sum(sizes), max(sizes, default=BATCH_SIZE))
+    if all(one == size for one in sizes[:-1]):
+        return batches
+    return list(split(joined(batches), size))
 
 
 def _is_batch(data: object) -> bool:

@@ -15,6 +15,7 @@ from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import TrainingOptions, rate_for
 from dfq_plugins.distillation.process_group import joined_process_group
 from dfq_plugins.distillation.task import prepare_task, train, work_folder
+from dfq_plugins.errors import UsageError
 from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.options import parse_options
@@ -27,6 +28,7 @@ from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
 from dfq_plugins.quantization.input_step import warn_of_input_step
 from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
+from dfq_plugins.quantization.reconstruction_step import ReconstructionStep, reconstruction_options
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import ProgressEvent, Recipe
 
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
 
     from dfq_plugins.data.calibration_data import CalibrationData
     from dfq_plugins.distillation.history import TrainingPoint
+    from dfq_plugins.distillation.process_group import ProcessGroup
     from dfq_plugins.distillation.task import DistillationTask
     from dfq_plugins.host.registry import Registry
     from dfq_plugins.network.agreement import OutputAgreement
+    from dfq_plugins.reconstruction.options import ReconstructionOptions
     from dfq_plugins.types import Calibrator, GivenSpec, InputSpec, LearningGenerator
 
 CALIBRATION_SAMPLES = 1024
@@ -75,6 +79,7 @@ def finetune(
     recipe: str | Recipe = "w8a8",
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
+    reconstruct: bool | Mapping[str, object] | ReconstructionOptions = False,
     training: Mapping[str, object] | TrainingOptions | None = None,
     generator: str | LearningGenerator | None = None,
     generator_options: Mapping[str, object] | object | None = None,
@@ -95,6 +100,8 @@ def finetune(
         recipe: bit widths, such as "w8a8" or "w4a4".
         spec: input specification; a synthetic data set provides its own.
         options: settings of the calibrator, as a mapping or as its options record.
+        reconstruct: whether roundings and scales are learned between calibration and training, block by block, or the
+            settings of that.
         training: training settings, as a mapping or as `TrainingOptions`; `task_loss` adds your own term, see
             `dfq_plugins.distillation.task_loss.TaskBatch`.
         generator: name of a learning generator, or such an object. It makes a share of each batch
@@ -122,11 +129,13 @@ def finetune(
     info = registry.find("calibrator", calibrator)
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     settings = parse_options(TrainingOptions, training, owner="fine-tuning")
+    reconstruction = reconstruction_options(reconstruct)
     framework = registry.create("calibrator", calibrator, options)
     inputs = InputSource(data, generator=generator, options=generator_options, allow_other_network=allow_other_network)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
     with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
+        _require_same_steps(reconstruction, ranks)
         torch.manual_seed(settings.seed)  # for frameworks and generators that draw from the global random state
         identity = about_network(frozen_copy(model))
         if output is not None:
@@ -134,11 +143,15 @@ def finetune(
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
         accepted = accepted_spec(framework, info, task.spec)
         with attributed(info):
-            prepared = _calibrated(framework, task, recipe, accepted)
-        warn_of_input_step(task.teacher, rows(task.examples.inputs, slice(64)), task.spec, recipe)
+            prepared, step = _calibrated(framework, task, recipe, accepted, reconstruction)
+            warn_of_input_step(task.teacher, rows(task.examples.inputs, slice(64)), task.spec, recipe)
+            about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
+            kept = folder if ranks.leads else None
+            blocks = step.run([task.examples.inputs], accepted, task.report, kept, about)
         settings = task.resolve_settings(_settings_for(settings, recipe), prepared)
         before = task.output_agreement(prepared)
-        about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
+        if reconstruction is not None:
+            about = [*about, asdict(replace(reconstruction, max_seconds=None))]
         place = task.checkpoint_dir(folder, "finetune", settings, about, ranks)
         history = train(_student(prepared, framework), task, settings, place)
         with attributed(info):
@@ -163,6 +176,7 @@ def finetune(
             history=history,
             training=settings,
             held_out=len(task.held_out),
+            reconstruction=blocks,
         )
         if writes:
             parts = [task.examples.inputs, task.held_out.inputs]
@@ -183,16 +197,32 @@ def _settings_for(settings: TrainingOptions, recipe: Recipe) -> TrainingOptions:
     return settings
 
 
-def _calibrated(framework: Calibrator, task: DistillationTask, recipe: Recipe, spec: InputSpec) -> nn.Module:
-    """Return the framework's network for training, with calibrated ranges."""
+def _calibrated(
+    framework: Calibrator,
+    task: DistillationTask,
+    recipe: Recipe,
+    spec: InputSpec,
+    reconstruction: ReconstructionOptions | None,
+) -> tuple[nn.Module, ReconstructionStep]:
+    """Return the framework's network for training, with calibrated ranges, and the step that reconstructs it."""
     prepared = framework.prepare(task.teacher, spec, recipe, training=True)
+    step = ReconstructionStep(framework, prepared, reconstruction)
     samples = as_calibration_data(rows(task.examples.inputs, slice(CALIBRATION_SAMPLES)), task.spec)
     total = len(samples)
     with torch.no_grad():
         framework.calibrate(
             prepared, samples.observed(lambda done: task.report(ProgressEvent("calibrate", done, total)))
         )
-    return prepared
+    return prepared, step
+
+
+def _require_same_steps(reconstruction: ReconstructionOptions | None, ranks: ProcessGroup) -> None:
+    """Reject a time budget where several processes must reconstruct the same network."""
+    if reconstruction is not None and reconstruction.max_seconds is not None and ranks.size > 1:
+        raise UsageError(
+            f"Each of the {ranks.size} processes reconstructs the network, with the same steps, but with max_seconds="
+            f"{reconstruction.max_seconds:g} their number would follow the speed of each. Give steps instead."
+        )
 
 
 def _student(prepared: nn.Module, framework: Calibrator) -> Student:

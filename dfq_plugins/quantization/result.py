@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfq_plugins.network.agreement import OutputAgreement
+    from dfq_plugins.reconstruction.run import ReconstructedBlock
     from dfq_plugins.types import Artifact, Coverage, Recipe, RejectedArtifact
 
 
@@ -26,6 +27,7 @@ class QuantizationRun:
         agreement: share of the calibration inputs on which the float and the quantized model predict the same class, or
             of the positions of a class map; NaN if the network is not known to be a classifier.
         output_agreement: how closely each output agrees with the float model's.
+        reconstruction: the blocks that were reconstructed, in order.
     """
 
     model: nn.Module
@@ -36,3 +38,4 @@ class QuantizationRun:
     agreement: float
     rejected: tuple[RejectedArtifact, ...] = field(default=(), kw_only=True)
     output_agreement: tuple[OutputAgreement, ...] = field(default=(), kw_only=True)
+    reconstruction: tuple[ReconstructedBlock, ...] = field(default=(), kw_only=True)

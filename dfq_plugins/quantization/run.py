@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
 from dfq_plugins.quantization.input_step import warn_of_input_step
 from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
+from dfq_plugins.quantization.reconstruction_step import ReconstructionStep, locked_folder, reconstruction_options
 from dfq_plugins.quantization.result import QuantizationRun
 from dfq_plugins.types import CalibratorEntry, ProgressEvent, Recipe
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from dfq_plugins.data.calibration_data import CalibrationData, InputBatches
     from dfq_plugins.host.plugin_info import PluginInfo
     from dfq_plugins.host.registry import Registry
+    from dfq_plugins.reconstruction.options import ReconstructionOptions
     from dfq_plugins.types import GivenSpec, Specification
 
 AGREEMENT_SAMPLES = 512
@@ -56,8 +59,10 @@ def quantize(
     recipe: str | Recipe = "w8a8",
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
+    reconstruct: bool | Mapping[str, object] | ReconstructionOptions = False,
     output: Path | str | None = None,
     allow_other_network: bool = False,
+    work: Path | str | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> nn.Module:
@@ -73,8 +78,10 @@ def quantize(
         recipe=recipe,
         spec=spec,
         options=options,
+        reconstruct=reconstruct,
         output=output,
         allow_other_network=allow_other_network,
+        work=work,
         listeners=listeners,
         registry=registry,
     ).model
@@ -88,8 +95,10 @@ def run_quantization(
     recipe: str | Recipe = "w8a8",
     spec: GivenSpec | None = None,
     options: Mapping[str, object] | object | None = None,
+    reconstruct: bool | Mapping[str, object] | ReconstructionOptions = False,
     output: Path | str | None = None,
     allow_other_network: bool = False,
+    work: Path | str | None = None,
     listeners: Iterable[Callable[[ProgressEvent], None]] = (),
     registry: Registry | None = None,
 ) -> QuantizationRun:
@@ -106,17 +115,21 @@ def run_quantization(
         spec: input specification; a synthetic data set provides its own. Its valid range becomes the range of the
             input quantizer. For several inputs, a `NetworkSpec` or a mapping of `InputSpec` by name.
         options: settings of the calibrator, as a mapping or as its options record.
+        reconstruct: whether roundings and scales are learned after calibration, block by block, or the settings of
+            that as a mapping or as `ReconstructionOptions`. Pays off below 8 bits.
         output: folder for the artifacts; None exports nothing.
         allow_other_network: only warn of data that was synthesized from another network, instead of rejecting it.
+        work: folder for reconstructed blocks: repeating the call resumes an interrupted run. None stores none.
         listeners: called with every `ProgressEvent`.
         registry: registry to look up plugins in; None uses the installed plugins.
 
     Raises:
-        UsageError: the recipe, an option or a name is invalid, or the calibrator does not take ONNX files.
+        UsageError: the recipe, an option or a name is invalid, the calibrator does not take ONNX files, or the
+            framework cannot reconstruct.
         PluginError: the calibrator is unknown, or its framework is not installed.
         ModelError: the framework cannot trace or quantize the model, or the ONNX file cannot be used.
-        DataError: the data is empty, has the wrong shape or was made from another network, or the output folder is a
-            file.
+        DataError: the data is empty, has the wrong shape or was made from another network, the output folder is a file,
+            or the work folder belongs to another run.
 
     A failing export raises nothing: it is listed in `QuantizationRun.rejected`.
     """
@@ -127,8 +140,9 @@ def run_quantization(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     network = _network(model, info, registry)
     framework = registry.create("calibrator", calibrator, options)
+    settings = reconstruction_options(reconstruct)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(seed=0):
+    with preserve_global_state(seed=0), locked_folder(None if settings is None else work) as folder:
         original = frozen_copy(network)
         check_finite(original)
         identity = about_network(original)
@@ -145,8 +159,11 @@ def run_quantization(
         accepted = accepted_spec(framework, info, known)
         with attributed(info):
             prepared = framework.prepare(original, accepted, recipe, training=False)
+            step = ReconstructionStep(framework, prepared, settings)
             with torch.no_grad():
                 framework.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
+            about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
+            blocks = step.run(samples, accepted, broadcast, folder, about)
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
             classes = known.num_classes
@@ -164,11 +181,12 @@ def run_quantization(
             agreement=class_agreement(found),
             output_agreement=found,
             rejected=rejected,
+            reconstruction=blocks,
         )
         if output is not None:
-            about = about_data(data, samples, len(samples))
+            about_samples = about_data(data, samples, len(samples))
             chosen = registry.options("calibrator", calibrator, options)
-            write_manifest(Path(output), run, identity, data=about, options=chosen, spec=known)
+            write_manifest(Path(output), run, identity, data=about_samples, options=chosen, spec=known)
     return run
 
 

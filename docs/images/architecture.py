@@ -39,8 +39,9 @@ Node = str | tuple[str, str, int]  # a package, or the place where an arrow (sou
 
 
 def read_layers(settings: dict[str, Any]) -> list[list[str]]:
-    """Return the layers of the import contract, from the top down."""
-    (contract,) = (one for one in settings["tool"]["importlinter"]["contracts"] if one["type"] == "layers")
+    """Return the layers of the host's import contract, from the top down."""
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (contract,) = (one for one in contracts if one.get("containers") == [HOST])
     return [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
 
 

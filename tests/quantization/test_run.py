@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfq_plugins.data.calibration_data import as_calibration_data
 from dfq_plugins.data.dataset import SyntheticDataset
 from dfq_plugins.errors import DataError, DfqWarning, ModelError, PluginError, UsageError
 from dfq_plugins.quantization.run import quantize, run_quantization
@@ -74,7 +75,7 @@ def test_a_synthetic_data_set_brings_its_own_specification(
     data = run(num_samples=100, generator="noise")
     quantized(data, spec=None)
     assert recorder().given[1] == tiny_spec
-    assert [len(batch) for batch in recorder().seen] == [64, 36]
+    assert [len(batch) for batch in recorder().seen] == [50, 50]
     assert torch.equal(torch.cat(recorder().seen), data.inputs())
 
 
@@ -116,7 +117,7 @@ def test_calibration_reports_progress(quantized: Callable[..., Any]) -> None:
     heard: list[ProgressEvent] = []
     quantized(DATA, listeners=[heard.append])
     assert [(event.stage, event.completed, event.total) for event in heard][:2] == [
-        ("calibrate", 64, 70),
+        ("calibrate", 35, 70),
         ("calibrate", 70, 70),
     ]
 
@@ -226,3 +227,15 @@ def test_quantization_leaves_the_caller_s_model_and_process_as_they_are(
         quantized(data)
     before.assert_unchanged()
     assert torch.equal(data, DATA)
+
+
+@pytest.mark.parametrize("sizes", [[65], [64, 1], [40, 60]])
+def test_batches_are_even(sizes: list[int]) -> None:
+    """Frameworks average over batches: a last batch of one sample weighed as much as 64."""
+    samples = torch.arange(float(sum(sizes))).reshape(-1, 1)
+    given = samples if len(sizes) == 1 else list(samples.split(sizes))
+    batches = list(as_calibration_data(given, None))
+    assert torch.equal(torch.cat(batches), samples)
+    counts = [len(batch) for batch in batches]
+    assert max(counts) - min(counts) <= 1
+    assert max(counts) <= 64

@@ -23,6 +23,7 @@ from dfq_shared.tensorrt.inputs import fix_ranges, layers_before_weights, layers
 from dfq_shared.tensorrt.observers import observe, start_observing
 from dfq_shared.tensorrt.quantizers import calibrated_inputs, is_integer, quantized_modules
 from dfq_shared.tensorrt.ranges import load_activation_range, load_weight_range
+from dfq_shared.tensorrt.reconstruction import quantized_view
 from dfq_shared.tensorrt.residual import RESIDUAL_BITS, add_residual_quantizers
 from dfq_shared.tensorrt.training import fix_ranges_after_training, learned_ranges, start_training
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from dfq_plugins.types import Artifact, Coverage, Inputs, Recipe, Specification
+    from dfq_plugins.types import Artifact, Coverage, Inputs, QuantizedView, Recipe, Specification
     from dfq_shared.tensorrt.backend import Backend
     from dfq_shared.tensorrt.options import RangeOptions
 
@@ -131,6 +132,14 @@ class TensorrtCalibrator(Calibrator):
     def scale_parameters(self, prepared: nn.Module) -> tuple[nn.Parameter, ...]:
         """Return the learned range limits, if ranges are trained."""
         return tuple(learned_ranges(prepared))
+
+    def quantized_view(self, prepared: nn.Module) -> QuantizedView:
+        """Return the quantizers for reconstruction.
+
+        Raises:
+            UsageError: the weight ranges follow the weights in training.
+        """
+        return quantized_view(prepared, self._options, training=self._run_of(prepared).training)
 
     def convert(self, prepared: nn.Module) -> nn.Module:
         """Return the calibrated module itself, which consists of the framework's fake-quantized modules.

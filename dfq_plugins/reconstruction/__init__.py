@@ -1,0 +1,1 @@
+"""Reconstruction: learns roundings and scales of a calibrated network, block by block, against the float network."""
