@@ -103,6 +103,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     ''
     """
     # torch_ao means torch-ao, although torchao has more letters in common with it.
-    same = [one for one in known if one.replace("-", "_") == name.replace("-", "_")]
-    matches = same or difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    same = [one for one in names if one.replace("-", "_") == name.replace("-", "_")]
+    matches = same or difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
