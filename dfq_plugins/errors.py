@@ -102,5 +102,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("xyz", ["brevitas"])
     ''
     """
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    # torch_ao means torch-ao, although torchao has more letters in common with it.
+    names = list(known)
+    same = [one for one in names if one.replace("-", "_") == name.replace("-", "_")]
+    matches = same or difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -18,7 +18,7 @@ def dfq_calibrators() -> Iterable[CalibratorEntry]:
     yield CalibratorEntry(
         name="torchao",
         summary="torchao's PT2E flow: a graph of torch.export, compiled by Inductor, AOTInductor or ExecuTorch",
-        factory="dfq_torchao.calibrator:TorchaoCalibrator",
+        factory="dfq_torchao.factory:TorchaoCalibrator",
         requires=("torchao",),
         install="dfq-plugins[torchao]",
         options=TorchaoOptions,

@@ -235,7 +235,7 @@ def test_the_shell_completes_calibrators_from_what_is_installed() -> None:
         "COMP_CWORD": "5",
     }
     result = CliRunner().invoke(cli, prog_name="dfq", env=environment)
-    assert result.stdout == "plain,torch-ao\n"
+    assert result.stdout == "plain,torch-ao\nplain,torchao\n"
 
 
 @pytest.mark.parametrize("words", ["dfq syn", "dfq quantize m:f data --calibrator ", "dfq plugins b", "dfq demo --o"])
