@@ -55,7 +55,8 @@ def mixed(quantized: Tensor, exact: Tensor, drop: float, rng: torch.Generator) -
     """
     if drop == 0:
         return quantized
-    return torch.where(torch.rand(exact.shape, generator=rng, device=exact.device) < drop, exact, quantized)
+    kept = torch.rand(exact.shape, generator=rng) < drop  # drawn on the CPU: equal on every device
+    return torch.where(kept.to(exact.device), exact, quantized)
 
 
 @torch.no_grad()
