@@ -720,7 +720,7 @@ class Calibrator(PluginBase):
         raise UsageError(
             f"{type(self).__name__} cannot reconstruct: it gives no access to the weights and scales of "
             f"{type(prepared).__name__}, as frameworks do not that round to stored integers. Use the calibrator "
-            "pytorch-quantization or brevitas, or omit reconstruct."
+            "pytorch-quantization, modelopt or brevitas, or omit reconstruct."
         )
 
     def load(self, path: Path) -> nn.Module:

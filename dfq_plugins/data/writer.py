@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dfq_plugins.data.dataset import SyntheticDataset
@@ -225,7 +226,8 @@ class DatasetWriter:
         """
         for shard in self.manifest.shards:
             if (self.folder / shard.file).is_file():
-                batch: Batch = pytree.tree_map(lambda tensor: tensor[:samples], load_shard(self.folder / shard.file))
+                written = load_shard(self.folder / shard.file)  # without labels, if the network gives none
+                batch: Batch = pytree.tree_map_only(Tensor, lambda tensor: tensor[:samples], written)
                 return batch
         return None
 

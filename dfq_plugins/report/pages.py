@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from dfq_plugins.inputs import count, rows
 from dfq_plugins.network.agreement import class_output
 from dfq_plugins.quantization.finetune import FinetuneRun
@@ -151,9 +153,16 @@ def inspection_page(name: str, found: Inspection, batch: Batch, spec: Specificat
 
 
 def command() -> str:
-    """Return the command that this process runs, and the time, for the footer of a page."""
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])} on {now}"
+    """Return the command that made a page, and the time, for its footer.
+
+    Where the command line is called from another program, its arguments are not those of the process.
+    """
+    context, program = click.get_current_context(silent=True), Path(sys.argv[0])
+    if context is None or program.name == "dfq" or program.parent.name == "dfq_plugins":
+        words = shlex.join([program.name, *sys.argv[1:]])
+    else:
+        words = " ".join(["dfq", *context.command_path.split()[1:]])
+    return f"{words} on {datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')}"
 
 
 def set_settings(data: SyntheticDataset) -> dict[str, Mapping[str, object]]:

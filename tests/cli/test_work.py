@@ -202,6 +202,7 @@ RUN = types.SimpleNamespace(
         ),
         (("3", "no integer kernel"),),
     ),
+    reconstruction=(),
     artifacts=(Artifact(Path("out/model.pt"), "TorchScript", 2345, (Check("run", "agreement 100%"),)),),
     rejected=(),
 )
@@ -244,6 +245,8 @@ def test_quantize_shows_coverage_agreement_and_artifacts(model: str, folder: Pat
         "recipe": "w8a8",
         "options": {"engine": "auto"},
         "output": out,
+        "reconstruct": False,
+        "work": None,
     }
 
 
@@ -277,6 +280,7 @@ def test_quantize_in_json(model: str, folder: Path) -> None:
             "per_channel": False,
             "stored_bits": 8,
             "range": [0.0, 6.0],
+            "exponent_bits": 0,
         },
     }
     assert told["coverage"]["unquantized"] == [["3", "no integer kernel"]]

@@ -171,7 +171,7 @@ def test_the_page_lists_what_does_not_work_and_the_shares() -> None:
         record("failed", column="torch-ao", step="convert", error=error | {"of_product": False, "type": "KeyError"}),
     ]
     page = PAGE.page({(one["network"], one["column"]): one for one in cells})
-    assert "| `net` | - | **failed** (convert) | - | - | 0.990, 30 dB, 1 in float, 3 s |" in page
+    assert "| `net` | - | **failed** (convert) | - | - | - | 0.990, 30 dB, 1 in float, 3 s | - |" in page
     assert "- **`net`, torch-ao**, failed in convert: `KeyError: No kernel for 'act'.`" in page
     assert "| all | 2 | 1 | 0 | 0 | 1 | 50.0 |" in page
 

@@ -167,7 +167,7 @@ def test_frameworks_that_cannot(tiny_network: nn.Module, tiny_spec: InputSpec, i
     def run(name: str, **settings: Any) -> None:
         run_quantization(tiny_network, inputs, calibrator=name, spec=tiny_spec, reconstruct=True, **settings)
 
-    with pytest.raises(UsageError, match=r"cannot reconstruct.*pytorch-quantization or brevitas"):
+    with pytest.raises(UsageError, match=r"cannot reconstruct.*pytorch-quantization, modelopt or brevitas"):
         run("torch-ao")
     with pytest.raises(UsageError, match="only two values"):
         run("brevitas", recipe="binary")

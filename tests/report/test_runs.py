@@ -124,7 +124,7 @@ def test_the_page_of_a_synthesis_has_every_part(made: Path) -> None:
             "BatchNorm divergence",
         ),
         *("loss (log scale, lower is better)", "One line per shard", "iterations", "25", "model digest", "torch"),
-        *("real samples used", "24", "synthetic samples", "Made by dfq synthesize in"),
+        *("real samples used", "24", "synthetic samples", "Made by dfq synthesize on "),
     ):
         assert expected in found.text, expected
 
@@ -180,6 +180,9 @@ def test_without_held_out_samples_the_page_says_so(made: Path) -> None:
 def test_another_models_set_may_calibrate_and_is_inspected_as_plain_data(made: Path) -> None:
     report = made / "other.html"
     arguments = [f"{made}/net.py:other", made / "set", "--calibrator", "torch-ao", "--report", report]
+    assert "was made from another model" in run("quantize", *arguments, code=5).stderr
+    assert not report.exists()
+    arguments.append("--allow-other-network")
     assert json.loads(run("quantize", *arguments, "--json").stdout)["held_out"]["samples"] == 3
     assert "Verdict: " in page(report).text
 
