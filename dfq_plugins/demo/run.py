@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FRAMEWORKS = ("torch-ao", "pytorch-quantization", "brevitas")
+"""The frameworks that the demo shows if they are installed: their successors compute the same, and take a minute more to
+import."""
+
 RECIPES = ("w8a8", "w4a4")
 EXPORTED_RECIPE = "w8a8"
 """Recipe of the exported artifacts, which every framework supports; they are calibrated on the default generator's
@@ -111,12 +115,14 @@ def ready(provided: Mapping[str, PluginInfo]) -> tuple[str, ...]:
 
 
 def table_columns(registry: Registry) -> tuple[tuple[str, str], ...]:
-    """Return each installed calibrator with each recipe.
+    """Return each installed calibrator that the demo shows, or else each that is installed, with each recipe.
 
     Raises:
         PluginError: no calibrator is ready.
     """
-    columns = tuple((calibrator, recipe) for calibrator in ready(registry.calibrators) for recipe in RECIPES)
+    installed = ready(registry.calibrators)
+    shown = [name for name in installed if name in FRAMEWORKS] or installed
+    columns = tuple((calibrator, recipe) for calibrator in shown for recipe in RECIPES)
     if not columns:
         lines = " or ".join(plugin.install_line for plugin in registry.calibrators.values())
         raise PluginError(f"The demo needs a quantization framework, but none is installed. Run: {lines}")
@@ -169,5 +175,5 @@ def measure(
 
 
 def calibrator_settings(registry: Registry) -> dict[str, object]:
-    """Return the options record of each installed calibrator by name."""
-    return {name: registry.options("calibrator", name) for name in ready(registry.calibrators)}
+    """Return the options record of each calibrator that the demo shows by name."""
+    return {name: registry.options("calibrator", name) for name, _ in table_columns(registry)}
