@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FRAMEWORKS = ("torch-ao", "pytorch-quantization", "brevitas")
-"""What the demo shows of the installed frameworks: their successors compute the same, and take a minute more to import."""
+"""What the demo shows of the installed frameworks; their successors compute the same, and take longer to import."""
 
 RECIPES = ("w8a8", "w4a4")
 EXPORTED_RECIPE = "w8a8"
