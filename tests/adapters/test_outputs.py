@@ -53,6 +53,8 @@ TRAINED = [(framework, kind) for framework in HARSH for kind in ("single", "sque
 TRAINED += [(framework, kind) for framework in list(HARSH)[:2] for kind in ("record", "training-only")]
 
 
+# The recipes are so harsh that the outputs stay far from float; training brings them nearer.
+@pytest.mark.filterwarnings("ignore:The network that .* quantized does not follow:dfq_plugins.errors.DfqWarning")
 @pytest.mark.parametrize(
     ("framework", "kind"),
     [pytest.param(*pair, marks=[] if pair[1] in {"single", "training-only"} else pytest.mark.slow) for pair in TRAINED],

@@ -214,6 +214,7 @@ def test_parts_of_a_network_that_takes_several_inputs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The part that .* does not follow:dfq_plugins.errors.DfqWarning")  # random weights
 @pytest.mark.parametrize("framework", ["torch-ao", "pytorch-quantization"])
 def test_ssdlite_from_torchvision(framework: str) -> None:
     from torchvision.models.detection import ssdlite320_mobilenet_v3_large

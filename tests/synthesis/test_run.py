@@ -329,7 +329,7 @@ def uncopyable(network: nn.Module) -> nn.Module:
         (never_trained, "was never trained, or its weights were not loaded"),
         (nan_weights, r"NaN or infinity was found in \['conv.weight'\]"),
         (nan_statistics, r"NaN or infinity was found in \['norm1.running_var'\]"),
-        (negative_variance, r"running_var is negative in \['norm1'\]"),
+        (negative_variance, r"running_var \+ eps, which must be positive, but is not in \['norm1'\]"),
         (other_channels, r"does not accept inputs of shape \(3, 8, 8\)"),
         (uncopyable, "The model TinyNetwork cannot be copied"),
     ],
