@@ -45,7 +45,8 @@ def page(records: dict[tuple[str, str], Record]) -> str:
     names = list(dict.fromkeys(name for name, _ in sorted(records)))
     rows = [[f"`{name}`", *(_cell(records.get((name, column))) for column in COLUMNS)] for name in names]
     values = list(records.values())
-    parts = [HEAD, "## Result\n", _share(values), "## Table\n", table(["network", *COLUMNS], rows)]
+    extent = f"{len(names)} networks are measured so far, of those that the script knows.\n"
+    parts = [HEAD, "## Result\n", extent, _share(values), "## Table\n", table(["network", *COLUMNS], rows)]
     if others := [_bullet(record) for _, record in sorted(records.items()) if record["status"] != "works"]:
         parts += ["## What does not work\n", "\n".join(others), ""]
     return "\n".join([*parts, "## Measured on\n", *sorted({_origin(record) for record in values})]).rstrip() + "\n"
