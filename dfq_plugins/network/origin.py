@@ -54,15 +54,7 @@ def check_origin(data: object, network: nn.Module, *, allow_other_network: bool)
     """
     if not isinstance(data, SyntheticDataset):
         return
-    theirs, ours = data.manifest.model_digest, model_digest(network)
-    if isinstance(network, FileNetwork):
-        fault = _other_values(network, data)
-    elif theirs != ours:
-        fault = f"its digest is {short_digest(theirs)}, and the given model's is {short_digest(ours)}"
-    elif different := different_outputs(network, _first_samples(data), data.spec):
-        fault = different
-    else:
-        fault = ""
+    fault = _other_values(network, data) if isinstance(network, FileNetwork) else _other_network(network, data)
     if not fault:
         return
     message = f"The data in {data.folder} was made from another model: {fault}."
@@ -75,13 +67,19 @@ def check_origin(data: object, network: nn.Module, *, allow_other_network: bool)
     warnings.warn(f"{message} Its inputs match the other model's statistics.", DataOriginWarning, stacklevel=3)
 
 
+def _other_network(network: nn.Module, data: SyntheticDataset) -> str:
+    theirs, ours = data.manifest.model_digest, model_digest(network)
+    if theirs != ours:
+        return f"its digest is {short_digest(theirs)}, and the given model's is {short_digest(ours)}"
+    return different_outputs(network, _first_samples(data), data.spec)
+
+
 def _other_values(network: nn.Module, data: SyntheticDataset) -> str:
     samples = _first_samples(data)
     found = outputs_of(network, samples.inputs, data.spec)
     shared = {name: value for name, value in (samples.outputs or {}).items() if name in found}
-    decibels = (
-        _decibels(shared, found) if all(found[name].shape == shared[name].shape for name in shared) else -math.inf
-    )
+    same_shapes = all(found[name].shape == value.shape for name, value in shared.items())
+    decibels = _decibels(shared, found) if same_shapes else -math.inf
     if decibels >= _SAME_DECIBELS:
         return ""
     return f"the file returns other outputs for the same inputs (signal-to-noise ratio {decibels:.0f} dB)"
