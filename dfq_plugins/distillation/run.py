@@ -14,7 +14,7 @@ from dfq_plugins.distillation.inputs import InputSource
 from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import DistillOptions
 from dfq_plugins.distillation.process_group import joined_process_group
-from dfq_plugins.distillation.task import prepare_task, train, trainable_copy, training_settings, work_folder
+from dfq_plugins.distillation.task import prepare_task, train, trainable_copy, training_settings
 from dfq_plugins.errors import DfqWarning, UsageError
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.registry import get_registry
@@ -26,6 +26,7 @@ from dfq_plugins.network.masks import bake
 from dfq_plugins.network.outputs import matching_outputs
 from dfq_plugins.network.saved import save_network
 from dfq_plugins.network.trial import trial_run
+from dfq_plugins.storage.locks import work_folder
 from dfq_plugins.storage.versions import library_versions
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def distill(
     )
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
+    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, writes=ranks.leads) as folder:
         torch.manual_seed(settings.seed)  # for students and generators that draw from the global random state
         task = prepare_task(teacher, inputs, spec, settings, folder, broadcast, registry)
         network = trainable_copy(student) if ticket is None else ticket.rewind(trainable_copy(student))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,12 +35,12 @@ from dfq_plugins.network.specification import resolve_spec
 from dfq_plugins.network.trial import check_finite
 from dfq_plugins.statistics.augmentation import padding_of
 from dfq_plugins.storage.canonical_json import jsonable
-from dfq_plugins.storage.files import create_folder, remove_temporary_files
-from dfq_plugins.storage.locks import FolderLock
+from dfq_plugins.storage.files import create_folder
 from dfq_plugins.types import InputSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
     from torch import nn
 
@@ -274,21 +272,3 @@ def answered(examples: Examples, loss: DistillationLoss, settings: TrainingOptio
     )
     require_finite(answers)
     return replace(examples, answers=answers)
-
-
-@contextmanager
-def work_folder(work: Path | str | None, ranks: ProcessGroup) -> Iterator[Path | None]:
-    """Create the work folder and lock it against other runs within the block."""
-    if work is None:
-        yield None
-        return
-    folder = Path(work).absolute()
-    create_folder(folder)
-    lock = FolderLock(folder)
-    if ranks.leads:  # the other processes only read
-        lock.acquire()
-        remove_temporary_files(folder)
-    try:
-        yield folder
-    finally:
-        lock.release()

@@ -12,7 +12,7 @@ from dfq_plugins.distillation.inputs import InputSource
 from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import DistillOptions
 from dfq_plugins.distillation.process_group import ProcessGroup, joined_process_group
-from dfq_plugins.distillation.task import DistillationTask, prepare_task, train, training_settings, work_folder
+from dfq_plugins.distillation.task import DistillationTask, prepare_task, train, training_settings
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.broadcast import Broadcast
 from dfq_plugins.host.options import parse_options
@@ -28,6 +28,7 @@ from dfq_plugins.pruning.magnitude import prune_weights
 from dfq_plugins.pruning.options import PruneTrainingOptions, PruningOptions
 from dfq_plugins.pruning.selection import kept_filters
 from dfq_plugins.pruning.ticket import Ticket
+from dfq_plugins.storage.locks import work_folder
 from dfq_plugins.storage.versions import library_versions
 from dfq_plugins.types import NetworkSpec, as_specification
 
@@ -183,7 +184,7 @@ def prune(
     broadcast = Broadcast(listeners, registry)
     if sparsity is None:
         _require_one_input(spec, data)
-    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
+    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, writes=ranks.leads) as folder:
         torch.manual_seed(settings.seed)  # for generators that draw from the global random state
         task = prepare_task(model, inputs, spec, settings, folder, broadcast, registry)
         job = _Job(task, amount, record, settings, folder, ranks)

@@ -14,7 +14,7 @@ from dfq_plugins.distillation.inputs import InputSource
 from dfq_plugins.distillation.loop import Student
 from dfq_plugins.distillation.options import TrainingOptions, rate_for
 from dfq_plugins.distillation.process_group import joined_process_group
-from dfq_plugins.distillation.task import prepare_task, train, work_folder
+from dfq_plugins.distillation.task import prepare_task, train
 from dfq_plugins.errors import UsageError
 from dfq_plugins.host.accepted import accepted_spec
 from dfq_plugins.host.broadcast import Broadcast
@@ -30,6 +30,7 @@ from dfq_plugins.quantization.input_step import warn_of_input_step
 from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
 from dfq_plugins.quantization.reconstruction_step import ReconstructionStep, reconstruction_options
 from dfq_plugins.quantization.result import QuantizationRun
+from dfq_plugins.storage.locks import work_folder
 from dfq_plugins.types import ProgressEvent, Recipe
 
 if TYPE_CHECKING:
@@ -131,10 +132,11 @@ def finetune(
     settings = parse_options(TrainingOptions, training, owner="fine-tuning")
     reconstruction = reconstruction_options(reconstruct)
     framework = registry.create("calibrator", calibrator, options)
+    chosen = registry.options("calibrator", calibrator, options)
     inputs = InputSource(data, generator=generator, options=generator_options, allow_other_network=allow_other_network)
     inputs.check(registry)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, ranks) as folder:
+    with preserve_global_state(), joined_process_group() as ranks, work_folder(work, writes=ranks.leads) as folder:
         _require_same_steps(reconstruction, ranks)
         torch.manual_seed(settings.seed)  # for frameworks and generators that draw from the global random state
         identity = about_network(frozen_copy(model))
@@ -145,7 +147,7 @@ def finetune(
         with attributed(info):
             prepared, step = _calibrated(framework, task, recipe, accepted, reconstruction)
             warn_of_input_step(task.teacher, rows(task.examples.inputs, slice(64)), task.spec, recipe)
-            about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
+            about = [calibrator, str(recipe), asdict(chosen)]
             kept = folder if ranks.leads else None
             blocks = step.run([task.examples.inputs], accepted, task.report, kept, about)
         settings = task.resolve_settings(_settings_for(settings, recipe), prepared)
@@ -181,7 +183,6 @@ def finetune(
         if writes:
             parts = [task.examples.inputs, task.held_out.inputs]
             about_samples = about_data(data, parts, len(task.examples) + len(task.held_out))
-            chosen = registry.options("calibrator", calibrator, options)
             write_manifest(Path(output or ""), run, identity, data=about_samples, options=chosen, spec=task.spec)
         ranks.wait()
     return run

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfq_plugins.host.options import parse_options
@@ -14,11 +12,11 @@ from dfq_plugins.inputs import count, joined, leaves, rows
 from dfq_plugins.network.digest import model_digest
 from dfq_plugins.reconstruction.options import ReconstructionOptions
 from dfq_plugins.storage.canonical_json import sha256_of
-from dfq_plugins.storage.files import create_folder, remove_temporary_files
-from dfq_plugins.storage.locks import FolderLock
+from dfq_plugins.storage.files import create_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from torch import nn
 
@@ -104,27 +102,6 @@ class ReconstructionStep:
             report=report,
             states=states,
         )
-
-
-@contextmanager
-def locked_folder(work: Path | str | None) -> Iterator[Path | None]:
-    """Create a work folder and lock it against other runs within the block; None stays None.
-
-    Raises:
-        DataError: the folder cannot be written, or another run writes into it.
-    """
-    if work is None:
-        yield None
-        return
-    folder = Path(work).absolute()
-    create_folder(folder)
-    lock = FolderLock(folder)
-    lock.acquire()
-    try:
-        remove_temporary_files(folder)
-        yield folder
-    finally:
-        lock.release()
 
 
 def _identity(reference: nn.Module, inputs: Inputs, options: ReconstructionOptions, about: object) -> str:

@@ -33,8 +33,9 @@ from dfq_plugins.quantization.artifacts import export_all, require_folder
 from dfq_plugins.quantization.guard import warn_of_outputs
 from dfq_plugins.quantization.input_step import warn_of_input_step
 from dfq_plugins.quantization.manifest import about_data, about_network, check_artifact_folder, write_manifest
-from dfq_plugins.quantization.reconstruction_step import ReconstructionStep, locked_folder, reconstruction_options
+from dfq_plugins.quantization.reconstruction_step import ReconstructionStep, reconstruction_options
 from dfq_plugins.quantization.result import QuantizationRun
+from dfq_plugins.storage.locks import work_folder
 from dfq_plugins.types import CalibratorEntry, ProgressEvent, Recipe
 
 if TYPE_CHECKING:
@@ -140,9 +141,10 @@ def run_quantization(
     recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
     network = _network(model, info, registry)
     framework = registry.create("calibrator", calibrator, options)
+    chosen = registry.options("calibrator", calibrator, options)
     settings = reconstruction_options(reconstruct)
     broadcast = Broadcast(listeners, registry)
-    with preserve_global_state(seed=0), locked_folder(None if settings is None else work) as folder:
+    with preserve_global_state(seed=0), work_folder(None if settings is None else work) as folder:
         original = frozen_copy(network)
         check_finite(original)
         identity = about_network(original)
@@ -162,7 +164,7 @@ def run_quantization(
             step = ReconstructionStep(framework, prepared, settings)
             with torch.no_grad():
                 framework.calibrate(prepared, samples.observed(lambda done: _calibrated(broadcast, done, len(samples))))
-            about = [calibrator, str(recipe), asdict(registry.options("calibrator", calibrator, options))]
+            about = [calibrator, str(recipe), asdict(chosen)]
             blocks = step.run(samples, accepted, broadcast, folder, about)
             converted = framework.convert(prepared)
             coverage = framework.describe(converted)
@@ -185,7 +187,6 @@ def run_quantization(
         )
         if output is not None:
             about_samples = about_data(data, samples, len(samples))
-            chosen = registry.options("calibrator", calibrator, options)
             write_manifest(Path(output), run, identity, data=about_samples, options=chosen, spec=known)
     return run
 

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from filelock import FileLock, Timeout
 
 from dfq_plugins.errors import DataError
-from dfq_plugins.storage.files import LOCK_FILE, explained
+from dfq_plugins.storage.files import LOCK_FILE, create_folder, explained, remove_temporary_files
 from dfq_plugins.storage.rank import Rank
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
     from types import TracebackType
 
 POLL_SECONDS = 0.1
@@ -144,3 +145,30 @@ class FolderLock:
                     if not leftover.take() and ".rank-" in path.name:
                         names.add(path.name.removeprefix(f"{LOCK_FILE}.").partition(".rank-")[0])
         return names
+
+
+@contextlib.contextmanager
+def work_folder(work: Path | str | None, *, writes: bool = True) -> Iterator[Path | None]:
+    """Create the folder of a run that can be resumed, and lock it against other runs within the block.
+
+    Args:
+        work: the folder; None stays None.
+        writes: whether this process writes into it; of several, the others only read.
+
+    Raises:
+        DataError: the folder cannot be written, or another run writes into it.
+    """
+    if work is None:
+        yield None
+        return
+    folder = Path(work).absolute()
+    create_folder(folder)
+    lock = FolderLock(folder)
+    if writes:
+        lock.acquire()
+    try:
+        if writes:
+            remove_temporary_files(folder)
+        yield folder
+    finally:
+        lock.release()
